@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from fnmatch import fnmatch
-from modulefinder import ModuleFinder
 from pathlib import Path
 
 import pytest
@@ -29,34 +31,30 @@ def code(notebook: str) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def imports(program: Path) -> set[str]:
-    """The files of the package that a program imports, directly or not, inside functions too."""
-    finder = ModuleFinder([str(PROJECT)])
-    finder.run_script(str(program))
-    files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
-    return {str(file.relative_to(PROJECT)) for file in files if file.is_relative_to(PROJECT / PACKAGE)}
+def missing(folder: Path) -> list[list[str]]:
+    """Stage and file of each line of `dvc-parallel check`: code that a stage imports and does not declare."""
+    program = Path(sys.executable).with_name("dvc-parallel")
+    done = subprocess.run([program, "check"], cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (int(bool(done.stdout)), "")
+    return [re.findall(r"^(\w+): add (\S+)", line)[0] for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_code_of_a_stage_is_among_its_dependencies(stage, tmp_path):
-    """Whatever it imports of the package, so that changed code runs it again; `tracking_store` runs each time."""
-    program = tmp_path / "program.py"
-    if stage in NOTEBOOKS:
-        program.write_text(code(stage))
-    else:
-        program.write_text(f"import {PACKAGE}.__main__")
-    if STAGES[stage].get("always_changed"):
-        return
-    deps = paths(stage, "deps")
-    used = {file for file in imports(program) if not file.endswith("__init__.py")}
-    if stage not in NOTEBOOKS:  # the commands that it does not call import more
-        used = {file for file in used if not file.endswith("/tracking.py")}
-    missing = {file for file in used if not any(file == dep or file.startswith(f"{dep}/") for dep in deps)}
-    assert used
-    assert missing == set()
-    needless = {dep for dep in deps if dep.startswith(PACKAGE) and not any(file.startswith(dep) for file in used)}
-    assert needless == set(), "changes of this code would run the stage again"
-    assert "requirements.txt" in deps
+def test_code_of_a_stage_is_among_its_dependencies(tmp_path):
+    """Whatever a stage imports of the package is declared, so that changed code runs it again, and nothing else is."""
+    assert missing(PROJECT) == []
+    for file in PROJECT.glob("*.ipynb"):
+        shutil.copy(file, tmp_path)
+    shutil.copytree(PROJECT / PACKAGE, tmp_path / PACKAGE)
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    code_deps = {name: [dep for dep in paths(name, "deps") if dep.startswith(PACKAGE)] for name in STAGES}
+    bare = {name: stage | {"deps": [*paths(name, "deps") - {*code_deps[name]}]} for name, stage in STAGES.items()}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": bare}))
+    subprocess.run([Path(sys.executable).with_name("dvc"), "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    used = missing(tmp_path)
+    needless = [(name, dep) for name in STAGES for dep in code_deps[name]
+                if not any(stage == name and file.startswith(dep) for stage, file in used)]  # fmt: skip
+    assert needless == [], "changes of this code would run the stage again"
+    assert [name for name, deps in code_deps.items() if deps and "requirements.txt" not in paths(name, "deps")] == []
 
 
 @pytest.mark.parametrize("stage", NOTEBOOKS)

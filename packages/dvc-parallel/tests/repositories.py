@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 BIN = Path(sys.executable).parent
+PACKAGE = Path(__file__).resolve().parent.parent
 SECONDS = 120
 RUN = """
 import json, signal, sys, time

@@ -6,12 +6,10 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-from repositories import BIN, clean_environment, read
+from repositories import BIN, PACKAGE, clean_environment, read
 
-PACKAGE = Path(__file__).resolve().parent.parent
 FOREIGN = ("workshop", "papermill", "dask", "mlflow")
 PIPELINE = """
 stages:

@@ -1,16 +1,20 @@
-"""The command line: `dvc-parallel repro`."""
+"""The command line: `dvc-parallel repro` and `dvc-parallel check`."""
 
 from __future__ import annotations
 
 import functools
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import click
 
 from dvc_parallel.repro import reproduce
+from dvc_parallel.settings import amount
 from dvc_parallel.states import State
+
+LIMIT_HELP = "How much of NAME the running stages use together at most; repeat the option for more names."
 
 
 def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
@@ -32,9 +36,14 @@ def main() -> None:
     """Run independent stages of dvc.yaml side by side."""
 
 
+def _read_limits(_context: object, _option: object, texts: tuple[str, ...]) -> dict[str, Decimal]:
+    return {name: amount(number) for name, _, number in (text.partition("=") for text in texts)}
+
+
 @main.command()
 @click.argument("targets", nargs=-1)
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages in parallel; by default one per processor.")
+@click.option("--limit", "limits", multiple=True, callback=_read_limits, metavar="NAME=NUMBER", help=LIMIT_HELP)
 @click.option("-f", "--force", is_flag=True, help="Also run stages that did not change.")
 @click.option("-s", "--single-item", is_flag=True, help="Run only the targets, not the stages that they need.")
 @click.option("-p", "--pipeline", is_flag=True, help="Run the whole pipelines that the targets belong to.")
@@ -56,3 +65,17 @@ def repro(preload: tuple[str, ...], no_preload: bool, **options: Any) -> None:
     write = functools.partial(click.echo, nl=False, err=True)
     modules = () if no_preload else preload or None
     reproduce(preload=modules, progress=lines(write), notice=lambda text: write(f"  {text}\n"), **options)
+
+
+@main.command()
+def check() -> None:
+    """Name the code below this folder that stages import but do not declare. Exit with 1 if there is any.
+
+    \b
+    Example:  dvc-parallel check
+    """
+    from dvc_parallel.imports import undeclared
+
+    findings = undeclared()
+    click.echo("".join(f"{line}\n" for line in findings), nl=False)
+    raise SystemExit(bool(findings))

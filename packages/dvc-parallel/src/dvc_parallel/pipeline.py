@@ -38,6 +38,7 @@ class Pipeline:
         self._repo, self._stop, self._notice = repo, stop, notice
         self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
         self._new: set[Stage] = set()  # stages whose first entry in a lock file this run has written
+        self.outdated: set[Stage] = set()  # stages that have changed, but could not start
         self._folder = Path(repo.root_dir, FOLDER)
         self._folder.mkdir(parents=True, exist_ok=True)
         self.graph, self.steps = self._locked(lambda: self._plan(targets, **selection))
@@ -59,12 +60,14 @@ class Pipeline:
         """Return whether a stage is out of date, not counting those that always run, which may change others."""
         return self._locked(lambda: any(stage.changed() for stage in self.steps if not stage.always_changed))
 
-    def prepare(self, stage: Stage, *, force: bool, run_cache: bool) -> State:
+    def prepare(self, stage: Stage, *, may_run: bool, force: bool, run_cache: bool) -> State:
         """Do what `Stage.reproduce` and `Stage.run` do before commands; return RUNNING if there are any to run.
+
+        A stage that has changed but may not run yet stays WAITING, and is in `outdated`.
 
         DVC's lock stays in `kept_lock`: whenever DVC takes it, DVC reads its settings and opens its databases again.
         """
-        return self._locked(lambda: self._prepare(stage, force, run_cache), keep=True)
+        return self._locked(lambda: self._prepare(stage, may_run, force, run_cache), keep=True)
 
     def record(self, stage: Stage) -> None:
         """Record the outputs of a stage in cache and lock file, however long other processes hold DVC's lock."""
@@ -128,14 +131,17 @@ class Pipeline:
             return f"process {int(file.read_text())}, which holds DVC's lock"
         return f"another DVC process, which holds {file}"
 
-    def _prepare(self, stage: Stage, force: bool, run_cache: bool) -> State:
-        if not force and not stage.changed():
+    def _prepare(self, stage: Stage, may_run: bool, force: bool, run_cache: bool) -> State:
+        if not force and stage not in self.outdated and not stage.changed():
             return State.UNCHANGED
         if stage.frozen or not stage.cmd:
             with self._repo.scm_context(quiet=True):
                 stage.reproduce(force=force)
                 self._dump(stage)
             return State.DONE
+        if not may_run:
+            self.outdated.add(stage)
+            return State.WAITING
         stage.remove_outs(ignore_remove=False, force=False)
         if force:
             return State.RUNNING

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dvc_parallel.programs import start_early
@@ -17,6 +18,7 @@ def reproduce(
     *,
     folder: Path | str = ".",
     jobs: int | None = None,
+    limits: Mapping[str, float | str] = MappingProxyType({}),
     force: bool = False,
     run_cache: bool = True,
     preload: Sequence[str] | None = None,
@@ -27,7 +29,8 @@ def reproduce(
     """Bring ``targets`` up to date as `dvc repro` in ``folder`` would; return the state of each stage, in DVC's order.
 
     ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
-    ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
+    ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor, and
+    together they use at most ``limits``, for example ``{"gpu": 1}``, of what the stages say that they use.
     Python programs are forked from a process that has imported the modules ``preload``; the default are the modules of
     the console scripts of the stages. The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`. ``progress`` is
     called with a stage and its new state, ``notice`` with a text if the run waits for another process.
@@ -38,5 +41,5 @@ def reproduce(
     forks = start_early(Path(folder), preload, force=force)
     from dvc_parallel.reproduction import run_stages
 
-    options: dict[str, Any] = {"jobs": jobs, "force": force, "run_cache": run_cache, **selection}
+    options: dict[str, Any] = {"jobs": jobs, "limits": limits, "force": force, "run_cache": run_cache, **selection}
     return run_stages(targets, folder, preload, forks, progress=progress, notice=notice, **options)

@@ -7,7 +7,7 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dvc_parallel import compat
@@ -16,6 +16,7 @@ from dvc_parallel.compat import Stage
 from dvc_parallel.pipeline import Pipeline
 from dvc_parallel.programs import Forks, imported_modules
 from dvc_parallel.repro import Progress
+from dvc_parallel.settings import Limits
 from dvc_parallel.states import ReproError, StagesFailed, State
 from dvc_parallel.stop import Stopped, StopRequest
 
@@ -32,6 +33,7 @@ def run_stages(
     forks: Forks,
     *,
     jobs: int | None,
+    limits: Mapping[str, object],
     force: bool,
     run_cache: bool,
     progress: Progress,
@@ -49,17 +51,26 @@ def run_stages(
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
         try:
-            repo = stack.enter_context(compat.Repo())
+            repo = stack.enter_context(open_repository())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 lines = [line for stage in pipeline.steps if stage.cmd for line in compat.split_commands(stage.cmd)]
                 commands.modules = imported_modules(lines, os.environ) if preload is None else preload
-                run = _Reproduction(pipeline, commands, stop, progress, force=force, run_cache=run_cache)
+                bounds = Limits(limits, pipeline.graph, pipeline.steps)
+                run = _Reproduction(pipeline, commands, stop, progress, bounds, force=force, run_cache=run_cache)
                 return run.run(jobs or os.cpu_count() or 1)
         except Stopped:
             raise SystemExit(128 + stop.number) from None
-        except (compat.DvcException, OSError) as error:
-            text = f"The pipeline cannot be run.\n  value:    {_explain(error)}\n"
-            raise ReproError(f"{text}  next:     name other stages or correct what DVC names, then run again") from None
+
+
+@contextlib.contextmanager
+def open_repository() -> Iterator[compat.Repo]:
+    """Open DVC's repository here; raise the errors of DVC and of the system as ReproError."""
+    try:
+        with compat.Repo() as repo:
+            yield repo
+    except (compat.DvcException, OSError) as error:
+        next_step = "name other stages or correct what DVC names, then run again"
+        raise ReproError("The pipeline cannot be run.", value=_explain(error), next=next_step) from None
 
 
 def _explain(error: BaseException) -> str:
@@ -72,10 +83,11 @@ class _Reproduction:
     """One run of the stages of a pipeline."""
 
     def __init__(
-        self, pipeline: Pipeline, commands: Commands, stop: StopRequest, progress: Progress, **options: bool
-    ) -> None:
+        self, pipeline: Pipeline, commands: Commands, stop: StopRequest, progress: Progress, limits: Limits,
+        **options: bool,
+    ) -> None:  # fmt: skip
         self._pipeline, self._commands, self._stop, self._progress = pipeline, commands, stop, progress
-        self._options = options  # of `Pipeline.prepare`
+        self._limits, self._options = limits, options  # of `Pipeline.prepare`
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
         self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the commands of the stage that follow
@@ -113,13 +125,17 @@ class _Reproduction:
                 states = {self._states[other] for other in self._needs[stage]}
                 if self._stop or states & NOT_MADE:
                     self._set(stage, State.SKIPPED)
-                elif states <= UP_TO_DATE:
+                elif states <= UP_TO_DATE and (stage not in self._pipeline.outdated or self._fits(stage)):
                     self._start(stage)
         self._pipeline.kept_lock.close()
 
+    def _fits(self, stage: Stage) -> bool:
+        """Return whether the limits let a stage start now."""
+        return self._limits.allow(stage, [other for other, _ in self._running.values()])
+
     def _start(self, stage: Stage) -> None:
         with self._failing(stage):
-            state = self._pipeline.prepare(stage, **self._options)
+            state = self._pipeline.prepare(stage, may_run=self._fits(stage), **self._options)
             self._set(stage, state)
             if state is State.RUNNING:
                 self._pipeline.kept_lock.close()  # a command may be one of DVC's

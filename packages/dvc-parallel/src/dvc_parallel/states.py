@@ -21,6 +21,9 @@ class State(enum.StrEnum):
 class ReproError(click.ClickException):
     """A pipeline that cannot be run, or failed; click programs print the text and exit with 1."""
 
+    def __init__(self, what: str, **lines: object) -> None:
+        super().__init__("\n".join([what, *(f"  {f'{name}:':9} {line}" for name, line in lines.items())]))
+
 
 class StagesFailed(ReproError):
     """Stages failed. The stages that need none of them have run and are recorded."""

@@ -1,0 +1,143 @@
+"""The code that stages import but do not declare. The code is read, not run."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from dvc_parallel import compat
+from dvc_parallel.reproduction import open_repository
+from dvc_parallel.settings import settings_of
+from dvc_parallel.states import ReproError
+
+PYTHON = re.compile(r"\bpython[\d.]* (?:-[WX] \S+ |-[^m ]\S* )*(?:-m (\S+)|([^ -]\S*))")
+SCRIPT = re.compile(r"(?:^|\b(?:run|launch|torchrun) (?:.* )?)(?:\w+=\S* )*(\S+\.py)(?!\S)")
+NOTEBOOKS = re.compile(r"--execute\b|\bjupyter[ -](execute|run)\b")
+# IPython's own lines, such as `%cd ..`, `files = !ls` and `name?`, but no `% x` and `!= x` of a longer expression.
+MAGIC = re.compile(r"^([ \t]*(?:[\w, ]+=[ \t]*)?)(?:(?:%+\w|!(?!=))(?:.*\\\n)*.*|\??\w[\w.]*\?+$)", re.MULTILINE)
+Code = tuple[Path, str]  # a file, and the package that its relative imports start from
+
+
+def undeclared() -> list[str]:
+    """Return a line for each file below this folder that a stage below this folder imports but does not declare."""
+    with open_repository() as repo:
+        stages = [stage for stage in repo.index.stages if stage.cmd and not stage.always_changed]
+        lines = [line for stage in stages if _is_here(Path(stage.path)) for line in _undeclared(stage)]
+    return list(dict.fromkeys(lines))
+
+
+def _undeclared(stage: compat.Stage) -> Iterator[str]:
+    declared = {Path(each.fs_path) for each in (*stage.deps, *stage.outs)}
+    declared |= {_path(stage.wdir, file) for file in settings_of(stage)[1]}
+    name = re.sub("@[^:]*$", "", stage.addressing)  # the stages of a `foreach` or `matrix` share their deps
+    for line in compat.split_commands(stage.cmd):
+        for program, folders in _programs(line, Path(stage.wdir)):
+            for file, importer in _imported(program, folders).items():
+                if not {file, *file.parents} & declared:
+                    why = f"{os.path.relpath(importer, stage.wdir)} imports it" if importer else "the command runs it"
+                    yield f"{name}: add {os.path.relpath(file, stage.wdir)} to deps: {why}"
+
+
+def _programs(line: str, folder: Path) -> Iterator[tuple[tuple[Code, ...], tuple[str, ...]]]:
+    """Return the code of each Python program in a line of shell, and the folders where it looks for modules."""
+    path: tuple[str, ...] = ()
+    for command in re.split("[;&|()]+", line):
+        words = [word.strip("'\"") for word in command.split()]
+        text, notebooks = " ".join(words), [word for word in words if word.endswith(".ipynb")]
+        if match := re.search(r"\bPYTHONPATH=(\S+)", text):
+            path = tuple(str(_path(folder, each)) for each in match[1].split(":") if each)
+        files: list[str] = []
+        if words[:1] == ["cd"]:
+            folder = _path(folder, words[-1])
+        elif "papermill" in {Path(word).name for word in words}:
+            files = notebooks[:1]
+        elif NOTEBOOKS.search(text):
+            files = notebooks
+        elif (match := PYTHON.search(text)) and match[1]:
+            yield _find(f"{match[1]}.__main__", (str(folder), *path)), (str(folder), *path)
+        elif match := match or SCRIPT.search(text):
+            files = [match[match.lastindex or 0]]
+        for file in (_path(folder, name) for name in files):
+            if file.is_file() and _is_here(file):
+                folders = [file.parent, folder] if file.suffix == ".ipynb" else [file.parent]
+                yield ((file, ""),), (*map(str, folders), *path)
+
+
+@functools.cache
+def _imported(program: tuple[Code, ...], folders: tuple[str, ...]) -> dict[Path, Path | None]:
+    """Return the files of a program that hold code, each with the file that imports it, if any."""
+    importers: dict[Path, Path | None] = {file: None for file, _ in program}
+    codes = list(program)
+    for file, package in codes:
+        for code in (code for name in _names(file, package) for code in _find(name, folders)):
+            if code[0] not in importers:
+                importers[code[0]] = file
+                codes.append(code)
+    return {file: importer for file, importer in importers.items() if _statements(file)}
+
+
+@functools.cache
+def _find(name: str, folders: tuple[str, ...]) -> tuple[Code, ...]:
+    """Return the files below this folder that Python runs to import a module, or the part of the name that is one."""
+    codes, package, path = [], "", [*folders, *sys.path]
+    for part in name.split("."):
+        spec = PathFinder.find_spec(part, path)
+        if not spec and not package:
+            with contextlib.suppress(ImportError, ValueError):
+                spec = importlib.util.find_spec(part)  # an editable package
+        if not spec:
+            break
+        parent, package = package, f"{package}.{part}".lstrip(".")
+        path = list(spec.submodule_search_locations or [])
+        if spec.origin and spec.origin.endswith(".py") and _is_here(Path(spec.origin)):
+            codes.append((Path(spec.origin), package if path else parent))
+    return tuple(codes)
+
+
+def _names(file: Path, package: str) -> Iterator[str]:
+    """Return the names that a file imports, within functions too."""
+    for node in (node for statement in _statements(file) for node in ast.walk(statement)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            with contextlib.suppress(ImportError):  # beyond the package, where Python fails, too
+                module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def _statements(file: Path) -> list[ast.stmt]:
+    """Return what Python executes of a file or notebook: no texts, and no imports for checks of types."""
+    try:
+        code: bytes | str = file.read_bytes()
+        if file.suffix == ".ipynb":
+            notebook = json.loads(code)
+            if notebook["metadata"].get("kernelspec", {}).get("language", "python") != "python":
+                return []
+            cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+            code = "\n".join(MAGIC.sub(r"\g<1>0", cell) for cell in cells if not re.match("%%(?!time|capture)", cell))
+        tree = ast.parse(code)
+    except (KeyError, SyntaxError, TypeError, ValueError) as error:
+        text = f"{os.path.relpath(file)} cannot be read as Python."
+        raise ReproError(text, value=error, next="correct the file, then check again") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and re.fullmatch(r"(\w+\.)?TYPE_CHECKING", ast.unparse(node.test)):
+            node.body = []
+    return [each for each in tree.body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
+
+
+def _path(folder: Path | str, name: str) -> Path:
+    return Path(os.path.normpath(Path(folder, name)))
+
+
+def _is_here(file: Path) -> bool:
+    return file.is_relative_to(Path.cwd()) and "site-packages" not in file.parts

@@ -1,0 +1,63 @@
+"""The settings of a stage, `meta: {dvc-parallel: ...}` in dvc.yaml, and the limits of what stages use together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+import click
+
+from dvc_parallel.states import ReproError
+
+
+def amount(value: object) -> Decimal:
+    """Return a number exactly, so that 0.1 fits into 0.3 three times; raise BadParameter if it is not 0 or more."""
+    try:
+        if (number := Decimal(str(value))).is_finite() and number >= 0:
+            return number
+    except ArithmeticError:
+        pass
+    raise click.BadParameter(f"{value!r} is not a number of 0 or more; correct is for example gpu=1")
+
+
+def settings_of(stage: Any) -> tuple[dict[str, Decimal], list[str]]:
+    """Return the amounts that a stage uses, and the files that it does not import."""
+    settings = stage.meta.get("dvc-parallel", {}) if isinstance(stage.meta, dict) else {}
+    try:
+        uses, files = ({"uses": {}, "not_imported": []} | settings).values()  # ValueError if there are more
+        if not isinstance(files, list):
+            raise TypeError
+        return {str(name): amount(value) for name, value in uses.items()}, [*map(str, files)]
+    except (AttributeError, TypeError, ValueError, click.BadParameter):
+        what = f"Stage {stage.addressing} has wrong settings of dvc-parallel in its `meta`."
+        allowed = "uses: {NAME: NUMBER}, with numbers of 0 or more, and not_imported: [FILE]"
+        raise ReproError(what, value=settings, allowed=allowed, next=f"correct {stage.relpath}") from None
+
+
+class Limits:
+    """Limits of what the stages of a run use together.
+
+    Raises ReproError if a stage of ``steps`` uses more than a limit, or if no stage uses what a limit names.
+    """
+
+    def __init__(self, limits: Mapping[str, object], stages: Iterable[Any], steps: Iterable[Any]) -> None:
+        self._limits = {name: amount(limit) for name, limit in limits.items()}
+        self._uses = {stage: settings_of(stage)[0] for stage in stages}
+        names = (
+            ", ".join(sorted({name for uses in self._uses.values() for name in uses})) or "none, as no stage has any"
+        )
+        for name, limit in self._limits.items():
+            if not any(name in uses for uses in self._uses.values()):
+                raise ReproError("No stage uses what is limited.", value=name, allowed=names, next="correct the limit")
+            for stage in steps:
+                if (number := self._uses[stage].get(name, 0)) > limit:
+                    what = f"Stage {stage.addressing} uses more than the limit, so it can never start."
+                    next_step = "raise the limit, or correct what the stage uses"
+                    raise ReproError(what, value=f"{name}={number}", allowed=f"{limit} or less", next=next_step)
+
+    def allow(self, stage: Any, running: Iterable[Any]) -> bool:
+        """Return whether a stage can start while others are running."""
+        used = [self._uses[other] for other in running]
+        numbers = ((number, name) for name, number in self._uses[stage].items() if number and name in self._limits)
+        return all(sum((each.get(name, 0) for each in used), number) <= self._limits[name] for number, name in numbers)
