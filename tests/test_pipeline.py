@@ -253,6 +253,34 @@ def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
         restored.run("git", "reset", "--quiet", started)
 
 
+@pytest.mark.walk
+def test_extension_of_vs_code_sees_the_pipeline(restored):
+    """An experiment, its metrics, parameters, plots and data, by the calls that the extension iterative.dvc makes."""
+
+    def answer(*words: str):
+        return json.loads(dvc(restored, *words, "--json").stdout)
+
+    started = restored.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert dvc(restored, "root").stdout.strip() == ".."
+    try:
+        dvc(restored, "exp", "run", "--name", "origin", "-S", "train_linreg.fit_intercept=false", "compare")
+        workspace, commit, *_ = answer("exp", "show", "-n", "3")
+        assert [each["name"] for each in commit["experiments"]] == ["origin"]
+        scores = workspace["data"]["metrics"]["4_pipeline/results/metrics.json"]["data"]
+        assert scores["train_linreg"]["r2"] < scores["train_keras"]["r2"]
+        assert answer("params", "diff")["params.yaml"]["train_linreg.fit_intercept"]["new"] is False
+        assert "train_linreg.r2" in answer("metrics", "diff")["results/metrics.json"]
+        plots = answer("plots", "diff", "HEAD", "origin", "-o", ".dvc/tmp/plots", "--split")["data"]
+        (plot,) = plots["results/scores.csv"]
+        assert (plot["type"], plot["revisions"][-1]) == ("vega", "origin")
+        status = answer("data", "status", "--granular", "--unchanged")
+        assert "4_pipeline/results/train_linreg.json" in status["committed"]["modified"]
+    finally:
+        dvc(restored, "exp", "remove", "origin")
+        restored.run("git", "reset", "--quiet", started)
+        restored.run("git", "checkout", "--quiet", "--", "4_pipeline/params.yaml")
+
+
 @pytest.mark.parametrize(
     "stage",
     [
