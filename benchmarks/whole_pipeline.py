@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
@@ -47,7 +46,8 @@ def sides(clone: Clone) -> list[Side]:
 
     def peer_ready() -> None:
         stock_ready()
-        write_snakefile(clone)
+        rules = clone.do("python", "-m", "forecast.snakefile", cwd=clone.pipeline)
+        (clone.pipeline / "Snakefile").write_text(rules)
 
     def warm_ready() -> None:
         forget(clone)
@@ -116,27 +116,6 @@ def stages(clone: Clone) -> dict[str, dict]:
 def paths(entries: list) -> list[str]:
     """Return the paths of a stage's entries, each of which is a path or a mapping from a path to its flags."""
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
-
-
-def write_snakefile(clone: Clone) -> None:
-    """Write the pipeline's stages as rules of Snakemake."""
-    read = {dep for stage in stages(clone).values() for dep in stage.get("deps", [])}
-    parameters = yaml.safe_load((clone.pipeline / "params.yaml").read_text())
-    rules, made = [], []
-    for name, stage in stages(clone).items():
-        outputs = []
-        for out in paths(stage["outs"] + stage.get("metrics", [])):
-            # Of a folder, Snakemake has to know the files that other rules read.
-            inner = sorted(dep for dep in read if dep.startswith(f"{out}/"))
-            outputs += map(repr, inner or [out]) if inner or "." in out else [f"directory({out!r})"]
-        commands = " && ".join([stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"])
-        command = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda name: str(parameters[name[1]][name[2]]), commands)
-        rules.append(
-            f"rule {name}:\n    input: {stage.get('deps', [])!r}\n    output: {', '.join(outputs)}\n"
-            f"    shell: {command!r}\n"
-        )
-        made += outputs
-    (clone.pipeline / "Snakefile").write_text(f"rule all:\n    input: {', '.join(made)}\n\n" + "\n".join(rules))
 
 
 def forget(clone: Clone) -> None:

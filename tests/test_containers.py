@@ -31,6 +31,13 @@ def test_devcontainer_forwards_the_ports_that_the_servers_take():
     assert re.fullmatch(r"mcr\.microsoft\.com/devcontainers/python:3\.1[123]-\w+", DEVCONTAINER["image"])
 
 
+def test_vs_code_recommends_what_the_devcontainer_installs():
+    """The same extensions, DVC's among them."""
+    recommended = json.loads((ROOT / ".vscode" / "extensions.json").read_text())["recommendations"]
+    assert DEVCONTAINER["customizations"]["vscode"]["extensions"] == recommended
+    assert "iterative.dvc" in recommended
+
+
 def test_binder_makes_an_image_of_it():
     """Binder's own builder reads the folder: the Python, both commands; what only tests need is not installed."""
     command = [sys.executable, "-m", "repo2docker", "--no-build", "--debug", "."]

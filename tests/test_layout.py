@@ -12,7 +12,8 @@ TOP = {
     "README.md", "requirements.txt", "1_starting_point", "2_tracking", "3_projects", "4_pipeline", "server",
     "workshop", "packages", "examples", "benchmarks", "docs", "tests", "pyproject.toml", "Makefile", "CHANGELOG.md",
     "CONTRIBUTING.md", "LICENSE", ".ci", ".dvc", ".github", ".gitlab-ci.yml", ".devcontainer", ".binder", ".gitignore",
-    ".env.example", ".pre-commit-config.yaml",
+    ".env.example", ".pre-commit-config.yaml", ".gitattributes", ".vscode", "environment.yml", "CITATION.cff",
+    "SECURITY.md",
 }  # fmt: skip
 HEAVY = {"mlflow", "tensorflow", "keras", "dask", "distributed", "sklearn", "papermill", "pandas", "dash", "plotly"}
 LIGHT_MODULES = [

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import statistics
 
 import nbformat
 import pytest
 from numbers_of_texts import unfounded
-from workplace import ROOT
+from workplace import BIN, ROOT, git, run_program
 
 NOTEBOOKS = sorted(ROOT.glob("[1-4]_*/**/*.ipynb"))
 MADE = {".ipynb_checkpoints", "executed", ".environment", "a_year"}
@@ -30,6 +32,27 @@ def cells(path, kind):
         for cell in json.loads(path.read_text())["cells"]
         if cell["cell_type"] == kind
     ]
+
+
+def test_git_compares_notebooks_with_and_without_nbdime(tmp_path):
+    """In a fresh clone `git diff` shows and merges lines; after `nbdime config-git --enable` it shows cells."""
+    notebook = tmp_path / "split.ipynb"
+    for path in (ROOT / ".gitattributes", ROOT / "4_pipeline" / "split.ipynb"):
+        shutil.copy(path, tmp_path)
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "A clone"]):
+        git(tmp_path, *words)
+    text = notebook.read_text()
+    git(tmp_path, "switch", "--quiet", "--create", "other")
+    notebook.write_text(text.replace("In this notebook you will", "Here you will"))
+    assert '+    "Here you will' in git(tmp_path, "diff")
+    git(tmp_path, "commit", "--quiet", "--all", "--message", "Other words")
+    git(tmp_path, "switch", "--quiet", "-")
+    git(tmp_path, "merge", "--quiet", "--no-ff", "other")
+    notebook.write_text(text)
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    run_program(BIN / "nbdime", "config-git", "--enable", cwd=tmp_path, env=environment)
+    assert "## modified /cells/0/source" in run_program("git", "diff", cwd=tmp_path, env=environment).stdout
+    assert git(tmp_path, "status", "--porcelain") == " M split.ipynb\n"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)

@@ -253,6 +253,61 @@ def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
         restored.run("git", "reset", "--quiet", started)
 
 
+@pytest.mark.soak
+def test_pipeline_runs_without_dvc(restored, tmp_path):
+    """Snakemake runs the stages of `python -m forecast.snakefile` from nothing made: the same scores, then no work."""
+    folder = restored.pipeline
+    metrics = (folder / "results" / "metrics.json").read_text()
+    for name in ("data", "executed", "results"):
+        for made in (folder / name).iterdir():
+            if not made.name.startswith("."):
+                shutil.rmtree(made) if made.is_dir() else made.unlink()
+    (folder / "Snakefile").write_text(restored.run(BIN / "python", "-m", "forecast.snakefile", cwd=folder).stdout)
+    environment = tmp_path / "snakemake"  # not `uv tool run`, with which the stages would find its Python first
+    restored.run(BIN / "uv", "venv", "--quiet", environment)
+    restored.run(
+        BIN / "uv", "pip", "install", "--quiet", "--python", environment / "bin" / "python", "snakemake==9.27.1"
+    )
+    snakemake = (environment / "bin" / "snakemake", "--cores", "2")
+    try:
+        restored.run(*snakemake, cwd=folder)
+        assert (folder / "results" / "metrics.json").read_text() == metrics
+        assert (folder / "results" / "report.html").exists()
+        again = restored.run(*snakemake, cwd=folder)
+        assert "Nothing to be done" in again.stdout + again.stderr
+    finally:
+        (folder / "Snakefile").unlink()
+        shutil.rmtree(folder / ".snakemake", ignore_errors=True)
+
+
+@pytest.mark.walk
+def test_extension_of_vs_code_sees_the_pipeline(restored):
+    """An experiment, its metrics, parameters, plots and data, by the calls that the extension iterative.dvc makes."""
+
+    def answer(*words: str):
+        return json.loads(dvc(restored, *words, "--json").stdout)
+
+    started = restored.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert dvc(restored, "root").stdout.strip() == ".."
+    try:
+        dvc(restored, "exp", "run", "--name", "origin", "-S", "train_linreg.fit_intercept=false", "compare")
+        workspace, commit, *_ = answer("exp", "show", "-n", "3")
+        assert [each["name"] for each in commit["experiments"]] == ["origin"]
+        scores = workspace["data"]["metrics"]["4_pipeline/results/metrics.json"]["data"]
+        assert scores["train_linreg"]["r2"] < scores["train_keras"]["r2"]
+        assert answer("params", "diff")["params.yaml"]["train_linreg.fit_intercept"]["new"] is False
+        assert "train_linreg.r2" in answer("metrics", "diff")["results/metrics.json"]
+        plots = answer("plots", "diff", "HEAD", "origin", "-o", ".dvc/tmp/plots", "--split")["data"]
+        (plot,) = plots["results/scores.csv"]
+        assert (plot["type"], plot["revisions"][-1]) == ("vega", "origin")
+        status = answer("data", "status", "--granular", "--unchanged")
+        assert "4_pipeline/results/train_linreg.json" in status["committed"]["modified"]
+    finally:
+        dvc(restored, "exp", "remove", "origin")
+        restored.run("git", "reset", "--quiet", started)
+        restored.run("git", "checkout", "--quiet", "--", "4_pipeline/params.yaml")
+
+
 @pytest.mark.parametrize(
     "stage",
     [

@@ -15,9 +15,13 @@ PACKAGE = Path(__file__).resolve().parents[1]
 UV = Path(sys.executable).with_name("uv")
 
 PROGRAM = """
-import importlib.util, pathlib, sys
+import importlib.util, os, pathlib, sys
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 assert [name for name in ("workshop", "dask", "papermill", "dvc") if importlib.util.find_spec(name)] == []
+os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"
+assert type(get_artifact_repository("mlflow-artifacts:/x")) is MlflowArtifactsRepository
+assert "mlflow_ftp.repository" not in sys.modules
 store = get_artifact_repository(sys.argv[1])
 assert type(store).__module__ == "mlflow_ftp.repository"
 pathlib.Path("model").write_bytes(b"weights")
@@ -30,7 +34,7 @@ assert store.list_artifacts() == []
 
 @pytest.mark.timeout(600)
 def test_wheel_alone_keeps_its_readme(tmp_path):
-    """Installed without anything else, the server starts, and the store uses it."""
+    """Installed without anything else, the server starts, the store uses it, and other schemes are MLflow's."""
     required("uv", UV.exists())
 
     def run(*command: str | Path) -> None:

@@ -29,7 +29,11 @@ def open_repository(artifact_uri: str, **servers: str | None) -> FTPArtifactRepo
 
 
 def open_proxied(artifact_uri: str, **servers: str | None) -> ProxiedArtifactRepository:
-    """Return the store at an address of the scheme `mlflow-artifacts`: the tracking server's, whatever it uses."""
+    """Return the store at an address of the scheme `mlflow-artifacts`, which sends eight files of a folder in parallel.
+
+    The artifacts are the tracking server's, whatever store it uses. MLflow calls this only if an entry point of an
+    installed package names it: one of `mlflow-ftp` would change the scheme for everyone.
+    """
     from mlflow_ftp.repository import ProxiedArtifactRepository
 
     return ProxiedArtifactRepository(artifact_uri, **servers)
