@@ -100,6 +100,29 @@ def test_secrets_stay_at_home(cluster, tmp_path):
     assert client.text() == "here None here None\n"
 
 
+def test_cells_with_a_tag_are_skipped(cluster, tmp_path):
+    """They stay, without output and number, marked as skipped, also when a cell fails; an unknown tag is a warning."""
+    sources = ["print('first')", "# tags: slow big\nx = 1", "# tags: plots\n1 / 0", "print('x' in dir())", "1 / 0"]
+    source = notebook(tmp_path / "in.ipynb", *sources, papermill_dask={"skip_tags": ["big"]})
+    document = nbformat.read(source, as_version=4)
+    document.cells[1].outputs = [nbformat.v4.new_output("stream", text="of an earlier execution")]
+    document.cells[1].execution_count = 7
+    nbformat.write(document, source)
+
+    def run(**environment):
+        client = cluster.run(source, **environment)
+        # papermill adds cells that point to the one that failed.
+        cells = [cell for cell in client.document.cells if cell.id.startswith("cell-")]
+        return client.words, cells, [cell.metadata.papermill.status for cell in cells]
+
+    assert run()[2] == ["completed", "skipped", "failed", "pending", "pending"]
+    words, cells, statuses = run(DASK_PAPERMILL_DASK__SKIP_TAGS="slow, plots, typo")
+    assert statuses == ["completed", "skipped", "skipped", "completed", "failed"]
+    assert [cell.execution_count for cell in cells] == [1, None, None, 2, 3]
+    assert (cells[1].source, cells[1].outputs, cells[3].outputs[0].text) == (sources[1], [], "False\n")
+    assert "No code cell has the tag to skip: typo." in words
+
+
 def test_notebook_ends_with_the_dvc_that_runs_it(cluster, tmp_path):
     """As a DVC stage: DVC is killed, and papermill ends as by SIGTERM; a later command of the stage does not begin."""
     source = notebook(tmp_path / "in.ipynb", "print('began', flush=True)\nimport time\ntime.sleep(600)")
