@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import dask
 import nbformat
@@ -35,6 +36,79 @@ def test_without_a_scheduler_one_is_started_for_the_call(tmp_path):
     assert "local Dask cluster" in done.stderr
     parent = int(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0].text)
     wait_for(lambda: not psutil.pid_exists(parent), 10)
+
+
+MAKERS = """
+import os
+from distributed import Client, LocalCluster
+
+def cluster():
+    made = LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0")
+    with open("made.txt", "a") as file:
+        print(made.workers[0].pid, file=file)
+    return made
+
+def client():
+    return Client(cluster(), set_as_default=False)
+
+def nothing():
+    return None
+
+number = 1
+"""
+
+
+def made_by(function: str, folder: Path, *words: str | Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run a command with a function of `MAKERS` as `papermill-dask.cluster`."""
+    (folder / "makers.py").write_text(MAKERS)
+    variables |= {"DASK_PAPERMILL_DASK__CLUSTER": f"makers:{function}", "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [BIN / words[0], *words[1:]], cwd=folder, env=clean_environment() | variables,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_cluster_of_the_configured_function_runs_all_of_a_sweep(tmp_path):
+    """It is made once for all notebooks, and its workers are gone afterwards."""
+    notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "print(n)")
+    done = made_by("cluster", tmp_path, "papermill-sweep", "in.ipynb", "--sweep", "n=1,2,3")
+    assert [row.split(",")[1] for row in done.stdout.splitlines()] == ["status", "done", "done", "done"], done.stderr
+    (pid,) = (tmp_path / "made.txt").read_text().split()
+    assert not psutil.pid_exists(int(pid))
+
+
+def test_client_of_the_configured_function_is_closed_with_its_cluster(tmp_path):
+    """A notebook that runs another, with this configuration too, uses its own cluster, and makes no second one."""
+    command = [str(BIN / "papermill"), "inner.ipynb", "nested.ipynb", "--engine", "dask", "--no-progress-bar"]
+    notebook(tmp_path / "inner.ipynb", "1")
+    notebook(tmp_path / "in.ipynb", f"import subprocess\nprint(subprocess.run({command}).returncode)")
+    variables = {"DASK_PAPERMILL_DASK__ENVIRONMENT": "DASK_PAPERMILL_DASK__CLUSTER"}
+    done = made_by("client", tmp_path, "papermill", "in.ipynb", "out.ipynb", "--engine", "dask", **variables)
+    assert done.returncode == 0, done.stderr
+    texts = [output.text for output in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs]
+    assert texts[-1].endswith("0\n"), texts
+    (pid,) = (tmp_path / "made.txt").read_text().split()
+    assert not psutil.pid_exists(int(pid))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("missing", "makers:missing cannot be imported"),
+        ("number", "makers:number is no function, but 1"),
+        ("nothing", "makers:nothing returned None"),
+        ("cluster", "is set, and so is the scheduler address tcp://127.0.0.1:9"),
+    ],
+)
+def test_configured_function_that_cannot_be_used_is_named(function, words, tmp_path):
+    """No such function, no function, no cluster returned, an address besides: words, and no traceback."""
+    notebook(tmp_path / "in.ipynb", "1")
+    variables = {"DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:9"} if function == "cluster" else {}
+    done = made_by(function, tmp_path, "papermill", "in.ipynb", "out.ipynb", "--engine", "dask", **variables)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "next:" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_local_cluster_listens_on_loopback_alone():
@@ -98,6 +172,29 @@ def test_secrets_stay_at_home(cluster, tmp_path):
     client = cluster.run(source, **dict.fromkeys(names, "here"), **variables)
     assert client.process.returncode == 0, client.words
     assert client.text() == "here None here None\n"
+
+
+def test_cells_with_a_tag_are_skipped(cluster, tmp_path):
+    """They stay, without output and number, marked as skipped, also when a cell fails; an unknown tag is a warning."""
+    sources = ["print('first')", "# tags: slow big\nx = 1", "# tags: plots\n1 / 0", "print('x' in dir())", "1 / 0"]
+    source = notebook(tmp_path / "in.ipynb", *sources, papermill_dask={"skip_tags": ["big"]})
+    document = nbformat.read(source, as_version=4)
+    document.cells[1].outputs = [nbformat.v4.new_output("stream", text="of an earlier execution")]
+    document.cells[1].execution_count = 7
+    nbformat.write(document, source)
+
+    def run(**environment):
+        client = cluster.run(source, **environment)
+        # papermill adds cells that point to the one that failed.
+        cells = [cell for cell in client.document.cells if cell.id.startswith("cell-")]
+        return client.words, cells, [cell.metadata.papermill.status for cell in cells]
+
+    assert run()[2] == ["completed", "skipped", "failed", "pending", "pending"]
+    words, cells, statuses = run(DASK_PAPERMILL_DASK__SKIP_TAGS="slow, plots, typo")
+    assert statuses == ["completed", "skipped", "skipped", "completed", "failed"]
+    assert [cell.execution_count for cell in cells] == [1, None, None, 2, 3]
+    assert (cells[1].source, cells[1].outputs, cells[3].outputs[0].text) == (sources[1], [], "False\n")
+    assert "No code cell has the tag to skip: typo." in words
 
 
 def test_notebook_ends_with_the_dvc_that_runs_it(cluster, tmp_path):

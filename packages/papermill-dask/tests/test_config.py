@@ -28,7 +28,14 @@ def test_options_are_read_from_text():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("retries", -1), ("retries", "many"), ("resources", "GPU"), ("dep", "a")]
+    ("option", "value"),
+    [
+        ("retries", -1),
+        ("retries", "many"),
+        ("resources", "GPU"),
+        ("dep", "a"),
+        ("skip_tags", "slow, injected-parameters"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(option, value):
     """An option that is unknown or cannot be read is named, with its value."""

@@ -99,20 +99,25 @@ def jobs():
     return said("squeue", "--noheader", "--format=%i")
 
 
+def options(home: Path) -> dict:
+    """Return the options of a cluster whose workers are jobs."""
+    return {
+        "cores": 1, "processes": 1, "memory": "900MB", "python": sys.executable, "interface": "lo",
+        "log_directory": str(home.parent), "local_directory": "/tmp", "job_directives_skip": ["--mem"],
+        "worker_extra_args": ["--resources", "notebook=1", "--preload", "papermill_dask.preload"],
+        "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
+    }  # fmt: skip
+
+
 @contextlib.contextmanager
 def new_cluster(home: Path, n_jobs: int, walltime: str = "00:10:00"):
     """A Dask cluster whose workers are jobs, as the README makes it; Dask's configuration names its scheduler."""
     from dask_jobqueue import SLURMCluster
 
     with (
-        SLURMCluster(
-            cores=1, processes=1, memory="900MB", walltime=walltime, python=sys.executable, interface="lo",
-            log_directory=str(home.parent), local_directory="/tmp", job_directives_skip=["--mem"],
-            worker_extra_args=["--resources", "notebook=1", "--preload", "papermill_dask.preload"],
-            scheduler_options={"dashboard_address": "127.0.0.1:0"},
-        ) as cluster,
+        SLURMCluster(**options(home), walltime=walltime) as cluster,
         dask.config.set({"scheduler-address": cluster.scheduler_address}),
-    ):  # fmt: skip
+    ):
         cluster.scale(jobs=n_jobs)
         cluster.wait_for_workers(n_jobs)
         yield cluster
@@ -134,6 +139,22 @@ def test_sweep_of_twenty_notebooks(login):
     ]
     assert [int(product) for product, _ in printed] == [42 * n for n in range(20)]
     assert len({job for _, job in printed}) == 2
+
+
+def test_cluster_of_a_configured_function(login, monkeypatch):
+    """`papermill-dask.cluster` makes the cluster for one notebook; an adaptive one starts its job, and ends it."""
+    module = """from dask_jobqueue import SLURMCluster
+def make():
+    made = SLURMCluster(**{})
+    made.adapt(maximum_jobs=1)
+    return made"""
+    (login / "jobs_of_slurm.py").write_text(module.format(options(login)))
+    monkeypatch.syspath_prepend(login)
+    notebook(login / "one.ipynb", "import os\nprint(os.environ['SLURM_JOB_ID'])")
+    with dask.config.set({"papermill-dask.cluster": "jobs_of_slurm:make"}):
+        papermill.execute_notebook("one.ipynb", "one-done.ipynb", engine_name="dask")
+    (job,) = first_output(login / "one-done.ipynb")
+    wait_for(lambda: job not in jobs(), 60, f"the end of job {job}")
 
 
 def test_cancelled_job_is_a_lost_worker(login):

@@ -155,6 +155,15 @@ def test_table_of_a_spreadsheet_is_read(content):
     )
 
 
+def test_sweep_that_skips_unknown_tags_is_refused(tmp_path):
+    """A tag that no code cell has, or that of the parameters: words, before anything runs."""
+    write(tmp_path, SCORES)
+    error = refused(tmp_path, "score.ipynb", "--sweep", "depth=1,2", "--skip-tags", "slow,plots")
+    assert "plots, slow" in error
+    assert "expected: parameters" in error
+    assert "set the parameters" in refused(tmp_path, "score.ipynb", "--skip-tags", "parameters")
+
+
 # -- the table -----------------------------------------------------------------------------------------------------
 def test_table_shows_parameters_and_metrics():
     """Each run has its row: what it was given, how it ended, and what it measured."""
@@ -184,6 +193,16 @@ def test_run_many_keeps_the_rest_when_one_fails(at):
     assert saved[3].cells[-1].outputs[0].data["text/plain"] == "2.5"
     assert saved[1].metadata.papermill.exception is True
     assert any("score-2: failed" in line and "ValueError: too deep" in line for line in lines)
+
+
+def test_sweep_skips_cells_with_a_tag(at, warm_cluster):
+    """`--skip-tags` holds for each run."""
+    write(at, SCORES.replace("# %%\nif", "# %% slow\nif"))
+    program = start(at, warm_cluster.environment, "score.ipynb", "--sweep", "depth=3,4", "--skip-tags", "slow,")
+    out, err = program.communicate(timeout=STOP_SECONDS)
+    assert [line.split(",")[1] for line in out.splitlines()] == ["status", "done", "done"], err
+    cells = nbformat.read(at / "executed/score/score-1.ipynb", as_version=4).cells
+    assert [cell.metadata.papermill.status for cell in cells[-2:]] == ["skipped", "completed"]
 
 
 def test_run_many_leaves_papermill_as_it_was(at):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import pkgutil
 import socket
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from distributed import Client, Event, LocalCluster, Semaphore
 from jupyter_client.kernelspec import NoSuchKernel
 
 from papermill_dask import compat, tracking
+from papermill_dask.config import SECTION
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import describe, installed_versions, listens
 
@@ -67,23 +69,32 @@ class Worker:
 def connect() -> Iterator[Client]:
     """Yield a client of the cluster to run on; close what was opened for the call.
 
-    The scheduler is the one in Dask's configuration (DASK_SCHEDULER_ADDRESS), else a local cluster of one worker.
-    Raises EngineError when the scheduler does not answer or has no worker.
+    The cluster is that of the function in Dask's configuration (`papermill-dask.cluster`), or of the scheduler
+    (DASK_SCHEDULER_ADDRESS), else a local one of one worker. Raises EngineError if the function cannot be used, or the
+    scheduler does not answer or has no worker.
     """
     # papermill logs at INFO; Dask's own lines of that level are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
     # These log tracebacks of errors that we report in words; tornado logs a lease that cannot be refreshed.
     for name in ("distributed.client", "distributed.comm.tcp", "distributed.semaphore", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = dask.config.get("scheduler-address", None)
+    address, function = dask.config.get("scheduler-address", None), dask.config.get(f"{SECTION}.cluster", None)
+    client = None
+    if tracking.TASK_VARIABLE in os.environ:  # a notebook runs others on its own cluster
+        function = None
     with contextlib.ExitStack() as stack:
-        if address is None:
+        if function is not None:
+            made = _make(str(function), address)
+            address, client = (made.cluster, made) if isinstance(made, Client) else (made, None)
+            if address is not None:
+                stack.callback(address.close)
+        elif address is None:
             logger.info("No scheduler address is set: starting a local Dask cluster for this notebook.")
             # Dask's own default for the page, ":0", listens on every interface.
             cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0")
             address = stack.enter_context(cluster).scheduler_address
         try:
-            client = compat.new_client(address, CONNECT_SECONDS)
+            client = client or compat.new_client(address, CONNECT_SECONDS)
         except (OSError, TimeoutError, ValueError, TypeError) as error:
             raise EngineError(
                 "The Dask scheduler does not answer.",
@@ -96,10 +107,32 @@ def connect() -> Iterator[Client]:
         yield client
 
 
+def _make(name: str, address: str | None) -> Any:
+    """Return the client or the cluster that the configured function makes; raise EngineError if it cannot be used."""
+    problem = None if address is None else f"is set, and so is the scheduler address {address}"
+    try:
+        function = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        problem = f"cannot be imported: {error}"
+    else:
+        problem = problem or (None if callable(function) else f"is no function, but {function!r}")
+    if not problem:
+        made = function()
+        if isinstance(made, Client) or hasattr(made, "scheduler_address"):
+            return made
+        problem = f"returned {made!r}"
+    raise EngineError(
+        "The function `papermill-dask.cluster` of Dask's configuration cannot be used.",
+        value=f"{name} {problem}",
+        expected="`module:function` that returns a Dask client or cluster, and no scheduler address beside it",
+        next_step="correct the configuration; PYTHONPATH adds modules of your own, DASK_SCHEDULER_ADDRESS an address",
+    )
+
+
 def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
     """Wait until the cluster has a worker; raise EngineError when it has none within ``seconds``.
 
-    Wait on if a cluster object of Dask's manages the workers, which may be starting, or start when there is work.
+    Wait on if a cluster object manages the workers, which may be starting, or start when there is work.
     """
     try:
         client.wait_for_workers(1, timeout=seconds)
@@ -318,7 +351,7 @@ def _new_leases(name: str, number: int, stack: contextlib.ExitStack) -> Semaphor
 def _demand(client: Client) -> Iterator[bool]:
     """Keep a task on the scheduler that no worker can run: for it, an adaptive cluster starts one more worker.
 
-    Yield whether a cluster object of Dask's, such as LocalCluster or SLURMCluster, manages the workers.
+    Yield whether a cluster object, such as LocalCluster or GatewayCluster, manages the workers.
     """
 
     async def prepare(dask_scheduler: Any) -> bool:
@@ -328,7 +361,7 @@ def _demand(client: Client) -> Iterator[bool]:
         dask.config.set({f"distributed.scheduler.default-task-durations.{WAITING}": "1 h"})
         return "worker-status" in dask_scheduler.plugins
 
-    has_manager = compat.ask_scheduler(client, prepare, ANSWER_SECONDS)
+    has_manager = client.cluster is not None or compat.ask_scheduler(client, prepare, ANSWER_SECONDS)
     task = client.submit(int, key=f"{WAITING}-{uuid.uuid4().hex[:8]}", resources={WAITING: 1}, pure=False)
     try:
         yield has_manager

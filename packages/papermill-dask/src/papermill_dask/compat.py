@@ -27,8 +27,10 @@ CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
 
 
 # -- Dask ----------------------------------------------------------------------------------------------------------
-def new_client(address: str, seconds: float) -> Client:
-    """Return a client of the scheduler at ``address``; raise what Dask raises when there is no connection in time.
+def new_client(address: Any, seconds: float) -> Client:
+    """Return a client of the scheduler at ``address``, or of a cluster object.
+
+    Raise what Dask raises when there is no connection in time.
 
     A scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that the first message to a
     client comes alone; this fails when such a report comes with it. After a ConnectionAbortedError Dask clears up. Dask

@@ -15,12 +15,19 @@ from papermill_dask.failures import EngineError
 SECTION = "papermill-dask"  # of Dask's configuration
 METADATA = "papermill_dask"  # of a notebook's metadata
 RESULTS = ("lost", "runs")  # the entries that an execution writes there
+PARAMETER_TAGS = {"parameters", "injected-parameters"}
 
 dask.config.update_defaults(yaml.safe_load(Path(__file__).with_name("papermill_dask.yaml").read_text()))
 
 
 def _words(value: str | Iterable[str]) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value)
+
+
+def _tags(value: str | Iterable[str]) -> list[str]:
+    if is_needed := PARAMETER_TAGS.intersection(tags := _words(value)):
+        raise ValueError(f"the cells tagged `{is_needed.pop()}` set the parameters")
+    return tags
 
 
 def _amounts(value: Mapping[str, Any]) -> dict[str, float]:
@@ -42,6 +49,7 @@ class NotebookOptions:
     resources: dict[str, float] = field(default_factory=dict, metadata={"read": _amounts})
     retries: int = field(default=0, metadata={"read": _count})
     environment: list[str] = field(default_factory=list, metadata={"read": _words})
+    skip_tags: list[str] = field(default_factory=list, metadata={"read": _tags})
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any], keywords: Mapping[str, Any]) -> NotebookOptions:
@@ -68,3 +76,8 @@ class NotebookOptions:
 
 
 OPTIONS = tuple(option.name for option in fields(NotebookOptions))
+
+
+def tags_of(cells: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the tags of a notebook's code cells."""
+    return {tag for cell in cells if cell.get("cell_type") == "code" for tag in cell["metadata"].get("tags", [])}

@@ -29,7 +29,7 @@ from papermill.iorw import LocalHandler, papermill_io
 from papermill.log import logger
 
 from papermill_dask import cluster, compat, stage, tracking
-from papermill_dask.config import METADATA, OPTIONS, RESULTS, NotebookOptions
+from papermill_dask.config import METADATA, OPTIONS, RESULTS, NotebookOptions, tags_of
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.task import Task
 from papermill_dask.worker import run_notebook
@@ -72,7 +72,10 @@ def execute_notebook(
     for result in RESULTS:
         metadata.pop(result, None)  # of an earlier execution
     options = NotebookOptions.of(metadata, arguments)
+    if unknown := set(options.skip_tags) - tags_of(nb.cells):
+        logger.warning("No code cell has the tag to skip: %s.", ", ".join(sorted(unknown)))
     executed = ExecutedNotebook(nb, output_path, log_output, progress_bar, autosave_cell_every)
+    executed.skip_tags = frozenset(options.skip_tags)
     with stage.ends_with_dvc(), contextlib.nullcontext(client) if client else cluster.connect() as client:
         executed.notebook_start()
         attempt = None
@@ -186,9 +189,22 @@ class ExecutedNotebook(NotebookExecutionManager):
     papermill itself marks cells that never ran as completed when a kernel dies or a cell times out.
     """
 
+    SKIPPED = "skipped"
     output_path: str | None
+    skip_tags: frozenset[str] = frozenset()
     has_changed = False
     _save_seconds = 0.0
+
+    def notebook_start(self, **_: Any) -> None:
+        """Reset the notebook as papermill does, and mark the cells that are not run."""
+        super().notebook_start()
+        for cell in self.nb.cells:
+            if tags_of([cell]) & self.skip_tags:
+                cell.metadata.papermill["status"] = self.SKIPPED
+
+    def is_skipped(self, index: int) -> bool:
+        """Return whether a cell is not run."""
+        return self.nb.cells[index].metadata.papermill["status"] == self.SKIPPED
 
     def save(self, **_: Any) -> None:
         """Write the notebook to a hidden file and rename that; raise EngineError when the disk is full."""
@@ -275,8 +291,11 @@ class Attempt:
         # Dask's pages group tasks by the part before the hexadecimal one: the notebook's name.
         self.key = f"{name}-{uuid.uuid4().hex[:8]}"
         timeout = execution_timeout or keywords.get("timeout")
+        document = json.loads(json.dumps(executed.nb))  # plain dicts, which unpickle without nbformat
+        for index in filter(executed.is_skipped, range(len(document["cells"]))):
+            document["cells"][index]["source"] = ""  # nbclient does not run empty cells
         self._task = Task(
-            notebook=json.loads(json.dumps(executed.nb)),  # plain dicts, which unpickle without nbformat
+            notebook=document,
             name=name,
             kernel_name=kernel_name,
             options=keywords | {"startup_timeout": start_timeout, "timeout": timeout},
@@ -336,6 +355,8 @@ class Attempt:
             match event["kind"]:
                 case "message":
                     self._show(event["message"], event["index"])
+                case "start" | "end" if self._executed.is_skipped(event["index"]):
+                    pass
                 case "start":
                     self._log.clear_before_next_output = False
                     self._executed.cell_start(self._executed.nb.cells[event["index"]], event["index"])

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import click
 
 from papermill_dask import compat
-from papermill_dask.config import METADATA
+from papermill_dask.config import METADATA, NotebookOptions, tags_of
 from papermill_dask.failures import EngineError
 
 TICK_SECONDS = 0.2
@@ -103,6 +103,15 @@ def check_names(names: Sequence[str], place: str, notebook: Path) -> None:
             raise EngineError("The name cannot be a parameter's.", value=value, expected=expected, next_step=next_step)
 
 
+def check_tags(tags: Iterable[str], notebook: Path) -> None:
+    """Raise EngineError unless each tag is that of a code cell."""
+    known = tags_of(json.loads(notebook.read_bytes())["cells"])
+    if unknown := sorted(set(tags) - known):
+        value, next_step = ", ".join(unknown), f"correct the tag, or give it to a cell of {notebook}"
+        expected = ", ".join(sorted(known)) or "none: no code cell has a tag"
+        raise EngineError("No code cell has the tag to skip.", value=value, expected=expected, next_step=next_step)
+
+
 def read_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the header of a CSV file, and the parameters of each other row; raise EngineError if it has a fault."""
     problem = None
@@ -127,11 +136,12 @@ def read_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, An
     return names, [dict(zip(names, map(compat.read_parameter, row), strict=True)) for _, row in rows]
 
 
-def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report = print) -> Sweep:
+def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report = print, **options: Any) -> Sweep:
     """Run a notebook once for each set of parameters in ``every``, in parallel on the cluster; return all runs.
 
     A failing run stops no other. Ctrl-C, or SIGTERM, stops all; finished runs are kept. The executed notebooks are in
-    ``executed/<name>``, numbered in this order. ``report`` is called with lines about the progress.
+    ``executed/<name>``, numbered in this order. ``report`` is called with lines about the progress;
+    ``options`` are those of each notebook, as in `papermill.execute_notebook`.
     """
     from papermill.iorw import local_file_io_cwd
 
@@ -139,6 +149,7 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
 
     every = list(every)
     check_names(list(dict.fromkeys(itertools.chain(*every))), "the parameters", notebook)
+    check_tags(NotebookOptions.of({}, {"skip_tags": options.get("skip_tags")}).skip_tags, notebook)
     folder = Path("executed", notebook.stem)
     folder.mkdir(parents=True, exist_ok=True)
     runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
@@ -148,6 +159,7 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
         # papermill has one current folder for all threads; so set it here, and restore it afterwards.
         stack.enter_context(local_file_io_cwd())
         client = stack.enter_context(cluster.connect())
+        options = {"engine_name": "dask", "client": client, "progress_bar": False} | options
         # Collect signals, instead of an exception at any place.
         stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         stack.enter_context(engine.handled(stops, lambda number, _: signals.append(number)))
@@ -160,7 +172,7 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
             with contextlib.suppress(OSError):  # each notebook reports that the scheduler is lost
                 parallel = max(1, cluster.capacity(client))
             new = itertools.islice(queue, max(0, 2 * parallel - len(active)))
-            active |= {pool.submit(_execute, run, notebook, client, signals, report) for run in new}
+            active |= {pool.submit(_execute, run, notebook, options, signals, report) for run in new}
             if not active:
                 break
             active = wait(active, TICK_SECONDS, FIRST_COMPLETED).not_done
@@ -171,14 +183,13 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
     return Sweep(runs, signals[0] if signals else None)
 
 
-def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence[int], report: Report) -> None:
+def _execute(run: NotebookRun, notebook: Path, options: dict, signals: Sequence[int], report: Report) -> None:
     """Make one run, in a thread of its own; write its results into ``run``."""
     import papermill
 
     if signals:
         return
     run.output.unlink(missing_ok=True)  # of an earlier time
-    options = {"engine_name": "dask", "client": client, "progress_bar": False}
     try:
         papermill.execute_notebook(str(notebook), str(run.output), run.parameters, **options)
         run.status = "done"
@@ -206,14 +217,16 @@ def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence
 @click.option(
     "--csv", "file", type=click.File("rb"), help="A run for each row of this file; its header names the parameters."
 )
-def main(notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None) -> None:
+@click.option("--skip-tags", metavar="TAG,TAG", help="Do not run the cells with one of these tags.")
+def main(notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None, skip_tags: str | None) -> None:
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
     names, rows = read_table(file.read(), file.name) if file else ([], [{}])
-    options = combinations(sweeps)
+    combined = combinations(sweeps)
     places = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
-    check_names([*names, *options[0]], ", then ".join(places), notebook)
-    every = [parameters | option for parameters in rows for option in options]
-    sweep = run_many(notebook, every, report=lambda line: click.echo(line, err=True))
+    check_names([*names, *combined[0]], ", then ".join(places), notebook)
+    every = [parameters | more for parameters in rows for more in combined]
+    options = {"skip_tags": skip_tags} if skip_tags else {}  # without it, those of the metadata or the configuration
+    sweep = run_many(notebook, every, report=lambda line: click.echo(line, err=True), **options)
     table = sweep.table()
     writer = csv.DictWriter(sys.stdout, dict.fromkeys(itertools.chain(*table)))
     writer.writeheader()

@@ -1,0 +1,51 @@
+"""Notebook jobs of JupyterLab on a Dask cluster: an execution manager of jupyter-scheduler (extra `[scheduler]`).
+
+`jupyter lab --Scheduler.execution_manager_class=papermill_dask.scheduler.DaskExecutionManager`
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jupyter_scheduler.executors import DefaultExecutionManager
+from papermill.exceptions import PapermillExecutionError
+
+from papermill_dask import compat
+
+
+class DaskExecutionManager(DefaultExecutionManager):
+    """Runs a job by papermill's engine `dask`, in the job's folder and a process of its own.
+
+    To stop a job, jupyter-scheduler kills that process; the kernel on the worker ends with it.
+    """
+
+    def execute(self) -> None:
+        """Run the job's notebook and write its output files, also after an error; raise the error."""
+        job, source = self.model, Path(self.staging_paths["input"])
+        parameters = {name: _read(text) for name, text in (job.parameters or {}).items()}
+        executed = Path(self.staging_paths.get("ipynb", source.with_suffix(".executed.ipynb")))
+        try:
+            papermill.execute_notebook(
+                str(source), str(executed), parameters, engine_name="dask", cwd=str(source.parent),
+                progress_bar=False,
+            )  # fmt: skip
+        finally:
+            if executed.exists():  # not if the engine refused the job
+                self.create_output_files(job, nbformat.read(executed, as_version=4))
+            self.add_side_effects_files(str(source.parent))
+
+    def on_failure(self, e: Exception) -> None:
+        """Record the error of the failed cell, or of the engine, without papermill's traceback."""
+        super().on_failure(RuntimeError(f"{e.ename}: {e.evalue}") if isinstance(e, PapermillExecutionError) else e)
+
+
+def _read(text: str) -> Any:
+    """Return the value of a parameter: one of Python's literals, or as papermill's option ``-p`` has it."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)
+    return compat.read_parameter(text)

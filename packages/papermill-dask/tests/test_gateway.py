@@ -1,0 +1,78 @@
+"""Notebooks on a cluster of Dask Gateway: its own server, proxy and processes on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.request
+from contextlib import suppress
+
+import nbformat
+import psutil
+import pytest
+from hosts import end, notebook, wait_for
+from programs import BIN, clean_environment, free_port
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the wheel of the gateway's proxy is for Linux")
+CONFIGURATION = """
+from dask_gateway_server.backends.local import UnsafeLocalBackend
+c.DaskGateway.backend_class = UnsafeLocalBackend
+c.DaskGateway.address = "127.0.0.1:{api}"
+c.UnsafeLocalBackend.clusters_directory = "{folder}"
+c.Proxy.address = "127.0.0.1:{port}"
+# Dask no longer has the commands `dask-scheduler` and `dask-worker`, which are the defaults.
+c.ClusterConfig.scheduler_cmd = ["{bin}/dask", "scheduler"]
+c.ClusterConfig.worker_cmd = ["{bin}/dask", "worker"]
+c.ClusterConfig.worker_memory = "1 G"
+"""
+MAKERS = """
+from dask_gateway import Gateway
+
+def cluster():
+    cluster = Gateway("http://127.0.0.1:{port}").new_cluster()
+    cluster.{workers}
+    return cluster
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory):
+    """The port of a gateway, whose clusters are processes of this user."""
+    folder, port = tmp_path_factory.mktemp("gateway"), free_port()
+    (folder / "config.py").write_text(CONFIGURATION.format(api=free_port(), folder=folder, port=port, bin=BIN))
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [BIN / "dask-gateway-server", "--config", folder / "config.py"],
+            cwd=folder, env=clean_environment(), stdout=log, stderr=log,
+        )  # fmt: skip
+
+    def is_up() -> bool:
+        assert server.poll() is None, (folder / "log").read_text()
+        with suppress(OSError):
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5).status == 200
+        return False
+
+    try:
+        wait_for(is_up)
+        yield port
+        assert not list(folder.glob("*/dask.pem")), "a cluster is left"
+    finally:
+        end(server)
+
+
+@pytest.mark.parametrize("workers", ["scale(1)", "adapt(minimum=0, maximum=1)"])
+def test_notebooks_run_on_a_cluster_of_a_gateway(workers, gateway, tmp_path):
+    """A sweep waits for the first worker of a new cluster, also of an adaptive one, which is closed afterwards."""
+    notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import os\nprint(n, os.getppid())")
+    (tmp_path / "makers.py").write_text(MAKERS.format(port=gateway, workers=workers))
+    variables = {"DASK_PAPERMILL_DASK__CLUSTER": "makers:cluster", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [BIN / "papermill-sweep", "in.ipynb", "--sweep", "n=1,2"], cwd=tmp_path, env=clean_environment() | variables,
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [row.split(",")[1] for row in done.stdout.splitlines()] == ["status", "done", "done"]
+    cells = nbformat.read(tmp_path / "executed/in/in-2.ipynb", as_version=4).cells
+    number, supervisor = map(int, cells[-1].outputs[0].text.split())
+    assert number == 2
+    wait_for(lambda: not psutil.pid_exists(supervisor), 30)

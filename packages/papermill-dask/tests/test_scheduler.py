@@ -1,0 +1,135 @@
+"""Notebook jobs as JupyterLab creates them: a real Jupyter server with jupyter-scheduler, and a cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+import pytest
+from hosts import end, new_cluster, notebook, wait_for
+from programs import BIN, free_port
+
+# It pins an older pytz than the workshop's; `make test-packages RESOLUTION=highest` installs it.
+pytest.importorskip("jupyter_scheduler", reason="the extra [scheduler] is not installed")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Jupyter server on ``port``, and the folder that it shows."""
+
+    port: int
+    folder: Path
+
+    def ask(self, path: str, method: str = "GET", **body: Any) -> Any:
+        """Return the answer of its REST API."""
+        data, headers = json.dumps(body).encode() if body else None, {"Authorization": "token secret"}
+        url = f"http://127.0.0.1:{self.port}/{path}"
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=30) as answer:
+            return json.loads(answer.read() or "null")
+
+    def create(self, name: str, **options: Any) -> str:
+        """Create a job for a notebook of the folder; return its id."""
+        body = {"name": name, "input_uri": f"{name}.ipynb", "runtime_environment_name": "any"} | options
+        return self.ask("scheduler/jobs", "POST", **body)["job_id"]
+
+    def wait(self, job: str) -> dict[str, Any]:
+        """Return a job's description once it has ended."""
+
+        def has_ended() -> dict[str, Any] | None:
+            description = self.ask(f"scheduler/jobs/{job}")
+            # A job that has not started yet is STOPPED, too.
+            is_over = description["start_time"] and description["status"] in {"COMPLETED", "FAILED", "STOPPED"}
+            return description if is_over else None
+
+        return wait_for(has_ended)
+
+    def download(self, job: str) -> dict[str, str]:
+        """Return the text of each of a job's files, by format."""
+        self.ask(f"scheduler/jobs/{job}/download_files")
+        wait_for(lambda: all(file["file_path"] for file in self.ask(f"scheduler/jobs/{job}")["job_files"]))
+        files = {file["file_format"]: file for file in self.ask(f"scheduler/jobs/{job}")["job_files"]}
+        return {kind: (self.folder / file["file_path"]).read_text() for kind, file in files.items()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A Jupyter server whose jobs run on a cluster of one worker."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    port, home = free_port(), folder / "home"
+    home.mkdir()
+    with new_cluster(folder / "cluster") as cluster, (folder / "log").open("w") as log:
+        cluster.start_scheduler()
+        cluster.start_worker("alpha")
+        variables = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+        (folder / "DATA").mkdir()
+        process = subprocess.Popen(
+            [
+                BIN / "jupyter", "server", "--no-browser", "--allow-root", f"--ServerApp.root_dir={home}",
+                f"--ServerApp.port={port}", "--IdentityProvider.token=secret",
+                "--Scheduler.execution_manager_class=papermill_dask.scheduler.DaskExecutionManager",
+            ],
+            cwd=home, env=cluster.environment | variables, stdout=log, stderr=log,
+        )  # fmt: skip
+        server = Server(port, home)
+
+        def is_up() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                return bool(server.ask("api/status"))
+            except OSError:
+                return False
+
+        try:
+            wait_for(is_up)
+            yield server
+        finally:
+            end(process)
+
+
+def test_job_runs_on_the_cluster_with_its_parameters_and_formats(server):
+    """A job gets its parameters and runs on the worker; its notebook and its page can be fetched."""
+    source = "import os, psutil\nprint('a' * count, name, psutil.Process(os.getppid()).parent().cmdline()[2:4])"
+    notebook(server.folder / "train.ipynb", "# tags: parameters\ncount: int = 1\nname = ''", source)
+    parameters = {"count": "3", "name": "'it'"}
+    job = server.create("train", output_formats=["ipynb", "html"], parameters=parameters)
+    assert server.wait(job)["status"] == "COMPLETED"
+    files = server.download(job)
+    cell = nbformat.reads(files["ipynb"], as_version=4).cells[-1]
+    assert cell.outputs[0].text.startswith("aaa it ['worker', 'tcp://")
+    assert "aaa it [" in files["html"]
+
+
+def test_job_that_fails_says_why(server):
+    """A failing cell: the status has the error, and the notebook goes up to there; a refused job has the words."""
+    notebook(server.folder / "fails.ipynb", "print('before')", "1 / 0", "print('after')")
+    job = server.create("fails", output_formats=["ipynb"])
+    ended = server.wait(job)
+    assert (ended["status"], ended["status_message"]) == ("FAILED", "ZeroDivisionError: division by zero")
+    cells = nbformat.reads(server.download(job)["ipynb"], as_version=4).cells
+    statuses = [cell.metadata.papermill.status for cell in cells if "papermill" in cell.metadata]
+    assert statuses == ["completed", "failed", "pending"]
+
+    notebook(server.folder / "refused.ipynb", "1", papermill_dask={"resources": {"GPU": 1}})
+    ended = server.wait(server.create("refused", output_formats=["ipynb"]))
+    assert ended["status"] == "FAILED"
+    assert "resource GPU=0 instead of 1" in ended["status_message"]
+
+
+def test_job_that_is_stopped_ends_its_kernel(server):
+    """Stop in JupyterLab: the kernel on the worker is gone within seconds."""
+    source = (
+        "import os\nfrom pathlib import Path\nPath({!r}).write_text(str(os.getpid()))\nimport time\ntime.sleep(600)"
+    )
+    file = server.folder / "kernel.pid"
+    notebook(server.folder / "long.ipynb", source.format(str(file)))
+    job = server.create("long", output_formats=["ipynb"])
+    pid = int(wait_for(lambda: file.exists() and file.read_text()))
+    server.ask(f"scheduler/jobs/{job}", "PATCH", status="STOPPED")
+    assert server.wait(job)["status"] == "STOPPED"
+    wait_for(lambda: not psutil.pid_exists(pid), 20)
