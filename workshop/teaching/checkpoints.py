@@ -427,17 +427,14 @@ def steps_of(chapter: Chapter) -> Iterator[Step]:
 # -- progress --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Checkpoint:
-    """The result of one step: ``done`` is None when that cannot be known; a done step has no ``reason``.
-
-    ``minutes`` is the share of the chapter's time that a step has on average.
-    """
+    """The result of one step: ``done`` is None when that cannot be known; a done step has no ``reason``."""
 
     chapter: int
     title: str
     where: str
     done: bool | None
     reason: str
-    minutes: int
+    minutes: int  # of the chapter's time, the share that a step has on average
 
     @property
     def link(self) -> str:
