@@ -110,10 +110,10 @@ def assert_whole(client: MlflowClient, runs: list[str]) -> None:
         assert (len(run.data.metrics), len(run.data.params), run.info.status) == (50, 50, "FINISHED")
 
 
-def test_clients_send_files_at_once(monkeypatch):
+def test_clients_send_files_at_once():
     """In the workshop's environment MLflow opens the store that sends eight files of a folder in parallel."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert type(get_artifact_repository("mlflow-artifacts:/x")) is ProxiedArtifactRepository
+    store = get_artifact_repository("mlflow-artifacts:/x", tracking_uri="http://127.0.0.1:5000")
+    assert type(store) is ProxiedArtifactRepository
 
 
 def test_writers_to_sqlite_take_turns(tmp_path):
