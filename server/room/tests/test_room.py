@@ -62,6 +62,10 @@ class Room:
         command = self.server.command("sh", "-c", f"{enter}; {person}", "sh", text)
         return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
+    def answers(self, name: str, port: int) -> bool:
+        """Say whether a server of this person answers."""
+        return self.types(name, f"curl --fail --silent http://127.0.0.1:{port}/health").returncode == 0
+
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory) -> Iterator[Room]:
@@ -99,7 +103,7 @@ def test_people_log_in_and_reach_nothing_of_each_other(room):
         print(dict(zip(PEOPLE, pool.map(lambda name: open_lab(room, name), PEOPLE), strict=True)))
     for name, other in zip(PEOPLE, PEOPLE[1:] + PEOPLE[:1], strict=True):
         number = int(room.server.run(f"id -u {other}"))
-        assert room.types(other, "curl --fail --silent http://127.0.0.1:5000/health").returncode == 0
+        wait_for(functools.partial(room.answers, other, 5000), LAB_SECONDS)  # it starts after the page
         for port in (5000, 2121, 8888):
             tried = room.types(name, f"curl --max-time 3 http://10.77.{number // 256}.{number % 256}:{port}")
             assert tried.returncode in (7, 28)  # unreachable, or no answer
@@ -132,10 +136,7 @@ def test_each_works_and_the_board_shows_it(room):
 
 def test_servers_of_chapter_4_end_when_idle_and_begin_when_their_page_is_opened(room):
     """After 30 idle seconds, for this test, the board ends Dask and leaves MLflow; the page of Dask starts it."""
-
-    def answers(port: int) -> bool:
-        return room.types(PEOPLE[0], f"curl --fail --silent http://127.0.0.1:{port}/health").returncode == 0
-
+    answers = functools.partial(room.answers, PEOPLE[0])
     assert answers(8787)
     board = "/opt/workshop/server/room/board.py"
     room.server.run(f"sed --in-place 's/^REST_SECONDS = .*/REST_SECONDS = 30/' {board}; pkill --full [b]oard.py")
@@ -186,7 +187,7 @@ def test_stopped_person_leaves_no_process_and_loses_nothing(room):
         expect(page.locator("#start")).to_have_text("Start My Server", timeout=60_000)
         wait_for(lambda: not room.server.run(f"pgrep --uid {name} || true"), 60)
     open_lab(room, name)
-    wait_for(lambda: room.types(name, "curl --fail --silent http://127.0.0.1:5000/health").returncode == 0, 60)
+    wait_for(lambda: room.answers(name, 5000), LAB_SECONDS)
     find = "python -c 'import mlflow; print(mlflow.search_runs(output_format=\"list\")[0].info.run_name)'"
     assert room.types(name, f'eval "$(workshop config --export)"; {find}').stdout == "kept\n"
 
