@@ -41,9 +41,10 @@ class PersonSpawner(LocalProcessSpawner):
             "PYTHONPATH": f"{home}/workshop:{home}/workshop/4_pipeline",
             "NBGITPULLER_PARENTPATH": home,
         }
-        # Chapters 1 to 3 need these two servers, and nobody in the first seconds, when all wait for their start pages;
-        # the pipeline starts the others.
-        begin = ["sh", "-c", '{ sleep 30; workshop up ftp mlflow; } & exec jupyterhub-singleuser "$@"', "sh"]
+        # Chapters 1 to 3 need these two servers, after the start page, for which twenty people may be waiting; the
+        # pipeline starts the others.
+        servers = "timeout 90 sh -c 'until [ -e START.md ]; do sleep 1; done'; workshop up ftp mlflow"
+        begin = ["sh", "-c", f'{{ {servers}; }} & exec jupyterhub-singleuser "$@"', "sh"]
         self.cmd = [*self.limits(), str(HERE / "person.sh"), "run", self.user.name, *begin]
         return await super().start()
 

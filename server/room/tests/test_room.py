@@ -27,9 +27,10 @@ pytestmark = pytest.mark.privileged
 PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
 ADDRESS = "https://10.98.1.1:8443"  # of the machine, as `machines.connect` gives it
 CHAPTER_1 = " ".join(f"1_starting_point/{name}.ipynb" for name in ("make_processed_data", "model_linreg", "model_rf"))
-# Of all processes of a person; pages that several share count once.
+# Of all processes of a person; pages that several share count once. Some end meanwhile.
 MEMORY = (
-    "awk '/^Pss:/ {{kB += $2}} END {{print int(kB / 1024)}}' $(pgrep --uid {name} | sed 's|.*|/proc/&/smaps_rollup|')"
+    "pgrep --uid {name} | sed 's|.*|/proc/&/smaps_rollup|' | xargs cat 2>/dev/null | "
+    "awk '/^Pss:/ {{kB += $2}} END {{print int(kB / 1024)}}'"
 )
 SUPERVISOR = "/opt/workshop/.venv/bin/supervisorctl --configuration /opt/workshop/server/room/supervisord.conf"
 LAB_SECONDS = 180
