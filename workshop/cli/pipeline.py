@@ -21,7 +21,8 @@ from workshop.tracking import connect, own_or_given_uri
 
 # Modules that papermill, nbconvert and the stage `fetch` import, in seconds of a cold start.
 PRELOAD = (
-    "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__", "papermill_dask.engine", "papermill_dask.worker",
+    "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__", "papermill_dask.client.engine",
+    "papermill_dask.worker.notebook",
     "tqdm.auto", "nbconvert.nbconvertapp", "forecast.raw.sources",
 )  # fmt: skip
 

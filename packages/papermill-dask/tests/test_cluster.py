@@ -349,7 +349,7 @@ def test_cluster_says_at_once_what_it_lacks(dask_client):
 
 def test_cluster_is_seen_whole_while_the_client_refreshes(dask_client):
     """The client's own refresh of what it knows asks for no worker; a survey at that moment lists both."""
-    from papermill_dask.cluster import query_workers
+    from papermill_dask.client.cluster import query_workers
     from tornado.ioloop import PeriodicCallback
 
     refresh = PeriodicCallback(dask_client._update_scheduler_info, 1)
@@ -375,7 +375,7 @@ def test_cluster_waits_for_a_slow_worker_unless_another_suits(fresh_cluster, mon
     from distributed import Client
     from papermill_dask import execute_notebook
 
-    monkeypatch.setattr("papermill_dask.cluster.ANSWER_SECONDS", 1)
+    monkeypatch.setattr("papermill_dask.client.cluster.ANSWER_SECONDS", 1)
     slow = fresh_cluster.start_worker("slow")
     source = "import os\nprint(os.environ.get('WHICH'))"
     with (

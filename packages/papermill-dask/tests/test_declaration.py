@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 from papermill_dask import EngineError
-from papermill_dask.stage import declared
-from papermill_dask.transfer import entries, inside
+from papermill_dask.client.stage import declared
+from papermill_dask.client.transfer import entries, inside
 from programs import BIN, clean_environment
 
 # A stage's command: makes its outs and writes down what is declared for it, as the engine would find it.
 PROBE = """
 import json, os, sys
 from pathlib import Path
-from papermill_dask.stage import declared
+from papermill_dask.client.stage import declared
 outs, executed = sys.argv[1].split(","), sys.argv[2:]
 found = declared(Path.cwd(), os.environ["DVC_STAGE"], written_here=map(Path, executed))
 report = {"cwd": str(Path.cwd()), "stage": os.environ["DVC_STAGE"], "deps": found.deps, "outs": found.outs,

@@ -174,7 +174,7 @@ def worker_of(kernel: psutil.Process) -> psutil.Process:
     """Return the worker's process in which a kernel's notebook runs."""
     for parent in kernel.parents():
         words = " ".join(parent.cmdline())
-        if "papermill_dask.kernels" not in words and "forkserver" not in words:
+        if "papermill_dask.worker.kernels" not in words and "forkserver" not in words:
             return parent
     raise AssertionError(f"no worker among {kernel.parents()}")
 

@@ -22,9 +22,9 @@ import pytest
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
-from papermill_dask.kernels import manager as kernel_manager
-from papermill_dask.kernels.manager import KernelManager
-from papermill_dask.kernels.warm import WARM
+from papermill_dask.worker.kernels import manager as kernel_manager
+from papermill_dask.worker.kernels.manager import KernelManager
+from papermill_dask.worker.kernels.warm import WARM
 
 GONE_SECONDS = 5
 READY_SECONDS = 120  # on a machine that has other things to do
@@ -471,7 +471,7 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
     module.write_text("value = 1")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     cell = "import changing_module, sys\nprint(changing_module.value, 'wave' in sys.modules)"
-    with warming("changing_module", "wave"), caplog.at_level(logging.INFO, "papermill_dask.kernels"):
+    with warming("changing_module", "wave"), caplog.at_level(logging.INFO, "papermill_dask.worker.kernels"):
         assert run(cell) == "1 True\n"
         module.write_text("value = 1000")
         assert run(cell) == "1000 False\n"
@@ -494,7 +494,7 @@ def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypa
         "import threading\nthreading.Thread(target=threading.Event().wait, name='busy', daemon=True).start()"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with caplog.at_level(logging.INFO, "papermill_dask.kernels"), warming("wave", "threaded"):
+    with caplog.at_level(logging.INFO, "papermill_dask.worker.kernels"), warming("wave", "threaded"):
         assert not is_forked()
         assert not is_forked()
         assert caplog.text.count("Kernels start cold: a module started threads: busy.") == 1
@@ -546,7 +546,7 @@ def test_warm_process_ends_with_its_worker(tmp_path):
     importing = str(tmp_path / "importing")
     (tmp_path / "slow.py").write_text(f"import ctypes\nopen({importing!r}, 'w')\nctypes.PyDLL(None).sleep(600)")
     script = (
-        "import os, time; from papermill_dask.kernels.warm import WARM; "
+        "import os, time; from papermill_dask.worker.kernels.warm import WARM; "
         "WARM.start(['slow'], os.environ); time.sleep(600)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

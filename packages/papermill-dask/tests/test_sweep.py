@@ -16,7 +16,7 @@ import pytest
 from hosts import wait_for
 from notebooks import notebook as document_of
 from papermill_dask import EngineError, Sweep, run_many
-from papermill_dask.sweep import NotebookRun, combinations, read_table
+from papermill_dask.client.sweep import NotebookRun, combinations, read_table
 from programs import BIN, clean_environment, environment_of
 
 STOP_SECONDS = 20

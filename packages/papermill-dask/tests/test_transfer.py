@@ -18,8 +18,8 @@ import psutil
 import pytest
 from hosts import Cluster, new_cluster, small_disk, wait_for
 from papermill_dask import EngineError
-from papermill_dask.stage import Declaration
-from papermill_dask.transfer import entries, fetch, scratch_folder
+from papermill_dask.client.stage import Declaration
+from papermill_dask.client.transfer import entries, fetch, scratch_folder
 
 MB = 10**6
 
@@ -362,8 +362,9 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
     """Ctrl-C while files are on their way: the client ends immediately, and its scratch folder is gone."""
     write_large(folder / "large", 600 * MB)
     program = (
-        "from pathlib import Path; from distributed import Client; from papermill_dask.transfer import scratch_folder\n"
-        "from papermill_dask.stage import Declaration\n"
+        "from pathlib import Path; from distributed import Client\n"
+        "from papermill_dask.client.transfer import scratch_folder\n"
+        "from papermill_dask.client.stage import Declaration\n"
         f"client = Client({cluster.client.scheduler.address!r}, set_as_default=False)\n"
         f"with scratch_folder(client, {cluster.worker!r}, Path({str(folder)!r}), Declaration(('large',))): pass"
     )
@@ -385,7 +386,7 @@ def test_send_notices_a_file_that_changed_meanwhile(cluster, folder, monkeypatch
     write(folder / "dep", b"as announced")
     announced = entries(folder, ["dep"])
     write(folder / "dep", b"and changed!")
-    monkeypatch.setattr("papermill_dask.transfer.entries", lambda *_, **__: announced)
+    monkeypatch.setattr("papermill_dask.client.transfer.entries", lambda *_, **__: announced)
     with pytest.raises(EngineError, match="changed while it was sent"):
         cluster.send(folder, "dep")
     assert not list((cluster.root / "files").glob(f"{announced[0].md5}*"))

@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from papermill_dask.cluster import connect, running
-    from papermill_dask.engine import execute_notebook
+    from papermill_dask.client.cluster import connect, running
+    from papermill_dask.client.engine import execute_notebook
+    from papermill_dask.client.sweep import Sweep, combinations, run_many
     from papermill_dask.failures import EngineError, WorkerLost
-    from papermill_dask.sweep import Sweep, combinations, run_many
     from papermill_dask.tracking import COMMIT_TAG, NOTEBOOK_TAG, PAGE_TAG, git_state
 
 __all__ = [
@@ -17,8 +17,8 @@ __all__ = [
     "execute_notebook", "git_state", "run_many", "running",
 ]  # fmt: skip
 _MODULES = {
-    "cluster": ("connect", "running"), "engine": ("execute_notebook",),
-    "failures": ("EngineError", "WorkerLost"), "sweep": ("Sweep", "combinations", "run_many"),
+    "client.cluster": ("connect", "running"), "client.engine": ("execute_notebook",),
+    "failures": ("EngineError", "WorkerLost"), "client.sweep": ("Sweep", "combinations", "run_many"),
     "tracking": ("COMMIT_TAG", "NOTEBOOK_TAG", "PAGE_TAG", "git_state"),
 }  # fmt: skip
 

@@ -14,6 +14,6 @@ class DaskEngine(Engine):
     @classmethod
     def execute_notebook(cls, nb: NotebookNode, kernel_name: str, **options: Any) -> NotebookNode:
         """Run a notebook; arguments, result and errors are those of papermill's own engine."""
-        from papermill_dask.engine import execute_notebook
+        from papermill_dask.client.engine import execute_notebook
 
         return execute_notebook(nb, kernel_name, **options)

@@ -1,33 +1,3 @@
 """Warms up a Dask worker for notebooks: `dask worker --preload papermill_dask.preload`."""
 
-from __future__ import annotations
-
-import os
-import threading
-
-import dask.config
-from dask.utils import parse_timedelta
-from distributed import Worker
-
-from papermill_dask import config
-
-_warm_up_lock = threading.Lock()
-
-
-def warm_up(worker: Worker) -> None:
-    """Import the modules that the first notebook needs, in the background; repeated calls do nothing."""
-    if _warm_up_lock.acquire(blocking=False):
-        # For notebooks that use their own cluster: `Client()` reads this address.
-        os.environ["DASK_SCHEDULER_ADDRESS"] = worker.scheduler.address
-        threading.Thread(target=_import_modules, name="ready-for-notebooks", daemon=True).start()
-
-
-dask_setup = warm_up  # Dask calls this as soon as the worker starts
-
-
-def _import_modules() -> None:
-    from papermill_dask.kernels.warm import WARM
-
-    modules, idle = (dask.config.get(f"{config.SECTION}.{option}") for option in ("kernel-imports", "kernel-idle"))
-    WARM.start(modules, os.environ, parse_timedelta(idle) if idle else None)
-    from papermill_dask import cells  # noqa: F401 - papermill's client, which each notebook needs
+from papermill_dask.worker.warm_up import warm_up as dask_setup  # noqa: F401 - Dask calls this when the worker starts

@@ -25,7 +25,7 @@ from jupyter_client.kernelspec import NoSuchKernel
 from papermill_dask import compat, tracking
 from papermill_dask.config import SECTION
 from papermill_dask.failures import LOST, EngineError, WorkerLost
-from papermill_dask.worker import describe, installed_versions, listens
+from papermill_dask.worker.notebook import describe, installed_versions, listens
 
 logger = logging.getLogger("papermill")  # the engine's lines appear among papermill's own
 NOTEBOOK = "notebook"  # the Dask resource that is a worker's number of notebooks in parallel

@@ -31,7 +31,9 @@ MAX_FOLDER_BYTES = 60  # a Unix socket's path has room for 104 to 108
 FORK, STALE = b".", b"!"  # a worker's requests to a fork server
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 # `exec` replaces the calls of `runpy` below a kernel that `-m` starts: a recursion ends at the same depth.
-START = "import sys; sys.path[:] = filter(None, sys.path); exec('from papermill_dask.kernels.{0} import {1}; {1}()')"
+START = (
+    "import sys; sys.path[:] = filter(None, sys.path); exec('from papermill_dask.worker.kernels.{0} import {1}; {1}()')"
+)
 
 # Prefixes of the variables that modules, or their C libraries, read during the import. A kernel with another value of
 # one of these is forked from another process. Other variables are read when they are needed: each kernel has its own.

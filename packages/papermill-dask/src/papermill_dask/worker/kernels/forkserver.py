@@ -34,8 +34,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from papermill_dask import compat
-from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale, end_alone, end_with, supervise
-from papermill_dask.kernels.warm import FORK, LAUNCHER, STALE
+from papermill_dask.worker.kernels.supervisor import (
+    ForkUnsafe,
+    Request,
+    WarmProcessStale,
+    end_alone,
+    end_with,
+    supervise,
+)
+from papermill_dask.worker.kernels.warm import FORK, LAUNCHER, STALE
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
 # ipykernel imports these only when a kernel starts or ends, and IPython when it shows an error.

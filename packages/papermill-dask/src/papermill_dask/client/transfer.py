@@ -25,9 +25,10 @@ from typing import Any
 
 from distributed import Client, Worker
 
-from papermill_dask import cluster, compat
+from papermill_dask import compat
+from papermill_dask.client import cluster
+from papermill_dask.client.stage import Declaration
 from papermill_dask.failures import LOST, EngineError, WorkerLost
-from papermill_dask.stage import Declaration
 
 PERMISSIONS = 0o777
 PIECE_BYTES = 2**20  # sent at a time: this limits the memory of client, scheduler and worker

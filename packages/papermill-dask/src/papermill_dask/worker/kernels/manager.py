@@ -30,8 +30,8 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
-from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale
-from papermill_dask.kernels.warm import START, WARM, cold_command, python_of, socket_folder
+from papermill_dask.worker.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale
+from papermill_dask.worker.kernels.warm import START, WARM, cold_command, python_of, socket_folder
 
 logger = logging.getLogger(__name__)
 

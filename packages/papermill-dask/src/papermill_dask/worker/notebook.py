@@ -87,12 +87,12 @@ def run_notebook(task: Task) -> dict[str, Any]:
     """
     import distributed
 
-    from papermill_dask import preload
+    from papermill_dask.worker.warm_up import warm_up
 
     worker = distributed.get_worker()
     if worker.id != task.worker:  # Dask repeats the tasks of a lost worker; a notebook runs once
         raise WorkerLost("The Dask worker that ran the notebook was lost.", value=worker.address, **LOST)
-    preload.warm_up(worker)  # if the worker was started without the preload
+    warm_up(worker)  # if the worker was started without the preload
     key = str(worker.get_current_task())
     # This thread only waits for the kernel: free it, so that the notebook can send work to this worker.
     distributed.secede()
@@ -114,7 +114,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
     import nbformat
     from jupyter_core.utils import ensure_event_loop
 
-    from papermill_dask.cells import CellEvents, KernelClient
+    from papermill_dask.worker.cells import CellEvents, KernelClient
 
     task = run.task
     environment = os.environ | task.environment

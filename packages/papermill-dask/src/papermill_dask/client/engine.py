@@ -28,11 +28,12 @@ from papermill.engines import NotebookExecutionManager
 from papermill.iorw import LocalHandler, papermill_io
 from papermill.log import logger
 
-from papermill_dask import cluster, compat, stage, tracking
+from papermill_dask import compat, tracking
+from papermill_dask.client import cluster, stage
 from papermill_dask.config import METADATA, OPTIONS, RESULTS, NotebookOptions, tags_of
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.task import Task
-from papermill_dask.worker import run_notebook
+from papermill_dask.worker.notebook import run_notebook
 
 FORWARDED = ("DVC_*", "MLFLOW_*", "PYDEVD_*")  # papermill's command line sets the last
 SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "KEY")
@@ -314,7 +315,7 @@ class Attempt:
         with contextlib.ExitStack() as stack:
             declaration = None
             if not self.worker.sees_folder:
-                from papermill_dask import transfer
+                from papermill_dask.client import transfer
 
                 declaration = stage.declaration(self._options, self._executed.output_path)
                 if not declaration.deps and not declaration.outs:

@@ -16,9 +16,9 @@ from nbformat import NotebookNode
 from papermill.clientwrap import PapermillNotebookClient
 
 from papermill_dask import compat
-from papermill_dask.kernels.manager import KernelManager
-from papermill_dask.kernels.warm import reason_for_cold_start
 from papermill_dask.task import Run
+from papermill_dask.worker.kernels.manager import KernelManager
+from papermill_dask.worker.kernels.warm import reason_for_cold_start
 
 INTERRUPT_SECONDS = 0.5
 # From the end of a cell to its last output. nbclient waits 4 s, because messages may be lost. A Unix socket loses none,

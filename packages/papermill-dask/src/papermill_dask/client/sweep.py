@@ -145,7 +145,7 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
     """
     from papermill.iorw import local_file_io_cwd
 
-    from papermill_dask import cluster, engine, stage
+    from papermill_dask.client import cluster, engine, stage
 
     every = list(every)
     check_names(list(dict.fromkeys(itertools.chain(*every))), "the parameters", notebook)
