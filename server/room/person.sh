@@ -58,6 +58,7 @@ chmod 700 "$home"
   git clone --quiet --shared /opt/workshop workshop.new
   ln -s /opt/workshop/.venv workshop.new/.venv
   echo WORKSHOP_DASK_WORKERS=1 >workshop.new/.env
+  cp /opt/workshop/2_tracking/germany.csv workshop.new/2_tracking
   mkdir -p .mlflow/envs && ln -s /opt/workshop/.venv/mlflow/* .mlflow/envs # chapter 3 finds its environment made
   mv workshop.new workshop'
 echo "$namespace $address"
