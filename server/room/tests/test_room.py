@@ -164,7 +164,8 @@ def test_servers_outlive_the_hub(room):
 
 def test_greedy_kernel_hits_its_person_alone(room):
     """A program of JupyterLab's terminal wants four gigabytes: it ends, and nothing else does."""
-    before = room.server.run("pgrep --full jupyterhub-singleuser")
+    labs = "pgrep --full bin/jupyterhub-singleuser"
+    before = room.server.run(labs)
     with room.page(PEOPLE[1]) as page:
         page.goto(f"{ADDRESS}/user/{PEOPLE[1]}/lab")
         page.get_by_role("button", name="New Launcher").first.click()  # of the tabs; a second one comes later
@@ -174,7 +175,7 @@ def test_greedy_kernel_hits_its_person_alone(room):
         page.wait_for_timeout(3000)
         terminal.type("python -c 'bytearray(4 << 30)' 2>greedy.txt\n")
         wait_for(lambda: "MemoryError" in room.types(PEOPLE[1], "cat greedy.txt").stdout, 60)
-    assert room.server.run("pgrep --full jupyterhub-singleuser") == before
+    assert room.server.run(labs) == before
 
 
 def test_stopped_person_leaves_no_process_and_loses_nothing(room):
