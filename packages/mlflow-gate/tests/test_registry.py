@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import pairwise
 
@@ -13,6 +15,7 @@ import mlflow
 import models
 import pytest
 import sklearn
+from mlflow.exceptions import MlflowException
 from mlflow_gate import ConfigError, Conflict, ModelError, Registry, Scores, ServerError, turns
 from mlflow_gate.learned import hash_of
 from mlflow_gate.moves import line_of, veto_on
@@ -72,6 +75,20 @@ def test_better_model_is_promoted_and_recorded(gate):
     assert now.move.reason == "promoted: mae 0.5000 beats the champion's 1.0000"
     assert gate.production(now) is now
     assert gate.load(now.model_uri).predict([[0]])[0] == 0.5
+
+
+def test_model_that_is_no_longer_used_leaves_no_file(gate, tmp_path, monkeypatch):
+    """A model's files stay as long as the model, which may read them when it predicts, and then go; so without it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = gate.load(gate.production().model_uri)
+    assert list(tmp_path.glob("*/MLmodel"))
+    assert model.predict([[0]])[0] == 0.5
+    del model
+    gc.collect()
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(MlflowException):
+        gate.load(f"models:/{gate.name}/99")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

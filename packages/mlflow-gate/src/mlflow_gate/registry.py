@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -80,9 +81,16 @@ class Registry(Alias):
     # -- what may differ from one problem to another -------------------------------------------------------------------
     def load(self, model_uri: str) -> Any:
         """Load a model, of a run (`models:/m-...`) or of a version; raise whatever says why that is not possible."""
+        import tempfile
+
         import mlflow
 
-        return mlflow.pyfunc.load_model(model_uri)
+        # MLflow leaves what it downloads; a model may need its files for as long as it predicts, and no longer.
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlflow-gate-", ignore_cleanup_errors=True))
+            model = mlflow.pyfunc.load_model(model_uri, dst_path=folder)
+            weakref.finalize(model, stack.pop_all().close)
+        return model
 
     def learned(self, run_id: str, tags: Mapping[str, str]) -> Learned | None:
         """Return what a run's model learned from; None when the run does not declare it (`log_learned`)."""

@@ -34,11 +34,12 @@ def turn(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
     The value is a function that raises Conflict when the turn was lost meanwhile.
     """
     ticket, ended = TURN_TAG + uuid.uuid4().hex, threading.Event()
+    life = threading.Thread(target=_beat, args=(client, name, ticket, ended), daemon=True)
     client.set_registered_model_tag(name, ticket, DRAWING)
     try:
         number = 1 + max((drawn for drawn, _, _ in _queue(client, name)), default=0)
         client.set_registered_model_tag(name, ticket, str(number))
-        threading.Thread(target=_beat, args=(client, name, ticket, number, ended), daemon=True).start()
+        life.start()
         _wait(client, name, ticket, number)
 
         def keep() -> None:
@@ -49,18 +50,21 @@ def turn(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
         yield keep
     finally:
         ended.set()
+        if life.is_alive():
+            life.join(STALE_SECONDS)  # or its last sign of life would bring back the tag that is deleted next
         with contextlib.suppress(Exception):  # somebody else may have removed it; if the server is gone, it grows stale
             client.delete_registered_model_tag(name, ticket)
 
 
-def _beat(client: MlflowClient, name: str, ticket: str, number: int, ended: threading.Event) -> None:
+def _beat(client: MlflowClient, name: str, ticket: str, ended: threading.Event) -> None:
     """Show that this process lives, as long as it waits or has its turn: its tag changes."""
     beat = 0
     while not ended.wait(STALE_SECONDS / 4):
         beat += 1
         with contextlib.suppress(Exception):  # the next beat may come through
-            if any(each == ticket for _, each, _ in _queue(client, name)):
-                client.set_registered_model_tag(name, ticket, f"{number}.{beat}")
+            for number, each, _ in _queue(client, name):
+                if each == ticket:
+                    client.set_registered_model_tag(name, ticket, f"{number}.{beat}")
 
 
 def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
