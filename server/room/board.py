@@ -20,7 +20,8 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler, authenticated
 
-CHECK_SECONDS = 300  # a check takes three seconds of a processor
+CHECK_SECONDS = 300  # a check takes two to three seconds of a processor
+QUIET_SECONDS = 60  # after a log-in, when many log in at once
 INSTRUCTOR = "instructor"
 REST_SECONDS = 1200
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
@@ -103,8 +104,9 @@ async def check_all() -> None:
         with contextlib.suppress(OSError):  # while the hub starts again
             for user in await users():
                 person = people.setdefault(user["name"], Person(user["name"]))
-                last = seconds(user["server"]["last_activity"]) if user["server"] else 0
-                if last > person.checked and time.time() > person.checked + CHECK_SECONDS:
+                server = user["server"] or dict.fromkeys(("started", "last_activity"), "1970-01-01T00Z")
+                begun, last = seconds(server["started"]), seconds(server["last_activity"])
+                if last > person.checked and time.time() > max(person.checked + CHECK_SECONDS, begun + QUIET_SECONDS):
                     await person.check()
                 elif 0 < last < time.time() - REST_SECONDS and person.rested != last:
                     person.rested = last

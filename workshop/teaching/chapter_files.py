@@ -18,7 +18,6 @@ from pathlib import Path
 
 import click
 from forecast.errors import EngineError, PipelineError
-from forecast.raw.prepare import load_or_make
 
 from workshop.settings import Settings, get_settings
 from workshop.teaching import exercises
@@ -94,6 +93,8 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
     temporary folder. The servers have to run. ``report`` gets a line for each thing that is made. Raises EngineError
     when a notebook or a project fails, ServiceError when the tracking server does not answer.
     """
+    from forecast.raw.prepare import load_or_make  # imports pandera
+
     os.environ.update(settings.exports())  # the servers that were just started, whatever address the shell holds
     settings = get_settings()
     save_first_chapter(settings, number)

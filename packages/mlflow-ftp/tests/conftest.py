@@ -5,8 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import tempfile
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory):
+    """What MLflow downloads without a target, and leaves, is below the folder that pytest removes."""
+    tempfile.tempdir = str(tmp_path_factory.mktemp("downloads"))
 
 
 @functools.cache
