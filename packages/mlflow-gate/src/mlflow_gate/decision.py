@@ -1,13 +1,16 @@
-"""The decision whether a candidate replaces the model in production. Nothing is read or changed here."""
+"""The decision whether a candidate replaces the model in production. Nothing of the server is read or changed here."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from mlflow_gate.contest import LEAST_BLOCKS, PAIRED_TEST, Contest
+from mlflow_gate.errors import ConfigError
 from mlflow_gate.rules import Check, Limits, Rule, judge
 from mlflow_gate.scores import Scores
 
@@ -201,3 +204,16 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [jsonable(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_decision(decision: Path | str | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return a decision as its JSON says it, or that of a file; None where there is no file."""
+    if decision is None or isinstance(decision, Mapping):
+        return decision
+    try:
+        return json.loads(Path(decision).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        expected = "JSON as `Decision.as_dict` returns it"
+        raise ConfigError(f"{decision} holds no decision.", value=error, expected=expected) from None

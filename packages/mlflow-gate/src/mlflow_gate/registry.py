@@ -114,7 +114,7 @@ class Registry(Alias):
         doctest: nothing is in production
         """
         now = self.production()
-        decided = _read_decision(decision if decision is not None else self.decision_file)
+        decided = verdicts.read_decision(decision if decision is not None else self.decision_file)
         if now is None:
             line = f"{self.name}: nothing is in production"
         else:
@@ -491,15 +491,3 @@ def _identity(production: Production | None) -> dict[str, Any]:
 def _trouble(error: Exception) -> str:
     words = getattr(error, "what", None)
     return f"{words} {error.value}" if words and hasattr(error, "value") else f"{type(error).__name__}: {error!s:.300}"
-
-
-def _read_decision(decision: Path | str | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    if decision is None or isinstance(decision, Mapping):
-        return decision
-    try:
-        return json.loads(Path(decision).read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        expected = "JSON as `Decision.as_dict` returns it"
-        raise ConfigError(f"{decision} holds no decision.", value=error, expected=expected) from None
