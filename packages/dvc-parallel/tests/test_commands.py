@@ -83,8 +83,9 @@ def test_packages_add_modules_to_a_program(tmp_path, monkeypatch):
     assert imported_modules(["dvc repro"], ENVIRONMENT) == ["dvc.cli", "plugin.late"]
 
 
-def test_imports_begin_before_dvc_does_where_a_file_differs_from_the_lock(tmp_path):
+def test_imports_begin_before_dvc_does_where_a_file_differs_from_the_lock(tmp_path, monkeypatch):
     """Without a lock file, and after a change; a run with nothing to do imports nothing, and no process stays."""
+    monkeypatch.setenv("PATH", ENVIRONMENT["PATH"])  # with the programs of the Python that runs this
     stage = {"cmd": ["dvc --version", "cp in.txt out"], "deps": ["in.txt"], "outs": ["out"]}
     repository = new_repository(tmp_path / "repository", {"one": stage})
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import distributed
+import ipykernel
 import nbclient
 import nbformat
 import pytest
@@ -126,7 +127,7 @@ REPLACED = {
     "ipykernel.kernelapp:IPKernelApp.init_iopub": r"(?s)\A(?!.*(HWM|NODROP))",  # neither option is set
     "ipykernel.iostream:IOPubThread._setup_pipe_in": r"bind_to_random_port\(.tcp:",
     "ipykernel.iostream:IOPubThread._setup_pipe_out": r"connect\(.*tcp:",
-    "ipykernel.ipkernel:IPythonKernel.__init__": r"in sys\.modules",
+    "ipykernel.ipkernel:IPythonKernel.__init__": r"in sys\.modules" if ipykernel.version_info >= (7, 2) else "",
     "ipykernel.kernelbase:Kernel._progressively_terminate_all_children": r"0\.3, 1, 3, 10",
     "inspect:getmodule": r"for modname, module in sys\.modules\.copy\(\)\.items\(\):",
 }
