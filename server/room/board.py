@@ -104,11 +104,12 @@ async def check_all() -> None:
         with contextlib.suppress(OSError):  # while the hub starts again
             for user in await users():
                 person = people.setdefault(user["name"], Person(user["name"]))
-                server = user["server"] or dict.fromkeys(("started", "last_activity"), "1970-01-01T00Z")
+                if not (server := user["server"]):
+                    continue
                 begun, last = seconds(server["started"]), seconds(server["last_activity"])
                 if last > person.checked and time.time() > max(person.checked + CHECK_SECONDS, begun + QUIET_SECONDS):
                     await person.check()
-                elif 0 < last < time.time() - REST_SECONDS and person.rested != last:
+                elif last < time.time() - REST_SECONDS and person.rested != last:
                     person.rested = last
                     await person.run("workshop", "down", "dask-workers", "dask-scheduler", "dashboard")
         await asyncio.sleep(10)

@@ -122,12 +122,13 @@ def test_kernels_find_what_they_change(owner):
 
 
 # Functions that are replaced, each with what its source has as long as that is needed.
+LISTS_MODULES, LISTS_NONE = r"in sys\.modules", r"(?s)\A(?!.*sys\.modules)"
 REPLACED = {
     "distributed:Client._ensure_connected": r"assert len\(msg\) == 1",
     "ipykernel.kernelapp:IPKernelApp.init_iopub": r"(?s)\A(?!.*(HWM|NODROP))",  # neither option is set
     "ipykernel.iostream:IOPubThread._setup_pipe_in": r"bind_to_random_port\(.tcp:",
     "ipykernel.iostream:IOPubThread._setup_pipe_out": r"connect\(.*tcp:",
-    "ipykernel.ipkernel:IPythonKernel.__init__": r"in sys\.modules" if ipykernel.version_info >= (7, 2) else "",
+    "ipykernel.ipkernel:IPythonKernel.__init__": LISTS_MODULES if ipykernel.version_info >= (7, 2) else LISTS_NONE,
     "ipykernel.kernelbase:Kernel._progressively_terminate_all_children": r"0\.3, 1, 3, 10",
     "inspect:getmodule": r"for modname, module in sys\.modules\.copy\(\)\.items\(\):",
 }
