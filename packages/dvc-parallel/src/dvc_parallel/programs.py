@@ -69,11 +69,12 @@ def start_early(folder: Path, modules: Sequence[str] | None, *, force: bool = Fa
     """
     with contextlib.suppress(OSError, ValueError):
         text = Path(folder, "dvc.yaml").read_text()
-        if modules is None:
-            lines = (re.sub(r"\$\{.*?\}", "x", line).strip("'\"") for line in YAML_LINE.findall(text))
-            modules = imported_modules(list(lines), os.environ)
-        if modules and sys.platform == "linux" and (force or _looks_outdated(folder)):
-            return {(sys.executable, *modules): start_to_import(modules)}
+        if sys.platform == "linux" and (force or _looks_outdated(folder)):
+            if modules is None:  # each line's first word is looked for along PATH, so only when something will run
+                lines = (re.sub(r"\$\{.*?\}", "x", line).strip("'\"") for line in YAML_LINE.findall(text))
+                modules = imported_modules(list(lines), os.environ)
+            if modules:
+                return {(sys.executable, *modules): start_to_import(modules)}
     return {}
 
 
