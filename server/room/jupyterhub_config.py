@@ -12,7 +12,7 @@ from tornado.web import HTTPError
 
 HERE, SETTINGS, STATE = Path(__file__).parent, Path("/etc/workshop-room"), Path("/var/lib/workshop-room")
 INSTRUCTOR = "instructor"
-HUB, LAB_PORT = "10.77.0.1", 8888  # on the bridge of `room.sh`
+HUB, LAB_PORT = "10.77.0.2", 8888  # on the bridge of `room.sh`
 CGROUPS = Path("/sys/fs/cgroup")
 WITH_HUB = ("setpriv", "--pdeathsig", "KILL")  # ends with the hub, which then starts another one
 UNITS = {"M": 2**20, "G": 2**30}
@@ -30,10 +30,10 @@ class PersonSpawner(LocalProcessSpawner):
 
     async def start(self) -> tuple[str, int]:
         """Prepare account, network and clone, then start JupyterLab there."""
-        self.namespace, self.ip = (await person("enter", self.user.name)).split()
+        self.ip = (await person("enter", self.user.name)).strip()
         self.port = LAB_PORT
         home = pwd.getpwnam(self.user.name).pw_dir
-        self.popen_kwargs = {"cwd": f"{home}/workshop"}
+        self.popen_kwargs = {"cwd": "/"}
         self.environment = {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "JUPYTER_CONFIG_PATH": f"{home}/workshop/server/jupyter",
@@ -45,20 +45,8 @@ class PersonSpawner(LocalProcessSpawner):
         # pipeline starts the others.
         servers = "timeout 90 sh -c 'until [ -e START.md ]; do sleep 1; done'; workshop up ftp mlflow"
         begin = ["sh", "-c", f'{{ {servers}; }} & exec jupyterhub-singleuser "$@"', "sh"]
-        self.cmd = [*self.limits(), str(HERE / "person.sh"), "run", self.user.name, *begin]
+        self.cmd = [str(HERE / "person.sh"), "run", self.user.name, *begin]
         return await super().start()
-
-    def limits(self) -> list[str]:
-        """Return the command that limits the memory of what it starts."""
-        controllers = CGROUPS / "cgroup.controllers"
-        if not controllers.exists() or "memory" not in controllers.read_text().split():
-            return ["prlimit", f"--data={memory}"]
-        group = CGROUPS / "workshop-room" / self.namespace
-        group.mkdir(parents=True, exist_ok=True)
-        for folder in (CGROUPS, group.parent):
-            (folder / "cgroup.subtree_control").write_text("+memory +cpu")
-        (group / "memory.max").write_text(str(memory))
-        return ["sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh"]
 
     def make_preexec_fn(self, name: str) -> None:
         """Stay root until the network is entered; `setpriv` then becomes the person."""
@@ -66,7 +54,7 @@ class PersonSpawner(LocalProcessSpawner):
     async def stop(self, now: bool = False) -> None:
         """End JupyterLab and all that the person started: servers, kernels, terminals."""
         await super().stop(now)
-        await person("leave", f"room-{pwd.getpwnam(self.user.name).pw_uid}")
+        await person("leave", self.user.name)
 
 
 async def person(*words: str) -> str:
@@ -88,8 +76,8 @@ def secret(name: str) -> str:
 
 c = get_config()  # noqa: F821 - JupyterHub gives it
 c.JupyterHub.hub_ip = HUB
-c.JupyterHub.bind_url = f"https://:{room['port']}"
-c.JupyterHub.db_url = f"sqlite:///{STATE}/jupyterhub.sqlite"
+c.JupyterHub.bind_url = "http://127.0.0.1:8000"
+c.JupyterHub.db_url = "sqlite:////run/workshop-room/jupyterhub.sqlite"
 c.JupyterHub.cookie_secret_file = str(STATE / "cookie_secret")
 # JupyterLabs and the proxy outlive the hub.
 c.JupyterHub.cleanup_servers = False
@@ -103,10 +91,11 @@ c.Spawner.args = ["--ServerApp.allow_remote_access=True"]
 
 c.Authenticator.admin_users = {INSTRUCTOR}
 c.Authenticator.username_pattern = "[a-z][a-z0-9_-]{0,30}"
-if room["people"]:
+if not room["open"]:
     c.JupyterHub.authenticator_class = "pam"
-    c.Authenticator.allowed_users = set(room["people"].split())
+    c.Authenticator.allowed_users = {*room["people"], INSTRUCTOR}
     c.PAMAuthenticator.open_sessions = False
+    c.PAMAuthenticator.service = "workshop-room"
 else:
     c.JupyterHub.authenticator_class = "shared-password"
     c.Authenticator.allow_all = True
