@@ -14,6 +14,8 @@ UV := $(shell sed -n 's/^uv==\([^ ]*\).*/uv==\1/p' requirements.txt)
 # What the tests of containers need; without recommended packages, so that each is named.
 CONTAINER_PACKAGES := podman buildah runc mmdebstrap netavark aardvark-dns iptables catatonit docker-registry \
 	curl iproute2 openssh-client openssh-server openssl
+# What the tests of server/room need; a room's set-up installs those that a room needs.
+ROOM_PACKAGES := chromium cron curl iproute2 nftables nginx openssl procps
 
 build-wheels = for package in packages/*/; do $(BIN)/uv build --quiet --out-dir $(1) "$$package" && rm -f $(1)/*.tar.gz $(1)/.gitignore || exit 1; done
 
@@ -32,7 +34,7 @@ help:
 	@echo "make test-packages   the tests of the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
 	@echo "make dist PACKAGE=... ADDRESS=https://...   a package's wheel and source, to be published"
 	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
-	@echo "make test-room   as root: server/room, set up on a machine of its own; five people log in"
+	@echo "make test-room   as root on Debian: server/room, set up on a machine of its own; five people log in, one attacks; installs nginx, nftables, cron"
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2, the image of examples/cifar10; installs podman"
 	@echo "make walk    the tests, and every command and cell of the chapters, pages in a browser, servers that are killed"
@@ -124,6 +126,9 @@ test-privileged: .venv/examples
 		WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m "privileged and not soak") || status=1; done; exit $$status
 
 test-room: .venv/tests
+	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "Not possible: this needs root on Debian" >&2; exit 1; }
+	@dpkg --status $(ROOM_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(ROOM_PACKAGES); }
 	@cd server/room && $(BIN)/python -m pytest
 
 walk: .venv/tests
