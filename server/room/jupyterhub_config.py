@@ -37,6 +37,7 @@ class PersonSpawner(LocalProcessSpawner):
         """Prepare account, network and clone, then start JupyterLab there."""
         self.ip = (await people.run(people.PERSON, "enter", self.user.name, seconds=280)).decode().strip()
         self.port = LAB_PORT
+        self.popen_kwargs = {"cwd": "/"}
         home = pwd.getpwnam(self.user.name).pw_dir
         self.environment = {
             "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin",
@@ -137,7 +138,7 @@ def secret(name: str) -> str:
 
 c = get_config()  # noqa: F821 - JupyterHub gives it
 c.JupyterHub.hub_ip = HUB
-c.JupyterHub.bind_url = f"https://:{room['port']}"
+c.JupyterHub.bind_url = "http://127.0.0.1:8000"  # nobody's: the proxy has a socket
 if room["subdomains"]:
     c.JupyterHub.subdomain_host = f"https://{room['host']}:{room['port']}".removesuffix(":443")
     c.JupyterHub.cookie_host_prefix_enabled = True

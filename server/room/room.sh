@@ -1,38 +1,89 @@
 #!/bin/sh
-# Start or stop the room: `room.sh start`, `stop`, or `restart`, after which open JupyterLabs go on. As root.
+# Start or stop the room, as root. Open JupyterLabs continue over a restart.
+#   room.sh start | restart | stop
+#   room.sh password NAME     a new password for NAME, in /etc/workshop-room/passwords.txt
 set -eu
 here=/opt/workshop/server/room
-cd /var/lib/workshop-room
-PATH=/opt/workshop/.venv/bin:$PATH
+# shellcheck source=server/room/settings.sh
+. "$here/settings.sh"
+fail() { printf '%s\n' "$1" "  next: $2" >&2; exit 1; }
 ask() { supervisorctl --configuration "$here/supervisord.conf" "$@"; }
+in_hub() { nsenter --net=/run/netns/room-hub "$@"; }
 
-# A bridge whose ports do not see each other: a person reaches the hub and the world, and nobody else.
+# A bridge whose ports do not see each other. The hub has a network that no person enters.
 network() {
   ip link show room0 >/dev/null 2>&1 || ip link add room0 type bridge
-  ip addr replace 10.77.0.1/16 dev room0
+  [ ! -e /proc/sys/net/ipv6/conf/room0 ] || echo 1 >/proc/sys/net/ipv6/conf/room0/disable_ipv6
+  ip address replace 10.77.0.1/16 dev room0
   ip link set room0 up
-  echo 1 >/proc/sys/net/ipv4/ip_forward
-  for rule in "POSTROUTING --table nat --source 10.77.0.0/16 ! --out-interface room0 --jump MASQUERADE" \
-    "FORWARD --in-interface room0 ! --out-interface room0 --jump ACCEPT" \
-    "FORWARD --out-interface room0 --match conntrack --ctstate ESTABLISHED,RELATED --jump ACCEPT"; do
-    # shellcheck disable=SC2086
-    iptables --check $rule 2>/dev/null || iptables --insert $rule
+  [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] || echo 1 >/proc/sys/net/ipv4/ip_forward
+  if ! ip -netns room-hub address show eth0 2>/dev/null | grep -q 10.77.0.2; then
+    ip netns delete room-hub 2>/dev/null || true
+    ip netns add room-hub
+    ip link add room-hub type veth peer name eth0 netns room-hub
+    ip link set room-hub master room0 up
+    ip -netns room-hub link set lo up
+    in_hub sh -c '! cd /proc/sys/net/ipv6/conf/eth0 2>/dev/null || echo 1 >disable_ipv6'
+    ip -netns room-hub link set eth0 up
+    ip -netns room-hub address add 10.77.0.2/16 dev eth0
+  fi
+  in_hub nft --file "$here/hub.nft"
+  resolvers=/run/systemd/resolve/resolv.conf
+  [ -e $resolvers ] || resolvers=/etc/resolv.conf
+  names=$(sed -n 's/^nameserver *\([0-9][0-9.]*\)$/\1/p' $resolvers | paste --serial --delimiters ,)
+  reach=$(setting reach) # 10.77.0.1 is nobody: a set needs an element
+  nft --define "PEOPLE=$FIRST_UID-$LAST_UID" --define "RESOLVERS={ ${names:-10.77.0.1} }" \
+    --define "REACH={ ${reach:-10.77.0.1} }" --file "$here/people.nft"
+}
+
+# Who answers is known by its process: anybody may listen on a free port.
+is_up() {
+  [ "$(ask status | grep -c RUNNING)" = 3 ] || return 1
+  in_hub curl --silent --fail --output /dev/null http://10.77.0.2:8081/hub/health || return 1
+  ss --no-header --listening --tcp --numeric --processes "sport = :$(setting port)" | grep -q "pid=$(ask pid nginx),"
+}
+
+start() {
+  mountpoint --quiet "$RUN" || { mkdir -p "$RUN" && mount --types tmpfs --options mode=711,size=64m tmpfs "$RUN"; }
+  install --directory --mode 750 --group www-data "$RUN/page"
+  network
+  cd "$STATE"
+  if ask pid >/dev/null 2>&1; then
+    ask reread >/dev/null
+    ask update >/dev/null
+    ask restart hub proxy >/dev/null
+    ask signal HUP nginx >/dev/null # it never lets go of its port
+  else
+    supervisord --configuration "$here/supervisord.conf"
+  fi
+  waited=0
+  until is_up; do
+    sleep 1
+    [ $((waited += 1)) -lt 120 ] || fail "The room does not answer: $(ask status | tr -s '\n ' '; ')" \
+      "see hub.log, proxy.log and nginx.log in $STATE; ss -ltnp says who has port $(setting port)"
   done
 }
 
 case ${1:-} in
-  start | restart)
-    network
-    ask pid >/dev/null 2>&1 && ask shutdown >/dev/null && sleep 3
-    supervisord --configuration "$here/supervisord.conf"
-    ;;
+  start | restart) start ;;
   stop)
-    ask shutdown || true
-    for namespace in $(ip netns list | sed -n 's/^\(room-[0-9]*\).*/\1/p'); do
-      "$here/person.sh" leave "$namespace"
-      ip netns delete "$namespace"
-    done
-    ip link delete room0
+    ask shutdown >/dev/null 2>&1 || true
+    getent passwd | awk -F: -v first=$FIRST_UID -v last=$LAST_UID '$3 >= first && $3 <= last {print $1}' |
+      while read -r name; do "$here/person.sh" leave "$name"; done
+    for namespace in $(ip netns list | sed -n 's/^\(room-[0-9a-z]*\).*/\1/p'); do ip netns delete "$namespace"; done
+    ip link delete room0 2>/dev/null || true
+    nft delete table inet workshop_room 2>/dev/null || true
+    umount "$RUN" 2>/dev/null || true
     ;;
-  *) echo "room.sh start | stop | restart" >&2; exit 2 ;;
+  password)
+    id -nG "${2:-}" 2>/dev/null | grep -qw workshop-room || fail "'${2:-}' is nobody of the room" "$0 password NAME"
+    word=$(python3 -Ic "import secrets; print(secrets.token_urlsafe(9))")
+    echo "$2:$word" | chpasswd
+    umask 077
+    touch "$SETTINGS/passwords.txt"
+    { grep -v "^$2 " "$SETTINGS/passwords.txt" || true; echo "$2 $word"; } >"$SETTINGS/passwords.new"
+    mv "$SETTINGS/passwords.new" "$SETTINGS/passwords.txt"
+    echo "The new password of $2 is in $SETTINGS/passwords.txt"
+    ;;
+  *) fail "room.sh ${1:-}" "room.sh start | restart | stop | password NAME" ;;
 esac

@@ -4,20 +4,26 @@
 set -euo pipefail
 usage="server/room/setup.sh --people FILE | --open
   --people FILE                   one name a line; an account with a password is made for each
-  --open [--password PASSWORD]    who comes chooses a name, and gives the room's password; by default one is made
+  --open [--password-file FILE]   who comes chooses a name, and gives the room's password; by default one is made
   --host NAME                     how browsers call this machine
   --port 443                      of the page
   --certificate FILE --key FILE   your own, in PEM; by default they are made
-  --memory 4G                     of a person, at most"
+  --subdomains                    a name for each person's pages, NAME.HOST: needs a wildcard name and certificate
+  --memory 4G --processes 1000    of a person, at most
+  --disk 5G                       of a person, where the file system of /home has quotas
+  --reach NETWORK                 a private network that people may reach, such as 192.168.5.0/24; again for more"
 fail() { printf 'Not set up: %s\n  next: %s\n' "$1" "$2" >&2; exit 1; }
 
-people="" open="" password="" host=$(hostname) port=443 certificate="" key="" memory=4G
+people="" open="" password_file="" host=$(hostname) port=443 certificate="" key="" subdomains="" memory=4G processes=1000 disk="" reach=""
 while [ $# -gt 0 ]; do
   case $1 in
-    --open) open=yes ;;
-    --people | --password | --host | --port | --certificate | --key | --memory)
+    --open | --subdomains) printf -v "${1#--}" yes ;;
+    --people | --password-file | --host | --port | --certificate | --key | --memory | --processes | --disk | --reach)
       [ $# -gt 1 ] || fail "$1 needs a value" "$usage"
-      printf -v "${1#--}" %s "$2" && shift ;;
+      variable=${1#--}
+      [ "$1" != --reach ] || set -- "$1" "${reach:+$reach, }$2" "${@:3}"
+      printf -v "${variable//-/_}" %s "$2" && shift
+      ;;
     -h | --help) echo "$usage" && exit ;;
     *) fail "$1 is no option" "$usage" ;;
   esac
@@ -25,63 +31,120 @@ while [ $# -gt 0 ]; do
 done
 [ "$(id -u)" = 0 ] || fail "accounts and networks need root" "sudo $0 ..."
 [ -n "$people" ] || [ -n "$open" ] || fail "nobody may come in" "$usage"
+[ -z "$people" ] || [ -z "$open" ] || fail "--people and --open" "one of them"
 [ -z "$people" ] || [ -r "$people" ] || fail "$people cannot be read" "a file with one name a line"
-wrong=$([ -z "$people" ] || grep -vxE '[a-z][a-z0-9_-]{0,30}|' "$people" || true)
+[ -z "$password_file" ] || [ -r "$password_file" ] || fail "$password_file cannot be read" "a file with the password"
+names=$([ -z "$people" ] || tr -s '[:space:]' '\n' <"$people" | grep . || true)
+wrong=$(grep -vxE '[a-z][a-z0-9_-]{0,30}' <<<"${names:-a}" || true)
 [ -z "$wrong" ] || fail "no names of accounts: ${wrong//$'\n'/, }" "small letters, digits, - and _; a letter first, 31 at most"
-[ -z "$password" ] || [ ${#password} -ge 8 ] || fail "the password has ${#password} characters" "8 or more"
 [[ $memory =~ ^[0-9]+[GM]$ ]] || fail "--memory $memory" "a number with G or M, such as 4G"
-[[ $port =~ ^[0-9]{1,5}$ ]] || fail "--port $port" "a number up to 65535"
-[ -z "$certificate$key" ] || { openssl x509 -noout -in "$certificate" && openssl pkey -noout -in "$key"; } 2>/dev/null ||
-  fail "certificate or key cannot be read: $certificate, $key" "--certificate FILE --key FILE, both in PEM"
+[[ $processes =~ ^[0-9]+$ ]] || fail "--processes $processes" "a number, such as 1000"
+[[ $disk =~ ^([0-9]+[GM])?$ ]] || fail "--disk $disk" "a number with G or M, such as 5G"
+[[ $port =~ ^[0-9]{1,5}$ ]] && [ "$port" -gt 0 ] && [ "$port" -le 65535 ] || fail "--port $port" "a number up to 65535"
+[[ $host =~ ^[A-Za-z0-9.-]+$ ]] || fail "--host $host" "a name or an address, without a port"
+[[ $reach =~ ^([0-9]+(\.[0-9]+){3}(/[0-9]+)?(, )?)*$ ]] || fail "--reach $reach" "a network, such as 192.168.5.0/24"
+if [ -n "$certificate$key" ]; then
+  { openssl x509 -noout -in "$certificate" && openssl pkey -noout -in "$key"; } 2>/dev/null ||
+    fail "certificate or key cannot be read: $certificate, $key" "--certificate FILE --key FILE, both in PEM"
+fi
+room=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=server/room/settings.sh
+. "$room/settings.sh"
+mine() { [ "$(id -u "$1")" -ge $FIRST_UID ] && [ "$(id -u "$1")" -le $LAST_UID ]; }
+for name in $names instructor; do
+  ! id "$name" >/dev/null 2>&1 || mine "$name" ||
+    fail "$name is an account of this machine (number $(id -u "$name"))" "another name in $people"
+done
 
 packages=()
-for pair in git:git make:make ip:iproute2 iptables:iptables openssl:openssl curl:curl setpriv:util-linux; do
+for pair in git:git make:make ip:iproute2 nft:nftables nginx:nginx openssl:openssl curl:curl setpriv:util-linux; do
   command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
 done
+[ -z "$disk" ] || command -v setquota >/dev/null || packages+=(quota)
 python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
-[ ${#packages[@]} -eq 0 ] || { apt-get update -qq &&
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null; }
+if [ ${#packages[@]} -gt 0 ]; then
+  # Debian starts nginx with a page of its own as soon as it is installed.
+  command -v nginx >/dev/null || [ ! -d /run/systemd/system ] || systemctl --quiet mask nginx
+  { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
+    >/dev/null || fail "${packages[*]} cannot be installed (apt's own words are above)" "apt-get update; apt-get install ${packages[*]}"
+fi
+if [ -n "$disk" ] && ! quotaon -p "$(findmnt -no TARGET -T /home)" >/dev/null 2>&1; then
+  fail "--disk $disk: the file system of /home has no quotas" "mount it with usrquota, then quotacheck and quotaon; or leave --disk out"
+fi
 
 echo "The environment: /opt/workshop" >&2
 umask 022
-here=$(git -C "$(dirname "$0")" rev-parse --show-toplevel)
+here=$(git -C "$room" rev-parse --show-toplevel)
 for folder in /opt/workshop /opt/workshop/.git; do # root's, and others clone from there
   git config --system --get-all safe.directory | grep -qx $folder || git config --system --add safe.directory $folder
 done
 [ -d /opt/workshop ] || git clone --quiet --no-hardlinks "$here" /opt/workshop
-[ "$here" = /opt/workshop ] || { cd /opt/workshop && git fetch --quiet "$here" HEAD && git checkout --quiet --force -B main FETCH_HEAD; }
-export PATH=/opt/workshop/.venv/bin:$PATH
+[ "$here" = /opt/workshop ] || git -C /opt/workshop fetch --quiet "$here" HEAD
+[ "$here" = /opt/workshop ] || git -C /opt/workshop checkout --quiet --force -B main FETCH_HEAD
 make --no-print-directory -C /opt/workshop .venv/room
+find /opt/workshop -perm /022 ! -type l -exec chmod go-w {} + # uv's lock, for example
 
 umask 077
-mkdir -p /var/lib/workshop-room /etc/workshop-room && cd /etc/workshop-room
+mkdir -p $STATE/temporary $SETTINGS
+cd $SETTINGS
 getent group workshop-room >/dev/null || groupadd workshop-room
-word() { python3 -c "import secrets; print(secrets.token_urlsafe($1))"; }
+# People come in by the room alone: no ssh, cron, at, su, nor systemd of a user.
+alone="account requisite pam_succeed_if.so quiet user notingroup workshop-room"
+grep -qxF "$alone" /etc/pam.d/common-account || sed --in-place "1i $alone" /etc/pam.d/common-account
+(umask 022 && printf '%s\n' "auth requisite pam_succeed_if.so quiet user ingroup workshop-room" \
+  "auth required pam_unix.so nodelay" "account required pam_unix.so" >/etc/pam.d/workshop-room)
+word() { python3 -Ic "import secrets; print(secrets.token_urlsafe($1))"; }
 for secret in proxy.token instructor.password; do [ -s $secret ] || word 32 >$secret; done
-[ -z "$password" ] || echo "$password" >room.password
-[ -n "$people" ] || [ -s room.password ] || word 9 >room.password
-for name in $([ -z "$people" ] || cat "$people") ${people:+instructor}; do
+if [ -n "$password_file" ]; then
+  IFS= read -r password <"$password_file" || true
+  [ ${#password} -ge 8 ] || fail "the password in $password_file has ${#password} characters" "8 or more"
+  printf '%s\n' "$password" >room.password
+fi
+[ -z "$open" ] || [ -s room.password ] || word 9 >room.password
+if [ -n "$certificate" ]; then
+  cat "$certificate" >room.pem && cat "$key" >room.key
+elif [ ! -s room.pem ]; then
+  openssl req -x509 -newkey rsa:2048 -noenc -days 365 -subj "/CN=$host" -addext "subjectAltName=DNS:$host,DNS:*.$host" \
+    -keyout room.key -out room.pem 2>/dev/null || fail "no certificate for $host" "--certificate FILE --key FILE"
+fi
+{ echo "listen $port ssl;" && { [ ! -e /proc/net/if_inet6 ] || echo "listen [::]:$port ssl;"; }; } >listen.conf
+python3 -Ic 'import json, sys; port, host, memory, processes, disk, reach, people, *flags = sys.argv[1:]; print(json.dumps({
+  "port": int(port), "host": host, "memory": memory, "processes": int(processes), "disk": disk, "reach": reach,
+  "people": people.split(), "open": bool(flags[0]), "subdomains": bool(flags[1])}))' \
+  "$port" "$host" "$memory" "$processes" "$disk" "$reach" "$names" "$open" "$subdomains" >room.json
+for name in $names instructor; do
   if ! id "$name" >/dev/null 2>&1; then
-    useradd --create-home --shell /bin/bash --groups workshop-room "$name" && echo "$name $(word 9)" >>passwords.txt
-    tail -n 1 passwords.txt | tr ' ' : | chpasswd
+    make_account "$name"
+    /opt/workshop/server/room/room.sh password "$name" >/dev/null
   fi
 done
-if [ -n "$certificate" ]; then
-  cp "$certificate" room.pem && cp "$key" room.key
-elif [ ! -s room.pem ]; then
-  openssl req -x509 -newkey rsa:2048 -noenc -days 365 -subj "/CN=$host" -addext "subjectAltName=DNS:$host" \
-    -keyout room.key -out room.pem 2>/dev/null
-fi
-names=$([ -z "$people" ] || tr '\n' ' ' <"$people")
-echo "{\"port\": $port, \"memory\": \"$memory\", \"people\": \"$names\"}" >room.json
+reserve=/home/.workshop-room-reserve # the board gives it up when the disk is full
+[ -e $reserve ] || fallocate --length 1G $reserve || { rm -f $reserve && echo "No reserve: less than 1 GB is free" >&2; }
 
-/opt/workshop/server/room/room.sh start
-waited=0
-until curl --silent --insecure --fail --output /dev/null "https://127.0.0.1:$port/hub/health"; do
-  sleep 1
-  [ $((++waited)) -lt 120 ] || fail "the hub does not answer" "see /var/lib/workshop-room/hub.log and proxy.log"
+start=/opt/workshop/server/room/room.sh
+if [ -d /run/systemd/system ]; then
+  printf '%s\n' "[Unit]" "Description=The workshop's room" "After=network-online.target" "Wants=network-online.target" \
+    "[Service]" "Type=oneshot" "RemainAfterExit=yes" "ExecStart=$start start" "ExecStop=$start stop" \
+    "[Install]" "WantedBy=multi-user.target" >/etc/systemd/system/workshop-room.service
+  systemctl --quiet enable workshop-room
+elif [ -d /etc/cron.d ]; then
+  echo "@reboot root $start start" >/etc/cron.d/workshop-room
+else
+  echo "After a restart of this machine type: $start start" >&2
+fi
+$start restart
+others=$(getent passwd | awk -F: -v first=$FIRST_UID -v last=$LAST_UID '$3 >= first && $3 <= last && $1 != "instructor" {print $1}' |
+  grep -vxF "$names" || true)
+for name in $others; do
+  [ -n "$open" ] || /opt/workshop/server/room/person.sh leave "$name"
 done
 [ "$port" = 443 ] || host=$host:$port
-if [ -n "$people" ]; then file=passwords.txt admin=passwords.txt; else file=room.password admin=instructor.password; fi
-echo "The room:       https://$host, ${people:+names and passwords}${open:+any name, the password} in /etc/workshop-room/$file"
-echo "The instructor: https://$host/services/board, the name instructor, the password in /etc/workshop-room/$admin"
+if [ -n "$people" ]; then
+  echo "The room:       https://$host, names and passwords in $SETTINGS/passwords.txt"
+  echo "The instructor: https://$host/services/board, the name instructor, the password in $SETTINGS/passwords.txt"
+  [ -z "$others" ] || echo "No longer in the list: ${others//$'\n'/, }. They cannot log in; their files stay in /home."
+else
+  echo "The room:       https://$host, any name, the password in $SETTINGS/room.password"
+  echo "The instructor: https://$host/services/board, the name instructor, the password in $SETTINGS/instructor.password"
+  [ -z "$others" ] || echo "Who knows the room's password can log in as any of ${others//$'\n'/, }, too."
+fi

@@ -1,3 +1,38 @@
-"""Privileged tests are skipped where their powers are missing."""
+"""A room on a machine of its own, and a laptop with the browsers."""
 
-from workplace import pytest_runtest_setup  # noqa: F401 - a hook
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from machines import connect, machine
+from rooms import PEOPLE, SCRIPTS, Room
+from workplace import ROOT, pytest_runtest_setup  # noqa: F401 - a hook
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory) -> Iterator[Room]:
+    """Type the set-up on a new machine; two folders that may be full have disks of their own."""
+    folder = tmp_path_factory.mktemp("room")
+    with machine("room", folder / "root") as server, machine("laptop", folder / "laptop") as laptop:
+        connect(server, [laptop])
+        server.run("mount -t tmpfs -o size=3g,mode=755 tmpfs /home; mount -t tmpfs -o mode=755 tmpfs /run")
+        server.path("/root/names.txt").write_text("\n".join(PEOPLE))
+        # The packages come through this machine's own network, which the new one is not connected to.
+        online = ["nsenter", f"--target={server.pid}", "--mount", "--pid", "--root", "env", "--chdir=/", "bash", "-ec"]
+        install = f"git clone --quiet {ROOT} /opt/workshop; make -C /opt/workshop .venv/room"
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "MAKE"))
+        }
+        subprocess.run([*online, install], check=True, cwd="/", env=environment)
+        built = Room(server, laptop)
+        built.set_up("--people /root/names.txt --memory 1G")
+        lines = server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
+        built.passwords |= dict(line.split() for line in lines)
+        yield built
+        # Shown when a test failed.
+        print(server.run("tail --lines=100 /var/lib/workshop-room/*.log"))
+        server.run(f"{SCRIPTS}/room.sh stop")
+        assert "workshop" not in server.run("nft list ruleset; ip link; ip netns list; ls /run/workshop-room")

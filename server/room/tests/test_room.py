@@ -5,103 +5,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import re
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from browsing import chromium
-from machines import Machine, connect, machine, network
-from playwright.sync_api import Page, expect
-from workplace import ROOT, wait_for
+from playwright.sync_api import expect
+from rooms import ADDRESS, LAB_SECONDS, PEOPLE, SUPERVISOR
+from workplace import wait_for
 
 pytestmark = pytest.mark.privileged
-PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
-ADDRESS = "https://10.98.1.1:8443"  # of the machine, as `machines.connect` gives it
 CHAPTER_1 = " ".join(f"1_starting_point/{name}.ipynb" for name in ("make_processed_data", "model_linreg", "model_rf"))
 # Of all processes of a person; pages that several share count once. Some end meanwhile.
 MEMORY = (
     "pgrep --uid {name} | sed 's|.*|/proc/&/smaps_rollup|' | xargs cat 2>/dev/null | "
     "awk '/^Pss:/ {{kB += $2}} END {{print int(kB / 1024)}}'"
 )
-SUPERVISOR = "/opt/workshop/.venv/bin/supervisorctl --configuration /opt/workshop/server/room/supervisord.conf"
-LAB_SECONDS = 180
 README = Path(__file__).parents[1] / "README.md"
-
-
-@dataclass
-class Room:
-    """The machine, and the passwords of the people."""
-
-    server: Machine
-    laptop: Machine  # with the browsers: one gives up what it loads when a network is added to its own machine
-    passwords: dict[str, str] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def page(self, name: str) -> Iterator[Page]:
-        """Provide a page of a person's browser, logged in through the form."""
-        with network(self.laptop.pid), chromium() as browser:
-            page = browser.new_context(ignore_https_errors=True).new_page()
-            page.goto(ADDRESS)
-            page.fill("#username_input", name)
-            page.fill("#password_input", self.passwords[name])
-            page.click("#login_submit")
-            yield page
-
-    def types(self, name: str, text: str, **options) -> subprocess.CompletedProcess:
-        """Type a command as a person, in the person's network and clone."""
-        enter = f"cd ~{name}/workshop; PATH=/opt/workshop/.venv/bin:$PATH; export HOME=/home/{name}"
-        person = f'exec /opt/workshop/server/room/person.sh run {name} sh -c "$1"'
-        command = self.server.command("sh", "-c", f"{enter}; {person}", "sh", text)
-        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-    def answers(self, name: str, port: int) -> bool:
-        """Say whether a server of this person answers."""
-        return self.types(name, f"curl --fail --silent http://127.0.0.1:{port}/health").returncode == 0
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory) -> Iterator[Room]:
-    """Type the set-up on a new machine."""
-    folder = tmp_path_factory.mktemp("room")
-    with machine("room", folder / "root") as server, machine("laptop", folder / "laptop") as laptop:
-        connect(server, [laptop])
-        server.path("/root/names.txt").write_text("\n".join(PEOPLE))
-        # The packages come through this machine's own network, which the new one is not connected to.
-        online = ["nsenter", f"--target={server.pid}", "--mount", "--pid", "--root", "env", "--chdir=/", "bash", "-ec"]
-        install = f"git clone --quiet {ROOT} /opt/workshop; make -C /opt/workshop .venv/room"
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "MAKE"))
-        }
-        subprocess.run([*online, install], check=True, cwd="/", env=environment)
-        server.run(f"{ROOT}/server/room/setup.sh --people /root/names.txt --port 8443 --memory 1G")
-        lines = server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
-        yield Room(server, laptop, dict(line.split() for line in lines))
-        # Shown when a test failed.
-        print(server.run("tail --lines=100 /var/lib/workshop-room/hub.log /var/lib/workshop-room/proxy.log"))
-        server.run("/opt/workshop/server/room/room.sh stop")
-
-
-def open_lab(room: Room, name: str) -> float:
-    """Log in and wait for the start page in JupyterLab; return the seconds."""
-    began = time.monotonic()
-    with room.page(name) as page:
-        expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
-    return time.monotonic() - began
 
 
 def test_people_log_in_and_reach_nothing_of_each_other(room):
     """Five browsers come at once; then each tries the next one's servers, pages and files."""
     with ThreadPoolExecutor(len(PEOPLE)) as pool:
-        print(dict(zip(PEOPLE, pool.map(lambda name: open_lab(room, name), PEOPLE), strict=True)))
+        print(dict(zip(PEOPLE, pool.map(room.open_lab, PEOPLE), strict=True)))
     for name, other in zip(PEOPLE, PEOPLE[1:] + PEOPLE[:1], strict=True):
         number = int(room.server.run(f"id -u {other}"))
         wait_for(functools.partial(room.answers, other, 5000), LAB_SECONDS)  # it starts after the page
@@ -159,7 +89,7 @@ def test_servers_outlive_the_hub(room):
     wait_for(
         lambda: not room.server.run(f"curl --insecure --silent --fail {ADDRESS}/hub/health >/dev/null || echo down"), 60
     )
-    open_lab(room, PEOPLE[0])
+    room.open_lab(PEOPLE[0])
 
 
 def test_greedy_kernel_hits_its_person_alone(room):
@@ -188,7 +118,7 @@ def test_stopped_person_leaves_no_process_and_loses_nothing(room):
         page.click("#stop")
         expect(page.locator("#start")).to_have_text("Start My Server", timeout=60_000)
         wait_for(lambda: not room.server.run(f"pgrep --uid {name} || true"), 60)
-    open_lab(room, name)
+    room.open_lab(name)
     wait_for(lambda: room.answers(name, 5000), LAB_SECONDS)
     find = "python -c 'import mlflow; print(mlflow.search_runs(output_format=\"list\")[0].info.run_name)'"
     assert room.types(name, f'eval "$(workshop config --export)"; {find}').stdout == "kept\n"
@@ -210,9 +140,10 @@ def test_link_brings_updates_and_overwrites_nothing(room):
 
 def test_open_room_takes_any_name_but_the_machines(room):
     """One password for all; a name that the machine itself uses is refused, with the reason."""
-    room.server.run(f"{ROOT}/server/room/setup.sh --open --password 'on the board' --port 8443")
+    room.server.path("/root/password").write_text("on the board")
+    room.set_up("--open --password-file /root/password")
     room.passwords |= dict.fromkeys(("gauss", "daemon"), "on the board")
-    open_lab(room, "gauss")
+    room.open_lab("gauss")
     with room.page("daemon") as page:
         expect(page.get_by_text("The name daemon is taken")).to_be_visible(timeout=LAB_SECONDS * 1000)
 
@@ -220,10 +151,11 @@ def test_open_room_takes_any_name_but_the_machines(room):
 @pytest.mark.soak
 def test_twenty_people_on_one_machine(room):
     """They come, run chapter 1 and chapter 2's first notebook together, and four of them the pipeline."""
-    room.server.run(f"{ROOT}/server/room/setup.sh --open --password 'on the board' --port 8443")
+    room.server.path("/root/password").write_text("on the board")
+    room.set_up("--open --password-file /root/password")
     names = [f"person{number}" for number in range(20)]
     room.passwords |= dict.fromkeys(names, "on the board")
-    log_in = functools.partial(open_lab, room)
+    log_in = room.open_lab
     print("| what | seconds until all have it | MB a person |", "| --- | --- | --- |", sep="\n")
 
     def do(what: str, action: Callable[[str], object], some: list[str]) -> None:

@@ -1,0 +1,60 @@
+"""A room as its people reach it: by a browser on a laptop, and by what they type."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from browsing import chromium
+from machines import Machine, network
+from playwright.sync_api import Page, expect
+from workplace import ROOT
+
+PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
+ADDRESS = "https://10.98.1.1:8443"  # of the machine, as `machines.connect` gives it
+LAB_SECONDS = 180
+SCRIPTS = "/opt/workshop/server/room"
+SUPERVISOR = f"/opt/workshop/.venv/bin/supervisorctl --configuration {SCRIPTS}/supervisord.conf"
+
+
+@dataclass
+class Room:
+    """The machine, and the passwords of the people."""
+
+    server: Machine
+    laptop: Machine  # with the browsers: one gives up what it loads when a network is added to its own machine
+    passwords: dict[str, str] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def page(self, name: str) -> Iterator[Page]:
+        """Provide a page of a person's browser, logged in through the form."""
+        with network(self.laptop.pid), chromium() as browser:
+            page = browser.new_context(ignore_https_errors=True).new_page()
+            page.goto(ADDRESS)
+            page.fill("#username_input", name)
+            page.fill("#password_input", self.passwords[name])
+            page.click("#login_submit")
+            yield page
+
+    def types(self, name: str, text: str, **options) -> subprocess.CompletedProcess:
+        """Type a command as a person, in the person's network and clone."""
+        command = self.server.command(f"{SCRIPTS}/person.sh", "run", name, "sh", "-c", text)
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+    def answers(self, name: str, port: int) -> bool:
+        """Say whether a server of this person answers."""
+        return self.types(name, f"curl --fail --silent http://127.0.0.1:{port}/health").returncode == 0
+
+    def open_lab(self, name: str) -> float:
+        """Log in and wait for the start page in JupyterLab; return the seconds."""
+        began = time.monotonic()
+        with self.page(name) as page:
+            expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
+        return time.monotonic() - began
+
+    def set_up(self, *options: str) -> str:
+        """Type the set-up, with the port of the tests; return what it prints."""
+        return self.server.run(f"{ROOT}/server/room/setup.sh {' '.join(options)} --port 8443")
