@@ -105,7 +105,7 @@ class RoomAuthenticator(Authenticator):
         await asyncio.sleep(WRONG_PASSWORD_SECONDS)
         return None
 
-    async def refresh_user(self, user, handler=None) -> bool:
+    async def refresh_user(self, user, _handler=None) -> bool:
         """Return whether the name of an open session is still one of the room's."""
         return self.check_allowed(user.name)
 
@@ -125,7 +125,7 @@ class ListAuthenticator(RoomAuthenticator, PAMAuthenticator):
 class OpenAuthenticator(RoomAuthenticator):
     """Anybody who knows the room's password; the instructor has another one."""
 
-    async def is_right(self, handler: BaseHandler, data: dict[str, str]) -> bool:
+    async def is_right(self, _handler: BaseHandler, data: dict[str, str]) -> bool:
         """Compare passwords, in a time that does not depend on them."""
         file = "instructor.password" if data["username"] == people.INSTRUCTOR else "room.password"
         return compare_digest(data["password"].encode(), secret(file).encode())
@@ -147,6 +147,7 @@ c.JupyterHub.cookie_secret_file = str(STATE / "cookie_secret")
 c.JupyterHub.template_paths = [str(HERE)]
 # JupyterLabs and the proxy outlive the hub.
 c.JupyterHub.cleanup_servers = False
+c.JupyterHub.last_activity_interval = 30  # which also gives a proxy that started again its routes
 c.ConfigurableHTTPProxy.should_start = False
 c.ConfigurableHTTPProxy.auth_token = secret("proxy.token")
 
@@ -170,7 +171,7 @@ else:
 
 c.JupyterHub.load_roles = [
     # Without tokens, which would outlive a log-in, and without shares.
-    {"name": "user", "scopes": ["servers!user", "access:servers!user", "users:activity!user"]},
+    {"name": "user", "scopes": ["read:users!user", "servers!user", "access:servers!user", "users:activity!user"]},
     {
         "name": "instructor",
         "users": [people.INSTRUCTOR],
