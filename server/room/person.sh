@@ -73,7 +73,7 @@ connect() {
 # shellcheck disable=SC2016
 CLONE='
   cd; umask 077
-  export GIT_CONFIG_GLOBAL=/dev/null GIT_TEMPLATE_DIR= GIT_TERMINAL_PROMPT=0
+  export GIT_CONFIG_GLOBAL=/dev/null GIT_TEMPLATE_DIR= GIT_TERMINAL_PROMPT=0 GIT_COMMITTER_EMAIL="$USER@localhost" # else DNS is asked
   if [ ! -e workshop/.git/HEAD ]; then
     rm -rf workshop.new
     git clone --quiet --shared /opt/workshop workshop.new
@@ -108,16 +108,15 @@ case $command in
     run "$@"
     ;;
   leave)
-    # By user and not by namespace, cgroup or terminal, which a process can leave. 0 asks whether there is one.
-    as_person() { setpriv --reuid "$number" --regid "$number" --clear-groups sh -c "kill -$1 -1" 2>/dev/null; }
+    # By user, and not by namespace, cgroup or terminal, which a process can leave; all at once, for a process forks.
     for signal in TERM KILL KILL KILL; do
-      as_person $signal || break
+      pgrep --uid "$number" >/dev/null || break
+      setpriv --reuid "$number" --regid "$number" --clear-groups sh -c "kill -$signal -1" || true
       for _ in 1 2 3 4 5 6 7 8 9 10; do
-        as_person 0 || break 2
-        sleep 1
+        ! pgrep --uid "$number" >/dev/null || sleep 1
       done
     done
-    ! as_person 0 || fail "Processes of $name cannot be ended." "ps -u $name"
+    ! pgrep --uid "$number" >/dev/null || fail "Processes of $name cannot be ended." "ps -u $name"
     rm -rf "$temporary"
     ;;
   *) fail "person.sh $command" "person.sh enter | run | leave NAME" ;;

@@ -59,8 +59,11 @@ start() {
   waited=0
   until is_up; do
     sleep 1
-    [ $((waited += 1)) -lt 120 ] || fail "The room does not answer: $(ask status | tr -s '\n ' '; ')" \
-      "see hub.log, proxy.log and nginx.log in $STATE; ss -ltnp says who has port $(setting port)"
+    [ $((waited += 1)) -lt 120 ] || {
+      ask status >&2 || true
+      for name in nginx proxy hub; do tail --lines=3 "$STATE/$name.log" >&2; done
+      fail "The room does not answer (the last lines of its logs are above)" "ss -ltnp says who has port $(setting port)"
+    }
   done
 }
 

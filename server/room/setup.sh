@@ -57,7 +57,7 @@ for name in $names instructor; do
 done
 
 packages=()
-for pair in git:git make:make ip:iproute2 nft:nftables nginx:nginx openssl:openssl curl:curl setpriv:util-linux; do
+for pair in git:git make:make ip:iproute2 nft:nftables nginx:nginx openssl:openssl curl:curl pgrep:procps setpriv:util-linux; do
   command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
 done
 [ -z "$disk" ] || command -v setquota >/dev/null || packages+=(quota)
