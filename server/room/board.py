@@ -30,6 +30,7 @@ CHECK_SECONDS = 300  # a check takes two to three seconds of a processor
 QUIET_SECONDS = 60  # after a log-in, when many log in at once
 REST_SECONDS = 1200
 DISK_SECONDS = 300
+DEADLINE = 60
 CHECKS = asyncio.Semaphore(4)  # at once: who makes a check hang keeps one of them for its deadline
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
 HOMES, RESERVE = Path("/home"), Path("/home/.workshop-room-reserve")
@@ -97,7 +98,7 @@ class Person:
         """How long nothing was done, up to the last check."""
         return int((self.checked - self.since) / 60)
 
-    async def run(self, *words: str, seconds: float = 60) -> bytes:
+    async def run(self, *words: str, seconds: float = DEADLINE) -> bytes:
         """Run a command as the person, in the person's network, limits and clone; return what it prints."""
         return await run(PERSON, "run", self.name, "nice", *words, seconds=seconds)
 

@@ -79,7 +79,9 @@ def test_one_log_in_waits_for_no_other(attacked):
     """While the folder of one person is being made, which a full pipe holds up, another person comes in."""
     attacked.types(ADA, "rm -rf ~/workshop ~/workshop.new; mkfifo ~/.mlflow-hold; rm -rf ~/.mlflow")
     slow = subprocess.Popen(
-        attacked.server.command("flock", f"/run/workshop-room/{attacked.server.run(f'id -u {ADA}').strip()}.lock", "sleep", "60")
+        attacked.server.command(
+            "flock", f"/run/workshop-room/{attacked.server.run(f'id -u {ADA}').strip()}.lock", "sleep", "60"
+        )
     )
     began = time.monotonic()
     attacked.server.run(f"{SCRIPTS}/person.sh enter {BOOLE}")
@@ -104,7 +106,9 @@ def test_ports_of_the_hub_cannot_be_taken(attacked):
 def test_process_outside_of_its_network_reaches_nothing(attacked):
     """Started by cron, say, a program of a person reaches no server on this machine or elsewhere, and serves nobody."""
     serve(attacked.laptop, "10.98.1.2", 9001)
-    wait_for(lambda: "200" in attacked.server.run("curl -so /dev/null -w '%{http_code}' http://10.98.1.2:9001 || true"), 20)
+    wait_for(
+        lambda: "200" in attacked.server.run("curl -so /dev/null -w '%{http_code}' http://10.98.1.2:9001 || true"), 20
+    )
     for address in ("http://10.98.1.2:9001", f"{ADDRESS}/hub/login", "https://127.0.0.1:8443", HUB):
         assert code(outside(attacked, ADA, f"curl --insecure --silent --max-time 3 {address}")) in FAILED
     outside(attacked, ADA, "python3 -m http.server 9002 >/dev/null 2>&1 &")
@@ -166,7 +170,9 @@ def test_only_the_page_is_reached_from_outside(attacked):
 
 def test_wrong_passwords_are_limited_by_address(attacked):
     """Sixty guesses at once: at most thirty-one reach the hub, and a log-in from elsewhere takes no longer."""
-    guess = f"curl --insecure --silent --output /dev/null -w '%{{http_code}}\\n' --data username={ADA} --data password=x"
+    guess = (
+        f"curl --insecure --silent --output /dev/null -w '%{{http_code}}\\n' --data username={ADA} --data password=x"
+    )
     codes = attacked.laptop.run(f"for n in $(seq 60); do {guess} {ADDRESS}/hub/login & done; wait").split()
     assert codes.count("429") >= 25
     began = time.monotonic()
@@ -211,7 +217,9 @@ def test_name_taken_out_of_the_list_is_gone_and_keeps_its_work(attacked):
     attacked.set_up("--people /root/names.txt --memory 1G")
     assert attacked.server.run(f"cat /home/{BOOLE}/mine") == "mine\n"
     attacked.server.run(f"{SCRIPTS}/room.sh password {BOOLE}")
-    new = dict(line.split() for line in attacked.server.path("/etc/workshop-room/passwords.txt").read_text().splitlines())
+    new = dict(
+        line.split() for line in attacked.server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
+    )
     assert new[BOOLE] != attacked.passwords[BOOLE] and len(new) == len(PEOPLE) + 1
     attacked.passwords |= new
 
@@ -248,5 +256,7 @@ def test_installation_is_roots_alone(attacked):
     """No person can write what others run; secrets and the passwords are root's; no password was in a command line."""
     assert attacked.types(ADA, "find /opt/workshop -writable ! -type l | head").stdout == ""
     for place in ("/etc/workshop-room/passwords.txt", "/run/workshop-room/jupyterhub.sqlite", "/var/lib/workshop-room"):
-        assert "ermission denied" in attacked.types(ADA, f"ls {place}").stderr + attacked.types(ADA, f"cat {place}").stderr
+        assert (
+            "ermission denied" in attacked.types(ADA, f"ls {place}").stderr + attacked.types(ADA, f"cat {place}").stderr
+        )
     assert attacked.server.run("stat --format %a /home/curie").strip() == "700"  # who has never logged in
