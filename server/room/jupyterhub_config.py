@@ -9,7 +9,7 @@ from pathlib import Path
 from secrets import compare_digest
 from typing import ClassVar
 
-from jupyterhub.auth import Authenticator, PAMAuthenticator
+from jupyterhub.auth import PAMAuthenticator
 from jupyterhub.handlers import BaseHandler
 from jupyterhub.spawner import LocalProcessSpawner
 from tornado.web import HTTPError, authenticated
@@ -93,42 +93,35 @@ class Update(BaseHandler):
         self.finish(await self.render_template("update.html", words=words))
 
 
-class RoomAuthenticator(Authenticator):
-    """Knows the names of the room alone, and delays wrong passwords without a thread."""
+class RoomAuthenticator(PAMAuthenticator):
+    """Asks for names of the room alone, and delays wrong passwords without a thread, for which others would wait."""
 
     async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
-        """Return the name if the password is right."""
+        """Return the name if the password is PAM's, or in an open room the room's; the instructor has another one."""
         name = self.normalize_username(data["username"])
-        is_known = self.validate_username(name) and self.check_allowed(name)
-        if is_known and await self.is_right(handler, data | {"username": name}):
+        is_right = False
+        if self.validate_username(name) and self.check_allowed(name):
+            if room["open"]:
+                right = secret("instructor.password" if name == people.INSTRUCTOR else "room.password")
+                is_right = compare_digest(data["password"].encode(), right.encode())
+            else:
+                is_right = await super().authenticate(handler, data | {"username": name}) is not None
+        if is_right:
             return name
         await asyncio.sleep(WRONG_PASSWORD_SECONDS)
         return None
+
+    def system_user_exists(self, _user) -> bool:
+        """Say that there is an account: `person.sh` makes those of an open room."""
+        return True
 
     async def refresh_user(self, user, _handler=None) -> bool:
         """Return whether the name of an open session is still one of the room's."""
         return self.check_allowed(user.name)
 
     def get_handlers(self, app) -> list[tuple[str, type[BaseHandler]]]:
-        """Add the update, which needs the log-in, to the pages of the hub."""
+        """Add the update to the pages of the hub."""
         return [*super().get_handlers(app), ("/update", Update)]
-
-
-class ListAuthenticator(RoomAuthenticator, PAMAuthenticator):
-    """People of a list, each with a password of the machine."""
-
-    async def is_right(self, handler: BaseHandler, data: dict[str, str]) -> bool:
-        """Ask PAM."""
-        return await PAMAuthenticator.authenticate(self, handler, data) is not None
-
-
-class OpenAuthenticator(RoomAuthenticator):
-    """Anybody who knows the room's password; the instructor has another one."""
-
-    async def is_right(self, _handler: BaseHandler, data: dict[str, str]) -> bool:
-        """Compare passwords, in a time that does not depend on them."""
-        file = "instructor.password" if data["username"] == people.INSTRUCTOR else "room.password"
-        return compare_digest(data["password"].encode(), secret(file).encode())
 
 
 def secret(name: str) -> str:
@@ -158,12 +151,10 @@ c.Spawner.disable_user_config = True  # JupyterLab has that of the installation
 c.Spawner.args = ["--ServerApp.allow_remote_access=True", "--ServerApp.jpserver_extensions={'nbgitpuller': False}"]
 
 c.Authenticator.username_pattern = r"[a-z][a-z0-9_-]{0,30}\Z"
-if room["open"]:
-    c.JupyterHub.authenticator_class = OpenAuthenticator
-    c.Authenticator.allow_all = True
-else:
-    c.JupyterHub.authenticator_class = ListAuthenticator
-    c.PAMAuthenticator.service = "workshop-room"
+c.JupyterHub.authenticator_class = RoomAuthenticator
+c.PAMAuthenticator.service = "workshop-room"
+c.Authenticator.allow_all = room["open"]
+if not room["open"]:
     c.Authenticator.allowed_users = allowed = {*room["people"], people.INSTRUCTOR}
     c.Authenticator.allow_existing_users = False
     # Of a name that was taken out of the list the hub ends the server when it starts.

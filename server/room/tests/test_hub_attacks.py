@@ -145,7 +145,6 @@ def test_name_out_of_the_list_is_out_and_loses_nothing(room):
         expect(page.get_by_text("Invalid username or password")).to_be_visible(timeout=30_000)
     assert "START.md" in room.server.run("ls /home/euler/workshop")
     restart_hub(room, f"cp /root/room.json {settings}")
-    room.open_lab("euler")
 
 
 def test_trouble_of_one_person_is_one_row_of_the_board(room):
