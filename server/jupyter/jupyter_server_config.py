@@ -21,7 +21,7 @@ from workshop.settings import get_settings
 
 c = get_config()  # noqa: F821 - Jupyter gives it
 settings = get_settings()
-folder = settings.jupyter
+folder = Path(__file__).parent  # not the clone's, in a room
 
 # Kernels and terminals get this process's environment: the servers' addresses, and this Python's programs first.
 os.environ.update(ports_for_shell(settings, lambda _: None).exports())  # also before the servers have started

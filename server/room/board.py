@@ -3,28 +3,60 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import pwd
+import shutil
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
+from typing import Annotated, Any
+from urllib.parse import quote, urlparse
 
 import psutil
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
+from people import INSTRUCTOR, PERSON, Trouble, run
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from tornado.escape import xhtml_escape
 from tornado.httpclient import AsyncHTTPClient
+from tornado.httpclient import HTTPError as HubError
 from tornado.httpserver import HTTPServer
-from tornado.web import Application, RequestHandler, authenticated
+from tornado.web import Application, HTTPError, RequestHandler, authenticated
 
 CHECK_SECONDS = 300  # a check takes two to three seconds of a processor
 QUIET_SECONDS = 60  # after a log-in, when many log in at once
-INSTRUCTOR = "instructor"
 REST_SECONDS = 1200
+DISK_SECONDS = 300
+DEADLINE = 120
+CHECKS = asyncio.Semaphore(3)  # at once: who makes a check hang keeps one of them for its deadline
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
+HOMES, RESERVE = Path("/home"), Path("/home/.workshop-room-reserve")
+LOW_BYTES = 300_000_000
+# Prints a notebook's sources, and its outputs as far as they are text.
+NOTEBOOK = (
+    "jupyter",
+    "nbconvert",
+    "--stdout",
+    "--to=markdown",
+    "--log-level=ERROR",
+    "--NbConvertBase.display_data_priority=text/plain",
+)
+
+
+class Step(BaseModel):
+    """A step as `workshop check` prints it; the person could have written it as well."""
+
+    chapter: int | None = None
+    title: str = Field("", max_length=200)
+    reason: str | None = Field(None, max_length=1000)
+    done: bool = False
+    minutes: int = 10**6
+
+
+STEPS = TypeAdapter(Annotated[list[Step], Field(max_length=200)])
 
 
 @dataclass
@@ -32,54 +64,86 @@ class Person:
     """What is known of a person: what `workshop check` said last, when, and since when it says the same."""
 
     name: str
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    user: dict[str, Any] = field(default_factory=dict)  # as the hub has it
+    steps: list[Step] = field(default_factory=list)
+    trouble: str = ""  # why the last check failed
+    tried: float = 0
     checked: float = 0
     since: float = 0
     rested: float = 0  # when the person did something last, before the servers of chapter 4 were ended
+    measured: float = 0
+    disk_MB: int | None = 0  # None if there are too many files to count
+    memory_MB: int = 0
+    task: asyncio.Task[None] | None = None
 
     @property
-    def next(self) -> dict[str, Any]:
+    def server(self) -> dict[str, Any] | None:
+        """What the hub knows of the person's JupyterLab, while it runs."""
+        server = self.user["servers"].get("")
+        return server if server and server["ready"] else None
+
+    @property
+    def next(self) -> Step:
         """The first open step after the last one that is done."""
-        last = max((place for place, step in enumerate(self.steps, 1) if step["done"]), default=0)
-        steps = self.steps[last:] + self.steps[:last]
-        return next((step for step in steps if not step["done"]), {"chapter": "", "title": "", "reason": ""})
+        last = max((place for place, step in enumerate(self.steps, 1) if step.done), default=0)
+        return next((step for step in self.steps[last:] + self.steps[:last] if not step.done), Step())
 
     @property
     def is_stuck(self) -> bool:
         """Whether nothing was done for twice the minutes that the timetable has for the next step."""
-        return self.minutes > 2 * self.next.get("minutes", self.minutes)
+        return self.minutes > 2 * self.next.minutes
 
     @property
     def minutes(self) -> int:
         """How long nothing was done, up to the last check."""
         return int((self.checked - self.since) / 60)
 
-    @property
-    def megabytes(self) -> int:
-        """The memory of all that the person runs; pages that processes share count once."""
-        uid, total = pwd.getpwnam(self.name).pw_uid, 0
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.uids().real == uid:
-                    total += process.memory_full_info().pss
-        return total // 2**20
-
-    async def run(self, *words: str) -> bytes:
-        """Run a command as the person, in the person's network and clone; return what it prints."""
-        home = pwd.getpwnam(self.name).pw_dir
-        process = await asyncio.create_subprocess_exec(
-            *(Path(__file__).with_name("person.sh"), "run", self.name, "nice", *words), cwd=f"{home}/workshop",
-            env={"HOME": home, "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        return (await process.communicate())[0]
+    async def run(self, *words: str, seconds: float = DEADLINE) -> bytes:
+        """Run a command as the person, in the person's network, limits and clone; return what it prints."""
+        return await run(PERSON, "run", self.name, "nice", *words, seconds=seconds)
 
     async def check(self) -> None:
         """Ask `workshop check`."""
-        before = [step["done"] for step in self.steps]
-        with contextlib.suppress(ValueError):
-            self.steps, self.checked = json.loads(await self.run("workshop", "check", "--json")), time.time()
-        if not self.since or before != [step["done"] for step in self.steps]:
+        self.tried, before = time.time(), [step.done for step in self.steps]
+        async with CHECKS:
+            out = await self.run("sh", "-c", "cd ~/workshop && exec workshop check --json")
+        try:
+            self.steps, self.checked, self.trouble = STEPS.validate_json(out), time.time(), ""
+        except ValidationError as error:
+            raise Trouble(f"it printed no steps: {error.errors()[0]['msg']}") from None
+        if not self.since or before != [step.done for step in self.steps]:
             self.since = self.checked
+
+    async def measure(self) -> None:
+        """Add up the person's files, as root: a folder can be closed to its owner."""
+        self.measured, account = time.time(), pwd.getpwnam(self.name)
+        folders = [account.pw_dir, f"/var/lib/workshop-room/temporary/{account.pw_uid}"]
+        try:
+            out = await run("sh", "-c", 'nice du -sxmc "$@" 2>/dev/null | tail -n 1', "sh", *folders)
+            self.disk_MB = int(out.split()[0])
+        except Trouble:
+            self.disk_MB = None
+
+    async def follow(self) -> None:
+        """Look at the person again and again."""
+        while True:
+            try:
+                await self.look(time.time())
+            except Exception as error:  # noqa: BLE001 - the person's row says it, and the other rows are right
+                self.trouble = str(error) or repr(error)
+            await asyncio.sleep(10)
+
+    async def look(self, now: float) -> None:
+        """Measure, check, or end servers that nobody uses, as far as it is time for it."""
+        if now > self.measured + DISK_SECONDS:
+            await self.measure()
+        if self.server:
+            begun, last = seconds(self.server["started"]), seconds(self.user["last_activity"])
+            if last > self.checked and now > max(self.tried + CHECK_SECONDS, begun + QUIET_SECONDS):
+                await self.check()
+            elif last < now - REST_SECONDS and self.rested != last:
+                self.rested = last
+                await self.run("workshop", "down", "dask-workers", "dask-scheduler", "dashboard")
 
 
 people: dict[str, Person] = {}
@@ -90,48 +154,109 @@ def seconds(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-async def users() -> list[dict[str, Any]]:
-    """Return what the hub knows of those who are not instructors."""
+async def ask_hub(path: str, method: str = "GET") -> Any:
+    """Return the answer of the hub's API."""
     headers = {"Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}"}
-    answer = await AsyncHTTPClient().fetch(f"{os.environ['JUPYTERHUB_API_URL']}/users", headers=headers)
-    people = [user for user in json.loads(answer.body) if user["name"] != INSTRUCTOR]
-    return [user | {"server": user["servers"].get("")} for user in people]
+    address = f"{os.environ['JUPYTERHUB_API_URL']}/{path}"
+    answer = await AsyncHTTPClient().fetch(address, method=method, headers=headers, request_timeout=60)
+    return json.loads(answer.body or "null")
 
 
-async def check_all() -> None:
-    """Check those who did something since the last time, one after the other, again and again."""
+def measure_memory() -> None:
+    """Add up the memory of all that each person runs; pages that processes share count once."""
+    bytes_of: Counter[int] = Counter()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            bytes_of[process.uids().real] += process.memory_full_info().pss
+    for person in people.values():
+        with suppress(KeyError):
+            person.memory_MB = bytes_of[pwd.getpwnam(person.name).pw_uid] // 2**20
+
+
+def keep_reserve() -> None:
+    """Free the reserve when the disk is nearly full; make it again when there is room for three of it."""
+    usage = shutil.disk_usage(HOMES)
+    size = min(10**9, usage.total // 50)
+    if usage.free < LOW_BYTES:
+        RESERVE.unlink(missing_ok=True)
+    elif usage.free > LOW_BYTES + 3 * size and not RESERVE.exists():
+        with RESERVE.open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+async def watch() -> None:
+    """Ask the hub who is there, and look at memory and disk, again and again."""
     while True:
-        with contextlib.suppress(OSError):  # while the hub starts again
-            for user in await users():
-                person = people.setdefault(user["name"], Person(user["name"]))
-                if not (server := user["server"]):
-                    continue
-                begun, last = seconds(server["started"]), seconds(server["last_activity"])
-                if last > person.checked and time.time() > max(person.checked + CHECK_SECONDS, begun + QUIET_SECONDS):
-                    await person.check()
-                elif last < time.time() - REST_SECONDS and person.rested != last:
-                    person.rested = last
-                    await person.run("workshop", "down", "dask-workers", "dask-scheduler", "dashboard")
+        with suppress(OSError, HubError):  # while the hub starts again
+            await asyncio.to_thread(keep_reserve)
+            for user in await ask_hub("users?limit=200"):
+                if user["name"] != INSTRUCTOR:
+                    person = people.setdefault(user["name"], Person(user["name"]))
+                    person.user = user
+                    person.task = person.task or asyncio.create_task(person.follow())
         await asyncio.sleep(10)
 
 
 class Board(HubOAuthenticated, RequestHandler):
     """Shows the room to those who may see this service."""
 
+    def set_default_headers(self) -> None:
+        """Let the page run nothing."""
+        policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+        self.set_header("Content-Security-Policy", policy)
+        self.set_header("X-Content-Type-Options", "nosniff")
+
     @authenticated
     async def get(self) -> None:
-        """Answer with the table."""
-        rows = [(user, people.get(user["name"], Person(user["name"]))) for user in await users()]
-        self.render("board.html", rows=rows, now=time.time(), seconds=seconds)
+        """Answer with the table; where the disk is nearly full, those who use most of it come first."""
+        await asyncio.to_thread(measure_memory)
+        usage, rows = shutil.disk_usage(HOMES), [people[name] for name in sorted(people)]
+        is_short = usage.free < usage.total / 20
+        if is_short:
+            rows.sort(key=lambda person: -1e9 if person.disk_MB is None else -person.disk_MB)
+        self.render("board.html", rows=rows, now=time.time(), seconds=seconds, usage=usage, is_short=is_short)
+
+    @authenticated
+    async def post(self) -> None:
+        """End a person's server."""
+        if (name := self.get_body_argument("name")) not in people:
+            raise HTTPError(404)
+        await ask_hub(f"users/{name}/server", "DELETE")
+        self.redirect(PREFIX)
+
+
+class Files(Board):
+    """Shows a file of a person's clone as plain text, and a folder as links. The person's own user reads it."""
+
+    @authenticated
+    async def get(self, name: str, path: str) -> None:
+        """Answer with a folder if the path ends with /, else with a file."""
+        if name not in people or ".." in path.split("/"):
+            raise HTTPError(404)
+        is_folder, path = path.endswith("/"), f"./{path}"
+        show = ("ls", "-1ApN") if is_folder else NOTEBOOK if path.endswith(".ipynb") else ("head", "--bytes=100000")
+        try:
+            out = await people[name].run(*show, path, seconds=20)
+        except Trouble as trouble:
+            is_folder, out = False, f"Not shown: {trouble}".encode()
+        if is_folder:
+            names = out.decode(errors="replace").splitlines()
+            self.finish("<br>".join(f'<a href="./{quote(each)}">{xhtml_escape(each)}</a>' for each in names))
+        else:
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
+            self.finish(out)
 
 
 async def main() -> None:
     """Serve the page."""
-    routes = [(PREFIX, Board), (f"{PREFIX}oauth_callback", HubOAuthCallbackHandler)]
-    application = Application(routes, cookie_secret=os.urandom(32), template_path=str(Path(__file__).parent))
+    files = rf"{PREFIX}files/([^/]+)(/.*)"
+    routes = [(PREFIX, Board), (files, Files), (f"{PREFIX}oauth_callback", HubOAuthCallbackHandler)]
+    application = Application(
+        routes, cookie_secret=os.urandom(32), xsrf_cookies=True, template_path=str(Path(__file__).parent)
+    )
     address = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
     HTTPServer(application).listen(address.port, address.hostname)
-    await check_all()
+    await watch()
 
 
 if __name__ == "__main__":

@@ -1,72 +1,127 @@
 """JupyterHub's configuration for a room: who may log in, and how a person's JupyterLab starts."""
 
 import asyncio
+import grp
 import json
 import pwd
-import subprocess
 import sys
 from pathlib import Path
+from secrets import compare_digest
+from typing import ClassVar
 
+from jupyterhub.auth import PAMAuthenticator
+from jupyterhub.handlers import BaseHandler
 from jupyterhub.spawner import LocalProcessSpawner
-from tornado.web import HTTPError
+from tornado.web import HTTPError, authenticated
 
 HERE, SETTINGS, STATE = Path(__file__).parent, Path("/etc/workshop-room"), Path("/var/lib/workshop-room")
-INSTRUCTOR = "instructor"
-HUB, LAB_PORT = "10.77.0.2", 8888  # on the bridge of `room.sh`
-CGROUPS = Path("/sys/fs/cgroup")
+sys.path.append(str(HERE))
+import people  # noqa: E402
+
+HUB, LAB_PORT = "10.77.0.2", 8888  # on the bridge of `room.sh`, in the hub's network and in a person's
 WITH_HUB = ("setpriv", "--pdeathsig", "KILL")  # ends with the hub, which then starts another one
-UNITS = {"M": 2**20, "G": 2**30}
+WRONG_PASSWORD_SECONDS = 3
+BIN = Path(sys.executable).parent
+INSTALLATION = HERE.parents[1]
+# The program that nbgitpuller's links call, with what is fixed here.
+UPDATE = f"""
+export GIT_CONFIG_GLOBAL=/dev/null GIT_TEMPLATE_DIR= GIT_TERMINAL_PROMPT=0
+exec {BIN}/gitpuller {INSTALLATION} main ~/workshop 2>&1"""
 room = json.loads((SETTINGS / "room.json").read_text())
-memory = int(room["memory"][:-1]) * UNITS[room["memory"][-1]]
 
 
 class PersonSpawner(LocalProcessSpawner):
-    """Starts JupyterLab as the person, in a network of their own, with so much memory at most.
-
-    With cgroups (version 2) the limit counts for all of a person's processes together, else for each of them.
-    """
-
-    namespace = ""
+    """Starts JupyterLab as the person, in the person's network and limits."""
 
     async def start(self) -> tuple[str, int]:
         """Prepare account, network and clone, then start JupyterLab there."""
-        self.ip = (await person("enter", self.user.name)).strip()
+        self.ip = (await people.run(people.PERSON, "enter", self.user.name, seconds=280)).decode().strip()
         self.port = LAB_PORT
-        home = pwd.getpwnam(self.user.name).pw_dir
         self.popen_kwargs = {"cwd": "/"}
+        home = pwd.getpwnam(self.user.name).pw_dir
         self.environment = {
-            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
-            "JUPYTER_CONFIG_PATH": f"{home}/workshop/server/jupyter",
-            # Their own files win over those of /opt/workshop.
+            "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin",
+            "JUPYTER_CONFIG_PATH": str(INSTALLATION / "server" / "jupyter"),
+            # For kernels and terminals, where the person's own files win. JupyterLab itself is isolated from them.
             "PYTHONPATH": f"{home}/workshop:{home}/workshop/4_pipeline",
-            "NBGITPULLER_PARENTPATH": home,
         }
         # Chapters 1 to 3 need these two servers, after the start page, for which twenty people may be waiting; the
         # pipeline starts the others.
         servers = "timeout 90 sh -c 'until [ -e START.md ]; do sleep 1; done'; workshop up ftp mlflow"
-        begin = ["sh", "-c", f'{{ {servers}; }} & exec jupyterhub-singleuser "$@"', "sh"]
-        self.cmd = [str(HERE / "person.sh"), "run", self.user.name, *begin]
+        lab = f'{sys.executable} -I {BIN}/jupyterhub-singleuser "$@"'
+        self.cmd = [people.PERSON, "run", self.user.name, "sh", "-c", f"{{ {servers}; }} & exec {lab}", "sh"]
         return await super().start()
 
     def make_preexec_fn(self, name: str) -> None:
-        """Stay root until the network is entered; `setpriv` then becomes the person."""
+        """Stay root until `person.sh` becomes the person."""
 
-    async def stop(self, now: bool = False) -> None:
-        """End JupyterLab and all that the person started: servers, kernels, terminals."""
-        await super().stop(now)
-        await person("leave", self.user.name)
+    async def run_post_stop_hook(self) -> None:
+        """End all that the person started: servers, kernels, terminals; also where JupyterLab ended by itself."""
+        await people.run(people.PERSON, "leave", self.user.name)
 
 
-async def person(*words: str) -> str:
-    """Return what `person.sh` prints; raise an error with what it says, which the waiting person reads."""
-    pipe = subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(HERE / "person.sh", *words, stdout=pipe, stderr=pipe)
-    out, err = await process.communicate()
-    if process.returncode:
-        error = HTTPError(500)
-        error.jupyterhub_message = err.decode().strip()
-        raise error
-    return out.decode()
+class Update(BaseHandler):
+    """Brings what was committed to the installation into the person's clone; it takes no parameters."""
+
+    updating: ClassVar[set[str]] = set()
+
+    async def prepare(self) -> None:
+        """Refuse all parameters: a link must not choose what is cloned, or where."""
+        await super().prepare()
+        if self.request.arguments.keys() - {"_xsrf"}:
+            raise HTTPError(403, "The update takes no parameters.")
+
+    @authenticated
+    async def get(self) -> None:
+        """Show the button."""
+        self.finish(await self.render_template("update.html", words=""))
+
+    @authenticated
+    async def post(self) -> None:
+        """Update the clone and show what git says."""
+        name = self.current_user.name
+        if name in self.updating:
+            raise HTTPError(429, "Your update has not ended yet.")
+        self.updating.add(name)
+        try:
+            await people.run(people.PERSON, "enter", name, seconds=280)
+            words = (await people.run(people.PERSON, "run", name, "sh", "-c", UPDATE, seconds=120)).decode()
+        except people.Trouble as trouble:
+            words = f"Not updated: {trouble}"
+        finally:
+            self.updating.remove(name)
+        self.finish(await self.render_template("update.html", words=words))
+
+
+class RoomAuthenticator(PAMAuthenticator):
+    """Asks for names of the room alone, and delays wrong passwords without a thread, for which others would wait."""
+
+    async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
+        """Return the name if the password is PAM's, or in an open room the room's; the instructor has another one."""
+        name = self.normalize_username(data["username"])
+        is_right = False
+        if self.validate_username(name) and self.check_allowed(name):
+            if room["open"]:
+                right = secret("instructor.password" if name == people.INSTRUCTOR else "room.password")
+                is_right = compare_digest(data["password"].encode(), right.encode())
+            else:
+                is_right = await super().authenticate(handler, data | {"username": name}) is not None
+        if is_right:
+            return name
+        await asyncio.sleep(WRONG_PASSWORD_SECONDS)
+        return None
+
+    def system_user_exists(self, _user) -> bool:
+        """Say that there is an account: `person.sh` makes those of an open room."""
+        return True
+
+    async def refresh_user(self, user, _handler=None) -> bool:
+        """Return whether the name of an open session is still one of the room's."""
+        return self.check_allowed(user.name)
+
+    def get_handlers(self, app) -> list[tuple[str, type[BaseHandler]]]:
+        """Add the update to the pages of the hub."""
+        return [*super().get_handlers(app), ("/update", Update)]
 
 
 def secret(name: str) -> str:
@@ -76,42 +131,47 @@ def secret(name: str) -> str:
 
 c = get_config()  # noqa: F821 - JupyterHub gives it
 c.JupyterHub.hub_ip = HUB
-c.JupyterHub.bind_url = "http://127.0.0.1:8000"
+c.JupyterHub.bind_url = "http://127.0.0.1:8000"  # nobody's: the proxy has a socket
+if room["subdomains"]:
+    c.JupyterHub.subdomain_host = f"https://{room['host']}:{room['port']}".removesuffix(":443")
+    c.JupyterHub.cookie_host_prefix_enabled = True
 c.JupyterHub.db_url = "sqlite:////run/workshop-room/jupyterhub.sqlite"
 c.JupyterHub.cookie_secret_file = str(STATE / "cookie_secret")
+c.JupyterHub.template_paths = [str(HERE)]
 # JupyterLabs and the proxy outlive the hub.
 c.JupyterHub.cleanup_servers = False
+c.JupyterHub.last_activity_interval = 30  # which also gives a proxy that started again its routes
 c.ConfigurableHTTPProxy.should_start = False
 c.ConfigurableHTTPProxy.auth_token = secret("proxy.token")
 
 c.JupyterHub.spawner_class = PersonSpawner
 c.Spawner.default_url = "/lab/tree/START.md"
 c.Spawner.start_timeout = c.Spawner.http_timeout = 300  # twenty may come at once
-c.Spawner.args = ["--ServerApp.allow_remote_access=True"]
+c.Spawner.disable_user_config = True  # JupyterLab has that of the installation
+c.Spawner.args = ["--ServerApp.allow_remote_access=True", "--ServerApp.jpserver_extensions={'nbgitpuller': False}"]
 
-c.Authenticator.admin_users = {INSTRUCTOR}
-c.Authenticator.username_pattern = "[a-z][a-z0-9_-]{0,30}"
+c.Authenticator.username_pattern = r"[a-z][a-z0-9_-]{0,30}\Z"
+c.JupyterHub.authenticator_class = RoomAuthenticator
+c.PAMAuthenticator.service = "workshop-room"
+c.Authenticator.allow_all = room["open"]
 if not room["open"]:
-    c.JupyterHub.authenticator_class = "pam"
-    c.Authenticator.allowed_users = {*room["people"], INSTRUCTOR}
-    c.PAMAuthenticator.open_sessions = False
-    c.PAMAuthenticator.service = "workshop-room"
-else:
-    c.JupyterHub.authenticator_class = "shared-password"
-    c.Authenticator.allow_all = True
-    c.SharedPasswordAuthenticator.user_password = secret("room.password")
-    c.SharedPasswordAuthenticator.admin_password = secret("instructor.password")
+    c.Authenticator.allowed_users = allowed = {*room["people"], people.INSTRUCTOR}
+    c.Authenticator.allow_existing_users = False
+    # Of a name that was taken out of the list the hub ends the server when it starts.
+    c.Authenticator.blocked_users = set(grp.getgrnam("workshop-room").gr_mem) - allowed
 
 c.JupyterHub.load_roles = [
+    # Without tokens, which would outlive a log-in, and without shares.
+    {"name": "user", "scopes": ["read:users!user", "servers!user", "access:servers!user", "users:activity!user"]},
     {
         "name": "instructor",
-        "users": [INSTRUCTOR],
-        "scopes": ["admin-ui", "admin:users", "admin:servers", "access:servers", "access:services!service=board"],
+        "users": [people.INSTRUCTOR],
+        # A person's pages are another site where there are subdomains; else they could act as the instructor.
+        "scopes": ["access:services!service=board", *(["access:servers"] if room["subdomains"] else [])],
     },
-    {"name": "board", "services": ["board"], "scopes": ["list:users", "read:users:activity", "read:servers"]},
     {
-        "name": "idle",
-        "services": ["idle"],
+        "name": "service",
+        "services": ["board", "idle"],
         "scopes": ["list:users", "read:users:activity", "read:servers", "delete:servers"],
     },
 ]

@@ -52,7 +52,7 @@ start() {
     ask reread >/dev/null
     ask update >/dev/null
     ask restart hub proxy >/dev/null
-    ask signal HUP nginx >/dev/null # it never lets go of its port
+    ask signal HUP nginx >/dev/null 2>&1 || ask start nginx >/dev/null || true # by a signal it keeps its port
   else
     supervisord --configuration "$here/supervisord.conf"
   fi

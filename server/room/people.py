@@ -1,0 +1,55 @@
+"""Commands of the room that run as a person, or about one: with a deadline, little output and no input."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+INSTRUCTOR = "instructor"
+PERSON = str(Path(__file__).with_name("person.sh"))
+PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Trouble(Exception):
+    """What failed, in words for the person who waits, and for the board."""
+
+    @property
+    def jupyterhub_message(self) -> str:
+        """The words, as JupyterHub shows them on its pages."""
+        return str(self)
+
+
+async def run(*command: str, seconds: float = 60, size: int = 2**20) -> bytes:
+    """Return what a command prints; raise Trouble if it fails, prints more than ``size`` bytes, or takes too long.
+
+    Its environment has no secret of the hub.
+    """
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True, cwd="/",
+        env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+
+    async def read(stream: asyncio.StreamReader) -> bytes:
+        try:
+            await stream.readexactly(size + 1)
+        except asyncio.IncompleteReadError as end:
+            return end.partial
+        raise Trouble(f"it printed more than {size} bytes")
+
+    try:
+        async with asyncio.timeout(seconds):
+            out, err = await asyncio.gather(read(process.stdout), read(process.stderr))
+            await process.wait()
+    except TimeoutError:
+        raise Trouble(f"it did not end within {seconds:.0f} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process._transport.close()  # what left the group may hold the pipes open
+    if process.returncode:
+        words = (err or out).decode(errors="replace").strip()
+        raise Trouble(words[-500:] or f"it ended with exit code {process.returncode}")
+    return out
