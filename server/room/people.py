@@ -7,18 +7,22 @@ import signal
 import sys
 from pathlib import Path
 
+from tornado.web import HTTPError
+
 INSTRUCTOR = "instructor"
 PERSON = str(Path(__file__).with_name("person.sh"))
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Trouble(Exception):
+class Trouble(HTTPError):
     """What failed, in words for the person who waits, and for the board."""
 
-    @property
-    def jupyterhub_message(self) -> str:
-        """The words, as JupyterHub shows them on its pages."""
-        return str(self)
+    def __init__(self, words: str) -> None:
+        super().__init__(500)
+        self.jupyterhub_message = words  # on JupyterHub's own pages
+
+    def __str__(self) -> str:
+        return self.jupyterhub_message
 
 
 async def run(*command: str, seconds: float = 60, size: int = 2**20) -> bytes:

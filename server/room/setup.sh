@@ -68,7 +68,7 @@ if [ ${#packages[@]} -gt 0 ]; then
   { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
     >/dev/null || fail "${packages[*]} cannot be installed (apt's own words are above)" "apt-get update; apt-get install ${packages[*]}"
 fi
-if [ -n "$disk" ] && ! quotaon -p "$(findmnt -no TARGET -T /home)" >/dev/null 2>&1; then
+if [ -n "$disk" ] && ! quotaon -pu "$(findmnt -no TARGET -T /home)" 2>/dev/null | grep -q "is on"; then
   fail "--disk $disk: the file system of /home has no quotas" "mount it with usrquota, then quotacheck and quotaon; or leave --disk out"
 fi
 
