@@ -19,6 +19,7 @@ network() {
   [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] || echo 1 >/proc/sys/net/ipv4/ip_forward
   if ! ip -netns room-hub address show eth0 2>/dev/null | grep -q 10.77.0.2; then
     ip netns delete room-hub 2>/dev/null || true
+    ip link delete room-hub 2>/dev/null || true # while a process is in it, a deleted network goes on
     ip netns add room-hub
     ip link add room-hub type veth peer name eth0 netns room-hub
     ip link set room-hub master room0 up
@@ -70,7 +71,10 @@ start() {
 case ${1:-} in
   start | restart) start ;;
   stop)
-    ask shutdown >/dev/null 2>&1 || true
+    if supervisor=$(ask pid 2>/dev/null); then
+      ask shutdown >/dev/null
+      while kill -0 "$supervisor" 2>/dev/null; do sleep 1; done
+    fi
     getent passwd | awk -F: -v first=$FIRST_UID -v last=$LAST_UID '$3 >= first && $3 <= last {print $1}' |
       while read -r name; do "$here/person.sh" leave "$name"; done
     for namespace in $(ip netns list | sed -n 's/^\(room-[0-9a-z]*\).*/\1/p'); do ip netns delete "$namespace"; done
