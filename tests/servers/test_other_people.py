@@ -59,7 +59,7 @@ def is_accepted(connection: socket.socket, context: ssl.SSLContext) -> bool:
     """Return whether a server keeps a connection, or ends it after the handshake because of the certificate."""
     try:
         with context.wrap_socket(connection) as stranger:
-            return bool(stranger.recv(1))  # a Dask server speaks first
+            return bool(stranger.recv(1))  # a Dask server sends first
     except (ssl.SSLError, ConnectionError):
         return False
 
