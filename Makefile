@@ -168,6 +168,9 @@ lock: .venv/installed
 		--no-annotate --custom-compile-command "make lock" --constraint - --find-links "$$wheels" --extra test \
 		4_pipeline/pyproject.toml; } >"$$wheels/requirements.txt" && cp "$$wheels/requirements.txt" 4_pipeline
 
+# uv puts locks, which every user may write to, into the folder for temporary files: into that of the environment.
+.venv/installed .venv/tests .venv/examples: export TMPDIR = $(CURDIR)/.venv
+
 .venv/tests: .venv/installed tests/requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --requirement tests/requirements.txt
 	@touch $@

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
-from distributed import Client
 
 from tests.workplace import Servers, new_workplace, processes_of
 
@@ -59,7 +58,7 @@ class Clone(Servers):
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
         nbformat.write(notebook, folder / "warm.ipynb")
-        with Client(self.environment["DASK_SCHEDULER_ADDRESS"], set_as_default=False) as client:
+        with self.dask_client() as client:
             numbers = ",".join(map(str, range(len(client.scheduler_info(n_workers=-1)["workers"]))))
         while True:
             try:

@@ -18,6 +18,7 @@ from places import germany_csv, one_thread  # noqa: F401 - fixtures
 from served import data_file, model, served  # noqa: F401 - fixtures
 from workplace import (
     BIN,
+    TAKEN,
     Servers,
     copy_tree,
     environment_for,
@@ -114,8 +115,12 @@ def servers(request, tmp_path_factory) -> Iterator[Servers]:
     The first process that asks has it run the pipeline; in others it starts from a copy of that clone and a backup of
     its servers, and finds nothing to do.
     """
-    root = tmp_path_factory.mktemp("clone")
-    clone = Servers(root, environment_for(root))
+    root, temporary = tmp_path_factory.mktemp("clone"), Path(tempfile.mkdtemp())  # short, for paths of sockets
+    clone = Servers(root, environment_for(root) | {"TMPDIR": str(temporary)})
+    for name in TAKEN:
+        (temporary / name).mkdir()
+        (temporary / name).chmod(0o777)
+        (temporary / name / "papermill_dask.py").write_text("raise SystemExit('a module of another user')")
     kept = tmp_path_factory.getbasetemp().parent / "after_make_run"  # the parent is that of all processes
     try:
         with FileLock(f"{kept}.lock"):
@@ -136,6 +141,7 @@ def servers(request, tmp_path_factory) -> Iterator[Servers]:
     finally:
         clone.run(BIN / "workshop", "down")
         assert not processes_of(root), "`workshop down` left processes"
+        shutil.rmtree(temporary)
 
 
 @pytest.fixture

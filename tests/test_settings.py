@@ -92,7 +92,7 @@ def test_exported_address_is_not_one_that_a_person_set(root, monkeypatch):
     with environment_of(clean_environment() | shell):
         assert get_settings().explicit_tracking_uri is None
         assert get_settings().tracking_uri == "http://127.0.0.1:5105"
-        assert get_settings().scheduler_address == "tcp://127.0.0.1:8805"
+        assert get_settings().scheduler_address == "tls://127.0.0.1:8805"
         monkeypatch.setenv("WORKSHOP_STATE", str(root / "another"))
         assert get_settings().tracking_uri == get_settings().explicit_tracking_uri == "http://127.0.0.1:5104"
         monkeypatch.delenv("WORKSHOP_STATE")

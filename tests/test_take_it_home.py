@@ -73,6 +73,7 @@ def team(servers, tmp_path_factory):
     addresses = {  # line 7
         "MLFLOW_TRACKING_URI": servers.tracking_uri,
         "DASK_SCHEDULER_ADDRESS": servers.settings.scheduler_address,
+        **servers.settings.dask_security(),
     }
     place = Servers(root, clean_environment() | PERSON | addresses)
     hours = plants(place.pipeline / CHANGES["fetch"]["csv"]["file"])  # lines 1 to 6

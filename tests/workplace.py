@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -37,8 +38,13 @@ from places import (  # noqa: E402, F401 - for the tests of the room, too
     wait_for,
 )
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 PORTS = ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD", "DASHBOARD")
 PASSIVE_PORTS = 40
+# Folders for temporary files that another user may make first, by the names that Dask and others would choose.
+TAKEN = ["dask-scratch-space", *(f"{name}-{os.getuid()}" for name in ("dask-scratch-space", "papermill-dask"))]
 NEAR_PORTS = 200  # above a wanted port: `workshop lab` takes the first free one
 RUN_SECONDS = 600
 
@@ -179,6 +185,14 @@ class Servers:
     def process_of(self, service: str) -> psutil.Process:
         """Return the process of a service, as `workshop status` names it."""
         return psutil.Process(next(row.pid for row in supervisor.status(self.settings) if row.name == service))
+
+    def dask_client(self) -> Client:
+        """Return a client of the cluster, with its key."""
+        from distributed import Client, Security
+
+        key = str(self.settings.dask_key)
+        security = Security(tls_ca_file=key, tls_client_cert=key)
+        return Client(self.settings.scheduler_address, security=security, set_as_default=False, timeout=60)
 
     def run(self, *command: str | Path, cwd: Path | None = None, **options) -> subprocess.CompletedProcess:
         """Run a program of this Python's environment in the clone, as `run_program` does."""

@@ -1,8 +1,11 @@
-"""Find the owner of the server on a port: this state folder, another clone, or another program."""
+"""Find the owner of the server on a port (this state folder, another clone, another program), and who can reach it."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import pwd
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ from forecast.errors import ServiceError
 from workshop.settings import Settings
 
 MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `workshop up` starts: the state folder
+FIRST_PERSON = 501 if sys.platform == "darwin" else 1000  # smaller numbers are accounts of the system
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,31 @@ def require_own(settings: Settings, *ports: int) -> None:
             expected=f"a server of {settings.state}",
             next_step="workshop down, then workshop up: it takes a port of its own",
         )
+
+
+def describe_people(settings: Settings) -> str | None:
+    """Return a sentence on other people of this machine, and on what of our servers they reach; None if nobody does.
+
+    People are accounts with processes in the same network namespace, as of a person who is logged in.
+    """
+    people = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError, KeyError):  # it has just ended; a container's number
+            account = pwd.getpwuid(process.uids().real)
+            is_person = account.pw_uid >= FIRST_PERSON and not account.pw_shell.endswith(("nologin", "false"))
+            if is_person and account.pw_uid != os.getuid() and _shares_network(process.pid):
+                people.add(account.pw_name)
+    if not people:
+        return None
+    return (
+        f"also on this machine: {', '.join(sorted(people))}. Without a password they can read and change what is in "
+        f"MLflow (http://{settings.host}:{settings.mlflow_port}), and see the dashboard and Dask's page"
+    )
+
+
+def _shares_network(pid: int) -> bool:
+    # The file is the same one for all processes of a namespace. macOS has neither.
+    return sys.platform != "linux" or Path("/proc/self/net/tcp").samefile(f"/proc/{pid}/net/tcp")
 
 
 def marked_processes(state: Path) -> list[psutil.Process]:

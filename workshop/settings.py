@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     @property
     def scheduler_address(self) -> str:
         """The address of the Dask scheduler: the one that the user set, else that of our own."""
-        return self.explicit_scheduler_address or f"tcp://{self.host}:{self.dask_port}"
+        return self.explicit_scheduler_address or f"tls://{self.host}:{self.dask_port}"
 
     @property
     def explicit_tracking_uri(self) -> str | None:
@@ -195,6 +195,11 @@ class Settings(BaseSettings):
         return self.state / "tls" / f"{self.host}.pem"
 
     @property
+    def dask_key(self) -> Path:
+        """The key and the certificate of the Dask cluster and its clients, in one file of mode 0600."""
+        return self.state / "tls" / "dask-key.pem"
+
+    @property
     def credentials_file(self) -> Path:
         """The generated credentials, mode 0600."""
         return self.state / "credentials.json"
@@ -256,6 +261,7 @@ class Settings(BaseSettings):
         """
         local = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
         current = local if self.is_up else self
+        is_own_cluster = current.explicit_scheduler_address is None
         addresses = [
             "-" if current.explicit_tracking_uri else local.tracking_uri,
             "-" if current.explicit_scheduler_address else local.scheduler_address,
@@ -263,6 +269,7 @@ class Settings(BaseSettings):
         return (
             self._package_source()
             | loopback_without_proxy()
+            | (self.dask_security() if is_own_cluster else {})
             | {
                 "WORKSHOP_EXPORTED": " ".join([*addresses, str(self.state)]),
                 "MLFLOW_TRACKING_URI": current.tracking_uri,
@@ -277,10 +284,18 @@ class Settings(BaseSettings):
                 # its way would be closed, and its worker end. The connection of a dead process closes immediately.
                 "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5 minutes",
                 "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60 s",
+                # By default both use folders that every user of the machine shares, and run what they find there.
+                "DASK_TEMPORARY_DIRECTORY": str(self.state),
+                "DVC_SITE_CACHE_DIR": str(self.state / "dvc"),
                 "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
                 "WORKSHOP_FTP_URI": self.artifacts_uri,
             }
         )
+
+    def dask_security(self) -> dict[str, str]:
+        """Return the variables that give a Dask program our key: https://distributed.dask.org/en/stable/tls.html."""
+        names = ("CA_FILE", "CLIENT__CERT", "SCHEDULER__CERT", "WORKER__CERT")
+        return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(self.dask_key) for name in names}
 
     def _package_source(self) -> dict[str, str]:
         """Return the variables with which `mlflow run` makes environments without a network."""

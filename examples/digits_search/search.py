@@ -6,12 +6,14 @@ import contextlib
 import itertools
 import platform
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import dask
 import joblib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,7 +53,11 @@ def workers(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if cluster == "local":
-            cluster = stack.enter_context(LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0"))
+            # For this user alone: with a key, and not in the folder that Dask shares among all users of a machine.
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(dask.config.set({"temporary-directory": folder}))
+            options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "security": True}
+            cluster = stack.enter_context(LocalCluster(**options))
         if cluster == "none":
             stack.enter_context(joblib.parallel_config("sequential", verbose=5))
         else:

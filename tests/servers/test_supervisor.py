@@ -108,13 +108,6 @@ def test_servers_listen_on_loopback_alone(running):
     assert not psutil.Process(status(running)["mlflow"]["pid"]).children()
 
 
-def dask_client(place: Servers):
-    """Return a client of the place's cluster."""
-    from distributed import Client
-
-    return Client(place.settings.scheduler_address, set_as_default=False, timeout=60)
-
-
 def test_cluster_has_patience_with_a_slow_machine(running):
     """Scheduler, worker and programs of a shell keep a connection whose other end does not read for minutes."""
 
@@ -126,7 +119,7 @@ def test_cluster_has_patience_with_a_slow_machine(running):
 
     with dask.config.set(dask.config.collect_env(running.settings.exports())):
         shell = seconds()
-    with dask_client(running) as client:
+    with running.dask_client() as client:
         assert min(shell, client.run_on_scheduler(seconds), *client.run(seconds).values()) >= 60
 
 
@@ -134,7 +127,7 @@ def test_cluster_has_patience_with_a_slow_machine(running):
 def test_worker_that_loses_the_scheduler_is_replaced(running):
     """Its nanny closes with it and starts no other, so supervisor starts them all again."""
     process = psutil.Process(status(running)["dask-workers"]["pid"])
-    with dask_client(running) as client:
+    with running.dask_client() as client:
         workers = client.scheduler_info()["workers"]
         assert len(workers) == running.settings.dask_workers == 2
 
@@ -150,7 +143,7 @@ def test_worker_that_loses_the_scheduler_is_replaced(running):
 @pytest.mark.parametrize("blocked", ["scheduler", "worker"])
 def test_data_on_their_way_to_a_blocked_process_arrive(running, blocked):
     """The scheduler, or a worker, that reads nothing for 45 s gets the data of a search after that."""
-    with dask_client(running) as client:
+    with running.dask_client() as client:
         worker = min(client.scheduler_info()["workers"])
     port = running.settings.dask_port if blocked == "scheduler" else int(worker.rpartition(":")[2])
     words, environment = [BIN / "python", "-c", SENDING], running.environment | running.settings.exports()

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from workshop import port_owners
 from workshop.cli import json_option, print_rows, report
 from workshop.servers import supervisor
 from workshop.servers.services import is_free, program
@@ -36,7 +38,7 @@ def up(services: tuple[str, ...], chapter: int | None, repro: bool) -> None:
     """
     if repro:
         click.echo("Servers", err=True)
-    settings = supervisor.up(report, () if repro or chapter else services)
+    settings = _start(() if repro or chapter else services)
     if repro:
         from workshop.cli.pipeline import run_and_show  # imports DVC
 
@@ -46,6 +48,14 @@ def up(services: tuple[str, ...], chapter: int | None, repro: bool) -> None:
 
         chapter_files.prepare_for(settings, chapter, report)
         report(f"next: {start_page.write(settings)} shows the next step")
+
+
+def _start(services: Sequence[str] = ()) -> Settings:
+    """Start the servers, or the named ones, and say who else can reach them; return the settings."""
+    settings = supervisor.up(report, services)
+    if people := port_owners.describe_people(settings):
+        report(people)
+    return settings
 
 
 @click.command()
@@ -98,8 +108,9 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
     import dask  # with its cluster half a second
     from papermill_dask import EngineError, connect, running
 
+    variables = {name: value for name, value in settings.exports().items() if name.startswith("DASK_")}
     with (
-        dask.config.set({"scheduler-address": settings.scheduler_address}),
+        dask.config.set({name[5:].lower().replace("__", "."): value for name, value in variables.items()}),
         contextlib.suppress(EngineError),  # while there is no worker
         connect() as client,
     ):
@@ -118,7 +129,7 @@ def lab(port: int, options: tuple[str, ...]) -> None:
     """
     from workshop.teaching import start_page  # imports pandas
 
-    settings = supervisor.up(report)
+    settings = _start()
     start_page.write(settings)
     report("JupyterLab starts; Ctrl-C ends JupyterLab alone; the servers run until `workshop down`")
     port = next(free for free in range(port, 65536) if is_free("127.0.0.1", free))

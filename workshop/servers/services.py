@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import sys
 import zlib
 from collections.abc import Callable
@@ -70,6 +71,17 @@ def _ftp_answers(settings: Settings) -> bool:
 
 def _get(url: str) -> requests.Response:
     return requests.get(url, timeout=HEALTH_SECONDS)
+
+
+def _scheduler_answers(settings: Settings) -> bool:
+    context = ssl.create_default_context(cafile=settings.dask_key)
+    context.check_hostname = False  # as in Dask: who has the key is the scheduler
+    context.load_cert_chain(settings.dask_key)
+    with (
+        socket.create_connection((settings.host, settings.dask_port), HEALTH_SECONDS) as connection,
+        context.wrap_socket(connection),
+    ):
+        return _get(f"http://{settings.host}:{settings.dask_dashboard_port}/health").ok
 
 
 def _workers_answer(settings: Settings) -> bool:
@@ -136,7 +148,7 @@ def _scheduler_command(settings: Settings) -> list[str]:
     return [
         program("dask"),
         "scheduler",
-        *("--host", settings.host, "--port", str(settings.dask_port)),
+        *("--protocol", "tls", "--host", settings.host, "--port", str(settings.dask_port)),
         *("--dashboard-address", f"{settings.host}:{settings.dask_dashboard_port}"),
         "--no-show",
     ]
@@ -146,13 +158,12 @@ def _workers_command(settings: Settings) -> list[str]:
     return [
         program("dask"),
         "worker",
-        f"tcp://{settings.host}:{settings.dask_port}",
+        f"tls://{settings.host}:{settings.dask_port}",
         *("--host", settings.host, "--nworkers", str(settings.dask_workers), "--nthreads", "1"),
         # One notebook a worker: a notebook leaves its thread free, so threads no longer bound how many run.
         *("--resources", "notebook=1"),
         *("--preload", "papermill_dask.preload"),
         *("--preload-nanny", "workshop.servers.services"),
-        *("--local-directory", str(settings.state / "dask")),
         # 25 MB a worker less; what a worker still serves needs an address, or it listens on all.
         *("--no-dashboard", "--dashboard-address", f"{settings.host}:0"),
     ]
@@ -207,8 +218,8 @@ SERVICES = (
         "Dask scheduler",
         ("dask_port", "dask_dashboard_port"),
         _scheduler_command,
-        lambda settings: f"tcp://{settings.host}:{settings.dask_port}",
-        lambda settings: _get(f"http://{settings.host}:{settings.dask_dashboard_port}/health").ok,
+        lambda settings: f"tls://{settings.host}:{settings.dask_port}",
+        _scheduler_answers,
         DASK_CONFIG,
     ),
     Service(
@@ -237,9 +248,10 @@ SERVICES = (
 
 def environment_of(service: Service, settings: Settings) -> dict[str, str]:
     """Return the variables of a service; with `settings.logging_file` also those that configure its logging."""
+    variables = service.environment | (settings.dask_security() if "DASK_CONFIG" in service.environment else {})
     if not (file := settings.logging_file):
-        return service.environment
-    return service.environment | {
+        return variables
+    return variables | {
         "LOG_SERVICE": service.name,
         "LOG_FOLDER": str(settings.logs / "json"),
         "PYTHONPATH": str(file.parent),
@@ -313,7 +325,11 @@ def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
 
 
 def reserve_ports(settings: Settings, report: Report, *, is_retry: bool = False) -> Settings:
-    """Choose the ports, and write them to the file that `Settings` reads."""
+    """Choose the ports, write them to the file that `Settings` reads, and make the cluster's key if there is none."""
+    if not settings.dask_key.exists():
+        from mlflow_ftp.certificate import ensure_certificate  # takes a tenth of a second
+
+        ensure_certificate(settings.dask_key.parent, settings.dask_key.name.removesuffix("-key.pem"))
     settings = choose_ports(settings, report, is_retry=is_retry)
     chosen = {name: getattr(settings, name) for service in SERVICES for name in service.ports}
     write_atomically(settings.ports_file, json.dumps(chosen, indent=1).encode())

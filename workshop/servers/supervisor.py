@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import configparser
 import contextlib
-import hashlib
 import os
 import resource
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import xmlrpc.client
 from collections.abc import Iterator, Sequence
@@ -45,7 +42,7 @@ START_SECONDS = 300  # of a machine under load
 STOP_SECONDS = 30
 LOG_LINES = 15
 OPEN_FILES = 1024  # supervisor's own default, with which it does not start where `ulimit -Hn` is less
-SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (Linux) or 104 (macOS)
+SOCKET = "supervisor.sock"  # in the state folder
 UNANSWERED = (OSError, HTTPException, xmlrpc.client.Error)
 
 
@@ -187,18 +184,19 @@ def processes(settings: Settings) -> dict[str, dict]:
 
 def _ask(settings: Settings, method: str, *arguments: object) -> Any:
     """Call a method of http://supervisord.org/api.html; raise one of UNANSWERED when no supervisor runs."""
-    with contextlib.closing(SupervisorTransport(serverurl=f"unix://{_socket_file(settings)}")) as transport:
-        proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
-        return getattr(proxy.supervisor, method)(*arguments)
+    descriptor = os.open(settings.state, os.O_RDONLY)
+    try:
+        address = f"unix://{_short(settings.state, f'fd/{descriptor}')}/{SOCKET}"
+        with contextlib.closing(SupervisorTransport(serverurl=address)) as transport:
+            proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+            return getattr(proxy.supervisor, method)(*arguments)
+    finally:
+        os.close(descriptor)
 
 
-def _socket_file(settings: Settings) -> Path:
-    """Return supervisor's socket, which is elsewhere when the path of the state folder is too long for one."""
-    inside = settings.state / "supervisor.sock"
-    if len(os.fsencode(inside)) <= SOCKET_PATH_LIMIT:
-        return inside
-    digest = hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"workshop-{os.getuid()}-{digest}.sock"
+def _short(folder: Path, link: str) -> Path:
+    """Return a path of ``folder``, which a process also has as ``link``, that is short enough for a socket (Linux)."""
+    return Path("/proc/self", link) if sys.platform == "linux" else folder
 
 
 def _start_supervisor(settings: Settings) -> None:
@@ -212,6 +210,7 @@ def _start_supervisor(settings: Settings) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(file)],
         env=environment,
+        cwd=settings.state,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -230,7 +229,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
         return str(value).replace("%", "%%")  # supervisor expands %(here)s and the like
 
     configuration = configparser.RawConfigParser()
-    configuration["unix_http_server"] = {"file": literal(_socket_file(settings)), "chmod": "0600"}
+    configuration["unix_http_server"] = {"file": literal(_short(settings.state, "cwd") / SOCKET), "chmod": "0600"}
     configuration["rpcinterface:supervisor"] = {
         "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
     }
@@ -376,6 +375,5 @@ def _end_leftovers(settings: Settings, report: Report) -> None:
             with contextlib.suppress(psutil.Error):
                 end(process)
         _, leftovers = psutil.wait_procs(leftovers, timeout=5)
-    for file in (_socket_file(settings), settings.pid_file):
+    for file in (settings.state / SOCKET, settings.pid_file):
         file.unlink(missing_ok=True)
-    shutil.rmtree(settings.state / "dask", ignore_errors=True)

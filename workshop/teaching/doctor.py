@@ -14,6 +14,7 @@ from forecast.errors import DataError, PipelineError
 from forecast.learn import gate
 from forecast.table import schema
 
+from workshop import port_owners
 from workshop.servers import supervisor
 from workshop.settings import EXPORT_COMMAND, Settings
 from workshop.teaching import prerequisites
@@ -45,6 +46,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_machine(settings),
         _memory(settings),
         _disk(settings),
+        _people(settings),
         _tracking_address(settings),
         _stray_runs(settings),
         _programs(),
@@ -84,6 +86,15 @@ def _disk(settings: Settings) -> Finding:
         next_step = "write WORKSHOP_STATE=/a/folder/on/a/disk/of/this/machine into .env, then workshop down and up"
         return Finding("disk", LOOK, text, next_step)
     return Finding("disk", OK, f"{folder} is on a disk of this machine")
+
+
+def _people(settings: Settings) -> Finding:
+    if people := port_owners.describe_people(settings):
+        next_step = (
+            "server/README.md, Ports, says what protects what; for people who must not reach one another: server/room"
+        )
+        return Finding("other people", LOOK, people, next_step)
+    return Finding("other people", OK, "nobody else has programs here that could reach the servers")
 
 
 # -- the shell -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import subprocess
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 
@@ -29,6 +31,19 @@ def pytest_runtest_setup(item):
     """Skip a privileged test where the powers are missing; fail it where CI promised that they are there."""
     if item.get_closest_marker("privileged") and (reason := missing_powers()):
         (pytest.fail if os.environ.get("WORKSHOP_REQUIRE_PRIVILEGED") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_folder() -> Iterator[None]:
+    """Have all programs of the tests use a folder of their own for temporary files, with a short path for sockets."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder = tempfile.mkdtemp()
+    tempfile.tempdir = None
+    yield
+    os.environ.pop("TMPDIR")
+    os.environ |= {"TMPDIR": before} if before else {}
+    tempfile.tempdir = None
+    shutil.rmtree(folder, ignore_errors=True)  # a fork server may be about to end
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import dask
 import nbformat
 import psutil
 import pytest
+from distributed import Client, Security
 from hosts import Cluster, new_cluster, notebook, wait_for
 from papermill_dask import connect
 from programs import BIN, clean_environment, environment_of, free_port
@@ -110,6 +111,38 @@ def test_configured_function_that_cannot_be_used_is_named(function, words, tmp_p
     assert words in done.stderr
     assert "next:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_local_cluster_is_for_this_user_alone(tmp_path):
+    """Another user has made Dask's folder first: nothing is put there or imported from it; the notebook's own client
+    has the key, and a client with another one is refused.
+    """
+    taken = tmp_path / "dask-scratch-space"
+    taken.mkdir()
+    (taken / "papermill_dask.py").write_text("raise SystemExit('a module of another user')")
+    cells = (
+        "import sys\nfrom distributed import Client\nwith Client() as client:\n    address = client.scheduler.address"
+    )
+    cells += f"\n    print(address, client.submit(lambda: {str(taken)!r} in sys.path).result())"
+    cells += "\n    print(client.run_on_scheduler(lambda: sys.path[0]), client.submit(lambda: sys.path[0]).result())"
+    source = notebook(tmp_path / "in.ipynb", cells)
+    done = subprocess.run(
+        [BIN / "papermill", source, tmp_path / "out.ipynb", "--engine", "dask"], cwd=tmp_path,
+        env=clean_environment() | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    words = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0].text.split()
+    assert words[0].startswith("tls://")
+    assert words[1] == "False"
+    assert all(folder.startswith(f"{tmp_path}/papermill-dask-") for folder in words[2:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dask-scratch-space", "in.ipynb", "out.ipynb"]
+    with (
+        environment_of(clean_environment()),
+        dask.config.set({"scheduler-address": None}),
+        connect() as client,
+        pytest.raises(OSError, match="certificate"),
+    ):
+        Client(client.scheduler.address, timeout=10, security=Security.temporary())
 
 
 def test_local_cluster_listens_on_loopback_alone():

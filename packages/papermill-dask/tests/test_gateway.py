@@ -33,6 +33,9 @@ def cluster():
     cluster.{workers}
     return cluster
 """
+OWN_CLIENT = (
+    "from distributed import Client\nwith Client() as client:\n    assert client.submit(sum, [1, 2]).result() == 3"
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +65,10 @@ def gateway(tmp_path_factory):
 
 @pytest.mark.parametrize("workers", ["scale(1)", "adapt(minimum=0, maximum=1)"])
 def test_notebooks_run_on_a_cluster_of_a_gateway(workers, gateway, tmp_path):
-    """A sweep waits for the first worker of a new cluster, also of an adaptive one, which is closed afterwards."""
-    notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import os\nprint(n, os.getppid())")
+    """A sweep waits for the first worker of a new cluster, also of an adaptive one, which is closed afterwards; a
+    notebook's own client finds the certificates.
+    """
+    notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import os\nprint(n, os.getppid())", OWN_CLIENT)
     (tmp_path / "makers.py").write_text(MAKERS.format(port=gateway, workers=workers))
     variables = {"DASK_PAPERMILL_DASK__CLUSTER": "makers:cluster", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
@@ -73,6 +78,6 @@ def test_notebooks_run_on_a_cluster_of_a_gateway(workers, gateway, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [row.split(",")[1] for row in done.stdout.splitlines()] == ["status", "done", "done"]
     cells = nbformat.read(tmp_path / "executed/in/in-2.ipynb", as_version=4).cells
-    number, supervisor = map(int, cells[-1].outputs[0].text.split())
+    number, supervisor = map(int, cells[-2].outputs[0].text.split())
     assert number == 2
     wait_for(lambda: not psutil.pid_exists(supervisor), 30)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,9 +20,18 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def ensure_certificate(folder: Path, host: str) -> Path:
     """Return the file with key and certificate for a host, made when it is missing; `<host>.pem` is for clients."""
     file, client_file = folder / f"{host}-key.pem", folder / f"{host}.pem"
-    if file.exists() and client_file.exists():
-        return file
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not file.exists():
+        client_file.unlink(missing_ok=True)  # of another key
+        _make(file, host)
+    if not client_file.exists():
+        _, begin, rest = file.read_bytes().partition(b"-----BEGIN CERTIFICATE")
+        client_file.write_bytes(begin + rest)
+    return file
+
+
+def _make(file: Path, host: str) -> None:
+    """Write key and certificate, completely or not at all; the first of two concurrent writers wins."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name.from_rfc4514_string("CN=mlflow-ftp")
     now = datetime.now(UTC)
@@ -34,12 +46,11 @@ def ensure_certificate(folder: Path, host: str) -> Path:
         .public_bytes(serialization.Encoding.PEM)
     )
     pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    client_file.write_bytes(certificate)
-    temporary = file.with_suffix(".new")
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(key.private_bytes(pem, pkcs8, plain) + certificate)
-    temporary.replace(file)
-    return file
+    with tempfile.NamedTemporaryFile(dir=file.parent) as temporary:  # mode 0600
+        temporary.write(key.private_bytes(pem, pkcs8, plain) + certificate)
+        temporary.flush()
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary.name, file)
 
 
 def _name(host: str) -> x509.GeneralName:

@@ -37,7 +37,7 @@ NO_WORKER_SECONDS = 0.5
 DEMAND_SECONDS = 1.0
 WAITING = "notebook-waiting"  # the name of tasks, and of a resource that no worker has
 LEASE_SECONDS = 6
-_registering = threading.Lock()
+_registering, _making = threading.Lock(), threading.Lock()
 
 
 class KernelMissing(EngineError, NoSuchKernel):
@@ -90,9 +90,7 @@ def connect() -> Iterator[Client]:
                 stack.callback(address.close)
         elif address is None:
             logger.info("No scheduler address is set: starting a local Dask cluster for this notebook.")
-            # Dask's own default for the page, ":0", listens on every interface.
-            cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0")
-            address = stack.enter_context(cluster).scheduler_address
+            address = stack.enter_context(_local_cluster())
         try:
             client = client or compat.new_client(address, CONNECT_SECONDS)
         except (OSError, TimeoutError, ValueError, TypeError) as error:
@@ -105,6 +103,24 @@ def connect() -> Iterator[Client]:
         stack.enter_context(client)
         require_worker(client)
         yield client
+
+
+@contextlib.contextmanager
+def _local_cluster() -> Iterator[LocalCluster]:
+    """Yield a cluster of one worker for this user alone; close it.
+
+    Whoever connects needs its key. By default Dask shares a folder with a known name among all users of the machine,
+    and runs modules that it finds there.
+    """
+    parent = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="papermill-dask-", dir=parent, ignore_cleanup_errors=True) as folder:
+        with _making, dask.config.set({"temporary-directory": folder}):
+            # Dask's own default for the page, ":0", listens on every interface.
+            options = {"dashboard_address": "127.0.0.1:0", "security": True}
+            cluster = LocalCluster(n_workers=1, threads_per_worker=1, **options)
+        with cluster:
+            yield cluster
 
 
 def _make(name: str, address: str | None) -> Any:

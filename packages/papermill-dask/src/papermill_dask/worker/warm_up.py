@@ -17,8 +17,13 @@ _warm_up_lock = threading.Lock()
 def warm_up(worker: Worker) -> None:
     """Import the modules that the first notebook needs, in the background; repeated calls do nothing."""
     if _warm_up_lock.acquire(blocking=False):
-        # For notebooks that use their own cluster: `Client()` reads this address.
+        # For notebooks that use their own cluster: `Client()` reads this address, and the certificate for it.
         os.environ["DASK_SCHEDULER_ADDRESS"] = worker.scheduler.address
+        tls = worker.security.get_tls_config_for_role("worker")
+        if tls["cert"] and not dask.config.get("distributed.comm.tls.client.cert"):
+            names = {"ca_file": "CA_FILE", "cert": "CLIENT__CERT", "key": "CLIENT__KEY"}
+            variables = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": tls[field] for field, name in names.items()}
+            os.environ.update({name: value for name, value in variables.items() if value})
         threading.Thread(target=_import_modules, name="ready-for-notebooks", daemon=True).start()
 
 

@@ -31,7 +31,7 @@ from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
 from papermill_dask.worker.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale
-from papermill_dask.worker.kernels.warm import START, WARM, cold_command, python_of, socket_folder
+from papermill_dask.worker.kernels.warm import START, WARM, cold_command, python_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ FORK_SECONDS = 15.0  # how long a notebook waits for imports, before its kernel 
 ROUND_SECONDS = 0.1
 RECONNECT_MILLISECONDS = 10  # with libzmq's default, 100, a kernel that is ready would wait
 READY_SECONDS = 0.2
+MAX_FOLDER_BYTES = 60  # a Unix socket's path has room for 104 to 108
 GRACE_SECONDS = 0.5  # for an idle kernel to end by itself
 
 
@@ -254,7 +255,9 @@ class KernelManager(AsyncKernelManager):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir=socket_folder())
+        # Its mode is 0700, and nobody can know its name before.
+        place = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108
+        self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir=place)
         # Also without a shutdown of the kernel, and at the interpreter's end.
         self.remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"

@@ -27,7 +27,6 @@ LAUNCHER = "ipykernel_launcher"
 MAX_PROCESSES = 2
 CONNECT_TRIES = 5
 STALE_SECONDS = 1.0
-MAX_FOLDER_BYTES = 60  # a Unix socket's path has room for 104 to 108
 FORK, STALE = b".", b"!"  # a worker's requests to a fork server
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 # `exec` replaces the calls of `runpy` below a kernel that `-m` starts: a recursion ends at the same depth.
@@ -63,12 +62,6 @@ STATUS = re.compile(rb"^(?:Umask|Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp|Cpus_a
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
-def socket_folder() -> str:
-    """Return the folder for temporary files, or one whose path is short enough for the sockets in it."""
-    folder = tempfile.gettempdir()
-    return folder if len(os.fsencode(folder)) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108 - the files there have a mode of their own
-
-
 def _key(python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return a hash of all that a kernel inherits from its fork server; workers with equal hashes share it."""
     variables = sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES))
@@ -83,9 +76,16 @@ def _key(python: tuple[str, ...], modules: Sequence[str], environment: Mapping[s
 
 
 @contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    """Yield this user's folder for the sockets of fork servers, locked; raise OSError if others may write in it."""
-    folder = Path(socket_folder()) / f"papermill-dask-{os.getuid()}"
+def _private_folder() -> Iterator[tuple[Path, Path]]:
+    """Yield this user's folder for the sockets of fork servers, locked; raise OSError if others may write in it.
+
+    The second path is another name of the folder, for this process, that is short enough for a socket.
+    """
+    import dask.config  # not at the top: this module is in the process from which kernels are forked
+
+    folder = (
+        Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir()) / f"papermill-dask-{os.getuid()}"
+    )
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -94,7 +94,7 @@ def _private_folder() -> Iterator[Path]:
         if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
             raise PermissionError(f"{folder} is not yours alone; remove it, or set TMPDIR to a folder of your own")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield folder
+        yield folder, Path(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
 
@@ -116,12 +116,12 @@ class WarmProcess:
         self._environment = dict(environment)
         for _ in range(CONNECT_TRIES):
             # A server that ends may remove the folder at any time.
-            with contextlib.suppress(FileNotFoundError), _private_folder() as folder:
-                self._control = self._join(str(folder / key))
+            with contextlib.suppress(FileNotFoundError), _private_folder() as (folder, short):
+                self._control = self._join(str(short / key), str(folder / key))
                 return
-        raise OSError(f"no fork server at {socket_folder()} after {CONNECT_TRIES} tries")
+        raise OSError(f"no connection to a fork server after {CONNECT_TRIES} tries")
 
-    def _join(self, path: str) -> socket.socket:
+    def _join(self, path: str, lasting_path: str) -> socket.socket:
         """Return a connection to the server at a path; start the server if there is none."""
         control = socket.socket(socket.AF_UNIX)
         try:
@@ -136,7 +136,9 @@ class WarmProcess:
         listener.bind(path)
         listener.listen(socket.SOMAXCONN)
         control.connect(path)
-        threading.Thread(target=self._run_server, args=(listener, path), name="fork server", daemon=True).start()
+        threading.Thread(
+            target=self._run_server, args=(listener, lasting_path), name="fork server", daemon=True
+        ).start()
         return control
 
     def _run_server(self, listener: socket.socket, path: str) -> None:

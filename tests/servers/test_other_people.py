@@ -1,0 +1,128 @@
+"""What other people of the same machine reach, and what they cannot."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from mlflow_ftp.certificate import ensure_certificate
+from workplace import BIN, ROOT, TAKEN, clean_environment, environment_of, free_port, run_program, wait_for
+
+from workshop import port_owners
+from workshop.settings import get_settings
+
+RUN = "import mlflow; mlflow.start_run()"
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """An environment with a state folder of its own, in which no server runs."""
+    ports = {f"WORKSHOP_{name}_PORT": str(free_port()) for name in ("FTP", "MLFLOW")}
+    return clean_environment() | ports | {"WORKSHOP_ROOT": str(ROOT), "WORKSHOP_STATE": str(tmp_path / "state")}
+
+
+def test_nothing_lies_in_a_folder_that_others_may_write_to(servers):
+    """After `make run` the folder for temporary files has what another user put there before, and nothing else."""
+    folder = Path(servers.environment["TMPDIR"])
+    wait_for(lambda: {path.name for path in folder.iterdir()} == set(TAKEN))
+    assert [path.name for path in folder.glob("*/*")] == ["papermill_dask.py"] * len(TAKEN)
+    assert (servers.settings.state / "dvc" / "repo").is_dir()  # DVC's own default is a folder of all users
+
+
+def test_cluster_refuses_who_has_no_key(servers, tmp_path):
+    """Scheduler, workers and nannies accept the key of the state folder, which only its owner reads, and no other."""
+    key = servers.settings.dask_key
+    assert (key.stat().st_mode & 0o777, servers.settings.state.stat().st_mode & 0o077) == (0o600, 0)
+    with servers.dask_client() as client:
+        workers = client.scheduler_info()["workers"]
+        listeners = [client.scheduler.address, *workers, *(worker["nanny"] for worker in workers.values())]
+    assert len(listeners) == 5
+    for address in map(urlsplit, listeners):
+        assert address.scheme == "tls"
+        for certificate in (None, ensure_certificate(tmp_path, "other"), key):
+            context = ssl.create_default_context(cafile=key)
+            context.check_hostname = False
+            if certificate:
+                context.load_cert_chain(certificate)
+            with socket.create_connection((address.hostname, address.port), 60) as connection:
+                assert is_accepted(connection, context) == (certificate == key)
+
+
+def is_accepted(connection: socket.socket, context: ssl.SSLContext) -> bool:
+    """Return whether a server keeps a connection, or ends it after the handshake because of the certificate."""
+    try:
+        with context.wrap_socket(connection) as stranger:
+            return bool(stranger.recv(1))  # a Dask server sends first
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+def test_stranger_on_an_exported_port_gets_no_runs(environment):
+    """A shell still has the address of a server that was stopped, and another program listens there: MLflow's client,
+    and programs that use it, send nothing and name the port; an address that a person set is used as it is.
+    """
+    requests = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments) -> None:
+            """Write nothing."""
+
+    with environment_of(environment):
+        settings = get_settings()
+        shell = environment | settings.exports() | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    with HTTPServer(("127.0.0.1", settings.mlflow_port), Stranger) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            for command in (["python", "-c", RUN], ["mlflow", "experiments", "search"], ["mlflow-gate", "history"]):
+                done = run_program(BIN / command[0], *command[1:], env=shell, cwd=ROOT / "4_pipeline", exit_code=1)
+                assert f"The port {settings.mlflow_port} of this clone is held by" in done.stderr
+            assert set(requests) <= {"/health"}
+            del shell["WORKSHOP_EXPORTED"]
+            run_program(BIN / "python", "-c", RUN, env=shell, exit_code=None)
+            assert any("/experiments/" in path for path in requests)
+        finally:
+            server.shutdown()
+
+
+def test_socket_of_the_supervisor_is_in_the_state_folder_also_below_a_long_path(environment, tmp_path):
+    """The path is longer than a socket's may be: the servers start, answer and end, and no socket is elsewhere."""
+    state = tmp_path / ("long" * 40) / "state"
+    environment |= {"WORKSHOP_STATE": str(state)}
+    try:
+        run_program(BIN / "workshop", "up", "ftp", env=environment)
+        assert (state / "supervisor.sock").is_socket()
+        assert "running" in run_program(BIN / "workshop", "status", env=environment).stdout
+    finally:
+        done = run_program(BIN / "workshop", "down", env=environment)
+    assert "2 processes ended" in done.stderr
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("network", [(), ("unshare", "--net")], ids=["same network", "another network"])
+def test_people_who_can_reach_the_servers_are_named(environment, monkeypatch, network):
+    """An account with a process on this machine is named, and what it reaches; not one with a network of its own."""
+    monkeypatch.setattr(port_owners, "FIRST_PERSON", 1)  # `sync` is on every Debian, and has no program by itself
+    with (
+        environment_of(environment),
+        subprocess.Popen([*network, "setpriv", "--reuid=sync", "--clear-groups", "sleep", "600"]) as other,
+    ):
+        wait_for(lambda: psutil.Process(other.pid).name() == "sleep")
+        sentence = port_owners.describe_people(get_settings()) or ""
+        other.kill()
+    assert ("also on this machine: sync" in sentence) is ("MLflow" in sentence) is (not network)
