@@ -177,6 +177,6 @@ def test_full_disk_stops_one_person_and_no_other(room):
             wait_for(lambda: next(iter(rows(page))) == "boole", 60)
             page.locator("tr", has_text="boole").get_by_role("button").click()
             wait_for(lambda: not room.server.run("pgrep --uid boole || true"), 60)
-        room.server.run("rm /home/boole/larg*")
+        room.server.run("rm /home/boole/large /home/boole/larger")
         wait_for(reserve.exists, 60)
     room.open_lab("boole")
