@@ -118,8 +118,6 @@ for name in $names instructor; do
     /opt/workshop/server/room/room.sh password "$name" >/dev/null
   fi
 done
-reserve=/home/.workshop-room-reserve # the board gives it up when the disk is full
-[ -e $reserve ] || fallocate --length 1G $reserve || { rm -f $reserve && echo "No reserve: less than 1 GB is free" >&2; }
 
 start=/opt/workshop/server/room/room.sh
 if [ -d /run/systemd/system ]; then
