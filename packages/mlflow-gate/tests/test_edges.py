@@ -8,6 +8,7 @@ import shutil
 import time
 
 import pytest
+import requests
 from mlflow_gate import Follower, ModelError, Registry, Scores, ServerError
 from mlflow_gate.cli import main
 from models import HELD_OUT, registry, train
@@ -72,6 +73,18 @@ def test_champion_that_cannot_be_read_decides_nothing(gate, monkeypatch):
         with pytest.raises(ServerError, match="nothing is decided"):
             gate.promote(train(5.0))
     monkeypatch.undo()
+    assert gate.production().version == "2"
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), requests.ReadTimeout("slow"), TimeoutError("late")])
+def test_outage_while_a_model_is_scored_decides_nothing(gate, error):
+    """A network that fails in the middle of `evaluate` is no finding on the model."""
+
+    def evaluate(model, rows):
+        raise RuntimeError("in between") from error
+
+    with pytest.raises(ServerError, match="nothing is decided"):
+        registry(gate.name, evaluate=evaluate).promote(gate.runs[0])
     assert gate.production().version == "2"
 
 

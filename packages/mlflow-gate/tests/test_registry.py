@@ -302,14 +302,16 @@ def test_two_processes_lose_no_record(name, count):
     assert registry(name).production().version == moves[-1].version
 
 
-def test_process_that_was_killed_is_passed_over(gate, monkeypatch):
-    """A process that was killed while it had its turn delays the others only until its turn is stale."""
+def test_process_that_was_killed_is_passed_over(gate, monkeypatch, caplog):
+    """A process that was killed while it had its turn delays the others only until its turn is stale; they say so."""
     holder = start(HOLD_TURN, gate.name)
     try:
         assert holder.stdout.readline() == "mine\n"
         monkeypatch.setattr(turns, "WAIT_SECONDS", 0.5)
+        monkeypatch.setattr(turns, "NOTICE_SECONDS", 0.1)
         with pytest.raises(Conflict, match="Another promotion or rollback is under way"):
             gate.rollback()
+        assert "waiting for another promotion or rollback; one that was killed is passed over after 30 s" in caplog.text
     finally:
         holder.kill()
         holder.communicate()

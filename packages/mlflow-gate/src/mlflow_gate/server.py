@@ -71,13 +71,14 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def is_outage(error: BaseException) -> bool:
     """Return whether an error is of the network or of a server that is away, and so no finding on a model."""
-    import requests
-    import urllib3
+    from requests import ConnectionError as Unreachable
+    from requests import Timeout
 
-    away: tuple[type[BaseException], ...] = (ConnectionError, TimeoutError, ServerError)
-    away += (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
     return any(
-        isinstance(each, away) or getattr(each, "error_code", None) in AWAY or _status_of(each) >= 500
+        isinstance(each, ConnectionError | TimeoutError | ServerError | Unreachable | Timeout)
+        or type(each).__module__ == "urllib3.exceptions"
+        or getattr(each, "error_code", None) in AWAY
+        or (getattr(getattr(each, "response", None), "status_code", None) or 0) >= 500
         for each in chain(error)
     )
 
@@ -90,11 +91,6 @@ def is_absent(error: BaseException) -> bool:
         or "404 Client Error" in str(each)  # of a download, among other words of MLflow
         for each in chain(error)
     )
-
-
-def _status_of(error: BaseException) -> int:
-    """Return the HTTP status of an error; 0 without one."""
-    return getattr(getattr(error, "response", None), "status_code", None) or 0
 
 
 def find(ask: Callable[..., Any], *names: str) -> Any:
