@@ -84,8 +84,9 @@ def write_state(folder: Path, decision: Path) -> None:
             write_atomically(file, new)
 
 
-def store_id(client: mlflow.MlflowClient) -> str:
+def store_id(client: mlflow.MlflowClient | None = None) -> str:
     """Return the tracking store's identity, kept in a tag of the experiment; a new store gets a new one."""
+    client = client or connect()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     experiment = experiment or client.get_experiment(client.create_experiment(EXPERIMENT))
     if STORE_ID_TAG not in experiment.tags:
