@@ -68,7 +68,7 @@ def test_pipeline_of_the_copy_puts_a_model_into_production(home):
     status = home.types("mlflow-gate", "status")
     assert re.search(r"wind_solar version 1 .* from commit \w{10} \(branch main\), r2", status), status
     assert "pipeline" in home.types("mlflow-gate", "history")
-    assert "production" in home.types("mlflow-gate", "lineage", "--verify")
+    assert "production" in home.types("mlflow-gate", "lineage")
     assert home.types("dvc-parallel", "repro").count(": unchanged") == 10
 
 

@@ -99,12 +99,16 @@ class Comparison:
 
     @functools.cached_property
     def r2_without_model(self) -> dict[str, float]:
-        """R2 of `monitoring.BASELINES` on the hours that the gate judged on; empty where these are not known."""
-        until = self.champion.judged_until
-        held_out = self.frame[self.frame["utc_timestamp"] > pd.Timestamp(until)] if until else self.frame[:0]
-        if self.champion.production.move.held_out.get("part") == split.TEST_WEEKS:
+        """R2 of `monitoring.BASELINES` on the very hours that the gate judged on; empty where these are not known."""
+        judged_on, stamps = self.champion.production.move.held_out, self.frame["utc_timestamp"]
+        if not (period := judged_on.get("period")):
+            return {}
+        held_out = self.frame[stamps.between(*map(pd.Timestamp, period))]
+        if judged_on.get("part") == split.TEST_WEEKS:
             held_out = held_out[split.is_test_week(held_out["utc_timestamp"])]
-        return {} if held_out.empty else monitoring.baseline_r2(held_out, self.baselines)
+        if len(held_out) != judged_on.get("rows"):  # the data has changed since
+            return {}
+        return monitoring.baseline_r2(held_out, self.baselines)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,14 +10,13 @@ from forecast.learn.gate import stage_of
 from forecast.problem import REGION, TITLE
 from forecast.table.origin import origin_of
 from mlflow_gate import Production
-from mlflow_gate.moves import BY_HAND, FORCED
 
 from . import address, pages, parts
 from .follower import LOADING, Snapshot, once
 from .pages import over_time
 
 CLOCK_MILLISECONDS = 2000
-BADGES = {FORCED: "forced past the gate", BY_HAND: "moved by hand, without the gate"}
+BADGES = {"forced": "forced past the gate", "by hand": "moved by hand, without the gate"}
 WHAT_TO_RUN = "`dvc repro` in the folder of `dvc.yaml`"
 ABOUT_TIMES = "Times are UTC unless a figure names a zone; a value is the mean of the hour from that time on."
 # Light or dark is known before anything is drawn.

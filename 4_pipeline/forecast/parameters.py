@@ -117,6 +117,7 @@ class OwnFile(Section):
         None, min_length=2, description=f"{{2018: {_YEAR}, ...}} of all plants that the file counts, at the years' ends"
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
+    modelled: bool | None = Field(None, description="whether the generation is modelled, as the sample's, or measured")
 
     @property
     def year_ends(self) -> YearEnds:

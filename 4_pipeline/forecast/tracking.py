@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import re
+import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import requests
+import mlflow_gate
 
 from forecast.errors import ServiceError
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PRODUCTION = "production"  # the alias
-ANSWER_SECONDS = 3.0
 TRIES = 4  # after 0, 4, 12 and 28 s: outlasts a restart of the server; MLflow's own 7 tries are four minutes
 STAGE_TAG = "pipeline.stage"  # of a run: which stage logged it
 DIRTY_TAG = "pipeline.git.dirty"
+# Tags of a run that mlflow-gate shows in the lineage: a file's path with its MD5, and the experiment of DVC.
+DATA_TAG, EXPERIMENT_TAG, OVERRIDES_TAG = "mlflow_gate.data.", "mlflow_gate.experiment", "mlflow_gate.overrides"
 STORE_ID_TAG = "pipeline.store_id"  # of the experiment
 MADE = ("dvc.lock", "results/metrics.json")  # what the pipeline itself writes does not make a tree dirty
 START = "start one (`mlflow server`), and set MLFLOW_TRACKING_URI to its address"
@@ -34,20 +36,23 @@ START = "start one (`mlflow server`), and set MLFLOW_TRACKING_URI to its address
 
 # -- the server --------------------------------------------------------------------------------------------------------
 def connect(uri: str | None = None) -> mlflow.MlflowClient:
-    """Point MLflow at the tracking server and return a client; raise ServiceError within seconds when it is dead.
+    """Point MLflow at the tracking server and return a client; raise ServiceError when it does not answer.
 
-    ``uri`` is the server's address, by default MLFLOW_TRACKING_URI. This asks the server whether it is healthy: a
-    program connects once and passes the client on.
+    ``uri`` is the server's address, by default MLFLOW_TRACKING_URI. The server is asked once, with MLflow's own
+    credentials, certificates, time-outs and retries: a program connects once and passes the client on.
     """
     uri = uri or tracking_uri()
-    _ask(uri, "/health")
+    try:
+        client = mlflow_gate.connect(uri)
+    except mlflow_gate.ServerError as error:
+        is_away = error.what.endswith("does not answer.")
+        wait = f"wait up to a minute for a server that was just started; otherwise {START}"
+        step = wait if is_away else error.next_step
+        raise ServiceError(error.what, value=error.value, expected=error.expected, next_step=step) from None
     import mlflow
-    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR as PROGRESS_BAR
 
-    if not PROGRESS_BAR.is_set():
-        PROGRESS_BAR.set(False)  # one for each few kilobytes
     mlflow.set_tracking_uri(uri)
-    return mlflow.MlflowClient(uri)
+    return client
 
 
 def tracking_uri() -> str:
@@ -61,27 +66,6 @@ def tracking_uri() -> str:
     return uri
 
 
-def _ask(uri: str, path: str, **parameters: str) -> requests.Response:
-    """Ask the server without MLflow, whose import takes three seconds; 404 is an answer, other errors are raised."""
-    user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
-    options: dict[str, Any] = {"auth": (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))} if user else {}
-    options |= {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
-    options |= {"verify": False} if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS") == "true" else {}
-    try:
-        answer = requests.get(f"{uri.rstrip('/')}{path}", params=parameters, timeout=ANSWER_SECONDS, **options)
-        if answer.status_code != requests.codes.not_found:
-            answer.raise_for_status()
-    except requests.RequestException as error:
-        status = f"HTTP {error.response.status_code}" if error.response is not None else type(error).__name__
-        raise ServiceError(
-            f"The MLflow tracking server at {uri} does not answer.",
-            value=status,
-            expected=f"an answer within {ANSWER_SECONDS:g} s",
-            next_step=f"wait up to a minute for a server that was just started; otherwise {START}",
-        ) from None
-    return answer
-
-
 def write_state(folder: Path, decision: Path) -> None:
     """Write what DVC cannot see to files in ``folder``, for stages to depend on.
 
@@ -89,8 +73,9 @@ def write_state(folder: Path, decision: Path) -> None:
     `alias.json` says where the alias went since the decision in the file ``decision``, if it moved: the gate decides
     again after a rollback or a promotion from elsewhere.
     """
-    contents = {"tracking_store.json": {"store_id": store_id()}}
-    moved, alias = _moved_since(decision), folder / "alias.json"
+    client = connect()
+    contents = {"tracking_store.json": {"store_id": store_id(client)}}
+    moved, alias = _moved_since(decision, client), folder / "alias.json"
     if moved is not None or not alias.exists():
         contents[alias.name] = moved or {}
     for name, content in contents.items():
@@ -99,20 +84,9 @@ def write_state(folder: Path, decision: Path) -> None:
             write_atomically(file, new)
 
 
-def store_id() -> str:
+def store_id(client: mlflow.MlflowClient | None = None) -> str:
     """Return the tracking store's identity, kept in a tag of the experiment; a new store gets a new one."""
-    return _known_store_id() or _new_store_id()
-
-
-def _known_store_id() -> str | None:
-    """Ask MLflow's REST interface: https://mlflow.org/docs/latest/api_reference/rest-api.html."""
-    answer = _ask(tracking_uri(), "/api/2.0/mlflow/experiments/get-by-name", experiment_name=EXPERIMENT)
-    tags = answer.json()["experiment"].get("tags", []) if answer.ok else []
-    return next((tag["value"] for tag in tags if tag["key"] == STORE_ID_TAG), None)
-
-
-def _new_store_id() -> str:
-    client = connect()
+    client = client or connect()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     experiment = experiment or client.get_experiment(client.create_experiment(EXPERIMENT))
     if STORE_ID_TAG not in experiment.tags:
@@ -121,30 +95,31 @@ def _new_store_id() -> str:
     return experiment.tags[STORE_ID_TAG]
 
 
-def _moved_since(decision: Path) -> dict[str, Any] | None:
-    """Return where the alias is if not where a decision left it: version, run, and how often the version came there."""
-    path = "/api/2.0/mlflow/registered-models/alias"
-    answer = _ask(tracking_uri(), path, name=REGISTERED_MODEL, alias=PRODUCTION)
-    version = answer.json()["model_version"] if answer.ok else {}
+def _moved_since(decision: Path, client: mlflow.MlflowClient) -> dict[str, Any] | None:
+    """Return where the alias is if not where a decision left it: version, run, and the number of its last move."""
+    now = mlflow_gate.Registry(REGISTERED_MODEL, PRODUCTION, client=lambda: client).production()
     decided = json.loads(decision.read_text()) if decision.exists() else {"production": {}}
     left = decided.get("production") or {}
-    same = (left.get("version"), left.get("run_id")) == (version.get("version"), version.get("run_id"))
-    if same and not decided.get("experiment"):
+    version, run_id = (now.version, now.run_id) if now else (None, None)
+    if (left.get("version"), left.get("run_id")) == (version, run_id) and not decided.get("experiment"):
         return None
-    moves = sum(".move." in tag["key"] for tag in version.get("tags", []))
-    return {name: version.get(name) for name in ("version", "run_id")} | {"moves": moves}
+    return {"version": version, "run_id": run_id, "moves": now.move.number if now else 0}
 
 
 def unnamed_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     """Return the runs of stages that began more than ``days`` ago and that nothing names.
 
-    Named is each id in a registered version, in its tags, or in JSON of the folder ``results``; and for each named run
-    the last run of `prepare` before it, which has the findings on its data.
+    Named is each id in a registered model or version, in their tags, or in JSON of the folder ``results``; and for each
+    named run the last run of `prepare` before it, which has the findings on its data.
     """
-    versions, tag = connect().search_model_versions(max_results=200_000), f"tags.`{STAGE_TAG}` LIKE '%'"
+    client, tag = connect(), f"tags.`{STAGE_TAG}` LIKE '%'"
+    versions, registered = client.search_model_versions(max_results=200_000), client.search_registered_models()
     import mlflow
 
-    texts = [*(str(dict(version)) for version in versions), *(file.read_text() for file in results.glob("*.json"))]
+    texts = [
+        *(str(dict(each)) for each in [*versions, *registered]),
+        *(file.read_text() for file in results.glob("*.json")),
+    ]
     named = set(re.findall("[0-9a-f]{32}", " ".join(texts)))
     runs = mlflow.search_runs(None, tag, order_by=["start_time"], output_format="list", experiment_names=[EXPERIMENT])
     kept, prepared = set(), ""
@@ -190,21 +165,20 @@ def start_run(
 def _lineage_tags(data: Iterable[Path | str]) -> dict[str, str]:
     """Return the tags of a run: hashes of its files, commit, and the experiment of DVC, if it is one."""
     import pooch
-    from mlflow_gate.lineage import DATA_TAG
 
     hashes = {DATA_TAG + Path(file).as_posix(): pooch.file_hash(file, "md5") for file in data}
     return hashes | git_tags() | experiment_tags()
 
 
 def _declare_learned(table: Path) -> None:
-    import mlflow_gate
     import pandas as pd
 
     from forecast.table.origin import origin_of
 
     frame = pd.read_parquet(table, columns=["utc_timestamp"])
     origin = origin_of(frame)
-    population = "modelled" if origin.modelled else "measured"
+    # An own file may be a table that the pipeline made of the sample: only what is said makes its hours others.
+    population = {True: "modelled", False: "measured", None: ""}[origin.modelled]
     mlflow_gate.log_learned(pd.Index(frame["utc_timestamp"]), span=True, source=origin.label, population=population)
 
 
@@ -213,20 +187,20 @@ def experiment_tags(folder: Path | None = None) -> dict[str, str]:
 
     Changed is what differs from the commit's params.yaml in ``folder``, by default the working folder.
     """
-    from mlflow_gate.lineage import EXPERIMENT_TAG, OVERRIDES_TAG, run_program
-    from mlflow_gate.registry import experiment_of_dvc
-
-    name = experiment_of_dvc()
-    if name is None:
+    name = os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV")
+    if not name:
         return {}
     import pandas as pd
     import yaml
 
     folder = folder or Path.cwd()
-    now, then = (folder / "params.yaml"), run_program("git", "show", "HEAD:./params.yaml", folder=folder)
-    if then is None or not now.is_file():
+    now, show = folder / "params.yaml", ["git", "show", "HEAD:./params.yaml"]
+    try:
+        then = subprocess.run(show, cwd=folder, capture_output=True, text=True, check=True).stdout
+        texts = now.read_text(), then
+    except (OSError, subprocess.SubprocessError):
         return {EXPERIMENT_TAG: name}
-    ours, committed = (pd.json_normalize(yaml.safe_load(text)).T[0].to_dict() for text in (now.read_text(), then))
+    ours, committed = (pd.json_normalize(yaml.safe_load(text)).T[0].to_dict() for text in texts)
     changed = [f"{key}={value}" for key, value in sorted(ours.items()) if committed.get(key) != value]
     return {EXPERIMENT_TAG: name, OVERRIDES_TAG: ", ".join(changed) or "none"}
 

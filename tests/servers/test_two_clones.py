@@ -20,7 +20,6 @@ from forecast.learn.gate import Registry
 from forecast.problem import REGISTERED_MODEL
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Move
-from mlflow_gate.moves import PROMOTED
 from workplace import (
     BIN,
     PORTS,
@@ -125,7 +124,7 @@ class Clone(Servers):
             with contextlib.suppress(MlflowException):  # it exists already
                 client.create_registered_model(REGISTERED_MODEL)
             version = client.create_model_version(REGISTERED_MODEL, run.info.artifact_uri, run.info.run_id).version
-            Registry(client=client).move(Move(0, PROMOTED, str(version)))
+            Registry(client=client)._move(Move(0, "promoted", str(version)))
 
     def log(self, uri: str) -> None:
         """Have the stand-in at an address record a line."""

@@ -27,7 +27,6 @@ from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from forecast.table.files import write_atomically
 from forecast.tracking import PRODUCTION, STAGE_TAG, STORE_ID_TAG
 from mlflow_gate import Move
-from mlflow_gate.moves import FORCED, PROMOTED, ROLLED_BACK
 
 from workshop.settings import Settings
 from workshop.teaching import exercises
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 PARENT_TAG = "mlflow.parentRunId"
+PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"  # what `mlflow_gate.Move.action` may be
 LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # a folder of this repository, and one of another
 MAX_RUNS = 2000  # of each kind; the latest ones
 

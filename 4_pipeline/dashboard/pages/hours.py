@@ -36,7 +36,8 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         ("Licence", LICENCES.get(origin.source, "See its owner's terms.")),
     ]
     modelled = "Generation is modelled here, not measured: the figures show only that the method works."
-    hint = modelled if origin.modelled else "Measured."
+    unknown = "Whether it is measured or modelled is not said: `fetch.csv.modelled` in params.yaml says so."
+    hint = {True: modelled, False: "Measured.", None: unknown}[origin.modelled]
     checks = "Gaps, ranges and every check are in the executed notebook prepare.ipynb, which its run in MLflow keeps."
     source = parts.panel("source", "Source", hint, [parts.facts(known), html.P(checks)])
     return [html.Div([hours, source], className="columns")]

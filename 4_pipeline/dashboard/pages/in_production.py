@@ -9,7 +9,7 @@ from dash import html
 from forecast import problem
 from forecast.learn.gate import PIPELINE_WHY
 from forecast.show import figures
-from mlflow_gate import Link, Move, Production, Rule
+from mlflow_gate import Finding, Link, Move, Production
 
 from .. import parts
 from ..follower import Snapshot
@@ -43,7 +43,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     move, others = snapshot.move, snapshot.comparison.r2_without_model if snapshot.comparison else {}
     return [
         html.Div([_facts(champion, move, others), *explained[:1]], className="columns"),
-        *([_gate(move.rules)] if move and move.rules else []),
+        *([_gate(move.findings)] if move and move.findings else []),
         *_challenger(champion.production, snapshot.record.decision),
         _lineage(snapshot.record.lineage),
         *explained[1:],
@@ -69,14 +69,14 @@ def _facts(champion: Champion, move: Move | None, others: dict[str, float]) -> h
     return parts.panel("in-production", "Why this model is in production", band, content)
 
 
-def _gate(rules: list[dict]) -> html.Section:
-    judged = [Rule(**rule) for rule in rules]
-    limits = (re.sub("[<>]=", lambda sign: WORDS[sign[0]], rule.limit) for rule in judged)
+def _gate(findings: list[dict]) -> html.Section:
+    judged = [Finding(**finding) for finding in findings]
+    limits = (re.sub("[<>]=", lambda sign: WORDS[sign[0]], finding.limit) for finding in judged)
     rows = [
-        [rule.label, parts.copied(rule.text), limit, VERDICTS[rule.passed]]
-        for rule, limit in zip(judged, limits, strict=True)
+        [finding.label, parts.copied(finding.text), limit, VERDICTS[finding.passed]]
+        for finding, limit in zip(judged, limits, strict=True)
     ]
-    passed = sum(rule.passed for rule in judged)
+    passed = sum(finding.passed for finding in judged)
     table = parts.table("The rules of the gate", RULES_HEAD, rows, "words")
     return parts.panel("gate", f"The gate: passed {passed} of {len(judged)} rules", "When this version came.", [table])
 
@@ -99,7 +99,7 @@ def _challenger(production: Production, decision: dict[str, Any]) -> list:
 
 
 def _lineage(links: tuple[Link, ...]) -> html.Section:
-    boxes = [html.Li(_box(link), className=None if link.known and not link.trouble else "unknown") for link in links]
+    boxes = [html.Li(_box(link), className=None if link.known else "unknown") for link in links]
     nothing = html.P("The lineage has not been read yet.", className="hint")
     hint = "Each step as it was recorded; its link shows the thing itself."
     content = html.Ol(boxes, className="chain") if boxes else nothing
@@ -120,7 +120,6 @@ def _box(link: Link) -> list:
         html.P("Run in MLflow" if link.kind == "run" else link.kind.capitalize(), className="eyebrow"),
         html.P(name if link.known else "not recorded", className="name"),
         *([html.Details([html.Summary("Details"), html.Dl(facts)])] if facts else []),
-        *([html.P(link.trouble, className="trouble")] if link.trouble else []),
     ]
 
 

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 from dash import html
 from forecast import problem
+from forecast.learn import gate
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 
@@ -35,12 +36,17 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         for each in comparison.at(hours.index).qualities
     ]
     columns = ["month", "target", "nmae_percent", "bias_percent", "inside_percent"]
-    figure = figures.by_month(pd.DataFrame(months, columns=columns))
+    refit = gate.refit_until(comparison.champion.production)
+    figure = figures.by_month(pd.DataFrame(months, columns=columns), refit_until=refit)
     label = "Errors, bias and share within the band by month"
-    model = "judged model" if comparison.champion.production.refit_of else "model"
-    about = (
-        f"Hours after those that the {model} learned." if since else "Which hours the model learned is not known: all."
-    )
+    about = f"Hours after {pd.Timestamp(since):%d %b %Y}, the last that the model learned." if since else ""
+    if refit:
+        last, start = (f"{pd.Timestamp(until):%d %b %Y}" for until in (refit, since))
+        about = (
+            f"Hours to {last} are predicted by the judged model, which learned until {start}; later ones, right of the"
+        )
+        about += " dotted line, by its refit in production, which learned until there."
+    about = about or "Which hours the model learned is not known: all."
     about += " The first and the last month may be incomplete."
     ranges = monitoring.unlearned(comparison.frame, since)
     rows = [

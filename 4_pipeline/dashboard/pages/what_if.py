@@ -48,9 +48,8 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     """Return sliders, prediction and curves for the values of the query, each by its input's name (`SLIDERS`)."""
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
-    ignored = [f"{name}={query[name][:40]}" for name in SLIDERS if name in query and not _is_number(query[name])]
     sliders = [
-        html.P(f"Not a number, and ignored: {', '.join(ignored)}." * bool(ignored), className="refused", role="status"),
+        html.P(adjusted(query), className="refused", role="status"),
         html.Div(answers(snapshot, values), id="what-if-answers", **{"aria-live": "polite"}),
         html.Div(presets, className="group"),
         html.Div([_slider(name, value, snapshot) for name, value in values.items()], className="sliders"),
@@ -132,6 +131,20 @@ def within_range(values: Iterable[Any]) -> dict[str, float]:
         name: float(min(max(float(value), slider.low), slider.high) if _is_number(value) else slider.first)
         for (name, slider), value in zip(SLIDERS.items(), values, strict=True)
     }
+
+
+def adjusted(query: dict[str, str]) -> str:
+    """Return which values of the query are not shown as they are, and why; empty if all are."""
+    asked = {name: query[name] for name in SLIDERS if name in query}
+    ignored = [f"{name}={text[:40]}" for name, text in asked.items() if not _is_number(text)]
+    beyond = [
+        f"{name}={text[:40]} ({SLIDERS[name].low:g} to {SLIDERS[name].high:g})"
+        for name, text in asked.items()
+        if _is_number(text) and not SLIDERS[name].low <= float(text) <= SLIDERS[name].high
+    ]
+    words = [f"Not a number, and ignored: {', '.join(ignored)}."] * bool(ignored)
+    words += [f"Beyond the slider, and set to its end: {', '.join(beyond)}."] * bool(beyond)
+    return " ".join(words)
 
 
 def _is_number(value: Any) -> bool:

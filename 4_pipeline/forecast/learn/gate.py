@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow_gate
 import pandas as pd
-import pooch
-from mlflow_gate import Contest, Decision, Link, Production
-from mlflow_gate.learned import LEARNED_TAG
-from mlflow_gate.lineage import Facts
-from mlflow_gate.rules import Limits
+from mlflow_gate import Contest, Link, Production, Rule
 from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG, PAGE_TAG
 
 from forecast import problem, tracking
@@ -31,7 +25,7 @@ if TYPE_CHECKING:
     from forecast.parameters import Promote
 
 PIPELINE_WHY = "pipeline"  # the reason that the pipeline gives for a promotion; a person gives another
-KINDS = ("data", "commit", "stage", "notebook", "run", "refit", "environment", "model", "decision", "production")
+KINDS = ("data", "commit", "stage", "notebook", "run", "refit", "model", "decision", "production")
 METRIC = "r2"
 
 
@@ -46,10 +40,23 @@ class Registry(mlflow_gate.Registry):
     ) -> None:
         folder = project()
 
+        def limits() -> Promote:
+            return policy or read_stage(folder / FILE, "promote")
+
+        def contest() -> Contest:
+            return Contest(
+                METRIC, name="R2", **limits().model_dump(include={"min_gain", "near_tie", "alpha", "max_gain"})
+            )
+
         def evaluate(model: Any, rows: pd.DataFrame) -> mlflow_gate.Scores:
             from forecast.learn.evaluation import judge  # imports scikit-learn
 
             return judge(model, rows)
+
+        def load(files: Path) -> Any:
+            from forecast.learn import storage  # imports scikit-learn
+
+            return storage.load_files(files, str(files.name))
 
         def hours() -> pd.DataFrame:
             frame = schema.read(folder / "data" / "test.parquet") if held_out is None else held_out
@@ -60,67 +67,42 @@ class Registry(mlflow_gate.Registry):
             PRODUCTION,
             evaluate=evaluate,
             held_out=hours,
-            contest=Contest(METRIC, name="R2"),
-            refit=self._refit_on_all_hours,
+            rules=lambda: rules(limits()),
+            contest=contest,
+            refit=lambda run, model_uri: _refit(run, model_uri) if limits().refit else None,
+            load=load,
+            links=_links,
             tags=("mlflow_gate.", STAGE_TAG, COMMIT_TAG, DIRTY_TAG),
             candidate=folder / "results" / "candidate.json",
             decision=folder / "results" / "decision.json",
+            client=lambda: client or connect(),
         )
-        self._policy, self._client = policy, client
 
-    def connect(self) -> MlflowClient:
-        """Return a client; raise ServiceError within seconds when the tracking server does not answer."""
-        return connect()
 
-    def load(self, model_uri: str) -> Any:
-        """Load a model without running its code; raise ModelError when it cannot be trusted."""
-        from forecast.learn import storage  # imports scikit-learn
+def _refit(run: Run, model_uri: str) -> tuple[str, str]:
+    """Fit the recipe of a run on data/germany.parquet; return run and model of that fit."""
+    from forecast.learn import refit, storage
 
-        return storage.load(model_uri, self.client)
+    table, stage = "data/germany.parquet", run.data.tags.get(STAGE_TAG, run.info.run_name)
+    facts = {"data": [table], "learned_from": table, "parameters": run.data.params, "refit_of": run.info.run_id}
+    with contextlib.chdir(project()), tracking.start_run(stage, **facts) as fitted:
+        frame = schema.read(table)
+        model = refit.refit(storage.load(model_uri), frame, run.data.params)
+        return fitted.info.run_id, storage.log_model(model, frame.tail())
 
-    def judge(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
-        """Put a candidate before the gate; raise ParameterError when params.yaml cannot be read."""
-        self._policy = policy = self._policy or read_stage(project() / FILE, "promote")
-        self.rules = rules(policy)
-        limits = {name: getattr(policy, name) for name in ("min_gain", "near_tie", "alpha", "max_gain")}
-        self.contest = Contest(METRIC, name="R2", **limits)
-        return super().judge(run_id, model_uri)
 
-    def _refit_on_all_hours(self, run: Run, model_uri: str) -> tuple[str, str] | None:
-        """Fit the recipe of a run on data/germany.parquet; return run and model, or None with `promote.refit` off."""
-        from forecast.learn import refit, storage
-
-        if self._policy is None or not self._policy.refit:
-            return None
-        table, stage = "data/germany.parquet", run.data.tags.get(STAGE_TAG, run.info.run_name)
-        facts = {"data": [table], "learned_from": table, "parameters": run.data.params, "refit_of": run.info.run_id}
-        with contextlib.chdir(project()), tracking.start_run(stage, **facts) as fitted:
-            frame = schema.read(table)
-            model = refit.refit(self.load(model_uri), frame, run.data.params)
-            return fitted.info.run_id, storage.log_model(model, frame.tail())
-
-    def origin(self, run: Run | None, tags: Mapping[str, str]) -> list[Link]:
-        """Return the links of a model's lineage up to its run: data, commit, stage, executed notebook."""
-        data, commit = super().origin(run, tags)
-        words = {"true": "yes: the code that ran was not the commit's alone", "false": "no"}
-        changes = {"uncommitted changes": words.get(tags.get(DIRTY_TAG, ""), "not recorded")}
-        commit = replace(commit, facts=commit.facts | changes) if commit.known else commit
-        stage, notebook = (Link(kind, "not recorded", known=False) for kind in ("stage", "notebook"))
-        if STAGE_TAG in tags:
-            stage = Link("stage", tags[STAGE_TAG], dict(sorted(run.data.params.items())) if run else {})
-        names = [name.removeprefix(NOTEBOOK_TAG) for name in tags if name.startswith(NOTEBOOK_TAG)]
-        if names and run is not None:
-            path = f"notebook/{names[0]}"
-            page = tags.get(PAGE_TAG + names[0], path)
-            url = self.page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{page}")
-            facts = {"artifact": path, "sha256": tags[NOTEBOOK_TAG + names[0]]}
-            notebook = Link("notebook", names[0], facts, url=url or None)
-        return [data, commit, stage, notebook]
-
-    @property
-    def checks(self) -> dict:
-        """The check of each kind of link."""
-        return super().checks | {"notebook": _check_notebook}
+def _links(run: Run | None, tags: Mapping[str, str]) -> list[Link]:
+    """Return the links of a model's lineage between its commit and its run: stage and executed notebook."""
+    stage, notebook = (Link(kind, "not recorded", known=False) for kind in ("stage", "notebook"))
+    if STAGE_TAG in tags:
+        stage = Link("stage", tags[STAGE_TAG], dict(sorted(run.data.params.items())) if run else {})
+    names = [name.removeprefix(NOTEBOOK_TAG) for name in tags if name.startswith(NOTEBOOK_TAG)]
+    if names and run is not None:
+        path = f"notebook/{names[0]}"
+        url = tracking.run_url(run.info.run_id, run.info.experiment_id)
+        url = f"{url}/artifacts/{tags.get(PAGE_TAG + names[0], path)}"
+        notebook = Link("notebook", names[0], {"artifact": path, "sha256": tags[NOTEBOOK_TAG + names[0]]}, url=url)
+    return [stage, notebook]
 
 
 def rules(policy: Promote) -> dict[str, Any]:
@@ -129,9 +111,9 @@ def rules(policy: Promote) -> dict[str, Any]:
     for target in problem.TARGETS:
         words, unit = target.words, target.unit
         low: dict[str, Any] = {"min": target.possible[0], "low": "less than is possible"}
-        limits[target.metric("lowest")] = Limits(**low, name=f"lowest predicted {words}", unit=unit)
-        limits[target.metric("r2")] = Limits(min=policy.min_r2[target.key], name=f"R2 of {words}")
-        limits[target.metric("bias_percent")] = Limits(
+        limits[target.metric("lowest")] = Rule(**low, name=f"lowest predicted {words}", unit=unit)
+        limits[target.metric("r2")] = Rule(min=policy.min_r2[target.key], name=f"R2 of {words}")
+        limits[target.metric("bias_percent")] = Rule(
             min=-policy.max_bias_percent,
             max=policy.max_bias_percent,
             name=f"mean error of {words}",
@@ -141,9 +123,9 @@ def rules(policy: Promote) -> dict[str, Any]:
         )
         if target.by_day:
             most = policy.max_night[target.key]
-            limits[target.metric("night")] = Limits(max=most, name=f"mean {words} predicted at night", unit=unit)
-    limits["latency_ms"] = Limits(max=policy.max_latency_ms, name="time to predict one hour", unit="ms")
-    limits["size_MB"] = Limits(max=policy.max_size_MB, name="size of the model's files", unit="MB")
+            limits[target.metric("night")] = Rule(max=most, name=f"mean {words} predicted at night", unit=unit)
+    limits["latency_ms"] = Rule(max=policy.max_latency_ms, name="time to predict one hour", unit="ms")
+    limits["size_MB"] = Rule(max=policy.max_size_MB, name="size of the model's files", unit="MB")
     return limits | {"inputs and outputs": _interface}
 
 
@@ -156,18 +138,6 @@ def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
     return str(signature), f"weather, or hour and weather, to {targets}", signature in SIGNATURES
 
 
-def _check_notebook(registry: mlflow_gate.Registry, facts: Facts) -> str | None:
-    from mlflow.exceptions import MlflowException
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            fetched = registry.client.download_artifacts(facts["run"]["id"], facts["notebook"]["artifact"], folder)
-        except (MlflowException, OSError):
-            return f"the run has no artifact {facts['notebook']['artifact']}"
-        sha256 = pooch.file_hash(fetched)
-    return None if sha256 == facts["notebook"]["sha256"] else f"it was changed: its sha256 is {sha256[:16]}..."
-
-
 def production(known: Production | None = None, client: MlflowClient | None = None) -> Production | None:
     """Return the version in production, or None; ``known`` is the last answer that the caller got."""
     return Registry(client=client).production(known)
@@ -178,9 +148,9 @@ def stage_of(production: Production) -> str | None:
     return production.tags.get(STAGE_TAG)
 
 
-def learned_until(production: Production | Evidence | None) -> str | None:
+def learned_until(production: Evidence | None) -> str | None:
     """Return the start of the last hour that a version, or its evidence, learned from, in ISO 8601; None if unknown."""
-    return _learned(production).get("last")
+    return production.declared.get("last") if production else None
 
 
 def refit_until(production: Production | None) -> str | None:
@@ -190,11 +160,4 @@ def refit_until(production: Production | None) -> str | None:
 
 def source_of(production: Production | None) -> str | None:
     """Return the name of the source that the version in production learned from; None if unknown."""
-    return _learned(production).get("source") or None
-
-
-def _learned(production: Production | Evidence | None) -> dict[str, Any]:
-    try:
-        return dict(json.loads(production.tags[LEARNED_TAG])) if production else {}
-    except (KeyError, TypeError, ValueError):
-        return {}
+    return (production.declared.get("source") if production else None) or None

@@ -251,8 +251,13 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
                 value=f"{model_uri}: {error}",
                 next_step="open it in MLflow; mlflow-gate status",
             ) from None
-        size = sum(file.stat().st_size for file in fetched.rglob("*") if file.is_file())
-        return replace(load_folder(fetched, model_uri), size_bytes=size, signature=_signature(fetched))
+        return load_files(fetched, model_uri)
+
+
+def load_files(folder: Path, name: str) -> LoadedModel:
+    """Load a model from its local folder, as `load_folder`, with the size of its files and its signature."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return replace(load_folder(folder, name), size_bytes=size, signature=_signature(folder))
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:

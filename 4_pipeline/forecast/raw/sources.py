@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 import zipfile
 from importlib.resources import files
@@ -21,6 +22,7 @@ from forecast.table.origin import ORIGIN_FILE, Origin
 
 POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
 OWN_FILE, CARD_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "SHA256SUMS"
+EXAMPLE_ATTRIBUTION = "The owner of the data, shown in dashboard and report."  # of own/README.md
 ATTRIBUTIONS = {
     "sample": "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher"
     " Wetterdienst (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined,"
@@ -35,6 +37,8 @@ ATTRIBUTIONS = {
 RETRIES = 5  # of a download that fails; pooch waits 1, 2, 3, ... seconds between them
 SILENCE_SECONDS = 60
 _BY_HAND = "or put a copy from another place into {}; if you know the file to be right, set fetch.sha256 in params.yaml"
+
+logger = logging.getLogger(__name__)
 
 
 class Release(NamedTuple):
@@ -131,7 +135,10 @@ def _origin(source: str, options: Fetch) -> Origin:
             expected="fetch.csv.file, and its columns and units unless it is a processed table",
             next_step="see own/README.md, then edit params.yaml",
         )
-    return Origin(source=source, csv=options.csv, attribution=options.csv.attribution)
+    own = options.csv
+    if own.attribution == EXAMPLE_ATTRIBUTION:
+        logger.warning("fetch.csv.attribution is still that of the example in own/README.md: name the data's owner.")
+    return Origin(source=source, csv=own, attribution=own.attribution, modelled=own.modelled)
 
 
 def _checksum_of_own(file: Path) -> str:

@@ -255,11 +255,11 @@ def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour
     return figure.update_layout(template=TEMPLATE, hovermode="closest")
 
 
-def by_month(table: pd.DataFrame) -> go.Figure:
+def by_month(table: pd.DataFrame, refit_until: str | None = None) -> go.Figure:
     """Draw how good predictions are in each month, a panel for each measure and a line for each target.
 
     ``table`` has the columns `month` (its first day), `target` and, in percent, `nmae_percent`, `bias_percent` and
-    `inside_percent`.
+    `inside_percent`. A dotted line marks ``refit_until``, the last hour before another model predicts.
     """
     panels = {
         "nmae_percent": "Error, % of the capacity",
@@ -282,6 +282,8 @@ def by_month(table: pd.DataFrame) -> go.Figure:
                 col=1,
             )
         figure.update_yaxes(title_text=title, fixedrange=True, rangemode="tozero", row=row, col=1)
+    if refit_until and not table.empty and refit_until[:7] < table["month"].max()[:7]:
+        figure.add_vline(x=refit_until[:10], line_dash="dot", line_color=INK)
     figure.update_xaxes(tickformatstops=TIME_FORMATS, hoverformat="%B %Y")
     return figure.update_layout(template=TEMPLATE, margin_t=44)
 

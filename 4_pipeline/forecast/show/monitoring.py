@@ -168,20 +168,25 @@ def sentence(qualities: Iterable[Quality]) -> str:
 def training_overlap(
     frame: pd.DataFrame, learned_until: str | pd.Timestamp | None, refit_until: str | None = None
 ) -> str:
-    """Return how many of some hours the model was trained on: its errors are smaller there than on new ones.
+    """Return which model predicts some hours, and how many of these it was trained on: there its errors are smaller.
 
-    ``refit_until`` is the last hour that the refit of the model learned, if that is in production.
+    ``refit_until`` is the last hour that the refit of the model learned, if that is in production: it predicts the
+    hours after that one, and the judged model the hours before.
     """
     if learned_until is None:
         return "Whether the model was trained on these hours is not known."
-    last, model, prefix = pd.Timestamp(learned_until), "The model", ""
-    known = frame["utc_timestamp"] <= last
-    if refit_until and (~known & (frame["utc_timestamp"] <= pd.Timestamp(refit_until))).any():
-        until = f"{pd.Timestamp(refit_until):%d %b %Y}"
+    last, model, prefix, stamps = pd.Timestamp(learned_until), "The model", "", frame["utc_timestamp"]
+    if refit_until and (stamps > last).any():
+        until, model = pd.Timestamp(refit_until), "The judged model"
+        later = stamps > until
+        if later.all():
+            return f"The refit in production was trained on hours up to {until:%d %b %Y}: all of these are new to it."
         prefix = (
-            f"The refit in production has learned the hours up to {until}: the model that was judged predicts them. "
+            f"The refit in production has learned the hours up to {until:%d %b %Y}: the judged model predicts them. "
         )
-        model = "It"
+        prefix += f"The {later.sum():,} later hours are predicted by the refit, and new to it. " if later.any() else ""
+        stamps = stamps[~later]
+    known = stamps <= last
     if not known.any():
         return f"{prefix}{model} was trained on hours up to {last:%d %b %Y}: all of these are new to it."
     share = "all" if known.all() else f"{known.sum():,} (up to {last:%d %b %Y})"
@@ -206,7 +211,7 @@ def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version
         decision = {}
     is_refused = not decision.get("promoted", True)
     if is_refused:
-        failed = ", ".join(rule["name"] for rule in decision.get("rules", []) if not rule["passed"])
+        failed = ", ".join(each["name"] for each in decision.get("findings", []) if not each["passed"])
         text += f" The last candidate was refused ({failed})."
     if state != "bad":
         return f"{text} {'There is nothing to do.' if state == 'good' else 'Look again when the next data are there.'}"

@@ -355,7 +355,7 @@ def model_in_words(evidence: ReportData) -> str:
     for link in evidence.lineage:
         facts = "; ".join(f"{name}: {fact}" for name, fact in link.facts.items()) if link.known else "not recorded"
         what = f'<a href="{escape(link.url)}">{escape(link.name)}</a>' if link.url else escape(link.name)
-        rows[link.kind] = {"What": what, "Known of it": escape(" ".join(filter(None, (link.trouble, facts))))}
+        rows[link.kind] = {"What": what, "Known of it": escape(facts)}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="Link").to_html(escape=False)
     return f"{text}\n\n<details><summary>Where it comes from</summary>\n{table}\n</details>" if rows else text
 

@@ -19,6 +19,8 @@ _KEY = "origin"  # in a table's attributes
 class Origin(BaseModel):
     """The origin of data: the source's name, the attribution to show with the data, and whether it is modelled.
 
+    ``modelled`` is None where that is not said, as of an own file.
+
     ``csv`` says how an own file is read.
     """
 
@@ -26,7 +28,7 @@ class Origin(BaseModel):
 
     source: str = "unknown"
     attribution: str = "Where this data comes from was not recorded."
-    modelled: bool = False
+    modelled: bool | None = None
     csv: OwnFile | None = None
 
     @property

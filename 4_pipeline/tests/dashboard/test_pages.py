@@ -17,8 +17,10 @@ from dashboard import layout, parts
 from dashboard.follower import Fault, Snapshot
 from dashboard.pages import what_if
 from dashboard.record import Record
+from forecast.show import monitoring
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mlflow_gate import Evidence
 from places import PROJECT
 
 NAMES = st.sampled_from(["from", "to", "windspeed", "temperature", "hour", "day", "x", "__class__"])
@@ -76,7 +78,7 @@ def test_refused_candidate_is_shown_beside_the_model_in_production(made, served)
         "promoted": False, "reason": "refused: bias: -9 (allowed: -5 to 5)", "run_id": "b2",
         "production": {"version": "7"},
         "candidate": scores, "champion": scores | {"metrics": {"r2": 0.95}},
-        "rules": [{"name": "bias", "value": -9.0, "limit": "-5 to 5", "passed": False}],
+        "findings": [{"name": "bias", "value": -9.0, "limit": "-5 to 5", "passed": False}],
     }  # fmt: skip
     page = str(made("/model", record=Record(decision=decision)))
     assert "bias: -9 (allowed: -5 to 5). R²: version 7, in production 0.950, the last candidate 0.900." in page
@@ -95,6 +97,9 @@ def test_what_if_says_how_often_such_weather_was_learned(made, served):
     noon = str(made("/what-if?windspeed=x"))
     assert "There is no such hour" not in noon
     assert "Not a number, and ignored: windspeed=x." in noon
+    beyond = str(made("/what-if?temperature=9999&windspeed=5"))
+    assert "Beyond the slider, and set to its end: temperature=9999 (" in beyond
+    assert "windspeed=5 (" not in beyond
     assert "With the capacity installed on 21 Jun 2016: solar power 40.4 GW" in noon
 
 
@@ -111,6 +116,34 @@ def test_comparison_says_which_hours_the_model_was_trained_on(made, served, unti
     champion = replace(served.champion, production=replace(served.champion.production, tags=tags))
     assert said in str(made("/comparison", champion=champion))
     assert "trained on these hours is not known" in str(made("/comparison"))
+
+
+def test_r2_without_a_model_is_of_the_hours_that_the_gate_judged(made, served):
+    """The figure in brackets is of the very hours of the first one; of other hours there is none."""
+    first, last = served.frame["utc_timestamp"].iloc[[200, 600]]
+    held_out = {"period": [first.isoformat(), last.isoformat()], "rows": 401}
+    for rows, is_known in ((401, True), (400, False)):
+        move = replace(served.champion.production.move, held_out=held_out | {"rows": rows})
+        champion = replace(served.champion, production=replace(served.champion.production, move=move))
+        comparison = replace(served, champion=champion).comparison
+        assert bool(comparison.r2_without_model) is is_known
+        assert (" without a model)" in str(made("/model", champion=champion))) is is_known
+    expected = monitoring.baseline_r2(served.frame.loc[200:600], comparison.baselines)
+    champion = replace(champion, production=replace(champion.production, move=replace(move, held_out=held_out)))
+    assert replace(served, champion=champion).comparison.r2_without_model == expected
+
+
+def test_over_time_marks_where_the_refit_predicts(made, served):
+    """Months of the judged model and of its refit are told apart, in words and by a line."""
+    stamps = served.frame["utc_timestamp"]
+    until = [stamps.iloc[row].strftime("%Y-%m-%dT%H:%M:%SZ") for row in (100, 300)]
+    tags = [{"mlflow_gate.learned": json.dumps({"first": "1999-01-01T00:00:00Z", "last": end})} for end in until]
+    production = replace(served.champion.production, tags=tags[1], refit_of=Evidence("b2", "models:/m-b2", tags[0]))
+    page = str(
+        made("/over-time", champion=replace(served.champion, production=production, judged=served.champion.model))
+    )
+    assert f"Hours to {stamps.iloc[300]:%d %b %Y} are predicted by the judged model" in page
+    assert "by its refit in production" in page
 
 
 def test_links_of_a_lineage_lead_to_pages_only(made):

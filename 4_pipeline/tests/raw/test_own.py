@@ -13,6 +13,7 @@ from forecast.raw import own_file, sources
 from forecast.raw.prepare import in_words, prepare
 from forecast.table import schema
 from forecast.table.origin import origin_of
+from places import PROJECT
 
 GERMAN = {
     "file": "plants.csv",
@@ -67,7 +68,18 @@ def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
     assert findings["rows"] == {"own": 2}
     assert findings["clock_changes"] == {"ambiguous": 0, "skipped": 0}
     origin = origin_of(frame)
-    assert (origin.attribution, origin.modelled) == ("Our plants, our meters.", False)
+    assert (origin.attribution, origin.modelled) == ("Our plants, our meters.", None)
+
+
+@pytest.mark.parametrize("modelled", [True, False, None])
+def test_own_table_says_whether_it_is_modelled(put, tmp_path, caplog, modelled):
+    """The key `modelled` reaches the table, and the attribution of the example warns."""
+    put(["01.07.2015 02:00"])
+    example = "The owner of the data, shown in dashboard and report."
+    frame, _ = _prepare(tmp_path, _own(modelled=modelled, attribution=example), 2015, 2015)
+    assert origin_of(frame).modelled is modelled
+    assert "attribution is still that of the example" in caplog.text
+    assert example in (PROJECT / "own" / "README.md").read_text()
 
 
 def test_processed_table_is_taken_as_it_is(prepared, tmp_path):

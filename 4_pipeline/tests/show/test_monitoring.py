@@ -118,9 +118,14 @@ def test_hours_that_a_refit_learned_are_said_to_be_new_to_the_judged_model(frame
     words = monitoring.training_overlap(later, middle, last)
     assert words.startswith("The refit in production has learned the hours up to")
     assert words.endswith("all of these are new to it.")
+    assert "The judged model was trained on hours up to" in words
     earlier = frame[stamps <= middle]
     assert monitoring.training_overlap(earlier, middle, last) == monitoring.training_overlap(earlier, middle)
-    assert monitoring.training_overlap(later, middle, middle) == monitoring.training_overlap(later, middle)
+    end = f"{pd.Timestamp(middle):%d %b %Y}"
+    words = f"The refit in production was trained on hours up to {end}: all of these are new to it."
+    assert monitoring.training_overlap(later, stamps.iloc[0].isoformat(), middle) == words
+    both = monitoring.training_overlap(frame, stamps.iloc[0].isoformat(), middle)
+    assert f"The {len(later):,} later hours are predicted by the refit, and new to it." in both
 
 
 def test_r2_of_a_baseline_leaves_out_what_it_does_not_know(frame):
@@ -135,7 +140,7 @@ def _decision(candidate, champion, *, promoted=False, version="7", **fields):
     """Return a decision of the gate with the mean absolute wind errors of candidate and champion."""
     scores = {"candidate": {"metrics": {"mae_wind": candidate}}, "champion": {"metrics": {"mae_wind": champion}}}
     rules = [{"name": "R2 gained", "passed": promoted}, {"name": "loading", "passed": True}]
-    return {"promoted": promoted, "rules": rules, "production": {"version": version}} | scores | fields
+    return {"promoted": promoted, "findings": rules, "production": {"version": version}} | scores | fields
 
 
 FRESH = "`dvc repro` puts a candidate before the gate"

@@ -53,7 +53,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        wait_for(self.answers, seconds=120)
+        wait_for(self.answers, seconds=240)
         return self
 
     def __exit__(self, *_exception: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_gate.cli import main, one_line
-from mlflow_gate.learned import hash_of
+from mlflow_gate.keys import Keys, hash_of
 from models import HELD_OUT, registry, train
 
 JUDGE = """
@@ -58,7 +58,7 @@ def test_commands_tell_a_story(run, name):
     assert "was never in production" in run("rollback", name, "--to", "9", code=1).err
     lines = run("history", name).out.splitlines()
     assert len(lines) == 5
-    assert f"0.5000 (rows {hash_of(HELD_OUT)})" in lines[-1]
+    assert f"0.5000 (rows {hash_of(HELD_OUT, Keys.of(HELD_OUT))})" in lines[-1]
     moves = json.loads(run("history", "--json").out)
     assert [move["action"] for move in moves] == ["promoted", "promoted", "forced", "rolled back"]
     assert [move["why"] for move in moves] == ["the first", "", "a test", "worse"]
@@ -69,10 +69,6 @@ def test_commands_tell_a_story(run, name):
     for subject in ("2", name, f"{name}/2", runs[1]):
         links = json.loads(run("lineage", subject, "--json").out)
         assert links[-3]["name"] == f"{name} version 2"
-    Path("predictions.csv").write_text(f"value,model\n1,{name}/2\n")
-    assert "decision    promoted ok" in run("lineage", "predictions.csv", "--verify").out
-    gate.client.delete_run(runs[1])
-    assert "broken: run: " in run("lineage", "--verify", code=1).err
     gate.client.set_registered_model_alias(name, "production", "1")
     assert "by hand" in run("history").out
     assert gate.history()[-1].recorded

@@ -7,9 +7,9 @@ import math
 import pickle
 
 import pytest
-from mlflow_gate import ConfigError, Contest, Evaluation, Refused, Rule, Scores, decide
-from mlflow_gate.contest import PAIRED_TEST, chance_of_better
-from mlflow_gate.decision import HELD_OUT, UNDECLARED, UNLEARNED, force, hold, jsonable
+from mlflow_gate import ConfigError, Contest, Evaluation, Finding, ModelError, Scores, decide
+from mlflow_gate.contest import PAIRED_TEST, p_value
+from mlflow_gate.decision import HELD_OUT, UNDECLARED, UNLEARNED, force, hold
 from mlflow_gate.rules import judge, read_rules
 
 
@@ -19,9 +19,9 @@ def scored(score: float = 0.9, blocks: int = 8, *, shift: float = 0.0, held_out:
     return Evaluation(Scores({"accuracy": score}, blocks=errors, held_out=held_out, rows=96), **facts)
 
 
-def findings(decision) -> dict[str, Rule]:
+def findings(decision) -> dict[str, Finding]:
     """Return the findings by name."""
-    return {rule.name: rule for rule in decision.rules}
+    return {finding.name: finding for finding in decision.findings}
 
 
 @pytest.mark.parametrize(
@@ -32,15 +32,15 @@ def findings(decision) -> dict[str, Rule]:
         ({"max": 500, "unit": "ms"}, 501.0, False, "<= 500", "too high"),
         ({"min": -5, "max": 5, "low": "too little wind"}, -6.0, False, "-5 to 5", "too little wind"),
         ({"min": -5, "max": 5}, 5.0, True, "-5 to 5", ""),
-        ({"min": 0.5}, math.nan, False, ">= 0.5", ""),
-        ({"max": 0.5}, math.nan, False, "<= 0.5", ""),
+        ({"min": 0.5}, math.nan, False, ">= 0.5", "not a number"),
+        ({"max": 0.5}, math.nan, False, "<= 0.5", "not a number"),
     ],
 )
 def test_limits_judge_a_metric(limits, value, passed, limit, step):
     """A value at the limit passes, NaN never does, and the next step names the direction."""
-    (rule,) = judge(read_rules({"metric": limits}), Scores({"metric": value}))
-    assert (rule.passed, rule.limit, rule.next_step) == (passed, limit, step)
-    assert limits.get("unit", "") in str(rule)
+    (finding,) = judge(read_rules({"metric": limits}), Scores({"metric": value}))
+    assert (finding.passed, finding.limit, finding.next_step) == (passed, limit, step)
+    assert limits.get("unit", "") in str(finding)
 
 
 @pytest.mark.parametrize(
@@ -125,11 +125,11 @@ def test_paired_test_leaves_equal_blocks_out():
     """Fewer than six blocks that differ show nothing, whatever the number of equal ones; others are not comparable."""
     errors = dict.fromkeys(range(20), 0.1)
     five, six = (errors | {block: 0.05 + block / 1000 for block in range(count)} for count in (5, 6))
-    assert chance_of_better(five, errors) == 1
-    assert chance_of_better(six, errors) == 1 / 64
-    assert chance_of_better(errors, six) == 1
+    assert p_value(five, errors) == 1
+    assert p_value(six, errors) == 1 / 64
+    assert p_value(errors, six) == 1
     with pytest.raises(ConfigError, match=r"(?s)different blocks.*found: +19"):
-        chance_of_better(dict.fromkeys(range(19), 0.1), errors)
+        p_value(dict.fromkeys(range(19), 0.1), errors)
 
 
 @pytest.mark.parametrize("field", ["min_gain", "near_tie", "alpha", "max_gain"])
@@ -172,7 +172,7 @@ def test_champion_that_learned_the_rows_is_not_replaced():
     assert not decision.promoted
     assert "of 96 the model in production learned from 40" in findings(decision)[UNLEARNED].value
     with pytest.raises(ValueError, match="different rows"):
-        decide(scored(), scored(held_out="other"), {}, None)
+        decide(scored(), scored(held_out="other"), {}, Contest("accuracy"))
 
 
 def test_person_overrules_the_gate_but_not_an_experiment():
@@ -197,9 +197,8 @@ def test_decision_is_json_and_text():
     assert content["champion"]["metrics"] == {"accuracy": 0.9}
     assert decision.words.splitlines()[-1].endswith("who and why are recorded")
     assert [row["verdict"] for row in decision.table][:2] == ["passed", "failed"]
-    error = pickle.loads(pickle.dumps(Refused("No.", value=1, next_step="3")))
-    assert (type(error), error.exit_code, str(error)) == (Refused, 3, "No.\n  found:    1\n  next:     3")
-    assert jsonable({1: (math.nan, [math.inf, "text"])}) == {"1": [None, [None, "text"]]}
+    error = pickle.loads(pickle.dumps(ModelError("No.", value=1, next_step="3")))
+    assert (type(error), error.exit_code, str(error)) == (ModelError, 1, "No.\n  found:    1\n  next:     3")
 
 
 @pytest.mark.parametrize("options", [{"alpha": "much"}, {"alpha": None}, {"near_tie": -1}, {"max_gain": "0.1"}])

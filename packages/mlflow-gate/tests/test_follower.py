@@ -36,19 +36,20 @@ def test_new_version_is_swapped_in_while_the_old_one_is_used(gate):
         except Exception as error:  # noqa: BLE001 - none may happen
             errors.append(error)
 
-    with Follower(gate, interval=0.1) as following:
-        users = [threading.Thread(target=use) for _ in range(3)]
-        for user in users:
-            user.start()
-        gate.promote(train(0.5))
-        wait_for(lambda: following.now.production.version == "2" and answers[-1] == 0.5)
-        ended.set()
-        for user in users:
-            user.join()
+    following = Follower(gate)
+    following.poll()
+    users = [threading.Thread(target=use) for _ in range(3)]
+    for user in users:
+        user.start()
+    gate.promote(train(0.5))
+    following.poll()
+    wait_for(lambda: following.now.production.version == "2" and answers[-1] == 0.5)
+    ended.set()
+    for user in users:
+        user.join()
     assert not errors
     assert set(answers) == {1.0, 0.5}
     assert following.now.trouble is None
-    wait_for(lambda: not [each for each in threading.enumerate() if each.name == "mlflow-gate follower"])
 
 
 def test_version_that_fails_keeps_the_old_one(gate, monkeypatch, caplog):

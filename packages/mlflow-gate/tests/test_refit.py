@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from mlflow_gate.alias import EVIDENCE_TAG
 from models import LEARNED, registry, train
 
 ALL_ROWS = range(1296)  # the held-out ones, too
@@ -34,7 +31,7 @@ def test_refit_goes_into_production_with_its_evidence(gate):
     assert now.run_id == decision.production["run_id"] != judged
     assert now.move.scores == decision.candidate.as_dict()["metrics"] == {"mae": 1.0}
     assert gate.load(now.model_uri).predict([[0]])[0] == 0.1
-    assert json.loads(now.evidence.tags["mlflow_gate.learned"])["rows"] == len(LEARNED)
+    assert (now.evidence.declared["rows"], now.declared["rows"]) == (len(LEARNED), len(ALL_ROWS))
     assert (gate.promote(judged).reason, len(gate.calls)) == (decision.reason, 1)  # it is in production already
 
 
@@ -76,24 +73,24 @@ def test_rollback_from_a_refit_is_a_veto_on_the_judged_run(gate):
 
 
 def test_lineage_of_a_refit_leads_through_the_judged_run(gate):
-    """The chain has the judged run and its refit, whole; from either run it leads to the version."""
+    """The chain has the judged run and its refit; from either run it leads to the version."""
     run_id = train(1.0)
     gate.promote(run_id)
-    links = {link.kind: link for link in gate.verify(gate.lineage())}
+    links = {link.kind: link for link in gate.lineage()}
     assert links["run"].facts["id"] == run_id
     assert links["refit"].facts["id"] == gate.production().run_id
     assert f"{len(ALL_ROWS)} rows" in links["refit"].facts["learned"]
     assert f"{len(LEARNED)} rows" in links["data"].facts["learned"]
-    assert not [link for link in links.values() if link.trouble]
     assert gate.lineage(run_id) == gate.lineage(gate.production().run_id) == gate.lineage()
-    gate.client.delete_run(gate.production().run_id)
-    assert "was deleted" in gate.verify(gate.lineage())[3].trouble
 
 
-def test_evidence_that_cannot_be_read_is_ignored(name):
-    """Anybody who reaches the server can write tags: without usable evidence the version is judged itself."""
-    plain, run_id = registry(name), train(1.0)
-    plain.promote(run_id)
-    for text in ("", "[]", "{}", '{"run_id": "1"}', '{"run_id": 1, "model_uri": "models:/m-1"}'):
-        plain.client.set_model_version_tag(name, "1", EVIDENCE_TAG, text)
-        assert plain.production().evidence.run_id == run_id
+def test_forced_promotion_keeps_all_its_reasons(gate):
+    """The record of a forced promotion has each rule that failed, and what the refit breaks besides."""
+    gate.promote(train(1.0))
+    gate.constant = 7
+    gate.promote(train(6.0, learned=None), force=True, why="a test")
+    move = gate.history()[-1]
+    for words in ("mae: 6 (allowed: <= 5)", "does not declare", "gained over", "refit on all rows: mae: 7"):
+        assert words in move.reason
+    failed = [finding["name"] for finding in move.findings if not finding["passed"]]
+    assert failed == ["mae", "held-out rows", "mae gained over the model in production", "refit on all rows"]

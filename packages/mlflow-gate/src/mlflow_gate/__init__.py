@@ -9,39 +9,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow_gate.alias import Evidence, Production, Status
     from mlflow_gate.contest import Contest
     from mlflow_gate.decision import Decision, Evaluation, decide
-    from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
+    from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, ServerError
     from mlflow_gate.follower import Follower
-    from mlflow_gate.learned import Learned, log_learned
+    from mlflow_gate.keys import log_learned
     from mlflow_gate.lineage import Link
-    from mlflow_gate.moves import Move
-    from mlflow_gate.registry import Registry
-    from mlflow_gate.rules import Rule
-    from mlflow_gate.scores import Scores
+    from mlflow_gate.record import Move
+    from mlflow_gate.registry import Evidence, Production, Registry, Status
+    from mlflow_gate.rules import Finding, Rule, Scores
+    from mlflow_gate.server import connect
 
-_MODULES = {
-    "Contest": "contest", "Decision": "decision", "Evaluation": "decision", "decide": "decision",
-    "ConfigError": "errors", "Conflict": "errors", "GateError": "errors", "ModelError": "errors", "Refused": "errors",
-    "ServerError": "errors", "Follower": "follower", "Learned": "learned", "log_learned": "learned", "Link": "lineage",
-    "Move": "moves", "Evidence": "alias", "Production": "alias", "Registry": "registry", "Status": "alias",
-    "Rule": "rules", "Scores": "scores",
-}  # fmt: skip
+_MODULES = ("errors", "rules", "contest", "decision", "keys", "record", "lineage", "server", "registry", "follower")
 __all__ = [
-    "ConfigError", "Conflict", "Contest", "Decision", "Evaluation", "Evidence", "Follower", "GateError", "Learned",
-    "Link", "ModelError", "Move", "Production", "Refused", "Registry", "Rule", "Scores", "ServerError", "Status",
-    "decide", "log_learned",
+    "ConfigError", "Conflict", "Contest", "Decision", "Evaluation", "Evidence", "Finding", "Follower", "GateError",
+    "Link", "ModelError", "Move", "Production", "Registry", "Rule", "Scores", "ServerError", "Status",
+    "connect", "decide", "log_learned",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is used first."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    modules = (importlib.import_module(f"{__name__}.{module}") for module in _MODULES * (name in __all__))
+    for module in modules:
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

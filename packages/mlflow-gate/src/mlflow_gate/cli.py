@@ -6,29 +6,29 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_gate.errors import ModelError, Refused
+from mlflow_gate.errors import ModelError
+
+if TYPE_CHECKING:
+    from mlflow_gate.registry import Registry
 
 WIDEST = 48
 RUN = re.compile("[0-9a-f]{32}")
+REFUSED, DISQUALIFIED = 3, 4  # exit codes
 
 
 class Group(click.Group):
-    """A group that prints what a git or MLflow error says, and no traceback."""
+    """A group of commands that print what MLflow says, and no traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run a command; an error of MLflow becomes a message."""
         try:
             return super().invoke(context)
-        except click.ClickException:
-            raise
         except Exception as error:
-            from mlflow.exceptions import MlflowException
-
-            if not isinstance(error, MlflowException):
+            if not type(error).__module__.startswith("mlflow."):
                 raise
             raise ModelError("MLflow refused.", value=f"{error!s:.500}") from None
 
@@ -48,6 +48,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 registry_option = click.option("--registry", "module", metavar="MODULE:OBJECT", help="The registry, and so its gate.")
 
 
+def find_registry(name: str | None, module: str | None) -> Registry:
+    """Return the registry of a name, or of the settings."""
+    from mlflow_gate import settings  # imports what a help text does not need
+
+    return settings.find_registry(name, module)
+
+
 @main.command()
 @click.argument("candidate", required=False)
 @click.option("--why", default="", help="The reason, for the record.")
@@ -59,22 +66,24 @@ def promote(candidate: str | None, module: str | None, dry_run: bool, **options:
     """Put a candidate before the gate; promote it when it passes, exit 3 when it is refused.
 
     CANDIDATE is a run's id, or a JSON file with run_id and, if the run has more than one model, model_uri; by default
-    the file of the registry. The gate is that of the registry.
+    the file of the registry. The gate is that of the registry. Exit 4: promoted without a contest, since the model in
+    production was disqualified.
 
     \b
     Example:  mlflow-gate promote --why "better in winter"
               mlflow-gate promote results/candidate.json --dry-run
     """
-    from mlflow_gate.settings import find_registry
-
-    registry = find_registry(module=module)
-    chosen: dict[str, Any] = _read_candidate(candidate or registry.candidate_file)
+    registry = find_registry(None, module)
+    chosen = _read_candidate(candidate or registry.candidate_file)
     click.echo("the gate scores the candidate and the model in production", err=True)
     decision = registry.promote(**chosen, dry_run=dry_run, **options)
     print_rows(decision.table)
     click.echo(("dry run, nothing is changed; " if dry_run else "") + decision.words)
     if not decision.promoted:
-        raise SystemExit(Refused.exit_code)
+        raise SystemExit(REFUSED)
+    if decision.disqualified:
+        click.echo(f"the model in production was disqualified: {decision.disqualified}", err=True)
+        raise SystemExit(DISQUALIFIED)
 
 
 @main.command()
@@ -92,9 +101,7 @@ def rollback(name: str | None, to: str | None, why: str, module: str | None) -> 
     Example:  mlflow-gate rollback --why "too low at noon"
               mlflow-gate rollback reviews --to 3
     """
-    from mlflow_gate.settings import find_registry
-
-    registry = find_registry(name, module=module)
+    registry = find_registry(name, module)
     click.echo("the version is loaded", err=True)
     now = registry.rollback(to, why)
     click.echo(f"{now} is in production again: {now.move.reason}")
@@ -113,33 +120,20 @@ def history(name: str | None, as_json: bool, module: str | None) -> None:
     \b
     Example:  mlflow-gate history reviews
     """
-    from mlflow_gate.settings import find_registry
-
-    registry = find_registry(name, module=module)
-    registry.note()
-    moves = registry.history()
-    if moves and registry.version_in_production() is None:
+    registry = find_registry(name, module)
+    moves, rows = registry.history(note=True), []
+    if moves and registry.production() is None:
         click.echo("Nothing is in production now: the alias was taken away. Next: mlflow-gate rollback", err=True)
+    for move in moves:
+        row = {"": move.number, "version": move.version, "what": move.action, "since": move.when or "not recorded"}
+        row |= {"who": move.who, move.label: move.score, "replaced": move.replaced, "why": move.why}
+        rows.append(row)
     if as_json:
         click.echo(json.dumps([asdict(move) for move in moves], indent=2))
-    elif not moves:
-        click.echo(f"Nothing of {registry.name} was ever in production. Next: mlflow-gate promote")
+    elif rows:
+        print_rows(rows)
     else:
-        print_rows(
-            [
-                {
-                    "": move.number,
-                    "version": move.version,
-                    "what": move.action,
-                    "since": move.when or "not recorded",
-                    "who": move.who,
-                    move.label: move.score,
-                    "replaced": move.replaced,
-                    "why": move.why,
-                }
-                for move in moves
-            ]
-        )
+        click.echo(f"Nothing of {registry.name} was ever in production. Next: mlflow-gate promote")
 
 
 @main.command()
@@ -152,53 +146,36 @@ def status(name: str | None, decision: Path | None, module: str | None) -> None:
     \b
     Example:  mlflow-gate status --decision results/decision.json
     """
-    from mlflow_gate.settings import find_registry
-
-    click.echo(find_registry(name, module=module).status(decision))
+    click.echo(find_registry(name, module).status(decision).line)
 
 
 @main.command()
-@click.argument("subject", metavar="[NAME|VERSION|NAME/VERSION|RUN|FILE]", required=False)
-@click.option("--verify", is_flag=True, help="Check that each link exists and is unchanged; exit 1 if not.")
+@click.argument("subject", metavar="[NAME|VERSION|NAME/VERSION|RUN]", required=False)
 @json_option
 @registry_option
-def lineage(subject: str | None, verify: bool, as_json: bool, module: str | None) -> None:
-    """Show where a model comes from: data, commit, run, environment, version, decision, production.
+def lineage(subject: str | None, as_json: bool, module: str | None) -> None:
+    """Show where a model comes from: data, commit, run, version, decision, production.
 
-    SUBJECT is a version, a run's id, or a file that names a version, such as a table of predictions; by default the
-    version in production. Without settings, name the registered model: NAME or NAME/VERSION.
+    SUBJECT is a version or a run's id; by default the version in production. Without settings, name the registered
+    model: NAME or NAME/VERSION.
 
     \b
-    Example:  mlflow-gate lineage reviews/3 --verify
+    Example:  mlflow-gate lineage reviews/3
     """
-    from mlflow_gate.settings import find_registry
-
-    registry = None
-    if module is None and subject and "/" in subject.removeprefix("models:/") and not Path(subject).is_file():
-        registry = find_registry(subject.removeprefix("models:/").partition("/")[0])
-    elif module is None and subject and not (subject.isdigit() or Path(subject).is_file() or RUN.fullmatch(subject)):
-        registry, subject = find_registry(subject), None
-    registry = registry or find_registry(module=module)
-    links = registry.lineage(subject)
-    links = registry.verify(links) if verify else links
-    broken = [link for link in links if link.trouble]
+    name, slash, _ = (subject or "").removeprefix("models:/").partition("/")
+    if name.isdecimal() or RUN.fullmatch(name):
+        name, slash = "", "/"
+    links = find_registry(name or None, module).lineage(subject if slash else None)
     if as_json:
-        click.echo(json.dumps([link.as_dict() for link in links], indent=2))
-    for link in links if not as_json else ():
-        checked = verify and link.known and link.kind in registry.checks
-        mark = "" if not checked else click.style(" broken", "red") if link.trouble else " ok"
-        click.echo(f"{click.style(f'{link.kind:12}', bold=True)}{one_line(link.name)}{mark}")
-        for fact, value in link.facts.items():
-            click.echo(f"            {fact}: {one_line(value)}")
-        if link.url:
-            click.echo(f"            {link.url}")
-    for link in broken:
-        click.echo(f"broken: {link.kind}: {link.trouble}", err=True)
-    if broken:
-        raise SystemExit(1)
+        click.echo(json.dumps([asdict(link) for link in links], indent=2))
+        return
+    for link in links:
+        click.echo(f"{click.style(f'{link.kind:12}', bold=True)}{one_line(link.name)}")
+        for line in [*(f"{fact}: {one_line(value)}" for fact, value in link.facts.items()), *filter(None, [link.url])]:
+            click.echo(f"            {line}")
 
 
-def _read_candidate(candidate: str | Path | None) -> dict[str, str]:
+def _read_candidate(candidate: str | Path | None) -> dict[str, Any]:
     """Return run_id and, if known, model_uri."""
     if candidate is None:
         raise click.UsageError("Name a CANDIDATE: a run's id, or a JSON file with run_id.")
@@ -206,7 +183,7 @@ def _read_candidate(candidate: str | Path | None) -> dict[str, str]:
         return {"run_id": candidate}
     try:
         content = json.loads(Path(candidate).read_text())
-        return {"run_id": str(content["run_id"])} | {key: str(content[key]) for key in ("model_uri",) if key in content}
+        return {"run_id": str(content["run_id"]), "model_uri": content.get("model_uri")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         expected = "a run's id of 32 characters, or a JSON file with run_id"
         raise ModelError(f"{candidate} names no candidate.", value=repr(error), expected=expected) from None

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from numbers import Real
 
 from mlflow_gate.errors import ConfigError
-from mlflow_gate.rules import Rule
-from mlflow_gate.scores import Scores
+from mlflow_gate.rules import Finding, Scores
 
-LEAST_BLOCKS = (
-    6  # five differences of one sign have a probability of 1/32: with few blocks any difference may be chance
-)
+LEAST_BLOCKS = 6  # five differences of one sign have a p-value of 1/32: with few blocks any difference may be chance
 PAIRED_TEST = "paired test of the blocks' errors (probability)"
 
 
@@ -23,11 +20,7 @@ class Contest:
 
     A gain must be more than ``min_gain``. Where both lie within ``near_tie``, the errors of the blocks decide: a
     one-sided Wilcoxon signed-rank test (Biometrics Bulletin 1945, 1(6), 80-83) at the level ``alpha``. Without
-    `min_gain` that test alone decides a near-tie. A gain beyond ``max_gain``, if given, is too good to be true, and
-    refused.
-
-    >>> Contest("error_rate", higher_is_better=False, near_tie=0.01).gain(0.12, champion=0.15)
-    0.03
+    `min_gain` that test alone decides a near-tie. A gain beyond ``max_gain``, if given, is refused as too good.
     """
 
     metric: str
@@ -39,46 +32,37 @@ class Contest:
     name: str = ""
 
     def __post_init__(self) -> None:
-        for field, most in (("min_gain", math.inf), ("near_tie", math.inf), ("alpha", 1.0), ("max_gain", math.inf)):
-            value = getattr(self, field)
+        for field in ("min_gain", "near_tie", "alpha", "max_gain"):
+            value, most = getattr(self, field), 1 if field == "alpha" else math.inf
             is_number = isinstance(value, Real) and 0 <= float(value) <= most
             if not is_number and not (value is None and field == "max_gain"):
-                expected = "0 to 1" if most == 1 else "a number from 0"
-                raise ConfigError(f"The contest's {field} cannot be used.", value=value, expected=expected)
+                what = f"The contest's {field} cannot be used."
+                raise ConfigError(what, value=value, expected=f"a number from 0{' to 1' * (most == 1)}")
 
-    def gain(self, candidate: float, champion: float) -> float:
-        """Return by how much the candidate is better; below zero, worse."""
-        return round(candidate - champion if self.higher_is_better else champion - candidate, 12)
-
-    def judge(self, candidate: Scores, champion: Scores) -> Iterator[Rule]:
+    def judge(self, candidate: Scores, champion: Scores) -> Iterator[Finding]:
         """Yield the findings: the gain, in a near-tie the paired test, and a gain that is too good to be true."""
         label = self.name or self.metric
         figure, other = (self.figure(scores) for scores in (candidate, champion))
-        gain = self.gain(figure, other)
+        gain = round(figure - other if self.higher_is_better else other - figure, 12)  # below zero: worse
         near = abs(gain) <= self.near_tie  # false for NaN
-        p = chance_of_better(candidate.blocks, champion.blocks) if near else 0.0
+        p = p_value(candidate.blocks, champion.blocks) if near else 0.0
         better = p is not None and p <= self.alpha
-        tie = f"within {self.near_tie:g} of it"
-        if self.min_gain:
-            enough = gain > self.min_gain
-            limit = f"> {self.min_gain:g} over its {other:.4f}, and {tie} also better by the paired test"
-        else:
-            enough = near or gain > 0
-            limit = f"> {self.near_tie:g} over its {other:.4f}; or {tie}, and then better by the paired test"
+        enough = gain > self.min_gain if self.min_gain else near or gain > 0
+        link, then = ("; and, if", ", also") if self.min_gain else ("; or", ", and then")
+        limit = f"> {self.min_gain or self.near_tie:g} over its {other:.4f}{link} within {self.near_tie:g} of it{then}"
+        limit += " better by the paired test"
         step = f"{'worse' if gain < 0 else 'too small'}: improve the candidate, or judge both on a longer period"
         words = f"{label} gained over the model in production"
-        yield Rule(words, gain, limit, enough and better, next_step="" if enough else step)
+        yield Finding(words, gain, limit, enough and better, next_step="" if enough else step)
         if near:
-            count = len(candidate.blocks)
-            few = f"nothing can be shown with {count} block{'s' * (count != 1)}" if p is None else None
+            few = f"nothing can be shown with {len(candidate.blocks)} blocks" if p is None else None
             step = "a near-tie: more blocks, or a longer period, would show a smaller difference"
             limit = f"<= {self.alpha:g} that smaller errors are chance, with at least {LEAST_BLOCKS} blocks"
-            yield Rule(PAIRED_TEST, few or p, limit, better, next_step="" if better else step)
+            yield Finding(PAIRED_TEST, few or p, limit, better, next_step="" if better else step)
         if self.max_gain is not None:
             passed = gain <= self.max_gain
-            step = "" if passed else "too good to be true: look for held-out rows or targets in what it learned from"
-            words = f"{label} gained, if it is to be believed"
-            yield Rule(words, gain, f"<= {self.max_gain:g} at once", passed, next_step=step)
+            step = "" if passed else "too good to be true: look for held-out rows or targets in its training data"
+            yield Finding(f"{label}: a gain too large to trust", gain, f"<= {self.max_gain:g}", passed, next_step=step)
 
     def figure(self, scores: Scores) -> float:
         """Return the metric of scores; raise ConfigError when it was not scored."""
@@ -88,24 +72,17 @@ class Contest:
         return scores.metrics[self.metric]
 
 
-def chance_of_better(candidate: Mapping[str, float], champion: Mapping[str, float]) -> float | None:
-    """Return the probability that a candidate's errors are this much smaller by chance alone, block by block.
+def p_value(candidate: Mapping[str, float], champion: Mapping[str, float]) -> float | None:
+    """Return the p-value of smaller errors of a candidate, block by block: how likely chance alone makes them so small.
 
     None with fewer than six blocks: then nothing can be shown. Blocks of equal errors are left out first; with them
     SciPy takes the normal distribution instead of the exact one, and four blocks are enough to get under 0.05. Where
-    fewer than six differ, the probability is 1.
-
-    >>> errors = {block: 0.1 for block in range(6)}
-    >>> chance_of_better({block: 0.08 - block / 1000 for block in errors}, errors)
-    0.015625
+    fewer than six differ, the p-value is 1.
     """
     if candidate.keys() != champion.keys():
-        differing = sorted(map(str, candidate.keys() ^ champion.keys()))[:3]
+        what, step = "The two models were scored on different blocks.", "name blocks by the data alone in `evaluate`"
         raise ConfigError(
-            "The two models were scored on different blocks.",
-            value=", ".join(differing),
-            expected="the same names of blocks for any model",
-            next_step="name blocks by the data alone in `evaluate`",
+            what, value=", ".join(sorted(map(str, candidate.keys() ^ champion.keys()))[:3]), next_step=step
         )
     if len(candidate) < LEAST_BLOCKS:
         return None

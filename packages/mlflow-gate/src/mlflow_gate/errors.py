@@ -20,17 +20,10 @@ class GateError(click.ClickException):
     exit_code = 1
 
     def __init__(self, what: str, *, value: object = None, expected: object = None, next_step: object = None) -> None:
-        super().__init__(what)
         self.what, self.value, self.expected, self.next_step = what, value, expected, next_step
-
-    def __str__(self) -> str:
-        parts = {"found": self.value, "expected": self.expected, "next": self.next_step}
+        parts = {"found": value, "expected": expected, "next": next_step}
         lines = [f"  {name + ':':<9} {part}" for name, part in parts.items() if part is not None]
-        return "\n".join([self.what, *lines])
-
-    def format_message(self) -> str:
-        """Return the complete message, which click prints behind `Error:`."""
-        return str(self)
+        super().__init__("\n".join([what, *lines]))
 
     def _render_traceback_(self) -> list[str]:
         """Return the message without a traceback, for IPython."""
@@ -52,12 +45,6 @@ class ServerError(GateError):
 
 class ModelError(GateError):
     """A run, a version or a model cannot be found or loaded."""
-
-
-class Refused(GateError):
-    """The gate refused a candidate; the model in production stays."""
-
-    exit_code = 3
 
 
 class Conflict(GateError):

@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from mlflow_gate import decision as verdicts
 from mlflow_gate import lineage as chain
-from mlflow_gate import moves as record
-from mlflow_gate.alias import EVIDENCE_TAG, Alias, Evidence, Production, Status
+from mlflow_gate import record, trial
 from mlflow_gate.contest import LEAST_BLOCKS, Contest
 from mlflow_gate.decision import Decision, Evaluation
-from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
-from mlflow_gate.learned import Learned, ends_of, hash_of, keys_in, read_learned
-from mlflow_gate.lineage import COMMIT_TAG, Link, is_dirty, run_program
-from mlflow_gate.moves import Move
-from mlflow_gate.rules import Rule, read_rules
-from mlflow_gate.scores import Scores
+from mlflow_gate.errors import ConfigError, Conflict, ModelError, ServerError
+from mlflow_gate.keys import LEARNED_TAG, Keys, TrainingRows, hash_of, training_rows
+from mlflow_gate.record import Evidence, Move, Production, Record, Status
+from mlflow_gate.rules import Finding, Scores, read_rules
+from mlflow_gate.server import connect, find, is_outage, outage, page
 from mlflow_gate.turns import turn
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
 KEPT_CHARACTERS = 500  # of a run's tag, in the record
+HELD_OUT = {"hash": "held_out", "period": "period", "rows": "rows", "part": "part"}
 
 
-class Registry(Alias):
+class Registry:
     """A registered model of an MLflow server, and the gate before its alias.
 
     ``evaluate(model, held_out)`` returns `Scores`. ``held_out`` is the data that models are judged on: a pandas object
-    whose index holds the key of each row, or a sequence of keys; or a function that returns one. ``rules`` are limits
-    by metric (``{"r2": {"min": 0.5}}``) or functions; ``contest`` is a `Contest` or its fields. ``refit(run,
-    model_uri)`` fits what passed the gate again, on all rows, and returns run and model of that fit, which goes into
-    production in its place; None to leave it. ``tags`` are the beginnings of those tags of a run that
-    the record keeps in case the run is purged. ``decision`` is the file that holds the last decision of this tree,
-    ``candidate`` the one that names a candidate.
-
-    A model is loaded by `mlflow.pyfunc`; a subclass with another `load` serves other kinds, or loads more carefully.
+    whose index holds the key of each row, or a sequence of keys. ``rules`` are a `Rule`, its fields or a function for
+    each metric (``{"r2": {"min": 0.5}}``). Data, rules and ``contest`` may each be a function that returns it, which is
+    called for each decision. ``refit(run, model_uri)`` fits what passed the gate
+    again, on all rows, and returns run and model of that fit, which goes into production in its place; None to leave
+    it. ``load(folder)`` returns the model in a folder of files, by default by `mlflow.pyfunc`; loading and ``evaluate``
+    run in a thread of their own, for at most ``time_limit`` seconds each. ``links(run, tags)`` returns further links of
+    a lineage. ``tags`` are the beginnings of those tags of a run that the record keeps in case the run is purged.
+    ``decision`` is the file with the last decision of this tree, ``candidate`` the one that names a candidate.
+    ``client()`` returns the client of MLflow.
 
     >>> registry = Registry("doctest", rules={"accuracy": {"min": 0.8}})
     >>> registry.production() is None, registry.history()
@@ -58,135 +61,155 @@ class Registry(Alias):
         *,
         evaluate: Callable[[Any, Any], Scores] | None = None,
         held_out: Any = None,
-        rules: Mapping[str, Any] | None = None,
-        contest: Contest | Mapping[str, Any] | None = None,
+        rules: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        contest: Contest | Callable[[], Contest] | None = None,
         refit: Callable[[Run, str], tuple[str, str] | None] | None = None,
-        tags: Sequence[str] = ("mlflow_gate.", COMMIT_TAG),
+        load: Callable[[Path], Any] | None = None,
+        links: Callable[[Run | None, Mapping[str, str]], list[chain.Link]] | None = None,
+        tags: Sequence[str] = ("mlflow_gate.", chain.COMMIT_TAG),
         candidate: Path | str | None = None,
         decision: Path | str | None = None,
+        time_limit: float = 600.0,
+        client: Callable[[], MlflowClient] = connect,
     ) -> None:
-        super().__init__(name, alias)
-        self.rules = read_rules(rules or {})
-        try:
-            self.contest = Contest(**contest) if isinstance(contest, Mapping) else contest
-        except TypeError as error:
-            expected = "metric, higher_is_better, min_gain, near_tie, alpha, max_gain, name"
-            raise ConfigError("The contest cannot be read.", value=error, expected=expected) from None
-        self.metric = self.contest.metric if self.contest else ""
-        self.tags = tuple(tags)
-        self.candidate_file = Path(candidate) if candidate else None
-        self.decision_file = Path(decision) if decision else None
-        self._evaluate, self._held_out, self._refit = evaluate, held_out, refit
-
-    # -- what may differ from one problem to another -------------------------------------------------------------------
-    def load(self, model_uri: str) -> Any:
-        """Load a model, of a run (`models:/m-...`) or of a version; raise whatever says why that is not possible."""
-        import tempfile
-
-        import mlflow
-
-        # MLflow leaves what it downloads; a model may need its files for as long as it predicts, and no longer.
-        with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mlflow-gate-", ignore_cleanup_errors=True))
-            model = mlflow.pyfunc.load_model(model_uri, dst_path=folder)
-            weakref.finalize(model, stack.pop_all().close)
-        return model
-
-    def learned(self, run_id: str, tags: Mapping[str, str]) -> Learned | None:
-        """Return what a run's model learned from; None when the run does not declare it (`log_learned`)."""
-        return read_learned(run_id, tags, self.client)
-
-    def origin(self, run: Run | None, tags: Mapping[str, str]) -> list[Link]:
-        """Return the first links of a model's lineage, up to its run."""
-        return [chain.data_link(run, tags), chain.commit_link(tags)]
+        self.name, self.alias, self.time_limit = name, alias, time_limit
+        self.candidate_file, self._decision_file = (Path(file) if file else None for file in (candidate, decision))
+        self._rules = lambda: read_rules(rules() if callable(rules) else rules or {})
+        self._contest = lambda: contest() if callable(contest) else contest
+        _ = callable(rules) or self._rules()  # a mistake is an error at once
+        self._evaluate, self._held_out, self._refit, self._read = evaluate, held_out, refit, load
+        self._links, self._tags, self._client = links or (lambda _run, _tags: []), tuple(tags), client
+        self._connected: MlflowClient | None = None
+        self._training_rows: dict[tuple[str, str], TrainingRows | None] = {}
 
     @property
-    def checks(self) -> dict[str, Callable[[Registry, dict[str, dict[str, str]]], str | None]]:
-        """What `verify` calls for each kind of link: a function of this and of all facts, which returns the trouble."""
-        return dict(chain.CHECKS)
+    def client(self) -> MlflowClient:
+        """The client of the tracking server; made at the first use, which raises ServerError when it is away."""
+        self._connected = self._connected or self._client()
+        return self._connected
 
-    def status(self, decision: Path | str | Mapping[str, Any] | None = None) -> Status:
-        """Return which version is in production, from where, and whether this tree's decision says the same.
+    def load(self, model_uri: str) -> Any:
+        """Load a model, of a run (`models:/m-...`) or of a version, within the time limit; raise what says why not."""
+        return trial.load(model_uri, self._read, self.time_limit)
 
-        ``decision`` is a `Decision` as JSON or its file, by default the one of this registry.
+    # -- what is in production -----------------------------------------------------------------------------------------
+    def production(self, known: Production | None = None) -> Production | None:
+        """Return the version in production, or None when there is none.
 
-        >>> print(Registry("doctest").status())
-        doctest: nothing is in production
+        ``known`` is the last answer that the caller got: it is returned, after one request, if the alias has not moved.
         """
-        now = self.production()
-        decided = verdicts.read_decision(decision if decision is not None else self.decision_file)
-        if now is None:
-            line = f"{self.name}: nothing is in production"
-        else:
-            commit, branch = now.tags.get(COMMIT_TAG, ""), now.move.run.get("branch", "")
-            origin = f"commit {commit[:10]}" if commit else "an unknown commit"
-            origin += f" (branch {branch})" if branch else ""
-            origin += ", with uncommitted changes" if is_dirty(now.tags) else ""
+        version = find(self.client.get_model_version_by_alias, self.name, self.alias)
+        last = version and (str(version.version), version.run_id or "", version.tags.get(record.LAST_TAG + self.alias))
+        if known and last == (known.version, known.run_id, str(known.move.number)):
+            return known
+        return self._describe(self._record(), version) if version else None
+
+    def history(self, *, note: bool = False) -> list[Move]:
+        """Return all moves of the alias, oldest first; empty when nothing was ever in production.
+
+        With ``note`` a move by hand, for example in MLflow's UI, is written down, so that a rollback can return to it.
+        """
+        moves = self._record().moves
+        if note and not all(move.recorded for move in moves):
+            with turn(self.client, self.name):
+                moves = self._note_move_by_hand().moves
+        return [self._with_scores(replace(move, number=place)) for place, move in enumerate(moves, start=1)]
+
+    def status(self, decision: Path | str | None = None) -> Status:
+        """Return what is in production, and whether this tree's decision says the same.
+
+        ``decision`` is the file of a `Decision` as JSON, by default the one of this registry.
+        """
+        read, decided = self._record(), verdicts.read_decision(decision or self._decision_file)
+        now, line = None, f"{self.name}: nothing is in production"
+        if read.version:
+            now = self._describe(read, read.version)
+            commit, branch = now.tags.get(chain.COMMIT_TAG, ""), now.move.run.get("branch", "")
+            origin = (f"commit {commit[:10]}" if commit else "an unknown commit") + f" (branch {branch})" * bool(branch)
+            origin += ", with uncommitted changes" * bool(chain.is_dirty(now.tags))
             since = f" since {now.move.when}" if now.move.when else ""
             score = f", {now.move.label} {now.move.score}" if now.move.score else ""
             line = f"{now} is in production{since}, {now.move.action}, from {origin}{score}"
+        elif read.moves:
+            last = read.moves[-1]
+            line += f": the alias was taken away from version {last.version}, in production since {last.when}"
         if decided is None:
             return Status(line, now, None)
         named = (decided.get("production") or {}).get("version")
-        agrees = named == (now.version if now else None)
-        line += f"; this tree's decision: {decided.get('reason')}"
-        line += (
-            "" if agrees else f"; that left {f'version {named}' if named else 'nothing'} in production: decide again"
-        )
-        return Status(line, now, agrees)
+        left = f"; that left {f'version {named}' if named else 'nothing'} in production: decide again"
+        agrees = named == read.current
+        return Status(f"{line}; this tree's decision: {decided.get('reason')}{left * (not agrees)}", now, agrees)
+
+    def lineage(self, subject: str | None = None) -> list[chain.Link]:
+        """Return where a model comes from, link by link: data, commit, run, model, decision, production.
+
+        The subject is a version (`3`, `NAME/3`), a run's id, or None for the model in production. Raises ModelError
+        when there is no such thing.
+        """
+        read, number = self._record(), (subject or "").removeprefix("models:/").removeprefix(f"{self.name}/")
+        if subject and not (number.isdecimal() and len(number) < 10):
+            run = self._run(subject)
+            number = max(self._versions_of(subject), key=int, default="")
+            if not number:
+                return [*self._origin(run, run.data.tags), chain.Link("model", "not registered", known=False)]
+        version = find(self.client.get_model_version, self.name, number) if number else read.version
+        if version is None:
+            what = f"There is no version {number} of {self.name}, or it was deleted." if number else None
+            step = f"mlflow-gate history {self.name}" if number else "promote a model; or name a version or a run"
+            raise ModelError(what or "No model is in production.", next_step=step)
+        number, described, moves = str(version.version), self._describe(read, version), self.history()
+        links = self._origin(self._find_run(described.evidence.run_id), described.evidence.tags)
+        if described.refit_of:
+            run = find(self.client.get_run, described.run_id)
+            data, link = chain.data_link(run, described.tags), chain.run_link(run, self._page(run), "refit")
+            links.append(replace(link, facts=link.facts | data.facts))
+        url = page(self.client, f"models/{self.name}/versions/{number}")
+        links.append(chain.Link.of("model", str(described), {"version": number, "files": version.source}, url))
+        links.append(chain.decision_link(number, moves))
+        return [*links, chain.production_link(number, moves, is_current=number == read.current)]
 
     # -- the gate ------------------------------------------------------------------------------------------------------
     def judge(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
-        """Put the model of a run before the gate and return the decision, and what is in production. Nothing changes.
+        """Put the model of a run before the gate and return the decision, and the champion. Nothing changes.
 
-        If the champion learned from some of the held-out rows, both are scored on the other ones, as long as these fill
-        six blocks. Raises ModelError when there is no such run or model, ConfigError for rules that cannot be applied.
+        Without the alias the last version of the record is the champion. If it learned from some of the held-out rows,
+        both are scored on the other ones, as long as these fill six blocks. Raises ModelError when there is no such run
+        or model, ConfigError for rules that cannot be applied, ServerError when a model cannot be read now.
         """
         run, model_uri = self._candidate(run_id, model_uri)
-        champion = self.production()
-        held_out = self._rows()
-        if self._evaluate is None or held_out is None:
-            expected = "Registry(name, evaluate=..., held_out=...)"
-            raise ConfigError("A gate needs a function that scores, and held-out data.", expected=expected)
-        its_learned = self.learned(run_id, run.data.tags)
-        candidate = self.evaluate(model_uri, its_learned, held_out)
-        if champion is None:
-            return self._veto(verdicts.decide(candidate, None, self.rules, self.contest), run_id, None), None
-        judged = champion.evidence
-        if judged.run_id == run_id:
-            return self._kept(candidate, champion), champion
-        other, contest = self.learned(judged.run_id, judged.tags), self.contest
-        if other and its_learned and other.population != its_learned.population:
-            other = replace(other, rows=frozenset())  # whatever the keys, these are not the rows
-        if contest and other and its_learned and other.source != its_learned.source:
-            contest = replace(contest, max_gain=None)  # a model of other data does not say what is to be believed
-        fresh = [other is None or not other.knows(key) for key in keys_in(held_out)]
-        if 0 < sum(fresh) < len(fresh):
-            rest = self.evaluate(model_uri, its_learned, _select(held_out, fresh))
-            if rest.scores is None or len(rest.scores.blocks) >= LEAST_BLOCKS:
-                held_out = _select(held_out, fresh)
-                candidate = replace(rest, learned_rows=candidate.learned_rows)
-        beaten = self.evaluate(judged.model_uri, other, held_out)
-        decision = verdicts.decide(candidate, beaten, self.rules, contest)
-        return self._veto(decision, run_id, champion), champion
-
-    def evaluate(self, model_uri: str, learned: Learned | None, held_out: Any) -> Evaluation:
-        """Load and score a model; one that cannot be loaded or cannot predict has a `trouble`."""
-        assert self._evaluate is not None
-        facts: dict[str, Any] = {"is_declared": learned is not None}
-        if learned is not None:
-            facts |= {"learned_rows": sum(map(learned.knows, keys_in(held_out))), "source": learned.source}
-        try:
-            scores = self._evaluate(self.load(model_uri), held_out)
-        except (ServerError, ConfigError):
-            raise
-        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything: that is a finding on it
-            self.connect()  # raises when the server is gone, which says nothing about the model
-            return Evaluation(trouble=_trouble(error), **facts)
-        if not isinstance(scores, Scores):
-            raise ConfigError("The function that scores returned no Scores.", value=repr(scores)[:200])
-        period = scores.period or ends_of(held_out)
-        return Evaluation(replace(scores, held_out=hash_of(held_out), period=period, rows=len(held_out)), **facts)
+        held_out, keys = self._rows()
+        read, rules, contest = self._record(), self._rules(), self._contest()
+        champion, rows = self._champion(read), self._trained_on(run_id, run.data.tags)
+        candidate, beaten = self._evaluation(model_uri, rows, held_out, keys), None
+        decision = verdicts.decide(candidate, None, rules, None)
+        if champion and champion.evidence.run_id == run_id:
+            back = "promoted: every rule passed and nothing was in production after it"
+            alone = replace(decision, reason=back if decision.promoted else decision.reason)
+            return self._kept(decision, champion, contest) if champion.has_alias else alone, champion
+        if champion and contest:
+            other = self._trained_on(champion.evidence.run_id, champion.evidence.tags)
+            if other and rows and "" != other.population != rows.population != "":
+                other = TrainingRows(keys.kinds, source=other.source)  # whatever the keys, these are not the rows
+            if other and rows and other.source != rows.source:
+                contest = replace(contest, max_gain=None)  # a model of other data does not say what can be trusted
+            known = other.find(keys)[0] if other else []
+            if 0 < sum(known) < len(known):
+                rest = _select(held_out, known)
+                on_rest = self._evaluation(model_uri, rows, rest, Keys.of(rest))
+                if on_rest.scores is None or len(on_rest.scores.blocks) >= LEAST_BLOCKS:
+                    candidate = replace(on_rest, learned_rows=candidate.learned_rows)
+                    held_out, keys = rest, Keys.of(rest)
+            beaten = self._evaluation(champion.evidence.model_uri, other, held_out, keys)
+            if beaten.trouble and beaten.is_there:  # what fails once may be chance
+                beaten = self._evaluation(champion.evidence.model_uri, other, held_out, keys)
+        beaten = beaten or (Evaluation() if champion else None)
+        decision = verdicts.decide(candidate, beaten, rules, contest)
+        if veto := record.veto_on(run_id, read.moves):
+            value = f"version {veto.replaced} of this run was, on {veto.when} by {veto.who}: {veto.why}"
+            step = "send another candidate, or overrule the rollback with --force --why"
+            finding = Finding(verdicts.VETO, value, "not rolled back from", passed=False, next_step=step)
+            decision = verdicts.refuse(decision, finding)
+        return decision, champion
 
     def promote(
         self,
@@ -204,43 +227,33 @@ class Registry(Alias):
         is compared with the new one. With ``force`` a person overrules the gate, which needs ``why``. In an experiment
         of DVC nothing moves, unless ``even_in_experiment``. What goes into production is the refit of the candidate, if
         there is one; it has to pass the rules, too. Errors are those of `judge`; also Conflict.
-
-        >>> Registry("doctest").promote("0" * 32)
-        Traceback (most recent call last):
-            ...
-        mlflow_gate.errors.ModelError: There is no such run.
-          found:    00000000000000000000000000000000
-          next:     look for it in MLflow; MLFLOW_TRACKING_URI names the server
         """
         if force and not why.strip():
             expected = 'force=True, why="..." (--force --why "...")'
             raise ConfigError("A forced promotion needs a reason.", expected=expected)
         record.provenance(why)  # raises for a reason that is too long
-        experiment = None if even_in_experiment else experiment_of_dvc()
+        experiment = os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV")
         refitted = None
         for is_alone in (False, True):  # where another process is faster, the second time nobody else can be
             with turn(self.client, self.name) if is_alone else contextlib.nullcontext() as keep:
                 decision, champion = self.judge(run_id, model_uri)
-                decision = verdicts.hold(verdicts.force(decision) if force else decision, experiment)
-                decision = replace(decision, run_id=run_id, production=_identity(champion))
-                is_kept = champion is not None and champion.evidence.run_id == run_id
-                if dry_run or not decision.promoted or is_kept:
-                    return decision
+                live = champion if champion and champion.has_alias else None
+                decision = replace(decision, run_id=run_id, production=_identity(live))
+                held = verdicts.force(decision) if force else decision
+                held = held if even_in_experiment else verdicts.hold(held, experiment or None)
+                if dry_run or not held.promoted or (live and live.evidence.run_id == run_id):
+                    return held
                 run, judged_uri = self._candidate(run_id, model_uri)
-                if self._refit and refitted is None and not self.versions_of(run_id, judged_uri):
+                if self._refit and refitted is None and not self._versions_of(run_id, judged_uri):
                     refitted = self._refit(run, judged_uri)
                 if refitted:
-                    evaluation = self.evaluate(refitted[1], None, self._rows())
-                    decision = verdicts.check_refit(decision, evaluation, self.rules)
-                    decision = verdicts.force(decision) if force else decision
-                    if not decision.promoted:
-                        return decision
-                try:
-                    moved = self.apply(decision, run_id, judged_uri, champion, why, keep, refitted)
-                except Conflict:
-                    if is_alone:
-                        raise
-                else:
+                    evaluation = self._evaluation(refitted[1], None, *self._rows())
+                    decision = verdicts.check_refit(decision, evaluation, self._rules())
+                decision = verdicts.force(decision) if force else decision
+                if not decision.promoted:
+                    return decision
+                with contextlib.nullcontext() if is_alone else contextlib.suppress(Conflict):
+                    moved = self.apply(decision, run_id, judged_uri, live, why, keep, refitted)
                     return replace(decision, production=_identity(moved))
         raise AssertionError  # never reached
 
@@ -257,45 +270,22 @@ class Registry(Alias):
         """Register the model of a decision, unless its run has a version, and move the alias to it.
 
         ``refitted`` are run and model of its refit, which is registered in its place. ``keep`` is that of a caller who
-        has the turn (`mlflow_gate.turns`). Raises Refused when the decision does not allow it, Conflict when
-        ``replaced``, with which the candidate was compared, is not in production any more.
-
-        >>> Registry("doctest").apply(Decision(False, "refused: a rule"), "0" * 32, "models:/m-0", None)
-        Traceback (most recent call last):
-            ...
-        mlflow_gate.errors.Refused: The gate refused the candidate.
-          found:    refused: a rule
+        has the turn. Raises Conflict when ``replaced``, which had the alias when the candidate was judged, is not in
+        production any more.
         """
-        from mlflow.exceptions import MlflowException
-
-        if not decision.promoted:
-            raise Refused("The gate refused the candidate.", value=decision.reason)
-        record.provenance(why)  # raises for a reason that is too long
-        with contextlib.suppress(MlflowException):  # it exists already; if not, the next step says so
+        signed, judged = record.provenance(why), decision.candidate
+        with contextlib.suppress(Exception):  # it exists already; if not, the next step says so
             self.client.create_registered_model(self.name)
         with contextlib.nullcontext(keep) if keep else turn(self.client, self.name) as keep:
             self._check_unchanged(replaced)
-            version = self._version_of(run_id, model_uri, decision, refitted)
-            judged = decision.candidate
-            names = {"hash": "held_out", "period": "period", "rows": "rows", "part": "part"}
-            held_out = {name: getattr(judged, field) for name, field in names.items()} if judged else {}
-            kept = self._kept_tags(version.run_id)
-            move = Move(
-                number=0,
-                action=record.FORCED if decision.forced else record.PROMOTED,
-                version=str(version.version),
-                **record.provenance(why),
-                reason=decision.reason,
-                replaced=replaced.version if replaced else None,
-                scores=_rounded(decision.candidate),
-                replaced_scores=_rounded(decision.champion),
-                held_out=held_out,
-                metric=self.metric,
-                rules=decision.as_dict()["rules"],
-                run=kept | ({"branch": branch} if (branch := run_program("git", "branch", "--show-current")) else {}),
-            )
-            self.move(move, keep)
-            return self.production()  # type: ignore[return-value] # the alias was just set
+            version = self._make_version(run_id, model_uri, decision, refitted)
+            move = Move(0, record.FORCED if decision.forced else record.PROMOTED, str(version.version), **signed)
+            facts = {"reason": decision.reason, "findings": decision.as_dict()["findings"]}
+            facts |= {"scores": _rounded(judged), "replaced_scores": _rounded(decision.champion)}
+            facts |= {"held_out": {name: getattr(judged, field) for name, field in HELD_OUT.items()} if judged else {}}
+            facts |= {"run": self._kept_tags(version.run_id) | {"branch": chain.git_branch()}}
+            facts |= {"judged": self._kept_tags(run_id), "metric": self._metric()}
+            return self._move(replace(move, run_id=run_id, model_uri=model_uri, **facts), keep)
 
     def rollback(self, to: str | None = None, why: str = "") -> Production:
         """Bring back what was in production before, or the version ``to``; return what is now in production.
@@ -303,76 +293,45 @@ class Registry(Alias):
         The version is loaded first. Each rollback goes one step further back. The run that was in production is refused
         by the gate from then on (see the README). Raises ModelError when there is no such version, it never was in
         production, or it cannot be loaded; Conflict when the alias moves meanwhile.
-
-        >>> Registry("doctest").rollback()
-        Traceback (most recent call last):
-            ...
-        mlflow_gate.errors.ModelError: Nothing was ever in production.
-          next:     promote a model
         """
-        signed, before = record.provenance(why), self.production()
-        moves = self.history()
-        target = record.target_of(to, moves, before.version if before else None)
-        self._check_loads(target)  # may take minutes, so before the turn
+        signed, read = record.provenance(why), self._record()
+        before = self._describe(read, read.version) if read.version else None
+        exists = partial(find, self.client.get_model_version, self.name)
+        target = record.target_of(to, read.moves, read.current, exists)
+        try:
+            self.load(f"models:/{self.name}/{target}")  # may take minutes, so before the turn
+        except ServerError:
+            raise
+        except Exception as error:
+            what = f"Version {target} cannot be loaded, so the alias stays."
+            step = "mlflow-gate history; roll back to another"
+            raise ModelError(what, value=trial.trouble_of(error), next_step=step) from error
         with turn(self.client, self.name) as keep:
             self._check_unchanged(before)
-            moves, current = self.history(), self._current()
-            last = {move.version: move for move in moves}  # the last move that brought each version
+            moves = self._record().moves
+            last = {move.version: move for move in moves}[target]  # that brought this version
             action = record.ROLLED_BACK if target in record.line_of(moves) else record.RESTORED
-            reason = f"{action}{f' from version {current}' if current else ''} to version {target}"
-            reason += self._source_changed(target, before)
-            self.move(
-                Move(
-                    number=0,
-                    action=action,
-                    version=target,
-                    **signed,
-                    reason=reason,
-                    replaced=current,
-                    scores=last[target].scores,
-                    held_out=last[target].held_out,
-                    metric=last[target].metric,
-                    run=last[target].run,
-                ),
-                keep,
-            )
-            return self.production()  # type: ignore[return-value] # the alias was just set
-
-    # -- lineage -------------------------------------------------------------------------------------------------------
-    def lineage(self, subject: str | None = None) -> list[Link]:
-        """Return where a model comes from, link by link: data, commit, run, environment, model, decision, production.
-
-        The subject is a version (`3`, `NAME/3`), a run's id, a file that names a version, or None for the model in
-        production. Raises ModelError when there is no such thing.
-
-        >>> Registry("doctest").lineage()
-        Traceback (most recent call last):
-            ...
-        mlflow_gate.errors.ModelError: No model is in production.
-          next:     promote a model; or name a version or a run
-        """
-        return chain.trace(self, subject)
-
-    def verify(self, links: Sequence[Link]) -> list[Link]:
-        """Return links, each with a `trouble` when what it names is gone, or is not what it was.
-
-        >>> Registry("doctest").verify([])
-        []
-        """
-        facts = {link.kind: link.facts for link in links}
-        checks = self.checks
-        return [
-            replace(link, trouble=checks[link.kind](self, facts)) if link.known and link.kind in checks else link
-            for link in links
-        ]
+            reason = f"{action}{f' from version {before.version}' if before else ''} to version {target}"
+            move = replace(last, action=action, reason=reason, replaced_scores={}, findings=[], recorded=True, **signed)
+            return self._move(move, keep)
 
     # -- inside --------------------------------------------------------------------------------------------------------
+    def _record(self) -> Record:
+        return Record(self.client, self.name, self.alias)
+
+    def _find_run(self, run_id: str | None) -> Run | None:
+        """Return a run; None when it was purged or never existed: a version has its own copy of the model."""
+        return find(self.client.get_run, run_id) if run_id else None
+
+    def _run(self, run_id: str) -> Run:
+        if run := self._find_run(run_id):
+            return run
+        step = "look for it in MLflow; MLFLOW_TRACKING_URI names the server"
+        raise ModelError("There is no such run.", value=run_id, next_step=step)
+
     def _candidate(self, run_id: str, model_uri: str | None) -> tuple[Run, str]:
         """Return the run, and the address of the model that it logged; raise ModelError for another's."""
-        run = self.find_run(run_id)
-        if run is None:
-            step = "look for it in MLflow; MLFLOW_TRACKING_URI names the server"
-            raise ModelError("There is no such run.", value=run_id, next_step=step)
+        run = self._run(run_id)
         logged = [f"models:/{output.model_id}" for output in (run.outputs.model_outputs if run.outputs else [])]
         if model_uri is None and len(logged) == 1:
             return run, logged[0]
@@ -381,101 +340,153 @@ class Registry(Alias):
                 "The candidate's model was logged by another run." if model_uri else "Which model of the run is meant?",
                 value=model_uri or f"the run logged {len(logged)}",
                 expected=f"a model of the run {run_id}: {', '.join(logged) or 'it has none'}",
-                next_step="log one in the run: mlflow.<flavor>.log_model(model, name='model')" if not logged else None,
+                next_step=None if logged else "log one in the run: mlflow.<flavor>.log_model(model, name='model')",
             )
         return run, model_uri
 
-    def _veto(self, decision: Decision, run_id: str, champion: Production | None) -> Decision:
-        """Return the decision, refused if the run was rolled back from since the last promotion of another."""
-        veto = record.veto_on(self.versions_of(run_id), self._moves(champion.version if champion else None))
-        if veto is None:
-            return decision
-        value = f"version {veto.replaced} of this run was, on {veto.when} by {veto.who}: {veto.why}"
-        step = "send another candidate, or overrule the rollback with --force --why"
-        rule = Rule(verdicts.VETO, value, "not rolled back from", passed=False, next_step=step)
-        return verdicts.refuse(decision, rule)
+    def _rows(self) -> tuple[Any, Keys]:
+        """Return the data that models are judged on, and its keys."""
+        held_out = self._held_out() if callable(self._held_out) else self._held_out
+        if self._evaluate is None or held_out is None:
+            expected = "Registry(name, evaluate=..., held_out=...)"
+            raise ConfigError("A gate needs a function that scores, and held-out data.", expected=expected)
+        return held_out, Keys.of(held_out)
 
-    def _kept(self, again: Evaluation, champion: Production) -> Decision:
-        """Return the decision that brought what is in production, with a note on how it does now."""
-        moves = [move for move in self.history() if move.version == champion.version]
-        decided = [move for move in moves if move.action in (record.PROMOTED, record.FORCED)]
-        move = (decided or moves)[-1]
-        now = verdicts.decide(again, None, self.rules, self.contest)
-        metrics = again.scores.metrics if again.scores else {}
-        metric = self.metric or next(iter(metrics), "")
-        figure = f"{metric} {metrics[metric]:.4f}" if metric in metrics else again.trouble
-        verdict = "every rule passed" if now.promoted else f"it would be {now.reason}"
-        today = record.provenance("")["when"]
-        judged = again.scores
-        period = "" if judged is None else f" on {' to '.join(judged.period or ()) or f'rows {judged.held_out}'}"
-        note = f"decided again {today}, it is in production already: {figure}{period}; {verdict}"
-        rules = tuple(Rule(**rule) for rule in move.rules) or now.rules
-        reason = move.reason or f"it came into production {move.action}, without the gate"
-        forced = move.action == record.FORCED
-        return replace(
-            now, promoted=True, forced=forced, reason=reason, rules=rules, notes=(note,), champion=again.scores
-        )
+    def _trained_on(self, run_id: str, tags: Mapping[str, str]) -> TrainingRows | None:
+        known = (run_id, tags.get(LEARNED_TAG, ""))
+        if known not in self._training_rows:  # a list may be long, and is read once
+            self._training_rows[known] = training_rows(run_id, tags, self.client)
+        return self._training_rows[known]
 
-    def _rows(self) -> Any:
-        """Return the data that models are judged on."""
-        return self._held_out() if callable(self._held_out) else self._held_out
-
-    def _kept_tags(self, run_id: str | None) -> dict[str, str]:
-        run = self.find_run(run_id)
-        tags = run.data.tags if run else {}
-        return {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self.tags)}
-
-    def _version_of(
-        self, run_id: str, model_uri: str, decision: Decision, refitted: tuple[str, str] | None
-    ) -> ModelVersion:
-        if made := self.versions_of(run_id, model_uri):
-            return self.client.get_model_version(self.name, max(made, key=int))
-        evidence = Evidence(run_id, model_uri, self._kept_tags(run_id))
-        run_id, source = refitted or (run_id, model_uri)
-        return self.client.create_model_version(
-            self.name,
-            source=source,
-            run_id=run_id,
-            tags={EVIDENCE_TAG: json.dumps(asdict(evidence))} if refitted else None,
-            model_id=source.removeprefix("models:/"),
-            description=decision.reason[:DESCRIPTION_CHARACTERS],
-            await_creation_for=0,  # it exists when the server has answered
-        )
-
-    def _check_loads(self, version: str) -> None:
+    def _evaluation(self, model_uri: str, rows: TrainingRows | None, held_out: Any, keys: Keys) -> Evaluation:
+        """Load and score a model; one that cannot be loaded or cannot predict has a `trouble`."""
+        assert self._evaluate is not None
+        known, unknown = rows.find(keys) if rows else ([], "")
+        source = rows.source if rows else ""
+        judged = Evaluation(is_declared=bool(rows), learned_rows=sum(known), unknown=unknown, source=source)
         try:
-            self.load(self.uri_of(version))
-        except GateError:
+            scores = trial.within(self.time_limit, self._evaluate, self.load(model_uri), held_out)
+        except (ServerError, ConfigError):
             raise
         except Exception as error:
-            self.connect()  # raises when the server is gone
-            what = f"Version {version} cannot be loaded, so the alias stays."
-            raise ModelError(
-                what, value=_trouble(error), next_step="mlflow-gate history; roll back to another"
-            ) from error
+            if is_outage(error):
+                raise outage(f"{model_uri} cannot be judged now: nothing is decided", error) from error
+            return replace(judged, trouble=trial.trouble_of(error), is_there=not isinstance(error, trial.ModelGone))
+        if not isinstance(scores, Scores):
+            raise ConfigError("The function that scores returned no Scores.", value=repr(scores)[:200])
+        period, count = scores.period or keys.period, len(held_out)
+        return replace(judged, scores=replace(scores, held_out=hash_of(held_out, keys), period=period, rows=count))
 
-    def _source_changed(self, target: str, before: Production | None) -> str:
-        """Return the words on another source of data than that of the model that goes; empty for the same one."""
-        version = self.client.get_model_version(self.name, target)
-        tags = self.tags_of(version, self.find_run(version.run_id))
-        now = self.learned(before.run_id, before.tags) if before else None
-        then = self.learned(version.run_id or "", tags)
-        if now is None or then is None or now.source == then.source:
-            return ""
-        return (
-            f"; it learned from {then.source or 'an unnamed source'}, the other from {now.source or 'an unnamed one'}"
-        )
+    def _kept(self, now: Decision, champion: Production, contest: Contest | None) -> Decision:
+        """Return the decision that brought what is in production, with a note on how it does ``now``."""
+        moves = [move for move in self.history() if move.version == champion.version]
+        move, scores = ([each for each in moves if each.findings] or moves)[-1], now.candidate
+        metrics = scores.metrics if scores else {}
+        metric = contest.metric if contest else next(iter(metrics), "")
+        figure = f"{metric} {metrics[metric]:.4f}" if metric in metrics else str(now.findings[0])
+        verdict = "every rule passed" if now.promoted else f"it would be {now.reason}"
+        period = f" on {' to '.join(scores.period or ()) or f'rows {scores.held_out}'}" if scores else ""
+        today = record.provenance("")["when"]
+        note = f"decided again {today}, it is in production already: {figure}{period}; {verdict}"
+        reason = move.reason or f"it came into production {move.action}, without the gate"
+        findings = tuple(Finding(**finding) for finding in move.findings) or now.findings
+        kept = replace(now, promoted=True, reason=reason, findings=findings, champion=scores, note=note)
+        return replace(kept, forced=move.action == record.FORCED)
+
+    def _versions_of(self, run_id: str, model_uri: str | None = None) -> set[str]:
+        """Return the versions that are a model of a run, or its refit: any model, or the one at an address."""
+        made = self.client.search_model_versions(f"run_id='{run_id}'")
+        named = {str(each.version) for each in made if each.name == self.name and model_uri in (None, each.source)}
+        judged = self._record().versions_of(run_id, model_uri)
+        return named | {number for number in judged if find(self.client.get_model_version, self.name, number)}
+
+    def _describe(self, read: Record, version: ModelVersion | None) -> Production:
+        """Return a version, or one that was deleted and is the last of the record, as if it were in production."""
+        number = str(version.version) if version else read.moves[-1].version
+        kept = read.of(number) or Move(0, record.BY_HAND, number)
+        run_id = (version.run_id or "") if version else kept.run_id
+        run, refit_of = self._find_run(run_id), None
+        if kept.run_id and kept.run_id != run_id:
+            judged = self._find_run(kept.run_id)
+            refit_of = Evidence(kept.run_id, kept.model_uri, kept.judged | (judged.data.tags if judged else {}))
+        move = self._with_scores([kept, *(move for move in read.moves if move.version == number)][-1])
+        uri, tags = f"models:/{self.name}/{number}", kept.run | (run.data.tags if run else {})
+        where: dict[str, Any] = {"name": self.name, "version": number, "run_url": self._page(run)}
+        return Production(run_id, uri if version else kept.model_uri, tags, **where, move=move, refit_of=refit_of)
+
+    def _champion(self, read: Record) -> Production | None:
+        """Return the version in production; without the alias, the last one of the record, deleted or not."""
+        if not read.moves:
+            return None
+        version = read.version or find(self.client.get_model_version, self.name, read.moves[-1].version)
+        return replace(self._describe(read, version), has_alias=read.version is not None)
+
+    def _with_scores(self, move: Move) -> Move:
+        """Return a move with scores: a move by hand has only those that its run logged."""
+        if move.scores or not (run := self._find_run(move.run_id)):
+            return move
+        finite = {name: round(value, 6) for name, value in run.data.metrics.items() if math.isfinite(value)}
+        return replace(move, scores=finite, metric=metric if (metric := self._metric()) in finite else "")
+
+    def _metric(self) -> str:
+        with contextlib.suppress(click.ClickException):  # a record needs no contest that can be read
+            return contest.metric if (contest := self._contest()) else ""
+        return ""
+
+    def _page(self, run: Run | None) -> str:
+        return page(self.client, f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}") if run else ""
+
+    def _origin(self, run: Run | None, tags: Mapping[str, str]) -> list[chain.Link]:
+        links = [chain.data_link(run, tags), chain.commit_link(tags), *self._links(run, tags)]
+        return [*links, chain.run_link(run, self._page(run))]
+
+    def _kept_tags(self, run_id: str | None) -> dict[str, str]:
+        tags = run.data.tags if (run := self._find_run(run_id)) else {}
+        return {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self._tags)}
+
+    def _make_version(
+        self, run_id: str, model_uri: str, decision: Decision, refitted: tuple[str, str] | None
+    ) -> ModelVersion:
+        if made := self._versions_of(run_id, model_uri):
+            return self.client.get_model_version(self.name, max(made, key=int))
+        run_id, source = refitted or (run_id, model_uri)
+        how: dict[str, Any] = {"source": source, "run_id": run_id, "model_id": source.removeprefix("models:/")}
+        how |= {"description": decision.reason[:DESCRIPTION_CHARACTERS]}
+        return self.client.create_model_version(self.name, **how, await_creation_for=0)  # it exists after the answer
+
+    def _move(self, move: Move, keep: Callable[[], None] | None = None) -> Production:
+        """Record a move and make it; the caller has the turn, of which ``keep`` makes sure."""
+        read = self._note_move_by_hand()
+        replaced = read.moves[-1].version if read.moves else None
+        move = replace(move, number=read.next_number, alias=self.alias, replaced=replaced)
+        record.write(self.client, self.name, move, done=False)
+        if keep:
+            keep()
+        self.client.set_registered_model_alias(self.name, self.alias, move.version)
+        record.write(self.client, self.name, move, done=True)
+        return self.production()  # type: ignore[return-value] # the alias was just set
+
+    def _note_move_by_hand(self) -> Record:
+        """Write down a move by hand, or one whose process was killed before it said so; the caller has the turn."""
+        for move in self._record().moves:
+            if not move.recorded:
+                record.write(self.client, self.name, move, done=True)
+        return self._record()
+
+    def _check_unchanged(self, expected: Production | None) -> None:
+        """Raise Conflict unless the alias is where it was when the decision was made."""
+        before, after = expected.version if expected else None, self._record().current
+        if before != after:
+            what, step = "The model in production has changed since the decision.", "mlflow-gate history; try again"
+            value, was = (f"version {each}" if each else "nothing" for each in (after, before))
+            raise Conflict(what, value=value, expected=f"{was}, as before", next_step=step)
 
 
-def experiment_of_dvc() -> str | None:
-    """Return the name of the experiment of DVC (`dvc exp run`) in which this runs; None outside one."""
-    return os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV") or None
-
-
-def _select(held_out: Any, kept: list[bool]) -> Any:
+def _select(held_out: Any, known: list[bool]) -> Any:
+    """Return the rows that are not known."""
     if hasattr(held_out, "iloc"):
-        return held_out[kept]
-    return [row for row, keep in zip(held_out, kept, strict=True) if keep]
+        return held_out[[not each for each in known]]
+    return [row for row, is_known in zip(held_out, known, strict=True) if not is_known]
 
 
 def _rounded(scores: Scores | None) -> dict[str, float]:
@@ -483,11 +494,5 @@ def _rounded(scores: Scores | None) -> dict[str, float]:
 
 
 def _identity(production: Production | None) -> dict[str, Any]:
-    if production is None:
-        return {}
-    return {name: getattr(production, name) for name in ("name", "version", "run_id", "model_uri")}
-
-
-def _trouble(error: Exception) -> str:
-    words = getattr(error, "what", None)
-    return f"{words} {error.value}" if words and hasattr(error, "value") else f"{type(error).__name__}: {error!s:.300}"
+    names = ("name", "version", "run_id", "model_uri")
+    return {name: getattr(production, name) for name in names} if production else {}

@@ -1,29 +1,57 @@
-"""Rules: limits of a metric, as YAML holds them, and functions of one's own."""
+"""Scores of a model, rules for them, and what each rule finds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlflow_gate.errors import ConfigError
-from mlflow_gate.scores import Scores
-
-# A function of one's own returns the value, the limit in words, and whether the candidate passes.
-Check = Callable[[Scores], tuple[Any, str, bool]]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The finding on one rule: its name for a person, the candidate's value, the limit, and whether it passed.
+class Scores:
+    """How a model does on held-out data: what a function ``evaluate(model, held_out)`` returns.
+
+    ``metrics`` are its figures by name. ``blocks`` is the model's error in each block (a week, a customer, a fold) by
+    the block's name, smaller is better: a mapping or a pandas Series. Rows of one block may depend on one another;
+    blocks should not. ``facts`` is what rules of one's own need besides. ``part`` says in words which of the rows
+    between two ends were held out, if not all, such as `test weeks`.
+
+    The gate adds ``held_out``, the hash that names the data, ``period``, its first and last key, and ``rows``.
+    """
+
+    metrics: Mapping[str, float]
+    blocks: Mapping[Any, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    held_out: str = ""
+    period: tuple[str, str] | None = None
+    rows: int = 0
+    part: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("metrics", "blocks"):
+            values = {str(key): float(value) for key, value in dict(getattr(self, name)).items()}
+            object.__setattr__(self, name, values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the scores as JSON-able values; NaN and infinity are left out."""
+        metrics, blocks = (
+            {name: value for name, value in values.items() if math.isfinite(value)}
+            for values in (self.metrics, self.blocks)
+        )
+        judged = {"period": self.period, "held_out": self.held_out, "rows": self.rows, "part": self.part}
+        return {"metrics": metrics, "blocks": blocks} | judged
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found: its name for a person, the candidate's value, the limit, and whether the candidate passed.
 
     ``next_step`` says what to do about a candidate that fails.
-
-    >>> print(Rule("R2", 0.42, ">= 0.5", passed=False))
-    R2: 0.42 (allowed: >= 0.5)
     """
 
     name: str
@@ -48,8 +76,8 @@ class Rule:
         return f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
 
 
-class Limits(BaseModel):
-    """The limits of one metric: ``min``, ``max`` or both, and what people call it."""
+class Rule(BaseModel):
+    """The limits of one metric: ``min``, ``max`` or both, what people call it, and what a value beyond them means."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,63 +85,59 @@ class Limits(BaseModel):
     max: float | None = Field(default=None, allow_inf_nan=False)
     name: str | None = None
     unit: str = ""
-    low: str = "too low"  # what a value below `min` means
+    low: str = "too low"
     high: str = "too high"
     next_step: str = ""
 
     @model_validator(mode="after")
-    def _has_a_limit(self) -> Limits:
+    def _has_a_limit(self) -> Rule:
         if self.min is None and self.max is None:
             raise ValueError("give min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is above max {self.max:g}")
         return self
 
-    def judge(self, metric: str, value: float) -> Rule:
+    def judge(self, metric: str, value: float) -> Finding:
         """Return the finding on a value; NaN never passes."""
         low = self.min is not None and not value >= self.min
         high = self.max is not None and not value <= self.max
-        if self.min is not None and self.max is not None:
-            limit = f"{self.min:g} to {self.max:g}"
-        else:
-            limit = f">= {self.min:g}" if self.min is not None else f"<= {self.max:g}"
-        direction = "" if math.isnan(value) else self.low if low else self.high
+        limit = f"<= {self.max:g}" if self.min is None else f">= {self.min:g}"
+        limit = f"{self.min:g} to {self.max:g}" if None not in (self.min, self.max) else limit
+        direction = "not a number" if math.isnan(value) else self.low if low else self.high
         step = ": ".join(filter(None, [direction, self.next_step])) if low or high else ""
-        return Rule(self.name or metric, float(value), limit, not (low or high), self.unit, step)
+        return Finding(self.name or metric, float(value), limit, not (low or high), self.unit, step)
 
 
-def read_rules(rules: Mapping[str, Any]) -> dict[str, Limits | Check]:
-    """Return rules as they are applied; raise ConfigError for one that is no limit and no function.
+# A function of one's own returns the value, the limit in words, and whether the candidate passes.
+Rules = Mapping[str, Rule | Callable[[Scores], tuple[Any, str, bool]]]
 
-    >>> read_rules({"r2": {"min": 0.5}})["r2"].judge("r2", 0.42).limit
-    '>= 0.5'
-    """
+
+def read_rules(rules: Mapping[str, Any]) -> Rules:
+    """Return rules as they are applied; raise ConfigError for one that is neither limits nor a function."""
     if not isinstance(rules, Mapping):
-        expected = "a mapping such as {r2: {min: 0.5}}"
+        expected = "a mapping such as {r2: {min: 0.5}}, or a function that returns one"
         raise ConfigError("The rules cannot be read.", value=repr(rules)[:200], expected=expected)
-    return {str(name): _read(str(name), rule) for name, rule in rules.items()}
-
-
-def _read(name: str, rule: Any) -> Limits | Check:
-    if callable(rule):
-        return rule
-    try:
-        return rule if isinstance(rule, Limits) else Limits.model_validate(rule)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, (name, *first["loc"])))
-        expected = "min, max or both, each a number; also name, unit, low, high, next_step; or a function"
-        raise ConfigError(f"The rule {where} cannot be read: {first['msg']}.", value=rule, expected=expected) from None
-
-
-def judge(rules: Mapping[str, Limits | Check], scores: Scores) -> Iterator[Rule]:
-    """Yield the finding on each rule; raise ConfigError for one whose metric was not scored."""
+    read = {}
     for name, rule in rules.items():
-        if isinstance(rule, Limits):
+        try:
+            read[str(name)] = rule if callable(rule) or isinstance(rule, Rule) else Rule.model_validate(rule)
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = f"The rule {'.'.join(map(str, (name, *first['loc'])))} cannot be read: {first['msg']}."
+            expected = "min, max or both, each a number; also name, unit, low, high, next_step; or a function"
+            raise ConfigError(what, value=rule, expected=expected) from None
+    return read
+
+
+def judge(rules: Rules, scores: Scores) -> Iterator[Finding]:
+    """Yield what each rule finds; raise ConfigError for one whose metric was not scored."""
+    for name, rule in rules.items():
+        if isinstance(rule, Rule):
             if name not in scores.metrics:
                 expected = f"one of {', '.join(scores.metrics) or 'none'}"
                 raise ConfigError("A rule names a metric that was not scored.", value=name, expected=expected)
             yield rule.judge(name, scores.metrics[name])
         else:
             value, limit, passed = rule(scores)
-            yield Rule(name, value, limit, bool(passed), next_step="" if passed else (rule.__doc__ or "").strip())
+            step = "" if passed else (rule.__doc__ or f"look at the rule {name}").strip()
+            yield Finding(name, value, limit, bool(passed), next_step=step)

@@ -9,6 +9,8 @@ turn, and may still move the alias in the moment between its last look at its tu
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import random
 import threading
 import time
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 TURN_TAG = "mlflow_gate.turn."
-DRAWING = "0"
 WAIT_SECONDS = 120.0
+NOTICE_SECONDS = 3.0
 STALE_SECONDS = 30.0  # without a sign of life
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -35,7 +39,7 @@ def turn(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
     """
     ticket, ended = TURN_TAG + uuid.uuid4().hex, threading.Event()
     life = threading.Thread(target=_beat, args=(client, name, ticket, ended), daemon=True)
-    client.set_registered_model_tag(name, ticket, DRAWING)
+    client.set_registered_model_tag(name, ticket, "0")  # it draws
     try:
         number = 1 + max((drawn for drawn, _, _ in _queue(client, name)), default=0)
         client.set_registered_model_tag(name, ticket, str(number))
@@ -58,9 +62,9 @@ def turn(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
 
 def _beat(client: MlflowClient, name: str, ticket: str, ended: threading.Event) -> None:
     """Show that this process lives, as long as it waits or has its turn: its tag changes."""
-    beat = 0
-    while not ended.wait(STALE_SECONDS / 4):
-        beat += 1
+    for beat in itertools.count():
+        if ended.wait(STALE_SECONDS / 4):
+            return
         with contextlib.suppress(Exception):  # the next beat may come through
             for number, each, _ in _queue(client, name):
                 if each == ticket:
@@ -69,6 +73,7 @@ def _beat(client: MlflowClient, name: str, ticket: str, ended: threading.Event) 
 
 def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
     began, since = time.monotonic(), dict[tuple[str, str], float]()
+    notice = began + NOTICE_SECONDS
     while ahead := [each for each in _queue(client, name) if each[:2] < (number, ticket)]:
         now = time.monotonic()
         since = {each[1:]: since.get(each[1:], now) for each in ahead}
@@ -76,12 +81,16 @@ def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
             if now - at > STALE_SECONDS:  # its tag does not change: its process was ended
                 with contextlib.suppress(Exception):  # another one that waits was faster
                     client.delete_registered_model_tag(name, other)
-        if time.monotonic() - began > WAIT_SECONDS:
+        if now - began > WAIT_SECONDS:
             raise Conflict(
                 "Another promotion or rollback is under way.",
                 value=f"it has taken more than {WAIT_SECONDS:g} s",
                 next_step="mlflow-gate history, and try again",
             )
+        if now > notice:
+            notice = began + WAIT_SECONDS
+            text = "%s: waiting for another promotion or rollback; one that was killed is passed over after %g s"
+            log.warning(text, name, STALE_SECONDS)
         time.sleep(random.uniform(0.02, 0.08))  # noqa: S311 - so that processes do not ask in step
 
 

@@ -1,0 +1,235 @@
+"""The gate's word at the edges: what was taken away, what cannot be read, and models that misbehave."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import time
+
+import pytest
+import requests
+from mlflow_gate import Follower, ModelError, Registry, Scores, ServerError
+from mlflow_gate.cli import main
+from models import HELD_OUT, registry, train
+
+
+@pytest.fixture
+def gate(name):
+    """Return a gate with versions 1 and 2, of errors 1.0 and 0.5; version 2 is in production."""
+    gate = registry(name)
+    gate.runs = [train(1.0), train(0.5)]
+    for run_id in gate.runs:
+        assert gate.promote(run_id).promoted
+    return gate
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_last_version_of_the_record_is_the_champion_without_the_alias(gate, is_deleted):
+    """A removed alias, or a deleted version, is no walk-over; status says what was there, and a way back is left."""
+    gate.client.delete_registered_model_alias(gate.name, "production")
+    if is_deleted:
+        gate.client.delete_model_version(gate.name, "2")
+    worse = gate.promote(train(0.9))
+    assert worse.reason.startswith("refused: mae gained over the model in production: -0.4 ")
+    assert worse.production == {}
+    since = gate.history()[-1].when
+    assert f"the alias was taken away from version 2, in production since {since}" in gate.status().line
+    if is_deleted:
+        assert gate.rollback().version == "1"
+    else:
+        again = gate.promote(gate.runs[1])
+        assert again.reason == "promoted: every rule passed and nothing was in production after it"
+        assert gate.production().version == "2"
+    better = gate.promote(train(0.1))
+    assert better.reason.startswith("promoted: mae 0.1000 beats the champion's")
+    assert gate.history()[-1].replaced == ("1" if is_deleted else "2")
+
+
+def test_veto_and_moves_outlive_the_version(gate):
+    """After its version was deleted, a rollback is still a veto, and the next one does not bring back what it took."""
+    run_id = train(0.1)
+    gate.promote(run_id)
+    gate.rollback(why="bad at noon")
+    gate.client.delete_model_version(gate.name, "2")
+    assert [move.version for move in gate.history()] == ["1", "2", "3", "2"]
+    assert "bad at noon" in gate.promote(run_id).reason
+    assert gate.rollback().version == "1"
+
+
+def test_champion_that_cannot_be_read_decides_nothing(gate, monkeypatch):
+    """A refused connection is no finding on a model: an error, and the alias stays; the next promotion is as usual."""
+    import mlflow.artifacts
+
+    download, champion = mlflow.artifacts.download_artifacts, gate.production().model_uri
+    for error in (ConnectionRefusedError("refused"), TimeoutError("slow"), OSError("HTTP 503")):
+
+        def fail(uri, error=error, **options):
+            if uri == champion:
+                raise error
+            return download(uri, **options)
+
+        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fail)
+        with pytest.raises(ServerError, match="nothing is decided"):
+            gate.promote(train(5.0))
+    monkeypatch.undo()
+    assert gate.production().version == "2"
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), requests.ReadTimeout("slow"), TimeoutError("late")])
+def test_outage_while_a_model_is_scored_decides_nothing(gate, error):
+    """A network that fails in the middle of `evaluate` is no finding on the model."""
+
+    def evaluate(model, rows):
+        raise RuntimeError("in between") from error
+
+    with pytest.raises(ServerError, match="nothing is decided"):
+        registry(gate.name, evaluate=evaluate).promote(gate.runs[0])
+    assert gate.production().version == "2"
+
+
+def test_champion_whose_files_are_gone_is_not_disqualified(gate, tracking):
+    """Without its files the champion cannot be compared: a refusal in words, which a person can overrule."""
+    (output,) = gate.client.get_run(gate.runs[1]).outputs.model_outputs
+    (folder,) = tracking.folder.rglob(output.model_id)
+    shutil.rmtree(folder / "artifacts")
+    run_id = train(0.1)
+    refused = gate.promote(run_id)
+    assert "refused: model in production: not there: The model has no files." in refused.reason
+    assert "roll back to another version" in refused.words
+    assert gate.promote(run_id, force=True, why="the store lost it").forced
+
+
+def test_champion_that_is_there_is_disqualified_by_its_second_failure(gate, capsys, monkeypatch):
+    """One failure may be chance, two are a finding: record, exit code and terminal say so."""
+    failures = []
+
+    def evaluate(model, rows):
+        if model.predict(rows)[0] == 0.5 and len(failures) < limit:
+            failures.append(model)
+            raise RuntimeError("no memory")
+        errors = (rows["target"] - model.predict(rows)).abs()
+        return Scores({"mae": errors.mean()}, blocks=errors.groupby(errors.index // 12).mean())
+
+    flaky = registry(gate.name, evaluate=evaluate)
+    limit = 1
+    assert flaky.promote(train(0.9)).reason.startswith("refused: mae gained")
+    failures.clear()
+    limit = 2
+    monkeypatch.setattr("mlflow_gate.settings.find_registry", lambda *_: flaky)
+    with pytest.raises(SystemExit) as ended:
+        main(["promote", train(0.9)])
+    assert ended.value.code == 4
+    assert "the model in production was disqualified: RuntimeError: no memory" in capsys.readouterr().err
+    assert "the champion is disqualified: RuntimeError: no memory" in gate.history()[-1].reason
+
+
+def leave(_folder):
+    """End the process, as a model may try to."""
+    raise SystemExit(3)
+
+
+def hang(_folder):
+    """Never return, as far as a test can wait."""
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("load", "words"), [(leave, "ends the process. SystemExit: 3"), (hang, "does not answer. no answer after 1 s")]
+)
+def test_model_that_ends_or_hangs_is_a_finding(name, load, words):
+    """A candidate that raises SystemExit or hangs while it loads is refused; a rollback to it fails, in words."""
+    gate = registry(name)
+    runs = [train(1.0), train(0.5)]
+    for run_id in runs:
+        gate.promote(run_id)
+    bad = registry(name, load=load, time_limit=1)
+    assert words in bad.promote(train(0.1)).reason
+    with pytest.raises(ModelError, match="cannot be loaded, so the alias stays"):
+        bad.rollback()
+
+
+@pytest.mark.parametrize("load", [leave, hang])
+def test_follower_survives_a_model_that_ends_or_hangs(gate, load):
+    """The follower keeps the old version, says why, and follows again."""
+    gate.time_limit = 1
+    bad, good = gate.production(), train(0.1)
+    gate.rollback()
+    follower = Follower(
+        gate, load=lambda each: load(each) if each.version == bad.version else gate.load(each.model_uri)
+    )
+    gate.time_limit = 60
+    assert follower.poll().production.version == "1"
+    gate.time_limit = 1
+    gate.client.set_registered_model_alias(gate.name, "production", "2")
+    now = follower.poll()
+    assert (now.production.version, now.model.predict([[0]])[0]) == ("1", 1.0)
+    assert "Version 2 is in production but cannot be used: The model" in now.trouble
+    gate.time_limit = 60
+    assert gate.promote(good).promoted
+    assert (follower.poll().production.version, follower.now.trouble) == ("3", None)
+
+
+def test_rules_alone_decide_without_a_contest(name):
+    """Without a contest neither the champion's training rows nor its files matter, with or without blocks."""
+    gate = registry(name, contest=None, evaluate=lambda model, rows: Scores({"mae": abs(model.predict(rows)[0])}))
+    assert gate.promote(train(0.5, learned=range(1250)), force=True, why="the first").forced
+    assert gate.promote(train(4.0)).reason == "promoted: every rule passed, and no contest is asked for"
+
+
+def test_champion_with_other_keys_is_not_compared(name):
+    """A champion whose training rows have keys of another kind cannot be compared: a refusal names both kinds."""
+    gate = registry(name)
+    gate.promote(train(0.5, learned=["a"]), force=True, why="the first")
+    assert "training rows are texts, and those of the held-out rows numbers" in gate.promote(train(0.1)).reason
+
+
+def test_damaged_declarations_are_no_walk_over(gate, tracking):
+    """A champion whose declaration of training rows is damaged, or gone from its run, stays; candidates are refused."""
+    (file,) = tracking.folder.glob(f"artifacts/*/{gate.runs[1]}/artifacts/mlflow_gate/*")
+    content = file.read_bytes()
+    file.write_bytes(content[:20])
+    assert "declaration of training rows is damaged" in registry(gate.name).promote(train(0.1)).reason
+    file.unlink()
+    assert "the list of its training rows is gone" in registry(gate.name).promote(train(0.1)).reason
+    file.write_bytes(content)
+    for text in ("", "[]", "{}", '{"kinds": 1}'):
+        gate.client.set_tag(gate.runs[1], "mlflow_gate.learned", text)
+        assert "declaration of training rows is damaged" in registry(gate.name).promote(train(0.1)).reason
+
+
+def test_names_reasons_and_people_of_any_kind(monkeypatch, name):
+    """A name with a quote, a user without a name, 400 rules and a reason of 10,000 letters are recorded."""
+
+    def no_name():
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr(getpass, "getuser", no_name)
+    rules = {f"a rule with a long name {number}": lambda _: (1.0, "<= 2 " * 10, True) for number in range(400)}
+    gate = Registry(f"o'{name}", evaluate=lambda *_: Scores({"mae": 1}), held_out=HELD_OUT, rules=rules)
+    assert gate.promote(train(1.0), why="x" * 10_000).promoted
+    assert gate.promote(train(1.0), why="ü\n'\"" * 2000).promoted
+    assert gate.rollback().version == "1"
+    moves = Registry(gate.name).history()
+    assert [len(move.findings) for move in moves] == [403, 403, 0]
+    assert (moves[1].why, moves[1].who) == ("ü\n'\"" * 2000, f"uid {os.getuid()}")
+    tags = gate.client.get_registered_model(gate.name).tags
+    assert max(map(len, tags.values())) <= 5000
+
+
+def test_list_of_training_rows_is_read_once(gate, monkeypatch):
+    """A list of training rows is fetched once for each run, however often the gate decides."""
+    import mlflow
+
+    downloads, download = [], mlflow.MlflowClient.download_artifacts
+
+    def count(client, run_id, *words):
+        downloads.append(run_id)
+        return download(client, run_id, *words)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "download_artifacts", count)
+    run_id = train(0.1)
+    assert gate.promote(run_id, dry_run=True).promoted
+    assert gate.promote(run_id).promoted
+    assert sorted(downloads) == sorted(set(downloads))
+    assert run_id in downloads

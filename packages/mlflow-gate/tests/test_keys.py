@@ -1,0 +1,178 @@
+"""Keys of rows and declared training rows: kinds, spans and digests, without a server."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, date, datetime, timedelta, timezone
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow_gate import ConfigError, log_learned
+from mlflow_gate.keys import NAIVE, NUMBER, TEXT, ZONED, Keys, TrainingRows, hash_of
+
+ZONE = timezone(timedelta(hours=1))
+HOURS = pd.date_range("2020-01-01", periods=48, freq="h", tz="UTC")
+
+
+def declare(keys, *, span: bool = False) -> TrainingRows:
+    """Return the training rows that these keys declare."""
+    read = Keys.of(keys)
+    return TrainingRows(read.kinds, read.ends) if span else TrainingRows(read.kinds, None, frozenset(read.digests()))
+
+
+def known(learned, held_out, *, span: bool = False) -> list[bool]:
+    """Return which held-out keys are known from training; fail if that cannot be compared."""
+    rows, trouble = declare(learned, span=span).find(Keys.of(held_out))
+    assert not trouble
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "text"),
+    [
+        ("2016-01-01 01:00+01:00", ZONED, "2016-01-01T00:00:00Z"),
+        ("2016-01-01T00:00:00Z", ZONED, "2016-01-01T00:00:00Z"),
+        (datetime(2016, 1, 1, 1, tzinfo=ZONE), ZONED, "2016-01-01T00:00:00Z"),
+        (pd.Timestamp("2016-01-01 01:00", tz="Europe/Berlin"), ZONED, "2016-01-01T00:00:00Z"),
+        ("2016-01-01", NAIVE, "2016-01-01T00:00:00"),
+        (date(2016, 1, 1), NAIVE, "2016-01-01T00:00:00"),
+        (np.datetime64("2016-01-01"), NAIVE, "2016-01-01T00:00:00"),
+        (pd.Timestamp("2016-01-01"), NAIVE, "2016-01-01T00:00:00"),
+        (3, NUMBER, "3"),
+        (3.0, NUMBER, "3"),
+        (np.int64(3), NUMBER, "3"),
+        (np.float64(0.5), NUMBER, "0.5"),
+        ("fold 1", TEXT, "fold 1"),
+        ("007", TEXT, "007"),
+        ("1234-no-date", TEXT, "1234-no-date"),
+        ("20160101", TEXT, "20160101"),
+    ],
+)
+def test_equal_keys_have_one_text(key, kind, text):
+    """Times in any notation and zone, numbers of any type and texts become the same key."""
+    assert Keys.of([key]) == Keys((kind,), [(text,)])
+
+
+@pytest.mark.parametrize(
+    "ids", [["deadbeef", "12345678", "1e5"], ["1001", "K1002"], ["Nan", "Müller"], ["2016-01-01", "x"]]
+)
+def test_ids_of_text_are_text(ids):
+    """A text is a text, whatever number, date or NaN it looks like beside others."""
+    assert Keys.of(ids).kinds == (TEXT,)
+    assert known(ids, [ids[0], "other"]) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("learned", "held_out"),
+    [
+        (HOURS, HOURS.tz_convert("Europe/Berlin")),
+        (HOURS.astype(str), HOURS),
+        ([hour.isoformat() for hour in HOURS], HOURS),
+        (HOURS.tz_localize(None), HOURS.tz_localize(None).to_numpy()),
+        (pd.RangeIndex(48), np.arange(48.0)),
+        (
+            pd.MultiIndex.from_product([["A", "B"], HOURS]),
+            pd.MultiIndex.from_product([pd.Categorical(["A", "B"]), HOURS.tz_convert("Asia/Tokyo")]),
+        ),
+        (
+            pd.MultiIndex.from_product([np.array([1, 2], "int32"), [7, 8]]),
+            pd.MultiIndex.from_product([np.array([1, 2], "float64"), np.array([7, 8], "int16")]),
+        ),
+    ],
+)
+def test_rows_are_known_in_any_form_of_their_keys(learned, held_out):
+    """The same times, numbers and tuples are the same rows, whatever their zone, dtype or notation."""
+    assert all(known(learned, held_out))
+    assert all(known(learned, held_out, span=True))
+
+
+@pytest.mark.parametrize("span", [False, True])
+@pytest.mark.parametrize(
+    ("learned", "held_out", "kinds"),
+    [
+        (HOURS.tz_localize(None), HOURS, (NAIVE, ZONED)),
+        (["007"], [7], (TEXT, NUMBER)),
+        (["fold 1"], HOURS, (TEXT, ZONED)),
+        ([("A", 1)], [("A", "1")], (f"{TEXT} and {NUMBER}", f"{TEXT} and {TEXT}")),
+        ([("A", 1)], ["A"], (f"{TEXT} and {NUMBER}", TEXT)),
+    ],
+)
+def test_keys_of_another_kind_cannot_be_compared(learned, held_out, kinds, span):
+    """What cannot be compared is said with both kinds, and never taken for new."""
+    rows, trouble = declare(learned, span=span).find(Keys.of(held_out))
+    assert not any(rows)
+    assert trouble == f"the keys of its training rows are {kinds[0]}, and those of the held-out rows {kinds[1]}"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "inside", "outside"),
+    [
+        (
+            datetime(2016, 1, 1, tzinfo=UTC),
+            "2016-12-31T23:00:00Z",
+            datetime(2017, 1, 1, tzinfo=ZONE),
+            "2017-01-01T00:00Z",
+        ),
+        ("2016-01-01", "2016-12-31", date(2016, 12, 31), "2017-01-01 00:00"),
+        (9, 10, 9.5, 11),
+        (-10, 9, -9, -11),
+        ("fold a", "fold c", "fold b", "fold d"),
+    ],
+)
+def test_span_holds_all_keys_between_its_ends(first, last, inside, outside):
+    """A span knows its ends and what lies between, by time or number and not by letters."""
+    for key, expected in ((first, True), (last, True), (inside, True), (outside, False)):
+        assert known([str(first), str(last)] if isinstance(last, str) else [first, last], [key], span=True) == [
+            expected
+        ]
+
+
+def test_span_of_tuples_is_compared_part_by_part():
+    """Later hours of each site are new, though a text of site and hour lies between the first and the last."""
+    learned, later = (pd.MultiIndex.from_product([["A", "B"], hours]) for hours in (HOURS[:24], HOURS[24:]))
+    assert not any(known(learned, later, span=True))
+    assert all(known(learned, learned, span=True))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([1, "a"], "several kinds.*numbers, texts"),
+        ([HOURS[0], HOURS[0].tz_localize(None)], "several kinds"),
+        ([("A", 1), "A"], "several kinds"),
+        (np.zeros((3, 2)), "Rows have no keys.*ndarray"),
+        ([[1, 2], [3, 4]], "Rows have no keys.*list"),
+        ([1.0, float("nan")], "key of a row is missing"),
+        ([HOURS[0], pd.NaT], "key of a row is missing"),
+    ],
+)
+def test_keys_that_cannot_be_used_are_explained(rows, words):
+    """Mixed kinds, rows without keys and missing keys are errors in words."""
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        Keys.of(rows)
+
+
+def test_hash_names_held_out_data():
+    """The hash depends on keys and content, and not on the order of rows; arrays in cells do not count."""
+    frame = pd.DataFrame({"target": [1.0, 2.0]}, index=["a", "b"])
+    frames = (frame, frame + 1, frame.rename(index={"b": "c"}), ["a", "b"], ["a"])
+    assert hash_of(frame, Keys.of(frame)) == hash_of(frame[::-1], Keys.of(frame[::-1]))
+    assert len({hash_of(each, Keys.of(each)) for each in frames}) == 5
+    arrays = pd.DataFrame({"image": [[1, 2], [3, 4]]}, index=["a", "b"])
+    assert hash_of(arrays, Keys.of(arrays)) == hash_of(["a", "b"], Keys.of(["a", "b"]))
+
+
+def test_declaration_needs_a_run():
+    """Without an active run nothing is logged to a run that MLflow would open by itself."""
+    with pytest.raises(ConfigError, match="no active run"):
+        log_learned([1])
+    assert mlflow.active_run() is None
+
+
+def test_hundred_thousand_keys_are_compared_in_seconds():
+    """A long list costs microseconds a key."""
+    began = time.process_time()
+    assert sum(known(range(100_000), range(90_000, 110_000))) == 10_000
+    assert time.process_time() - began < 5
