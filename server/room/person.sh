@@ -25,6 +25,9 @@ home=$(getent passwd "$name" | cut -d: -f6)
 group=/sys/fs/cgroup/workshop-room/$name
 
 run() {
+  [ -e "/run/netns/$namespace" ] || fail "$name has not logged in since the room was started." "log in as $name"
+  install --directory --mode 700 "$temporary"
+  install --directory --mode 1777 "$temporary/tmp" "$temporary/var"
   memory=$(numfmt --from=iec "$(setting memory)") processes=$(setting processes)
   if grep -qsw memory /sys/fs/cgroup/cgroup.controllers; then # version 2: the limits count for all processes together
     mkdir -p "$group"
@@ -94,8 +97,6 @@ case $command in
     exec 8>"$RUN/network.lock" && flock --wait 60 8
     nsenter --net=/proc/1/ns/net "$0" connect "$name" 8>&- 9>&-
     exec 8>&-
-    mkdir -p "$temporary" && chmod 700 "$temporary"
-    install --directory --mode 1777 "$temporary/tmp" "$temporary/var"
     chmod 700 "$home"
     limit_disk "$name"
     "$0" run "$name" timeout --kill-after 5 150 sh -ec "$CLONE" 9>&- </dev/null ||

@@ -37,8 +37,8 @@ def restart_hub(room: Room, change: str = "true") -> None:
 
 @contextlib.contextmanager
 def impatient_board(room: Room) -> Iterator[None]:
-    """Have the board check every five seconds, with a deadline of thirty."""
-    values = {"CHECK_SECONDS": 5, "QUIET_SECONDS": 0, "DISK_SECONDS": 5, "DEADLINE": 30}
+    """Have the board check every five seconds, with a deadline of twenty."""
+    values = {"CHECK_SECONDS": 5, "QUIET_SECONDS": 0, "DISK_SECONDS": 5, "DEADLINE": 20}
     script = "; ".join(f"s/^{name} = [0-9]*/{name} = {value}/" for name, value in values.items())
     restart_hub(room, f"sed --in-place '{script}' {SCRIPTS}/board.py")
     try:
