@@ -81,7 +81,11 @@ def test_clone_is_made_without_the_persons_git_configuration(attacked):
 
 @pytest.mark.parametrize(
     "trouble",
-    ["mv workshop workshop.old", "rm -rf workshop/.git; mkdir workshop.new", "rm -rf workshop; ln -s gone workshop"],
+    [
+        "mv workshop workshop.old",
+        "rm -rf workshop/.git/objects/*; mkdir workshop.new",
+        "rm -rf workshop; ln -s gone workshop",
+    ],
 )
 def test_log_in_repairs_the_folder(attacked, trouble):
     """A renamed, half-made or missing clone is made again, and what was there is kept under another name."""
@@ -185,13 +189,26 @@ def test_limits_of_processes_and_memory_hold(attacked):
     attacked.set_up("--people /root/names.txt --memory 1G")
 
 
-def test_leave_ends_what_hides(attacked):
-    """A program in a session of its own that ignores signals ends with the server."""
-    attacked.types(ADA, "setsid sh -c 'trap : TERM HUP; while :; do sleep 1000; done' >/dev/null 2>&1 &")
-    wait_for(lambda: attacked.server.run(f"pgrep --uid {ADA} sleep || true"), 20)
-    attacked.server.run(f"{SCRIPTS}/person.sh leave {ADA}")
+def test_leave_ends_what_hides_and_defends_itself(attacked):
+    """A program in a session of its own that ignores signals, and stops whatever it may signal, ends with the server."""
+    stop = "import os\nwhile True:\n  try: os.kill(-1, 19)\n  except OSError: pass"
+    attacked.types(ADA, f"printf '{stop}' >~/stop.py; trap : TERM; setsid python3 ~/stop.py >/dev/null 2>&1 &")
+    wait_for(lambda: attacked.server.run(f"pgrep --uid {ADA} python || true"), 20)
+    attacked.server.run(f"timeout 60 {SCRIPTS}/person.sh leave {ADA}")
     assert attacked.server.run(f"pgrep --uid {ADA} || true") == ""
     attacked.server.run(f"{SCRIPTS}/person.sh enter {ADA}")
+
+
+def test_one_person_cannot_take_all_connections_of_the_hub(attacked):
+    """Of a hundred connections of a person the hub takes sixty-four, and answers others."""
+    lines = (
+        "import socket",
+        "sockets = [socket.socket() for _ in range(100)]",
+        'print(sum(each.connect_ex(("10.77.0.2", 8081)) == 0 for each in sockets))',
+    )
+    done = attacked.types(ADA, "python3 -", input="\n".join(lines))
+    assert int(done.stdout) == 64, done.stderr
+    assert code(attacked.types(BOOLE, f"curl --silent --max-time 5 {HUB}")) == 0
 
 
 def test_name_out_of_the_list_is_out_and_loses_nothing(attacked):
