@@ -190,9 +190,9 @@ def test_limits_of_processes_and_memory_hold(attacked):
 
 
 def test_leave_ends_what_hides_and_defends_itself(attacked):
-    """A program in a session of its own that ignores signals, and stops whatever it may signal, ends with the server."""
+    """A program in a session of its own that ignores signals, and stops whatever it may, ends with the server."""
     stop = "import os\nwhile True:\n  try: os.kill(-1, 19)\n  except OSError: pass"
-    attacked.types(ADA, f"printf '{stop}' >~/stop.py; trap : TERM; setsid python3 ~/stop.py >/dev/null 2>&1 &")
+    attacked.types(ADA, f"printf '{stop}' >~/stop.py; trap '' TERM; setsid python3 ~/stop.py >/dev/null 2>&1 &")
     wait_for(lambda: attacked.server.run(f"pgrep --uid {ADA} python || true"), 20)
     attacked.server.run(f"timeout 60 {SCRIPTS}/person.sh leave {ADA}")
     assert attacked.server.run(f"pgrep --uid {ADA} || true") == ""
