@@ -13,7 +13,8 @@ command=$1 name=$2
 case $name in '' | *[!a-z0-9_-]*) fail "'$name' is no name" "small letters, digits, - and _" ;; esac
 if ! id "$name" >/dev/null 2>&1; then
   [ "$command" = enter ] && [ "$(setting open)" = True ] || fail "There is no account $name." "log in with another name"
-  exec 8>"$RUN/accounts.lock" && flock --wait 60 8
+  exec 8>"$RUN/accounts.lock"
+  flock --wait 60 8 || fail "Another account is being made." "try it again in some minutes"
   make_account "$name" 8>&-
   exec 8>&-
 fi
@@ -25,10 +26,14 @@ home=$(getent passwd "$name" | cut -d: -f6)
 group=/sys/fs/cgroup/workshop-room/$name
 
 run() {
+  [ -e "/run/netns/$namespace" ] || fail "$name has not logged in since the room was started." "log in as $name"
+  install --directory --mode 700 "$temporary"
+  install --directory --mode 1777 "$temporary/tmp" "$temporary/var"
   memory=$(numfmt --from=iec "$(setting memory)") processes=$(setting processes)
-  if grep -qsw memory /sys/fs/cgroup/cgroup.controllers; then # version 2: the limits count for all processes together
-    mkdir -p "$group"
-    for folder in /sys/fs/cgroup "${group%/*}"; do echo "+memory +cpu +pids" >"$folder/cgroup.subtree_control"; done
+  # Version 2, if it can be used (in a container it may not): the limits count for all processes together.
+  all="+memory +cpu +pids"
+  if grep -qsw memory /sys/fs/cgroup/cgroup.controllers && mkdir -p "$group" &&
+    echo "$all" >/sys/fs/cgroup/cgroup.subtree_control && echo "$all" >"${group%/*}/cgroup.subtree_control"; then
     echo "$memory" >"$group/memory.max"
     echo "$processes" >"$group/pids.max"
     [ ! -e "$group/memory.swap.max" ] || echo 0 >"$group/memory.swap.max"
@@ -74,7 +79,7 @@ connect() {
 CLONE='
   cd; umask 077
   export GIT_CONFIG_GLOBAL=/dev/null GIT_TEMPLATE_DIR= GIT_TERMINAL_PROMPT=0 GIT_COMMITTER_EMAIL="$USER@localhost" # else DNS is asked
-  if [ ! -e workshop/.git/HEAD ]; then
+  if ! git --git-dir=workshop/.git cat-file -e "HEAD^{tree}" 2>/dev/null; then
     rm -rf workshop.new
     git clone --quiet --shared /opt/workshop workshop.new
     ln -s /opt/workshop/.venv workshop.new/.venv
@@ -84,19 +89,19 @@ CLONE='
     mv --no-target-directory workshop.new workshop
   fi
   [ -e workshop/.venv ] || ln -sfn /opt/workshop/.venv workshop/.venv
-  mkdir -p .mlflow/envs && ln -sfn /opt/workshop/.venv/mlflow/* .mlflow/envs # chapter 3 finds its environment made'
+  # Chapter 3 finds its environment made; without, MLflow makes it.
+  mkdir -p .mlflow/envs && ln -sfn /opt/workshop/.venv/mlflow/* .mlflow/envs || true'
 
 case $command in
   enter)
     exec 9>"$RUN/$number.lock"
     flock --wait 200 9 || fail "Another log-in of $name has not ended." "try it again in some minutes"
     # `ip netns` is for one at a time; the links belong to the machine's network, and the hub has another one.
-    exec 8>"$RUN/network.lock" && flock --wait 60 8
+    exec 8>"$RUN/network.lock"
+    flock --wait 60 8 || fail "Another network is being made." "try it again in some minutes"
     nsenter --net=/proc/1/ns/net "$0" connect "$name" 8>&- 9>&-
     exec 8>&-
-    mkdir -p "$temporary" && chmod 700 "$temporary"
-    install --directory --mode 1777 "$temporary/tmp" "$temporary/var"
-    chmod 700 "$home"
+    install --directory --mode 700 --owner "$name" --group "$name" "$home"
     limit_disk "$name"
     "$0" run "$name" timeout --kill-after 5 150 sh -ec "$CLONE" 9>&- </dev/null ||
       fail "The folder of $name could not be made ready (the words above say why)." "make room on the disk, or tell the instructor"
@@ -108,10 +113,15 @@ case $command in
     run "$@"
     ;;
   leave)
-    # By user, and not by namespace, cgroup or terminal, which a process can leave; all at once, for a process forks.
-    for signal in TERM KILL KILL KILL; do
+    # By user, and not by namespace, cgroup or terminal, which a process can leave; all at once, for a process forks. The
+    # sender has a number of its own, and the person's only as the effective one: the person's programs cannot signal it.
+    for signal in 15 9 9 9; do
       pgrep --uid "$number" >/dev/null || break
-      setpriv --reuid "$number" --regid "$number" --clear-groups sh -c "kill -$signal -1" || true
+      python3 -Ic 'import os, sys
+number, signal, own = map(int, sys.argv[1:])
+os.setgroups([])
+os.setresuid(own, number, own)
+os.kill(-1, signal)' "$number" $signal $((LAST_UID + 1)) 2>/dev/null || true # nobody was left
       for _ in 1 2 3 4 5 6 7 8 9 10; do
         ! pgrep --uid "$number" >/dev/null || sleep 1
       done

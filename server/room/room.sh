@@ -52,7 +52,8 @@ start() {
   if ask pid >/dev/null 2>&1; then
     ask reread >/dev/null
     ask update >/dev/null
-    ask restart hub proxy >/dev/null
+    nginx -tq -e stderr -c "$here/nginx.conf" || fail "nginx refuses its settings (above)" "setup.sh with --certificate and --key"
+    ask restart hub proxy >&2
     ask signal HUP nginx >/dev/null 2>&1 || ask start nginx >/dev/null || true # by a signal it keeps its port
   else
     supervisord --configuration "$here/supervisord.conf"
@@ -76,7 +77,7 @@ case ${1:-} in
       while kill -0 "$supervisor" 2>/dev/null; do sleep 1; done
     fi
     getent passwd | awk -F: -v first=$FIRST_UID -v last=$LAST_UID '$3 >= first && $3 <= last {print $1}' |
-      while read -r name; do "$here/person.sh" leave "$name"; done
+      while read -r name; do timeout 60 "$here/person.sh" leave "$name" </dev/null || echo "$name still runs something" >&2; done
     for namespace in $(ip netns list | sed -n 's/^\(room-[0-9a-z]*\).*/\1/p'); do ip netns delete "$namespace"; done
     ip link delete room0 2>/dev/null || true
     nft delete table inet workshop_room 2>/dev/null || true

@@ -15,6 +15,8 @@ make_account() {
 }
 
 limit_disk() {
-  size=$(setting disk)
-  [ -z "$size" ] || setquota -u "$1" 0 "$(($(numfmt --from=iec "$size") / 1024))" 0 0 "$(findmnt -no TARGET -T /home)"
+  size=$(setting disk) place=$(findmnt -no TARGET -T /home)
+  if quotaon -pu "$place" 2>/dev/null | grep -q "is on"; then # without --disk a quota of before ends
+    setquota -u "$1" 0 "$(($(numfmt --from=iec "${size:-0}") / 1024))" 0 0 "$place"
+  fi
 }

@@ -42,10 +42,13 @@ wrong=$(grep -vxE '[a-z][a-z0-9_-]{0,30}' <<<"${names:-a}" || true)
 [[ $disk =~ ^([0-9]+[GM])?$ ]] || fail "--disk $disk" "a number with G or M, such as 5G"
 [[ $port =~ ^[0-9]{1,5}$ ]] && [ "$port" -gt 0 ] && [ "$port" -le 65535 ] || fail "--port $port" "a number up to 65535"
 [[ $host =~ ^[A-Za-z0-9.-]+$ ]] || fail "--host $host" "a name or an address, without a port"
-[[ $reach =~ ^([0-9]+(\.[0-9]+){3}(/[0-9]+)?(, )?)*$ ]] || fail "--reach $reach" "a network, such as 192.168.5.0/24"
+for file in password_file certificate key; do # relative to here
+  [ -z "${!file}" ] || printf -v $file %s "$(realpath "${!file}")"
+done
 if [ -n "$certificate$key" ]; then
-  { openssl x509 -noout -in "$certificate" && openssl pkey -noout -in "$key"; } 2>/dev/null ||
-    fail "certificate or key cannot be read: $certificate, $key" "--certificate FILE --key FILE, both in PEM"
+  of_key=$(openssl pkey -pubout -in "$key" 2>/dev/null) &&
+    [ "$(openssl x509 -pubkey -noout -in "$certificate" 2>/dev/null)" = "$of_key" ] ||
+    fail "certificate and key cannot be read, or are no pair: $certificate, $key" "--certificate FILE --key FILE, both in PEM"
 fi
 room=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=server/room/settings.sh
@@ -68,6 +71,8 @@ if [ ${#packages[@]} -gt 0 ]; then
   { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
     >/dev/null || fail "${packages[*]} cannot be installed (apt's own words are above)" "apt-get update; apt-get install ${packages[*]}"
 fi
+python3 -Ic 'import ipaddress, sys; [ipaddress.IPv4Network(each) for each in sys.argv[1].split(", ") if each]' "$reach" 2>/dev/null ||
+  fail "--reach $reach" "a network, such as 192.168.5.0/24"
 if [ -n "$disk" ] && ! quotaon -pu "$(findmnt -no TARGET -T /home)" 2>/dev/null | grep -q "is on"; then
   fail "--disk $disk: the file system of /home has no quotas" "mount it with usrquota, then quotacheck and quotaon; or leave --disk out"
 fi
@@ -102,7 +107,8 @@ if [ -n "$password_file" ]; then
 fi
 [ -z "$open" ] || [ -s room.password ] || word 9 >room.password
 if [ -n "$certificate" ]; then
-  cat "$certificate" >room.pem && cat "$key" >room.key
+  cat "$certificate" >room.pem
+  cat "$key" >room.key
 elif [ ! -s room.pem ]; then
   openssl req -x509 -newkey rsa:2048 -noenc -days 365 -subj "/CN=$host" -addext "subjectAltName=DNS:$host,DNS:*.$host" \
     -keyout room.key -out room.pem 2>/dev/null || fail "no certificate for $host" "--certificate FILE --key FILE"
@@ -113,10 +119,8 @@ python3 -Ic 'import json, sys; port, host, memory, processes, disk, reach, peopl
   "people": people.split(), "open": bool(flags[0]), "subdomains": bool(flags[1])}))' \
   "$port" "$host" "$memory" "$processes" "$disk" "$reach" "$names" "$open" "$subdomains" >room.json
 for name in $names instructor; do
-  if ! id "$name" >/dev/null 2>&1; then
-    make_account "$name"
-    /opt/workshop/server/room/room.sh password "$name" >/dev/null
-  fi
+  id "$name" >/dev/null 2>&1 || make_account "$name"
+  [ "$(passwd --status "$name" | cut -d' ' -f2)" = P ] || /opt/workshop/server/room/room.sh password "$name" >/dev/null
 done
 
 start=/opt/workshop/server/room/room.sh

@@ -37,8 +37,8 @@ def restart_hub(room: Room, change: str = "true") -> None:
 
 @contextlib.contextmanager
 def impatient_board(room: Room) -> Iterator[None]:
-    """Have the board check every five seconds, with a deadline of thirty."""
-    values = {"CHECK_SECONDS": 5, "QUIET_SECONDS": 0, "DISK_SECONDS": 5, "DEADLINE": 30}
+    """Have the board check every five seconds, with a deadline of twenty."""
+    values = {"CHECK_SECONDS": 5, "QUIET_SECONDS": 0, "DISK_SECONDS": 5, "DEADLINE": 20}
     script = "; ".join(f"s/^{name} = [0-9]*/{name} = {value}/" for name, value in values.items())
     restart_hub(room, f"sed --in-place '{script}' {SCRIPTS}/board.py")
     try:
@@ -169,10 +169,10 @@ def test_full_disk_stops_one_person_and_no_other(room):
     room.open_lab("boole")
     reserve = room.server.path("/home/.workshop-room-reserve")
     with impatient_board(room):
-        room.types("boole", "dd if=/dev/zero of=~/large bs=1M")
+        room.types("boole", "dd if=/dev/zero of=$HOME/large bs=1M")
         wait_for(lambda: not reserve.exists(), 60)
         room.open_lab("euler")
-        room.types("boole", "dd if=/dev/zero of=~/larger bs=1M")
+        room.types("boole", "dd if=/dev/zero of=$HOME/larger bs=1M")
         with room.page("instructor") as page:  # who was not logged in
             wait_for(lambda: next(iter(rows(page))) == "boole", 60)
             page.locator("tr", has_text="boole").get_by_role("button").click()
