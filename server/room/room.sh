@@ -19,7 +19,7 @@ network() {
   [ "$(cat /proc/sys/net/ipv4/ip_forward)" = 1 ] || echo 1 >/proc/sys/net/ipv4/ip_forward
   if ! ip -netns room-hub address show eth0 2>/dev/null | grep -q 10.77.0.2; then
     ip netns delete room-hub 2>/dev/null || true
-    ip link delete room-hub 2>/dev/null || true # while a process is in it, a deleted network goes on
+    ip link delete room-hub 2>/dev/null || true # a deleted network lasts while a process is in it
     ip netns add room-hub
     ip link add room-hub type veth peer name eth0 netns room-hub
     ip link set room-hub master room0 up

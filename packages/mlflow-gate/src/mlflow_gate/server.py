@@ -28,7 +28,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     """
     import mlflow
     from mlflow.exceptions import MlflowException
-    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.tracking._tracking_service.utils import _get_store
     from mlflow.utils.rest_utils import http_request
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
@@ -37,8 +37,9 @@ def connect(uri: str | None = None) -> MlflowClient:
         retries = int(os.environ[RETRIES]) if os.environ.get(RETRIES, "").isdigit() else FIRST_RETRIES
         how: dict[str, Any] = {"params": NOTHING, "max_retries": retries, "raise_on_status": False}
         what = f"The MLflow tracking server at {without_password(uri)}"
+        host = _get_store(uri).get_host_creds()  # of the store's own, for a plug-in may check the address first
         try:
-            answer = http_request(get_default_host_creds(uri), QUESTION, "GET", **how)
+            answer = http_request(host, QUESTION, "GET", **how)
         except MlflowException as error:
             raise outage(f"{what} does not answer", error) from None
         value = f"HTTP {answer.status_code}: {answer.text:.200}"
