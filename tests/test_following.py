@@ -120,7 +120,7 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     with tracking.start_run("no_power") as run:
         bad = versions.add(storage.log_model(model, frame.head()), run.info.run_id)
     gate = Registry()
-    gate.note()
+    gate.history(note=True)
     versions.move(bad)
     # A busy store is another fault, until the next poll.
     _poll_until(lambda: "not plausible" in str(layout.message(followed.now)), 60, followed)

@@ -40,7 +40,7 @@ def evidence(tmp_path_factory) -> ReportData:
     trees, hours = HistGradientBoostingRegressor(max_iter=20, random_state=0), train.tail(9000)
     model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours)))
     tags = {"pipeline.stage": "train_gradient_boosting"}
-    production = Production("wind_solar", "3", "ab" * 16, "models:/wind_solar/3", tags=tags)
+    production = Production("ab" * 16, "models:/wind_solar/3", tags, name="wind_solar", version="3")
     until = train["utc_timestamp"].max()
     return ReportData(frame, *model.predict_with_band(frame), model.coverage, production, until)
 
@@ -132,11 +132,11 @@ def test_page_shows_lineage_as_it_was_recorded(evidence):
     """Each link, known or not; what others wrote is text, never markup."""
     links = (
         Link("data", "germany.parquet", {"md5": "5b152ef6"}),
-        Link("run", "<b>bold</b>", url="http://127.0.0.1:5000/#/runs/1", trouble="The run was deleted."),
+        Link("run", "<b>bold</b>", {"deleted": "yes"}, url="http://127.0.0.1:5000/#/runs/1"),
         Link("notebook", "train.ipynb", known=False),
     )
     text = words(dataclasses.replace(evidence, lineage=links))
-    for part in ("md5: 5b152ef6", "The run was deleted.", "not recorded", "&lt;b&gt;bold", "models:/wind_solar/3"):
+    for part in ("md5: 5b152ef6", "deleted: yes", "not recorded", "&lt;b&gt;bold", "models:/wind_solar/3"):
         assert part in text
     frame = evidence.frame.copy()
     frame.attrs = {"origin": {"source": "csv", "attribution": "<script>alert(1)</script>"}}

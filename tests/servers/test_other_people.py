@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import subprocess
@@ -125,4 +126,5 @@ def test_people_who_can_reach_the_servers_are_named(environment, monkeypatch, ne
         wait_for(lambda: psutil.Process(other.pid).name() == "sleep")
         sentence = port_owners.describe_people(get_settings()) or ""
         other.kill()
-    assert ("also on this machine: sync" in sentence) is ("MLflow" in sentence) is (not network)
+    # Others of the system's accounts may have processes, as a database has.
+    assert bool(re.search(r"also on this machine: [^.]*\bsync\b.*MLflow", sentence)) is (not network)

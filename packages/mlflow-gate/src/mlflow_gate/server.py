@@ -95,10 +95,12 @@ def is_absent(error: BaseException) -> bool:
 
 
 def find(ask: Callable[..., Any], *names: str) -> Any:
-    """Return what MLflow's client answers for names, or None when it does not exist."""
+    """Return what MLflow's client answers for names, or None when it does not exist; raise ServerError without answer."""
     try:
         return ask(*names)
     except Exception as error:
+        if is_outage(error):
+            raise outage("The MLflow tracking server does not answer", error) from error
         # A proxy's page that says 404 is no answer of MLflow.
         if not is_absent(error) or str(error).startswith("API request to endpoint"):
             raise
