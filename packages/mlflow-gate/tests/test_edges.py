@@ -116,7 +116,7 @@ def test_champion_that_is_there_is_disqualified_by_its_second_failure(gate, caps
     assert flaky.promote(train(0.9)).reason.startswith("refused: mae gained")
     failures.clear()
     limit = 2
-    monkeypatch.setattr("mlflow_gate.settings.find_registry", lambda *_: flaky)
+    monkeypatch.setattr("mlflow_gate.cli.find_registry", lambda *_: flaky)
     with pytest.raises(SystemExit) as ended:
         main(["promote", train(0.9)])
     assert ended.value.code == 4

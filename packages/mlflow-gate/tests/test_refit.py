@@ -73,7 +73,7 @@ def test_rollback_from_a_refit_is_a_veto_on_the_judged_run(gate):
 
 
 def test_lineage_of_a_refit_leads_through_the_judged_run(gate):
-    """The chain has the judged run and its refit; from either run it leads to the version."""
+    """The chain has the judged run and its refit."""
     run_id = train(1.0)
     gate.promote(run_id)
     links = {link.kind: link for link in gate.lineage()}
@@ -81,7 +81,6 @@ def test_lineage_of_a_refit_leads_through_the_judged_run(gate):
     assert links["refit"].facts["id"] == gate.production().run_id
     assert f"{len(ALL_ROWS)} rows" in links["refit"].facts["learned"]
     assert f"{len(LEARNED)} rows" in links["data"].facts["learned"]
-    assert gate.lineage(run_id) == gate.lineage(gate.production().run_id) == gate.lineage()
 
 
 def test_forced_promotion_keeps_all_its_reasons(gate):

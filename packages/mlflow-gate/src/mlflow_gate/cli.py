@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import textwrap
+import tomllib
 from dataclasses import asdict
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from mlflow_gate.errors import ModelError
+from mlflow_gate.errors import ConfigError, ModelError
+from mlflow_gate.registry import Registry
 
-if TYPE_CHECKING:
-    from mlflow_gate.registry import Registry
-
-WIDEST = 48
+EXAMPLE = '[tool.mlflow-gate]\nregistry = "judge:registry"'
+WIDEST, MOST = 48, 200  # characters of a cell, and of a line
 RUN = re.compile("[0-9a-f]{32}")
 REFUSED, DISQUALIFIED = 3, 4  # exit codes
 
@@ -48,11 +51,38 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 registry_option = click.option("--registry", "module", metavar="MODULE:OBJECT", help="The registry, and so its gate.")
 
 
-def find_registry(name: str | None, module: str | None) -> Registry:
-    """Return the registry of a name, or of the settings."""
-    from mlflow_gate import settings  # imports what a help text does not need
-
-    return settings.find_registry(name, module)
+def find_registry(name: str | None = None, named: str | None = None) -> Registry:
+    """Return the registry that ``named`` (`module:object`) or the next pyproject.toml upward names, or one of a name."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        file = folder / "pyproject.toml"
+        try:
+            setting = tomllib.loads(file.read_text())["tool"]["mlflow-gate"]["registry"]
+            break
+        except (FileNotFoundError, KeyError, TypeError):
+            continue
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file} cannot be read.", value=error) from None
+    else:
+        folder, setting = here, None
+    named = named or setting
+    if named is None and name is None:
+        raise ConfigError("Which registered model is meant?", expected=f"its name; or in a pyproject.toml:\n{EXAMPLE}")
+    if named is None:
+        return Registry(str(name))
+    sys.path.insert(0, str(folder))
+    try:
+        loaded = EntryPoint("registry", named, "mlflow-gate").load()
+    except (ImportError, AttributeError, ValueError) as error:
+        expected = f"module:object, from {folder}, as in\n{EXAMPLE}"
+        raise ConfigError("The registry cannot be imported.", value=f"{named}: {error}", expected=expected) from None
+    finally:
+        sys.path.remove(str(folder))
+    registry = loaded() if callable(loaded) and not isinstance(loaded, Registry) else loaded
+    if not isinstance(registry, Registry):
+        expected = "a mlflow_gate.Registry, or a function that returns one"
+        raise ConfigError(f"{named} is no registry.", value=repr(registry)[:200], expected=expected)
+    return registry if name in (None, registry.name) else Registry(str(name))
 
 
 @main.command()
@@ -114,8 +144,7 @@ def rollback(name: str | None, to: str | None, why: str, module: str | None) -> 
 def history(name: str | None, as_json: bool, module: str | None) -> None:
     """Show what was in production, since when, by whom and why; the last line is in production now.
 
-    A long reason is cut in the table; JSON has all of it. A move that was made by hand, such as in MLflow's UI, is
-    written down, so that a rollback can go back to it.
+    A long reason is cut in the table; JSON has all of it. A move by hand, as in MLflow's UI, is written down.
 
     \b
     Example:  mlflow-gate history reviews
@@ -150,29 +179,28 @@ def status(name: str | None, decision: Path | None, module: str | None) -> None:
 
 
 @main.command()
-@click.argument("subject", metavar="[NAME|VERSION|NAME/VERSION|RUN]", required=False)
+@click.argument("subject", metavar="[NAME|VERSION|NAME/VERSION]", required=False)
 @json_option
 @registry_option
 def lineage(subject: str | None, as_json: bool, module: str | None) -> None:
     """Show where a model comes from: data, commit, run, version, decision, production.
 
-    SUBJECT is a version or a run's id; by default the version in production. Without settings, name the registered
-    model: NAME or NAME/VERSION.
+    By default that is the version in production. Without settings, name the registered model.
 
     \b
     Example:  mlflow-gate lineage reviews/3
     """
-    name, slash, _ = (subject or "").removeprefix("models:/").partition("/")
-    if name.isdecimal() or RUN.fullmatch(name):
-        name, slash = "", "/"
-    links = find_registry(name or None, module).lineage(subject if slash else None)
+    name, _, version = (subject or "").removeprefix("models:/").rpartition("/")
+    if not name and not version.isdecimal():
+        name, version = version, ""
+    links = find_registry(name or None, module).lineage(version or None)
     if as_json:
         click.echo(json.dumps([asdict(link) for link in links], indent=2))
         return
     for link in links:
-        click.echo(f"{click.style(f'{link.kind:12}', bold=True)}{one_line(link.name)}")
-        for line in [*(f"{fact}: {one_line(value)}" for fact, value in link.facts.items()), *filter(None, [link.url])]:
-            click.echo(f"            {line}")
+        click.echo(f"{click.style(f'{link.kind:12}', bold=True)}{link.name}")
+        for line in [*(f"{fact}: {value}" for fact, value in link.facts.items()), *filter(None, [link.url])]:
+            click.echo(f"            {textwrap.shorten(line, MOST, placeholder='…')}")
 
 
 def _read_candidate(candidate: str | Path | None) -> dict[str, Any]:
@@ -189,16 +217,11 @@ def _read_candidate(candidate: str | Path | None) -> dict[str, Any]:
         raise ModelError(f"{candidate} names no candidate.", value=repr(error), expected=expected) from None
 
 
-def one_line(text: object, most: int = 200) -> str:
-    """Return a text in one line without what moves a terminal's cursor, cut to so many characters."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in str(text)).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
-
-
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print rows as a table; columns are those of all rows."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[one_line("" if row.get(name) is None else row[name], WIDEST) for name in columns] for row in rows]
+    texts = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
+    cells = [[textwrap.shorten(text, WIDEST, placeholder="…") for text in row] for row in texts]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in [columns, *cells]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

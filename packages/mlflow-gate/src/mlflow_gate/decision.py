@@ -32,7 +32,6 @@ class Evaluation:
     trouble: str | None = None
     is_declared: bool = True
     learned_rows: int = 0
-    source: str = ""
     unknown: str = ""
     is_there: bool = True
 
@@ -53,7 +52,6 @@ class Decision:
     champion: Scores | None = None
     disqualified: str | None = None
     forced: bool = False
-    learned_from: str = ""
     experiment: str | None = None
     note: str = ""
     run_id: str = ""
@@ -132,7 +130,7 @@ def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, con
         reason = f"promoted: {contest.name or contest.metric} {figure:.4f} {verb} the champion's {other:.4f}"
         reason += f", and its errors in blocks are smaller (p {tested.text})" if tested else ""
     counted = champion.scores if champion and disqualified is None else None
-    return Decision(not failed, reason, tuple(findings), scores, counted, disqualified, learned_from=candidate.source)
+    return Decision(not failed, reason, tuple(findings), scores, counted, disqualified)
 
 
 def force(decision: Decision) -> Decision:

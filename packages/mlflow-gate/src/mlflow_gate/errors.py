@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import click
 
 
@@ -28,11 +26,6 @@ class GateError(click.ClickException):
     def _render_traceback_(self) -> list[str]:
         """Return the message without a traceback, for IPython."""
         return [f"{type(self).__name__}: {self}"]
-
-    def __reduce__(self) -> tuple[partial[GateError], tuple[()]]:
-        # Exception's own reduce drops keyword arguments, and errors cross process borders.
-        parts = {"value": self.value, "expected": self.expected, "next_step": self.next_step}
-        return partial(type(self), self.what, **parts), ()
 
 
 class ConfigError(GateError):

@@ -55,10 +55,9 @@ class Keys:
     @property
     def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The lowest and the highest text of each part."""
-        columns = list(zip(map(_order_of, self.kinds), zip(*self.texts, strict=True), strict=True))
-        return tuple(min(texts, key=order) for order, texts in columns), tuple(
-            max(texts, key=order) for order, texts in columns
-        )
+        columns = zip(self.kinds, zip(*self.texts, strict=True), strict=True)
+        columns = [sorted(set(texts), key=_order_of(kind)) for kind, texts in columns]
+        return tuple(texts[0] for texts in columns), tuple(texts[-1] for texts in columns)
 
     @property
     def period(self) -> tuple[str, str] | None:
@@ -94,12 +93,12 @@ class TrainingRows:
             return [False] * len(keys.texts), self.trouble or words
         if self.ends is None:
             return [digest in self.digests for digest in keys.digests()], ""
-        known = [True] * len(keys.texts)
-        for order, low, high, texts in zip(
-            map(_order_of, self.kinds), *self.ends, zip(*keys.texts, strict=True), strict=True
-        ):
-            known = [each and order(low) <= order(text) <= order(high) for each, text in zip(known, texts, strict=True)]
-        return known, ""
+        parts = [(order, order(low), order(high)) for order, low, high in zip(map(_order_of, self.kinds), *self.ends)]
+        inside = (
+            all(low <= order(text) <= high for (order, low, high), text in zip(parts, texts, strict=True))
+            for texts in keys.texts
+        )
+        return list(inside), ""
 
 
 def log_learned(keys: Iterable[Any], *, span: bool = False, source: str = "", population: str = "") -> None:

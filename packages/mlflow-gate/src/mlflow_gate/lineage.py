@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 DATA_TAG = "mlflow_gate.data."  # and a file's path: its MD5, as DVC has it
 COMMIT_TAG = "mlflow.source.git.commit"
-COMMIT_FACTS = {
-    COMMIT_TAG: "commit",
-    "branch": "branch",
-    "mlflow_gate.experiment": "experiment of DVC",
-    "mlflow_gate.overrides": "parameters changed",
-}
+EXPERIMENT_FACTS = {"mlflow_gate.experiment": "experiment of DVC", "mlflow_gate.overrides": "parameters changed"}
 
 
 @dataclass(frozen=True)
@@ -57,11 +52,12 @@ def data_link(run: Run | None, tags: Mapping[str, str]) -> Link:
 
 
 def commit_link(tags: Mapping[str, str]) -> Link:
-    """Describe the commit that a run's tags name, its branch, and what an experiment of DVC changed."""
-    facts = {word: tags[tag] for tag, word in COMMIT_FACTS.items() if tag in tags} if COMMIT_TAG in tags else {}
+    """Describe the commit that a run's tags name, and what an experiment of DVC changed."""
+    if not (commit := tags.get(COMMIT_TAG)):
+        return Link("commit", known=False)
     words = {True: "yes: the code that ran was not the commit's alone", False: "no", None: "not recorded"}
-    facts |= {"uncommitted changes": words[is_dirty(tags)]} if facts else {}
-    return Link.of("commit", tags.get(COMMIT_TAG, "")[:10], facts)
+    facts = {"commit": commit} | {word: tags.get(tag) for tag, word in EXPERIMENT_FACTS.items()}
+    return Link.of("commit", commit[:10], facts | {"uncommitted changes": words[is_dirty(tags)]})
 
 
 def is_dirty(tags: Mapping[str, str]) -> bool | None:
@@ -81,29 +77,24 @@ def run_link(run: Run | None, url: str, kind: str = "run") -> Link:
     return Link.of(kind, info.run_name or info.run_id, facts, url)
 
 
-def decision_link(version: str, moves: list[Move]) -> Link:
-    """Describe the promotion of a version: the last move that the gate or a person approved."""
-    decided = [move for move in moves if move.version == version and move.action in (PROMOTED, FORCED)]
-    if not decided:
-        return Link("decision", "registered by hand: no gate, no record", known=False)
-    move = decided[-1]
-    passed = f"{sum(each['passed'] for each in move.findings)} of {len(move.findings)}"
-    facts = {"when": move.when, "who": move.who, "why": move.why, "reason": move.reason, "replaced": move.replaced}
-    facts |= {move.label: move.score, "replaced score": move.replaced_scores.get(move.label)}
-    return Link.of("decision", move.action, facts | {"rules passed": passed if move.findings else "not recorded"})
-
-
-def production_link(version: str, moves: list[Move], *, is_current: bool) -> Link:
-    """Describe since when a version is in production, or when it was: every time that the alias came to it."""
-    facts, words = {}, "never in production"
+def move_links(version: str, moves: list[Move], current: str | None) -> list[Link]:
+    """Describe the last promotion of a version, and each time that the alias came to it."""
+    decision, times, words = Link("decision", "registered by hand: no gate, no record", known=False), {}, ""
     for move, after in zip(moves, [*moves[1:], None], strict=True):
-        if move.version == version:
-            came, went = (each and (each.when or "a time that was not recorded") for each in (move, after))
-            end = f"to {went}, then version {after.version}" if after else "until the alias was taken away"
-            end = "now" if is_current and not after else end
-            facts[f"{move.action}, from {came}"] = end
-            words = f"since {came}" if end == "now" else f"from {came} {end}"
-    return Link.of("production", words, facts)
+        if move.version != version:
+            continue
+        if move.action in (PROMOTED, FORCED):
+            facts = {"when": move.when, "who": move.who, "why": move.why, "reason": move.reason}
+            facts |= {"replaced": move.replaced, move.label: move.score}
+            facts |= {"replaced score": move.replaced_scores.get(move.label)}
+            passed = f"{sum(each['passed'] for each in move.findings)} of {len(move.findings)}"
+            decision = Link.of("decision", move.action, facts | {"rules passed": passed})
+        came = move.when or "a time that was not recorded"
+        left = f"to {after.when or 'a time that was not recorded'}, then version {after.version}" if after else ""
+        end = left or ("now" if version == current else "until the alias was taken away")
+        times[f"{move.action}, from {came}"] = end
+        words = f"since {came}" if end == "now" else f"from {came} {end}"
+    return [decision, Link.of("production", words or "never in production", times)]
 
 
 def git_branch() -> str:

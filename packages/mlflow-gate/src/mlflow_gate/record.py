@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from mlflow_gate.errors import ConfigError, ModelError
+from mlflow_gate.errors import ModelError
 from mlflow_gate.keys import declared
 from mlflow_gate.server import find
 
@@ -30,7 +30,6 @@ PART_CHARACTERS = 5000  # of a tag; MLflow allows 100,000, and its database in P
 LAST_TAG = "mlflow_gate.last_move."  # and the alias; of a version: the number of the last move to it
 PROMOTED, FORCED, BY_HAND = "promoted", "forced", "by hand"
 ROLLED_BACK, RESTORED = "rolled back", "restored"
-REASON_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -177,9 +176,9 @@ class Record:
         """Return the last record of a version, also of a move that did not happen: it names the judged model."""
         return next((move for move in reversed(self._all) if move.version == version), None)
 
-    def versions_of(self, run_id: str, model_uri: str | None) -> set[str]:
-        """Return the versions for which a model of a run was judged: any model, or the one at an address."""
-        return {move.version for move in self._all if move.run_id == run_id and model_uri in (None, move.model_uri)}
+    def versions_of(self, model_uri: str) -> set[str]:
+        """Return the versions for which a model was judged."""
+        return {move.version for move in self._all if move.model_uri == model_uri}
 
 
 def write(client: MlflowClient, name: str, move: Move, *, done: bool) -> None:
@@ -243,10 +242,7 @@ def veto_on(run_id: str, moves: list[Move]) -> Move | None:
 
 
 def provenance(why: str) -> dict[str, Any]:
-    """Return when, by whom and why; raise ConfigError for a reason that is too long."""
-    if len(why) > REASON_CHARACTERS:
-        value, expected = f"{len(why)} characters", f"at most {REASON_CHARACTERS}"
-        raise ConfigError("The reason is too long.", value=value, expected=expected)
+    """Return when, by whom and why."""
     why = why.encode(errors="replace").decode()  # bytes of the command line that are no text cannot be sent
     try:
         who = getpass.getuser()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from mlflow_gate import decision as verdicts
 from mlflow_gate import lineage as chain
@@ -20,6 +17,7 @@ from mlflow_gate.contest import LEAST_BLOCKS, Contest
 from mlflow_gate.decision import Decision, Evaluation
 from mlflow_gate.errors import ConfigError, Conflict, ModelError, ServerError
 from mlflow_gate.keys import LEARNED_TAG, Keys, TrainingRows, hash_of, training_rows
+from mlflow_gate.lineage import Link
 from mlflow_gate.record import Evidence, Move, Production, Record, Status
 from mlflow_gate.rules import Finding, Scores, read_rules
 from mlflow_gate.server import connect, find, is_outage, outage, page
@@ -31,8 +29,13 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
+MOST_TRIES = 20  # of a promotion while other processes promote, too
 KEPT_CHARACTERS = 500  # of a run's tag, in the record
 HELD_OUT = {"hash": "held_out", "period": "period", "rows": "rows", "part": "part"}
+
+
+class _Changed(Conflict):
+    """The alias is not where it was when the decision was made."""
 
 
 class Registry:
@@ -65,7 +68,7 @@ class Registry:
         contest: Contest | Callable[[], Contest] | None = None,
         refit: Callable[[Run, str], tuple[str, str] | None] | None = None,
         load: Callable[[Path], Any] | None = None,
-        links: Callable[[Run | None, Mapping[str, str]], list[chain.Link]] | None = None,
+        links: Callable[[Run | None, Mapping[str, str]], list[Link]] | None = None,
         tags: Sequence[str] = ("mlflow_gate.", chain.COMMIT_TAG),
         candidate: Path | str | None = None,
         decision: Path | str | None = None,
@@ -102,7 +105,7 @@ class Registry:
         last = version and (str(version.version), version.run_id or "", version.tags.get(record.LAST_TAG + self.alias))
         if known and last == (known.version, known.run_id, str(known.move.number)):
             return known
-        return self._describe(self._record(), version) if version else None
+        return self._describe(self._record()) if version else None
 
     def history(self, *, note: bool = False) -> list[Move]:
         """Return all moves of the alias, oldest first; empty when nothing was ever in production.
@@ -113,7 +116,7 @@ class Registry:
         if note and not all(move.recorded for move in moves):
             with turn(self.client, self.name):
                 moves = self._note_move_by_hand().moves
-        return [self._with_scores(replace(move, number=place)) for place, move in enumerate(moves, start=1)]
+        return [replace(move, number=place) for place, move in enumerate(moves, start=1)]
 
     def status(self, decision: Path | str | None = None) -> Status:
         """Return what is in production, and whether this tree's decision says the same.
@@ -123,13 +126,13 @@ class Registry:
         read, decided = self._record(), verdicts.read_decision(decision or self._decision_file)
         now, line = None, f"{self.name}: nothing is in production"
         if read.version:
-            now = self._describe(read, read.version)
-            commit, branch = now.tags.get(chain.COMMIT_TAG, ""), now.move.run.get("branch", "")
-            origin = (f"commit {commit[:10]}" if commit else "an unknown commit") + f" (branch {branch})" * bool(branch)
-            origin += ", with uncommitted changes" * bool(chain.is_dirty(now.tags))
-            since = f" since {now.move.when}" if now.move.when else ""
-            score = f", {now.move.label} {now.move.score}" if now.move.score else ""
-            line = f"{now} is in production{since}, {now.move.action}, from {origin}{score}"
+            now = self._describe(read)
+            commit, branch = now.tags.get(chain.COMMIT_TAG, "")[:10], now.move.run.get("branch")
+            parts = [f"since {now.move.when}" if now.move.when else "", now.move.action]
+            parts += [f"from commit {commit or 'unknown'}" + (f" (branch {branch})" if branch else "")]
+            parts += ["with uncommitted changes" if chain.is_dirty(now.tags) else ""]
+            parts += [f"{now.move.label} {now.move.score}" if now.move.score else ""]
+            line = f"{now} is in production " + ", ".join(filter(None, parts))
         elif read.moves:
             last = read.moves[-1]
             line += f": the alias was taken away from version {last.version}, in production since {last.when}"
@@ -140,33 +143,29 @@ class Registry:
         agrees = named == read.current
         return Status(f"{line}; this tree's decision: {decided.get('reason')}{left * (not agrees)}", now, agrees)
 
-    def lineage(self, subject: str | None = None) -> list[chain.Link]:
-        """Return where a model comes from, link by link: data, commit, run, model, decision, production.
+    def lineage(self, version: str | None = None) -> list[Link]:
+        """Return where a version (`3`, `NAME/3`) comes from, link by link; by default the one in production.
 
-        The subject is a version (`3`, `NAME/3`), a run's id, or None for the model in production. Raises ModelError
-        when there is no such thing.
+        Raises ModelError when there is no such version.
         """
-        read, number = self._record(), (subject or "").removeprefix("models:/").removeprefix(f"{self.name}/")
-        if subject and not (number.isdecimal() and len(number) < 10):
-            run = self._run(subject)
-            number = max(self._versions_of(subject), key=int, default="")
-            if not number:
-                return [*self._origin(run, run.data.tags), chain.Link("model", "not registered", known=False)]
-        version = find(self.client.get_model_version, self.name, number) if number else read.version
-        if version is None:
-            what = f"There is no version {number} of {self.name}, or it was deleted." if number else None
-            step = f"mlflow-gate history {self.name}" if number else "promote a model; or name a version or a run"
-            raise ModelError(what or "No model is in production.", next_step=step)
-        number, described, moves = str(version.version), self._describe(read, version), self.history()
-        links = self._origin(self._find_run(described.evidence.run_id), described.evidence.tags)
+        read, number = self._record(), (version or "").removeprefix(f"{self.name}/")
+        found = find(self.client.get_model_version, self.name, number) if number.isdecimal() else read.version
+        if found is None or (number and not number.isdecimal()):
+            what = f"There is no version {number} of {self.name}." if number else "No model is in production."
+            raise ModelError(what, next_step=f"mlflow-gate history {self.name}; or promote a model")
+        described = self._describe(read, found)
+        judged = described.evidence
+        run = self._find_run(judged.run_id)
+        links = [chain.data_link(run, judged.tags), chain.commit_link(judged.tags), *self._links(run, judged.tags)]
+        links.append(chain.run_link(run, self._page(run)))
         if described.refit_of:
-            run = find(self.client.get_run, described.run_id)
+            run = self._find_run(described.run_id)
             data, link = chain.data_link(run, described.tags), chain.run_link(run, self._page(run), "refit")
             links.append(replace(link, facts=link.facts | data.facts))
-        url = page(self.client, f"models/{self.name}/versions/{number}")
-        links.append(chain.Link.of("model", str(described), {"version": number, "files": version.source}, url))
-        links.append(chain.decision_link(number, moves))
-        return [*links, chain.production_link(number, moves, is_current=number == read.current)]
+        url = page(self.client, f"models/{self.name}/versions/{found.version}")
+        facts = {"version": described.version, "files": found.source}
+        links.append(Link.of("model", str(described), facts, url))
+        return [*links, *chain.move_links(described.version, read.moves, read.current)]
 
     # -- the gate ------------------------------------------------------------------------------------------------------
     def judge(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
@@ -179,7 +178,7 @@ class Registry:
         run, model_uri = self._candidate(run_id, model_uri)
         held_out, keys = self._rows()
         read, rules, contest = self._record(), self._rules(), self._contest()
-        champion, rows = self._champion(read), self._trained_on(run_id, run.data.tags)
+        champion, rows = self._describe(read) if read.moves else None, self._trained_on(run_id, run.data.tags)
         candidate, beaten = self._evaluation(model_uri, rows, held_out, keys), None
         decision = verdicts.decide(candidate, None, rules, None)
         if champion and champion.evidence.run_id == run_id:
@@ -231,31 +230,29 @@ class Registry:
         if force and not why.strip():
             expected = 'force=True, why="..." (--force --why "...")'
             raise ConfigError("A forced promotion needs a reason.", expected=expected)
-        record.provenance(why)  # raises for a reason that is too long
         experiment = os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV")
         refitted = None
-        for is_alone in (False, True):  # where another process is faster, the second time nobody else can be
-            with turn(self.client, self.name) if is_alone else contextlib.nullcontext() as keep:
-                decision, champion = self.judge(run_id, model_uri)
-                live = champion if champion and champion.has_alias else None
-                decision = replace(decision, run_id=run_id, production=_identity(live))
-                held = verdicts.force(decision) if force else decision
-                held = held if even_in_experiment else verdicts.hold(held, experiment or None)
-                if dry_run or not held.promoted or (live and live.evidence.run_id == run_id):
-                    return held
-                run, judged_uri = self._candidate(run_id, model_uri)
-                if self._refit and refitted is None and not self._versions_of(run_id, judged_uri):
-                    refitted = self._refit(run, judged_uri)
-                if refitted:
-                    evaluation = self._evaluation(refitted[1], None, *self._rows())
-                    decision = verdicts.check_refit(decision, evaluation, self._rules())
-                decision = verdicts.force(decision) if force else decision
-                if not decision.promoted:
-                    return decision
-                with contextlib.nullcontext() if is_alone else contextlib.suppress(Conflict):
-                    moved = self.apply(decision, run_id, judged_uri, live, why, keep, refitted)
-                    return replace(decision, production=_identity(moved))
-        raise AssertionError  # never reached
+        for _ in range(MOST_TRIES):  # another process may move the alias meanwhile
+            decision, champion = self.judge(run_id, model_uri)
+            live = champion if champion and champion.has_alias else None
+            decision = replace(decision, run_id=run_id, production=_identity(live))
+            held = verdicts.force(decision) if force else decision
+            held = held if even_in_experiment else verdicts.hold(held, experiment or None)
+            if dry_run or not held.promoted or (live and live.evidence.run_id == run_id):
+                return held
+            run, judged_uri = self._candidate(run_id, model_uri)
+            if self._refit and refitted is None and not self._version_of(judged_uri):
+                refitted = self._refit(run, judged_uri)
+            if refitted:
+                evaluation = self._evaluation(refitted[1], None, *self._rows())
+                decision = verdicts.check_refit(decision, evaluation, self._rules())
+            decision = verdicts.force(decision) if force else decision
+            if not decision.promoted:
+                return decision
+            with contextlib.suppress(_Changed):
+                moved = self.apply(decision, run_id, judged_uri, live, why, refitted)
+                return replace(decision, production=_identity(moved))
+        raise Conflict("Other processes move the alias all the time.", value=f"{MOST_TRIES} tries", next_step="try again")
 
     def apply(
         self,
@@ -264,28 +261,45 @@ class Registry:
         model_uri: str,
         replaced: Production | None,
         why: str = "",
-        keep: Callable[[], None] | None = None,
         refitted: tuple[str, str] | None = None,
     ) -> Production:
         """Register the model of a decision, unless its run has a version, and move the alias to it.
 
-        ``refitted`` are run and model of its refit, which is registered in its place. ``keep`` is that of a caller who
-        has the turn. Raises Conflict when ``replaced``, which had the alias when the candidate was judged, is not in
-        production any more.
+        ``refitted`` are run and model of its refit, which is registered in its place. Raises Conflict when
+        ``replaced``, which had the alias when the candidate was judged, is not in production any more.
         """
         signed, judged = record.provenance(why), decision.candidate
         with contextlib.suppress(Exception):  # it exists already; if not, the next step says so
             self.client.create_registered_model(self.name)
-        with contextlib.nullcontext(keep) if keep else turn(self.client, self.name) as keep:
+        with turn(self.client, self.name) as keep:
             self._check_unchanged(replaced)
-            version = self._make_version(run_id, model_uri, decision, refitted)
-            move = Move(0, record.FORCED if decision.forced else record.PROMOTED, str(version.version), **signed)
-            facts = {"reason": decision.reason, "findings": decision.as_dict()["findings"]}
-            facts |= {"scores": _rounded(judged), "replaced_scores": _rounded(decision.champion)}
-            facts |= {"held_out": {name: getattr(judged, field) for name, field in HELD_OUT.items()} if judged else {}}
-            facts |= {"run": self._kept_tags(version.run_id) | {"branch": chain.git_branch()}}
-            facts |= {"judged": self._kept_tags(run_id), "metric": self._metric()}
-            return self._move(replace(move, run_id=run_id, model_uri=model_uri, **facts), keep)
+            run_of_version, source = refitted or (run_id, model_uri)
+            version = self._version_of(model_uri) or self.client.create_model_version(
+                self.name,
+                source,
+                run_of_version,
+                description=decision.reason[:DESCRIPTION_CHARACTERS],
+                await_creation_for=0,  # it exists after the answer
+                model_id=source.removeprefix("models:/"),
+            )
+            contest = self._contest()
+            move = Move(
+                0,
+                record.FORCED if decision.forced else record.PROMOTED,
+                str(version.version),
+                reason=decision.reason,
+                run_id=run_id,
+                model_uri=model_uri,
+                scores=_rounded(judged),
+                replaced_scores=_rounded(decision.champion),
+                held_out={name: getattr(judged, field) for name, field in HELD_OUT.items()} if judged else {},
+                metric=contest.metric if contest else "",
+                findings=decision.as_dict()["findings"],
+                run=self._kept_tags(version.run_id) | {"branch": chain.git_branch()},
+                judged=self._kept_tags(run_id),
+                **signed,
+            )
+            return self._move(move, keep)
 
     def rollback(self, to: str | None = None, why: str = "") -> Production:
         """Bring back what was in production before, or the version ``to``; return what is now in production.
@@ -295,7 +309,7 @@ class Registry:
         production, or it cannot be loaded; Conflict when the alias moves meanwhile.
         """
         signed, read = record.provenance(why), self._record()
-        before = self._describe(read, read.version) if read.version else None
+        before = self._describe(read) if read.version else None
         exists = partial(find, self.client.get_model_version, self.name)
         target = record.target_of(to, read.moves, read.current, exists)
         try:
@@ -362,8 +376,7 @@ class Registry:
         """Load and score a model; one that cannot be loaded or cannot predict has a `trouble`."""
         assert self._evaluate is not None
         known, unknown = rows.find(keys) if rows else ([], "")
-        source = rows.source if rows else ""
-        judged = Evaluation(is_declared=bool(rows), learned_rows=sum(known), unknown=unknown, source=source)
+        judged = Evaluation(is_declared=bool(rows), learned_rows=sum(known), unknown=unknown)
         try:
             scores = trial.within(self.time_limit, self._evaluate, self.load(model_uri), held_out)
         except (ServerError, ConfigError):
@@ -393,75 +406,49 @@ class Registry:
         kept = replace(now, promoted=True, reason=reason, findings=findings, champion=scores, note=note)
         return replace(kept, forced=move.action == record.FORCED)
 
-    def _versions_of(self, run_id: str, model_uri: str | None = None) -> set[str]:
-        """Return the versions that are a model of a run, or its refit: any model, or the one at an address."""
-        made = self.client.search_model_versions(f"run_id='{run_id}'")
-        named = {str(each.version) for each in made if each.name == self.name and model_uri in (None, each.source)}
-        judged = self._record().versions_of(run_id, model_uri)
-        return named | {number for number in judged if find(self.client.get_model_version, self.name, number)}
+    def _version_of(self, model_uri: str) -> ModelVersion | None:
+        """Return the last version that is a model, or its refit; None when there is none."""
+        made = self.client.search_model_versions(f"source_path='{model_uri}'")
+        judged = (find(self.client.get_model_version, self.name, each) for each in self._record().versions_of(model_uri))
+        named = [each for each in made if each.name == self.name]
+        return max([*named, *filter(None, judged)], key=lambda version: int(version.version), default=None)
 
-    def _describe(self, read: Record, version: ModelVersion | None) -> Production:
-        """Return a version, or one that was deleted and is the last of the record, as if it were in production."""
+    def _describe(self, read: Record, version: ModelVersion | None = None) -> Production:
+        """Return a version; by default that of the alias, or without it the last of the record, deleted or not."""
         number = str(version.version) if version else read.moves[-1].version
+        version = version or read.version or find(self.client.get_model_version, self.name, number)
         kept = read.of(number) or Move(0, record.BY_HAND, number)
         run_id = (version.run_id or "") if version else kept.run_id
         run, refit_of = self._find_run(run_id), None
         if kept.run_id and kept.run_id != run_id:
             judged = self._find_run(kept.run_id)
             refit_of = Evidence(kept.run_id, kept.model_uri, kept.judged | (judged.data.tags if judged else {}))
-        move = self._with_scores([kept, *(move for move in read.moves if move.version == number)][-1])
-        uri, tags = f"models:/{self.name}/{number}", kept.run | (run.data.tags if run else {})
-        where: dict[str, Any] = {"name": self.name, "version": number, "run_url": self._page(run)}
-        return Production(run_id, uri if version else kept.model_uri, tags, **where, move=move, refit_of=refit_of)
-
-    def _champion(self, read: Record) -> Production | None:
-        """Return the version in production; without the alias, the last one of the record, deleted or not."""
-        if not read.moves:
-            return None
-        version = read.version or find(self.client.get_model_version, self.name, read.moves[-1].version)
-        return replace(self._describe(read, version), has_alias=read.version is not None)
-
-    def _with_scores(self, move: Move) -> Move:
-        """Return a move with scores: a move by hand has only those that its run logged."""
-        if move.scores or not (run := self._find_run(move.run_id)):
-            return move
-        finite = {name: round(value, 6) for name, value in run.data.metrics.items() if math.isfinite(value)}
-        return replace(move, scores=finite, metric=metric if (metric := self._metric()) in finite else "")
-
-    def _metric(self) -> str:
-        with contextlib.suppress(click.ClickException):  # a record needs no contest that can be read
-            return contest.metric if (contest := self._contest()) else ""
-        return ""
+        return Production(
+            run_id,
+            f"models:/{self.name}/{number}" if version else kept.model_uri,
+            kept.run | (run.data.tags if run else {}),
+            name=self.name,
+            version=number,
+            run_url=self._page(run),
+            move=[kept, *(move for move in read.moves if move.version == number)][-1],
+            refit_of=refit_of,
+            has_alias=read.version is not None,
+        )
 
     def _page(self, run: Run | None) -> str:
         return page(self.client, f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}") if run else ""
-
-    def _origin(self, run: Run | None, tags: Mapping[str, str]) -> list[chain.Link]:
-        links = [chain.data_link(run, tags), chain.commit_link(tags), *self._links(run, tags)]
-        return [*links, chain.run_link(run, self._page(run))]
 
     def _kept_tags(self, run_id: str | None) -> dict[str, str]:
         tags = run.data.tags if (run := self._find_run(run_id)) else {}
         return {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self._tags)}
 
-    def _make_version(
-        self, run_id: str, model_uri: str, decision: Decision, refitted: tuple[str, str] | None
-    ) -> ModelVersion:
-        if made := self._versions_of(run_id, model_uri):
-            return self.client.get_model_version(self.name, max(made, key=int))
-        run_id, source = refitted or (run_id, model_uri)
-        how: dict[str, Any] = {"source": source, "run_id": run_id, "model_id": source.removeprefix("models:/")}
-        how |= {"description": decision.reason[:DESCRIPTION_CHARACTERS]}
-        return self.client.create_model_version(self.name, **how, await_creation_for=0)  # it exists after the answer
-
-    def _move(self, move: Move, keep: Callable[[], None] | None = None) -> Production:
+    def _move(self, move: Move, keep: Callable[[], None]) -> Production:
         """Record a move and make it; the caller has the turn, of which ``keep`` makes sure."""
         read = self._note_move_by_hand()
         replaced = read.moves[-1].version if read.moves else None
         move = replace(move, number=read.next_number, alias=self.alias, replaced=replaced)
         record.write(self.client, self.name, move, done=False)
-        if keep:
-            keep()
+        keep()
         self.client.set_registered_model_alias(self.name, self.alias, move.version)
         record.write(self.client, self.name, move, done=True)
         return self.production()  # type: ignore[return-value] # the alias was just set
@@ -479,7 +466,7 @@ class Registry:
         if before != after:
             what, step = "The model in production has changed since the decision.", "mlflow-gate history; try again"
             value, was = (f"version {each}" if each else "nothing" for each in (after, before))
-            raise Conflict(what, value=value, expected=f"{was}, as before", next_step=step)
+            raise _Changed(what, value=value, expected=f"{was}, as before", next_step=step)
 
 
 def _select(held_out: Any, known: list[bool]) -> Any:
