@@ -52,7 +52,7 @@ registry_option = click.option("--registry", "module", metavar="MODULE:OBJECT", 
 
 
 def find_registry(name: str | None = None, named: str | None = None) -> Registry:
-    """Return the registry that ``named`` (`module:object`) or the next pyproject.toml upward names, or one of a name."""
+    """Return the registry that ``named`` (`module:object`) or the next pyproject.toml names, or one of a name."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"

@@ -55,8 +55,8 @@ class Keys:
     @property
     def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The lowest and the highest text of each part."""
-        columns = zip(self.kinds, zip(*self.texts, strict=True), strict=True)
-        columns = [sorted(set(texts), key=_order_of(kind)) for kind, texts in columns]
+        parts = zip(self.kinds, zip(*self.texts, strict=True), strict=True)
+        columns = [sorted(set(texts), key=_order_of(kind)) for kind, texts in parts]
         return tuple(texts[0] for texts in columns), tuple(texts[-1] for texts in columns)
 
     @property
@@ -93,12 +93,11 @@ class TrainingRows:
             return [False] * len(keys.texts), self.trouble or words
         if self.ends is None:
             return [digest in self.digests for digest in keys.digests()], ""
-        parts = [(order, order(low), order(high)) for order, low, high in zip(map(_order_of, self.kinds), *self.ends)]
-        inside = (
-            all(low <= order(text) <= high for (order, low, high), text in zip(parts, texts, strict=True))
+        parts = [(_order_of(kind), low, high) for kind, low, high in zip(self.kinds, *self.ends, strict=True)]
+        return [
+            all(order(low) <= order(text) <= order(high) for (order, low, high), text in zip(parts, texts, strict=True))
             for texts in keys.texts
-        )
-        return list(inside), ""
+        ], ""
 
 
 def log_learned(keys: Iterable[Any], *, span: bool = False, source: str = "", population: str = "") -> None:

@@ -44,13 +44,12 @@ class Registry:
     ``evaluate(model, held_out)`` returns `Scores`. ``held_out`` is the data that models are judged on: a pandas object
     whose index holds the key of each row, or a sequence of keys. ``rules`` are a `Rule`, its fields or a function for
     each metric (``{"r2": {"min": 0.5}}``). Data, rules and ``contest`` may each be a function that returns it, which is
-    called for each decision. ``refit(run, model_uri)`` fits what passed the gate
-    again, on all rows, and returns run and model of that fit, which goes into production in its place; None to leave
-    it. ``load(folder)`` returns the model in a folder of files, by default by `mlflow.pyfunc`; loading and ``evaluate``
-    run in a thread of their own, for at most ``time_limit`` seconds each. ``links(run, tags)`` returns further links of
-    a lineage. ``tags`` are the beginnings of those tags of a run that the record keeps in case the run is purged.
-    ``decision`` is the file with the last decision of this tree, ``candidate`` the one that names a candidate.
-    ``client()`` returns the client of MLflow.
+    called for each decision. ``refit(run, model_uri)`` fits what passed the gate again, on all rows, and returns run
+    and model of that fit, which goes into production in its place; None to leave it. ``load(folder)`` returns the model
+    in a folder of files, by default by `mlflow.pyfunc`; loading and ``evaluate`` run in a thread of their own, for at
+    most ``time_limit`` seconds each. ``links(run, tags)`` returns further links of a lineage. ``tags`` are the
+    beginnings of those tags of a run that the record keeps in case the run is purged. ``decision`` is the file with the
+    last decision of this tree, ``candidate`` the one that names a candidate. ``client()`` returns MLflow's client.
 
     >>> registry = Registry("doctest", rules={"accuracy": {"min": 0.8}})
     >>> registry.production() is None, registry.history()
@@ -252,7 +251,7 @@ class Registry:
             with contextlib.suppress(_Changed):
                 moved = self.apply(decision, run_id, judged_uri, live, why, refitted)
                 return replace(decision, production=_identity(moved))
-        raise Conflict("Other processes move the alias all the time.", value=f"{MOST_TRIES} tries", next_step="try again")
+        raise Conflict("Others move the alias all the time.", value=f"{MOST_TRIES} tries", next_step="try again")
 
     def apply(
         self,
@@ -337,15 +336,11 @@ class Registry:
         """Return a run; None when it was purged or never existed: a version has its own copy of the model."""
         return find(self.client.get_run, run_id) if run_id else None
 
-    def _run(self, run_id: str) -> Run:
-        if run := self._find_run(run_id):
-            return run
-        step = "look for it in MLflow; MLFLOW_TRACKING_URI names the server"
-        raise ModelError("There is no such run.", value=run_id, next_step=step)
-
     def _candidate(self, run_id: str, model_uri: str | None) -> tuple[Run, str]:
         """Return the run, and the address of the model that it logged; raise ModelError for another's."""
-        run = self._run(run_id)
+        if (run := self._find_run(run_id)) is None:
+            step = "look for it in MLflow; MLFLOW_TRACKING_URI names the server"
+            raise ModelError("There is no such run.", value=run_id, next_step=step)
         logged = [f"models:/{output.model_id}" for output in (run.outputs.model_outputs if run.outputs else [])]
         if model_uri is None and len(logged) == 1:
             return run, logged[0]
@@ -409,8 +404,8 @@ class Registry:
     def _version_of(self, model_uri: str) -> ModelVersion | None:
         """Return the last version that is a model, or its refit; None when there is none."""
         made = self.client.search_model_versions(f"source_path='{model_uri}'")
-        judged = (find(self.client.get_model_version, self.name, each) for each in self._record().versions_of(model_uri))
-        named = [each for each in made if each.name == self.name]
+        named, numbers = [each for each in made if each.name == self.name], self._record().versions_of(model_uri)
+        judged = (find(self.client.get_model_version, self.name, number) for number in numbers)
         return max([*named, *filter(None, judged)], key=lambda version: int(version.version), default=None)
 
     def _describe(self, read: Record, version: ModelVersion | None = None) -> Production:

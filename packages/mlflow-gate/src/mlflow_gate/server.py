@@ -59,8 +59,7 @@ def outage(what: str, error: BaseException) -> ServerError:
     for each in chain(error):
         if isinstance(each, SSLError):
             what, step = f"{what}: its TLS certificate is not trusted", CERTIFICATE
-    value = re.sub(r"//[^/\s]*@", "//", f"{type(error).__name__}: {error}")[:300]  # without a password
-    return ServerError(f"{what}.", value=value, next_step=step)
+    return ServerError(f"{what}.", value=without_password(f"{type(error).__name__}: {error}")[:300], next_step=step)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -95,7 +94,7 @@ def is_absent(error: BaseException) -> bool:
 
 
 def find(ask: Callable[..., Any], *names: str) -> Any:
-    """Return what MLflow's client answers for names, or None when it does not exist; raise ServerError without answer."""
+    """Return what MLflow's client answers for names, None when it does not exist, or raise ServerError."""
     try:
         return ask(*names)
     except Exception as error:
@@ -113,7 +112,6 @@ def page(client: MlflowClient, path: str) -> str:
     return f"{uri.rstrip('/')}/#/{path}" if uri.startswith(("http://", "https://")) else ""
 
 
-def without_password(uri: str) -> str:
-    """Return an address without user and password."""
-    scheme, mark, rest = uri.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark and "@" in rest.partition("/")[0] else uri
+def without_password(text: str) -> str:
+    """Return a text with its addresses without user and password."""
+    return re.sub(r"//[^/\s]*@", "//", text)
