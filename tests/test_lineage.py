@@ -28,7 +28,7 @@ def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
     [
         ("winter", ModelError, "There is no version winter"),
         ("99", ModelError, "There is no version 99"),
-        ("9" * 20, ModelError, "There is no version 999"),
+        ("9" * 20, ModelError, "There is no version 9999"),
     ],
 )
 def test_lineage_says_what_it_does_not_know(in_workplace, subject, error, text):

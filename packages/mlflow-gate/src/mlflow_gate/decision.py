@@ -42,7 +42,8 @@ class Decision:
 
     ``disqualified`` says why the champion's scores do not count, ``forced`` that a person overruled the gate.
     ``experiment`` is the experiment of DVC that decided, in which nothing moves, ``note`` a later finding on a model
-    that is in production already, and ``production`` what is in production after the decision.
+    that is in production already, ``production`` what is in production after the decision, and ``metric`` that of the
+    contest.
     """
 
     promoted: bool
@@ -56,6 +57,7 @@ class Decision:
     note: str = ""
     run_id: str = ""
     production: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = ""
 
     @property
     def table(self) -> list[dict[str, str]]:
@@ -130,7 +132,8 @@ def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, con
         reason = f"promoted: {contest.name or contest.metric} {figure:.4f} {verb} the champion's {other:.4f}"
         reason += f", and its errors in blocks are smaller (p {tested.text})" if tested else ""
     counted = champion.scores if champion and disqualified is None else None
-    return Decision(not failed, reason, tuple(findings), scores, counted, disqualified)
+    metric = contest.metric if contest else ""
+    return Decision(not failed, reason, tuple(findings), scores, counted, disqualified, metric=metric)
 
 
 def force(decision: Decision) -> Decision:

@@ -29,13 +29,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
-MOST_TRIES = 20  # of a promotion while other processes promote, too
 KEPT_CHARACTERS = 500  # of a run's tag, in the record
 HELD_OUT = {"hash": "held_out", "period": "period", "rows": "rows", "part": "part"}
-
-
-class _Changed(Conflict):
-    """The alias is not where it was when the decision was made."""
 
 
 class Registry:
@@ -148,8 +143,9 @@ class Registry:
         Raises ModelError when there is no such version.
         """
         read, number = self._record(), (version or "").removeprefix(f"{self.name}/")
-        found = find(self.client.get_model_version, self.name, number) if number.isdecimal() else read.version
-        if found is None or (number and not number.isdecimal()):
+        is_number = number.isdecimal() and len(number) < 10  # more is an error of the database
+        found = find(self.client.get_model_version, self.name, number) if is_number else read.version
+        if found is None or (number and not is_number):
             what = f"There is no version {number} of {self.name}." if number else "No model is in production."
             raise ModelError(what, next_step=f"mlflow-gate history {self.name}; or promote a model")
         described = self._describe(read, found)
@@ -231,27 +227,28 @@ class Registry:
             raise ConfigError("A forced promotion needs a reason.", expected=expected)
         experiment = os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV")
         refitted = None
-        for _ in range(MOST_TRIES):  # another process may move the alias meanwhile
-            decision, champion = self.judge(run_id, model_uri)
-            live = champion if champion and champion.has_alias else None
-            decision = replace(decision, run_id=run_id, production=_identity(live))
-            held = verdicts.force(decision) if force else decision
-            held = held if even_in_experiment else verdicts.hold(held, experiment or None)
-            if dry_run or not held.promoted or (live and live.evidence.run_id == run_id):
-                return held
-            run, judged_uri = self._candidate(run_id, model_uri)
-            if self._refit and refitted is None and not self._version_of(judged_uri):
-                refitted = self._refit(run, judged_uri)
-            if refitted:
-                evaluation = self._evaluation(refitted[1], None, *self._rows())
-                decision = verdicts.check_refit(decision, evaluation, self._rules())
-            decision = verdicts.force(decision) if force else decision
-            if not decision.promoted:
-                return decision
-            with contextlib.suppress(_Changed):
-                moved = self.apply(decision, run_id, judged_uri, live, why, refitted)
-                return replace(decision, production=_identity(moved))
-        raise Conflict("Others move the alias all the time.", value=f"{MOST_TRIES} tries", next_step="try again")
+        for is_alone in (False, True):  # where another process is faster, the second time nobody else can be
+            with turn(self.client, self.name) if is_alone else contextlib.nullcontext() as keep:
+                decision, champion = self.judge(run_id, model_uri)
+                live = champion if champion and champion.has_alias else None
+                decision = replace(decision, run_id=run_id, production=_identity(live))
+                held = verdicts.force(decision) if force else decision
+                held = held if even_in_experiment else verdicts.hold(held, experiment or None)
+                if dry_run or not held.promoted or (live and live.evidence.run_id == run_id):
+                    return held
+                run, judged_uri = self._candidate(run_id, model_uri)
+                if self._refit and refitted is None and not self._version_of(judged_uri):
+                    refitted = self._refit(run, judged_uri)
+                if refitted:
+                    evaluation = self._evaluation(refitted[1], None, *self._rows())
+                    decision = verdicts.check_refit(decision, evaluation, self._rules())
+                decision = verdicts.force(decision) if force else decision
+                if not decision.promoted:
+                    return decision
+                with contextlib.nullcontext() if is_alone else contextlib.suppress(Conflict):
+                    moved = self.apply(decision, run_id, judged_uri, live, why, keep, refitted)
+                    return replace(decision, production=_identity(moved))
+        raise AssertionError  # never reached
 
     def apply(
         self,
@@ -260,17 +257,19 @@ class Registry:
         model_uri: str,
         replaced: Production | None,
         why: str = "",
+        keep: Callable[[], None] | None = None,
         refitted: tuple[str, str] | None = None,
     ) -> Production:
         """Register the model of a decision, unless its run has a version, and move the alias to it.
 
-        ``refitted`` are run and model of its refit, which is registered in its place. Raises Conflict when
-        ``replaced``, which had the alias when the candidate was judged, is not in production any more.
+        ``refitted`` are run and model of its refit, which is registered in its place. ``keep`` is that of a caller who
+        has the turn. Raises Conflict when ``replaced``, which had the alias when the candidate was judged, is not in
+        production any more.
         """
         signed, judged = record.provenance(why), decision.candidate
         with contextlib.suppress(Exception):  # it exists already; if not, the next step says so
             self.client.create_registered_model(self.name)
-        with turn(self.client, self.name) as keep:
+        with contextlib.nullcontext(keep) if keep else turn(self.client, self.name) as keep:
             self._check_unchanged(replaced)
             run_of_version, source = refitted or (run_id, model_uri)
             version = self._version_of(model_uri) or self.client.create_model_version(
@@ -281,7 +280,6 @@ class Registry:
                 await_creation_for=0,  # it exists after the answer
                 model_id=source.removeprefix("models:/"),
             )
-            contest = self._contest()
             move = Move(
                 0,
                 record.FORCED if decision.forced else record.PROMOTED,
@@ -292,7 +290,7 @@ class Registry:
                 scores=_rounded(judged),
                 replaced_scores=_rounded(decision.champion),
                 held_out={name: getattr(judged, field) for name, field in HELD_OUT.items()} if judged else {},
-                metric=contest.metric if contest else "",
+                metric=decision.metric,
                 findings=decision.as_dict()["findings"],
                 run=self._kept_tags(version.run_id) | {"branch": chain.git_branch()},
                 judged=self._kept_tags(run_id),
@@ -437,13 +435,14 @@ class Registry:
         tags = run.data.tags if (run := self._find_run(run_id)) else {}
         return {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self._tags)}
 
-    def _move(self, move: Move, keep: Callable[[], None]) -> Production:
+    def _move(self, move: Move, keep: Callable[[], None] | None = None) -> Production:
         """Record a move and make it; the caller has the turn, of which ``keep`` makes sure."""
         read = self._note_move_by_hand()
         replaced = read.moves[-1].version if read.moves else None
         move = replace(move, number=read.next_number, alias=self.alias, replaced=replaced)
         record.write(self.client, self.name, move, done=False)
-        keep()
+        if keep:
+            keep()
         self.client.set_registered_model_alias(self.name, self.alias, move.version)
         record.write(self.client, self.name, move, done=True)
         return self.production()  # type: ignore[return-value] # the alias was just set
@@ -461,7 +460,7 @@ class Registry:
         if before != after:
             what, step = "The model in production has changed since the decision.", "mlflow-gate history; try again"
             value, was = (f"version {each}" if each else "nothing" for each in (after, before))
-            raise _Changed(what, value=value, expected=f"{was}, as before", next_step=step)
+            raise Conflict(what, value=value, expected=f"{was}, as before", next_step=step)
 
 
 def _select(held_out: Any, known: list[bool]) -> Any:
