@@ -22,7 +22,7 @@ import yaml
 PROCESSORS = 2
 INLINE = "module://matplotlib_inline.backend_inline"
 MODULES = (
-    "forecast.__main__", "forecast.learn.evaluation", "forecast.learn.gate", "forecast.learn.models",
+    "forecast.__main__", "forecast.learn.evaluation", "forecast.govern.gate", "forecast.learn.models",
     "forecast.raw.prepare", "forecast.raw.sources", "forecast.show.figures", "forecast.show.monitoring",
     "IPython.core.interactiveshell", "keras", "mlflow.keras",
 )  # fmt: skip

@@ -33,7 +33,7 @@ PYTHONS = ["3.11", "3.13"]
 IMPORTS = (  # noqa: SIM905 - a list of thirty strings reads worse
     "jupyterlab papermill mlflow dvc.api dask distributed sklearn tensorflow keras dash pyftpdlib.servers sqlalchemy "
     "pandera.pandas pvlib skops.io plotly waitress supervisor.supervisord pydantic_settings workshop.cli "
-    "papermill_dask.client.engine forecast.learn.gate workshop.servers.supervisor"
+    "papermill_dask.client.engine forecast.govern.gate workshop.servers.supervisor"
 ).split()
 
 

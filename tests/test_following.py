@@ -12,7 +12,7 @@ import pytest
 from dashboard import app, follower, layout
 from dashboard.follower import Follower
 from forecast import problem
-from forecast.learn.gate import KINDS, Registry
+from forecast.govern.gate import KINDS, Registry
 from forecast.table.features import features, targets
 from forecast.tracking import connect
 from mlflow.exceptions import MlflowException

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from forecast.learn.gate import KINDS, Registry
+from forecast.govern.gate import KINDS, Registry
 from mlflow_gate import ModelError
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from forecast.learn import evaluation, gate
-from forecast.learn.gate import Registry
+from forecast.govern import gate
+from forecast.govern.gate import Registry
+from forecast.learn import evaluation
 from forecast.table import schema
 from workplace import BIN, Servers, new_workplace, wait_for
 

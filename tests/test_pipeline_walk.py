@@ -9,7 +9,7 @@ import shutil
 import pytest
 import requests
 import yaml
-from forecast.learn.gate import production
+from forecast.govern.gate import production
 from walk import Walk, blocks
 from workplace import BIN, PERSON, ROOT, environment_of, git, wait_for
 

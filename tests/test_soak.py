@@ -23,7 +23,8 @@ import requests
 import yaml
 from forecast import tracking
 from forecast.errors import PipelineError
-from forecast.learn import gate, storage
+from forecast.govern import gate
+from forecast.learn import storage
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Decision, Scores
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for

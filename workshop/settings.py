@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dashboard.hosts import LOOPBACK, is_loopback
 from forecast.errors import SettingsError
-from forecast.hosts import LOOPBACK, is_loopback
 from forecast.problem import EXPERIMENT
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict

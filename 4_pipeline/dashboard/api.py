@@ -10,12 +10,12 @@ from http import HTTPStatus
 from flask import Flask, Response, abort, jsonify, request
 from forecast import problem
 from forecast.errors import DataError, ModelError
-from forecast.learn.gate import source_of
+from forecast.govern.gate import source_of
 from forecast.show import monitoring
-from forecast.table import features, prediction_requests
+from forecast.table import features
 from werkzeug.exceptions import BadRequest
 
-from . import address, predictions
+from . import address, predictions, requests
 from .follower import Comparison, Follower, Snapshot
 from .layout import WHAT_TO_RUN
 
@@ -80,7 +80,7 @@ def register(server: Flask, follower: Follower) -> None:
             reason = "The body is not a JSON object with the key `rows` alone."
             return _refusal(HTTPStatus.BAD_REQUEST, reason, value, example, next_step)
         try:
-            rows = prediction_requests.from_records(body["rows"])
+            rows = requests.from_records(body["rows"])
             if snapshot.champion is None:
                 return _no_model(snapshot)
             champion, production = snapshot.champion, snapshot.champion.production

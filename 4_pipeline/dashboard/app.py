@@ -14,12 +14,12 @@ import yaml
 from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 from dash.exceptions import PreventUpdate
 from forecast.errors import ServiceError
-from forecast.hosts import LOOPBACK, is_loopback
 from forecast.parameters import project
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from . import address, api, layout, pages, security
 from .follower import Follower
+from .hosts import LOOPBACK, is_loopback
 
 THREADS = 64
 MAX_CONNECTIONS = 1000  # browsers keep theirs open, and waitress lets only 100 in by default

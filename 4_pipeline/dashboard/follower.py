@@ -18,7 +18,8 @@ import mlflow_gate
 import pandas as pd
 from cachetools import LRUCache, cached
 from forecast.errors import PipelineError
-from forecast.learn import gate, storage
+from forecast.govern import gate
+from forecast.learn import storage
 from forecast.show import monitoring
 from forecast.show.monitoring import Quality
 from forecast.table import schema, split

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import dash_bootstrap_components as dbc
 from dash import dcc, html
-from forecast.learn.gate import stage_of
+from forecast.govern.gate import stage_of
 from forecast.problem import REGION, TITLE
 from forecast.table.origin import origin_of
 from mlflow_gate import Production

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 from forecast import problem
-from forecast.learn import gate, storage
+from forecast.govern import gate
+from forecast.learn import storage
 from forecast.learn.storage import LoadedModel
 from forecast.quantities import YearEnds
 from forecast.table.schema import STAMP, TARGETS

@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 import plotly.graph_objects as go
 from forecast.errors import ModelError
-from forecast.learn.gate import Registry
+from forecast.govern.gate import Registry
 from forecast.tracking import connect
 from mlflow_gate import Link, Move, Production
 

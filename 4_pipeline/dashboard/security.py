@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from dash import Dash
 from dash.exceptions import DependencyException
 from flask import Response, abort, jsonify, request
-from forecast.table.prediction_requests import MAX_BYTES
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, RequestEntityTooLarge
+
+from .requests import MAX_BYTES
 
 # As many rows as `/predict` accepts take a third of it, or all of it with every digit and each value on a line of its
 # own. A file travels in a callback as base64, four letters for three bytes.

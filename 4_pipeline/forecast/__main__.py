@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from forecast.errors import ParameterError
+from forecast.fetch import fetch
 from forecast.parameters import FILE, STAGES, allowed, project, read, read_stage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def main() -> None:
     """Look at parameters and get data, for the stages of dvc.yaml and by hand."""
+
+
+main.add_command(fetch)
 
 
 @main.command()
@@ -54,7 +55,7 @@ def state(folder: Path) -> None:
     \b
     Example:  python -m forecast state --to data
     """
-    from forecast.tracking import write_state
+    from forecast.govern.state import write_state
 
     read(project() / FILE)  # the pipeline's first stage: fail before anything has run
     write_state(folder, project() / "results" / "decision.json")
@@ -69,7 +70,8 @@ def tidy(days: int, dry_run: bool) -> None:
     \b
     Example:  python -m forecast tidy --older-than 90 --dry-run
     """
-    from forecast.tracking import connect, unnamed_runs
+    from forecast.govern.tidy import unnamed_runs
+    from forecast.tracking import connect
 
     client, runs = connect(), unnamed_runs(days, project() / "results")
     for run in runs:
@@ -80,39 +82,6 @@ def tidy(days: int, dry_run: bool) -> None:
             client.delete_run(run.info.run_id)
     click.echo(f"{len(runs)} runs {'would be' if dry_run else 'are'} marked as deleted. To free the disk:", err=True)
     click.echo("mlflow gc --backend-store-uri DATABASE  # the server's\ndvc gc --workspace --all-commits", err=True)
-
-
-@main.command()
-@click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
-@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
-@click.option("--downloads", type=click.Path(path_type=Path), envvar="WORKSHOP_DOWNLOADS", help="The cache.")
-def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
-    """Put the raw files of a source into a folder, checksummed, with their attribution.
-
-    A file of your own is read as the section `fetch` of params.yaml says. Downloads are kept: the second time needs no
-    network.
-
-    \b
-    Example:  python -m forecast fetch --source opsd --to raw_data
-    """
-    from forecast.raw import sources  # imports pandas
-    from forecast.table.origin import origin_in
-
-    base = project()
-    options: Any = None if source == "sample" else read_stage(base / FILE, "fetch")
-    own = (base / "own").resolve()
-    if options and options.source == "csv" and own not in (base / options.csv.file).absolute().parents:
-        raise ParameterError(
-            f"{FILE}: fetch.csv.file does not lie in own/, so no change of it would be noticed.",
-            value=options.csv.file,
-            expected="a file in own/, on which dvc.yaml lets the stage depend; a symbolic link will do",
-            next_step=f"ln -s {base / options.csv.file} {own}, and name that",
-        )
-    where: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}
-    files = sources.fetch(source or options.source, folder, options, **where)
-    for file in files:
-        click.echo(file)
-    click.echo(origin_in(folder).attribution, err=True)
 
 
 @main.command("csv")

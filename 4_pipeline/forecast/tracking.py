@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import subprocess
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow_gate
 
 from forecast.errors import ServiceError
-from forecast.problem import EXPERIMENT, REGISTERED_MODEL
-from forecast.table.files import write_atomically
+from forecast.problem import EXPERIMENT
 
 if TYPE_CHECKING:
     import mlflow
@@ -66,24 +62,6 @@ def tracking_uri() -> str:
     return uri
 
 
-def write_state(folder: Path, decision: Path) -> None:
-    """Write what DVC cannot see to files in ``folder``, for stages to depend on.
-
-    `tracking_store.json` says which store this is: a lock of DVC knows nothing of a tracking server that was wiped.
-    `alias.json` says where the alias went since the decision in the file ``decision``, if it moved: the gate decides
-    again after a rollback or a promotion from elsewhere.
-    """
-    client = connect()
-    contents = {"tracking_store.json": {"store_id": store_id(client)}}
-    moved, alias = _moved_since(decision, client), folder / "alias.json"
-    if moved is not None or not alias.exists():
-        contents[alias.name] = moved or {}
-    for name, content in contents.items():
-        file, new = folder / name, f"{json.dumps(content, indent=1)}\n".encode()
-        if not file.exists() or file.read_bytes() != new:  # its time says when it has changed
-            write_atomically(file, new)
-
-
 def store_id(client: mlflow.MlflowClient | None = None) -> str:
     """Return the tracking store's identity, kept in a tag of the experiment; a new store gets a new one."""
     client = client or connect()
@@ -93,43 +71,6 @@ def store_id(client: mlflow.MlflowClient | None = None) -> str:
         client.set_experiment_tag(experiment.experiment_id, STORE_ID_TAG, uuid.uuid4().hex)
         experiment = client.get_experiment(experiment.experiment_id)
     return experiment.tags[STORE_ID_TAG]
-
-
-def _moved_since(decision: Path, client: mlflow.MlflowClient) -> dict[str, Any] | None:
-    """Return where the alias is if not where a decision left it: version, run, and the number of its last move."""
-    now = mlflow_gate.Registry(REGISTERED_MODEL, PRODUCTION, client=lambda: client).production()
-    decided = json.loads(decision.read_text()) if decision.exists() else {"production": {}}
-    left = decided.get("production") or {}
-    version, run_id = (now.version, now.run_id) if now else (None, None)
-    if (left.get("version"), left.get("run_id")) == (version, run_id) and not decided.get("experiment"):
-        return None
-    return {"version": version, "run_id": run_id, "moves": now.move.number if now else 0}
-
-
-def unnamed_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
-    """Return the runs of stages that began more than ``days`` ago and that nothing names.
-
-    Named is each id in a registered model or version, in their tags, or in JSON of the folder ``results``; and for each
-    named run the last run of `prepare` before it, which has the findings on its data.
-    """
-    client, tag = connect(), f"tags.`{STAGE_TAG}` LIKE '%'"
-    versions, registered = client.search_model_versions(max_results=200_000), client.search_registered_models()
-    import mlflow
-
-    texts = [
-        *(str(dict(each)) for each in [*versions, *registered]),
-        *(file.read_text() for file in results.glob("*.json")),
-    ]
-    named = set(re.findall("[0-9a-f]{32}", " ".join(texts)))
-    runs = mlflow.search_runs(None, tag, order_by=["start_time"], output_format="list", experiment_names=[EXPERIMENT])
-    kept, prepared = set(), ""
-    for run in runs:
-        prepared = run.info.run_id if run.data.tags[STAGE_TAG] == "prepare" else prepared
-        models = run.outputs.model_outputs  # type: ignore[union-attr] # a server's answer has them
-        if named & {run.info.run_id, *(model.model_id.removeprefix("m-") for model in models)}:
-            kept |= {run.info.run_id, prepared}
-    end = 1000 * (time.time() - 86400 * days)
-    return [run for run in runs if run.info.start_time < end and run.info.run_id not in kept]
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import fetch
 from places import germany_csv, one_thread  # noqa: F401 - fixtures
+from small_server import candidates, logged, small_hours, small_server  # noqa: F401 - fixtures
 from web import Web
 
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import pytest
 from browsing import opened
-from forecast.learn.gate import KINDS
+from forecast.govern.gate import KINDS
 from forecast.table import schema
 
 expect = pytest.importorskip("playwright.sync_api").expect

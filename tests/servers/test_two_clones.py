@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 from forecast.errors import ServiceError
-from forecast.learn.gate import Registry
+from forecast.govern.gate import Registry
 from forecast.problem import REGISTERED_MODEL
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Move

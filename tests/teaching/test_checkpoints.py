@@ -85,7 +85,7 @@ def model():
 def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
     """Real runs, a version, the alias and a rollback: each ticks its step and no other, of any chapter."""
     import mlflow
-    from forecast.learn.gate import Registry
+    from forecast.govern.gate import Registry
 
     with attendee.ticks():  # failed, in another experiment, without a model, alone
         log_run("linreg", metrics={"r2_random_split": 0.8}, status="FAILED")
@@ -182,7 +182,7 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
 def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
     """Runs of a stage, promotions by the pipeline and by a person, a rollback, a commit: as the commands write them."""
     import mlflow
-    from forecast.learn.gate import Registry
+    from forecast.govern.gate import Registry
     from forecast.tracking import start_run
 
     def commit_lock(when: str) -> None:

@@ -52,7 +52,7 @@ def finish_run() -> str:
 
     A pipeline of other data may have another problem, in whose terms there is no such table.
     """
-    from forecast.learn import gate  # imports pandas
+    from forecast.govern import gate  # imports pandas
 
     settings = get_settings()
     tables = [settings.root / folder / "germany.csv" for folder in ("2_tracking", "3_projects")]

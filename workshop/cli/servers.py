@@ -90,7 +90,7 @@ def status(as_json: bool) -> None:
     print_rows([{name: row[name] for name in ("name", "address", "pid", "state")} for row in services], as_json)
     click.echo("".join(f"\n{row['name']}: {row['reason']}\n" for row in services if row["reason"]), nl=False)
     if any(row["name"] == "mlflow" and row["healthy"] for row in services):
-        from forecast.learn.gate import Registry  # imports pandas
+        from forecast.govern.gate import Registry  # imports pandas
 
         click.echo(f"\n{Registry(client=connect()).status()}")
     if notebooks:

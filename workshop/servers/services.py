@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from dashboard.hosts import is_loopback
 from forecast.errors import ServiceError, SettingsError
-from forecast.hosts import is_loopback
 from forecast.table.files import write_atomically
 
 from workshop import port_owners

@@ -21,8 +21,8 @@ from urllib.parse import urlparse
 
 import yaml
 from forecast.errors import ServiceError
-from forecast.learn import gate
-from forecast.learn.gate import PIPELINE_WHY
+from forecast.govern import gate
+from forecast.govern.gate import PIPELINE_WHY
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from forecast.table.files import write_atomically
 from forecast.tracking import PRODUCTION, STAGE_TAG, STORE_ID_TAG

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 from forecast.errors import DataError, PipelineError
-from forecast.learn import gate
+from forecast.govern import gate
 from forecast.table import schema
 
 from workshop import port_owners

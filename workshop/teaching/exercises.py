@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forecast.errors import PipelineError
-from forecast.learn import gate
+from forecast.govern import gate
 from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
 from forecast.table.files import write_atomically
 from forecast.tracking import STAGE_TAG

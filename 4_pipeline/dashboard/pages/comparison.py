@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 from forecast import problem
-from forecast.learn import gate
+from forecast.govern import gate
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 from forecast.show.report import signed

@@ -7,7 +7,7 @@ from typing import Any
 
 from dash import html
 from forecast import problem
-from forecast.learn.gate import PIPELINE_WHY
+from forecast.govern.gate import PIPELINE_WHY
 from forecast.show import figures
 from mlflow_gate import Finding, Link, Move, Production
 

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 from dash import html
 from forecast import problem
-from forecast.learn import gate
+from forecast.govern import gate
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 

@@ -11,15 +11,14 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 from forecast import problem
 from forecast.errors import DataError, PipelineError
 from forecast.show import figures
-from forecast.table import prediction_requests
 from forecast.table.features import INPUTS, LATER_YEARS, assume_capacity, last_year
 from forecast.table.schema import CAPACITIES, STAMP
 
-from .. import parts, predictions
+from .. import parts, predictions, requests
 from ..follower import Follower, Snapshot
 
 PATH, TITLE = "/your-weather", "Your weather"
-MAX_BYTES = prediction_requests.MAX_BYTES
+MAX_BYTES = requests.MAX_BYTES
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
@@ -33,7 +32,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         className_reject="upload over",
     )
     link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
-    limits = f"At most {prediction_requests.MAX_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
+    limits = f"At most {requests.MAX_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
     if snapshot.champion and snapshot.champion.year_ends:
         last = last_year(snapshot.champion.year_ends)
         limits += f" The installed capacity is known until the end of {last}; in the {LATER_YEARS} years after, that of"
@@ -84,7 +83,7 @@ def register(app: Dash, follower: Follower) -> None:
             return [], ""
         name = filename if isinstance(filename, str) and filename else "the file"
         try:
-            return answer(follower.now, prediction_requests.from_csv(decoded(contents)), name)
+            return answer(follower.now, requests.from_csv(decoded(contents)), name)
         except PipelineError as error:
             facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
             facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]

@@ -74,7 +74,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
         years = sorted(origin.csv.capacity)
         findings["years_without_figure"] = sorted({*range(years[0], years[-1])} - {*years})
     logger.info("%s: %s", origin.source, in_words(findings))
-    return origin.mark(frame), findings
+    return origin.mark(add_capacity(frame, origin.csv.year_ends if origin.csv else problem.CAPACITY)), findings
 
 
 # -- files to tables ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pandas import DataFrame, Series, Timestamp
 
 from forecast import problem
 from forecast.errors import DataError
-from forecast.learn import gate
+from forecast.govern import gate
 from forecast.learn.storage import load, predict_as_new
 from forecast.quantities import Target
 from forecast.show import monitoring

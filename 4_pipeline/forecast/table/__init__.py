@@ -2,5 +2,4 @@
 
 - `schema` says what it holds, reads and writes it; `reading` reads CSV files strictly, `files` writes files whole.
 - `features` are the inputs and targets of the models; `split` holds out hours and names weeks.
-- `prediction_requests` reads the weather that a visitor hands in.
 """

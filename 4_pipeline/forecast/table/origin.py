@@ -7,10 +7,8 @@ from pathlib import Path
 from pandas import DataFrame
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from forecast import problem
 from forecast.errors import DataError
 from forecast.parameters import OwnFile
-from forecast.table.features import add_capacity
 
 ORIGIN_FILE = "source.json"  # in a folder of raw files
 _KEY = "origin"  # in a table's attributes
@@ -42,11 +40,8 @@ class Origin(BaseModel):
         return f"measured ({self.label})" if self.modelled else "measured"
 
     def mark(self, frame: DataFrame) -> DataFrame:
-        """Return ``frame`` with this origin in its attributes, which Parquet files keep (pandas' `DataFrame.attrs`).
-
-        The columns of installed capacity are added, see `features.add_capacity`: an own file's, or else the problem's.
-        """
-        marked = add_capacity(frame, self.csv.year_ends if self.csv else problem.CAPACITY)
+        """Return ``frame`` with this origin in its attributes, which Parquet files keep (pandas' `DataFrame.attrs`)."""
+        marked = frame.copy()
         marked.attrs = {**frame.attrs, _KEY: self.model_dump(exclude={"csv"})}
         return marked
 

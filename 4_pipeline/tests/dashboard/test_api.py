@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from dashboard.follower import Fault, Snapshot
 from dashboard.predictions import Champion
+from dashboard.requests import MAX_ROWS
 from forecast import problem
 from forecast.learn.storage import LoadedModel
 from forecast.show import monitoring
-from forecast.table.prediction_requests import MAX_ROWS
 from forecast.table.schema import TARGETS
 from places import wait_for
 from request_bodies import URL, body_of, output_with

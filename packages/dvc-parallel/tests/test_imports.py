@@ -71,7 +71,6 @@ MORE = {
     "several": {"cmd": ["echo", "python plain.py"], "deps": ["plain.py"]},
     "always": {"cmd": "python plain.py", "always_changed": True},
     "made": {"cmd": "python plain.py", "deps": ["plain.py"], "outs": ["helper.py"], "frozen": True},
-    "spared": {"cmd": "python plain.py", "meta": {"dvc-parallel": {"not_imported": ["helper.py"]}, "by": "me"}},
 }
 
 
@@ -103,7 +102,6 @@ def test_lines_say_what_to_add_and_why(lines):
         "grid: add helper.py to deps: plain.py imports it",
         "in_folder: add near.py to deps: train.py imports it",
         "several: add helper.py to deps: plain.py imports it",
-        "spared: add plain.py to deps: the command runs it",
     ]
 
 

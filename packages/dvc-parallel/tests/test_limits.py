@@ -88,7 +88,6 @@ def test_failed_stage_gives_back_what_it_used(tmp_path):
         ({"uses": ["gpu"]}, None, 1, "wrong settings"),
         ({"use": {"gpu": 1}}, None, 1, "wrong settings"),
         ("gpu", None, 1, "wrong settings"),
-        ({"not_imported": "a.py"}, None, 1, "wrong settings"),
     ],
 )
 def test_wrong_limit_is_refused_before_anything_runs(tmp_path, settings, limit, code, words):

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from dvc_parallel import compat
 from dvc_parallel.reproduction import open_repository
-from dvc_parallel.settings import settings_of
 from dvc_parallel.states import ReproError
 
 PYTHON = re.compile(r"\bpython[\d.]* (?:-[WX] \S+ |-[^m ]\S* )*(?:-m (\S+)|([^ -]\S*))")
@@ -37,7 +36,6 @@ def undeclared() -> list[str]:
 
 def _undeclared(stage: compat.Stage) -> Iterator[str]:
     declared = {Path(each.fs_path) for each in (*stage.deps, *stage.outs)}
-    declared |= {_path(stage.wdir, file) for file in settings_of(stage)[1]}
     name = re.sub("@[^:]*$", "", stage.addressing)  # the stages of a `foreach` or `matrix` share their deps
     for line in compat.split_commands(stage.cmd):
         for program, folders in _programs(line, Path(stage.wdir)):

@@ -21,17 +21,15 @@ def amount(value: object) -> Decimal:
     raise click.BadParameter(f"{value!r} is not a number of 0 or more; correct is for example gpu=1")
 
 
-def settings_of(stage: Any) -> tuple[dict[str, Decimal], list[str]]:
-    """Return the amounts that a stage uses, and the files that it does not import."""
+def uses_of(stage: Any) -> dict[str, Decimal]:
+    """Return the amounts that a stage uses."""
     settings = stage.meta.get("dvc-parallel", {}) if isinstance(stage.meta, dict) else {}
     try:
-        uses, files = ({"uses": {}, "not_imported": []} | settings).values()  # ValueError if there are more
-        if not isinstance(files, list):
-            raise TypeError
-        return {str(name): amount(value) for name, value in uses.items()}, [*map(str, files)]
+        (uses,) = ({"uses": {}} | settings).values()  # ValueError if there are more
+        return {str(name): amount(value) for name, value in uses.items()}
     except (AttributeError, TypeError, ValueError, click.BadParameter):
         what = f"Stage {stage.addressing} has wrong settings of dvc-parallel in its `meta`."
-        allowed = "uses: {NAME: NUMBER}, with numbers of 0 or more, and not_imported: [FILE]"
+        allowed = "uses: {NAME: NUMBER}, with numbers of 0 or more"
         raise ReproError(what, value=settings, allowed=allowed, next=f"correct {stage.relpath}") from None
 
 
@@ -43,7 +41,7 @@ class Limits:
 
     def __init__(self, limits: Mapping[str, object], stages: Iterable[Any], steps: Iterable[Any]) -> None:
         self._limits = {name: amount(limit) for name, limit in limits.items()}
-        self._uses = {stage: settings_of(stage)[0] for stage in stages}
+        self._uses = {stage: uses_of(stage) for stage in stages}
         names = (
             ", ".join(sorted({name for uses in self._uses.values() for name in uses})) or "none, as no stage has any"
         )

@@ -41,5 +41,5 @@ def _refusal(value: str) -> ModelError:
         "The model cannot be fitted again on all hours.",
         value=value,
         expected="a scikit-learn model, or a `CapacityFactorNetwork` whose run logged epochs, learning_rate and seed",
-        next_step="set promote.refit to false in params.yaml, or teach forecast/learn/refit.py this kind of model",
+        next_step="set promote.refit to false in params.yaml, or teach forecast/govern/refit.py this kind of model",
     )

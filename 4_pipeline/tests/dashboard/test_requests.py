@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from dashboard import requests
 from forecast.errors import DataError
-from forecast.table import prediction_requests
 from forecast.table.features import INPUTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,16 +24,16 @@ def _month(**values) -> str:
 
 def test_csv_and_records_are_the_same_weather():
     """Columns in any order, further ones, a byte order mark, Windows line ends and other zones make no difference."""
-    plain = prediction_requests.from_csv(f"{HEADER}\n{ROW}\n".encode())
+    plain = requests.from_csv(f"{HEADER}\n{ROW}\n".encode())
     assert plain.columns.tolist() == INPUTS
     assert str(plain["utc_timestamp"].dtype) == "datetime64[us, UTC]"
     assert plain.iloc[0, 1:].tolist() == [5.2, 18.5, 410.0, 120.0]
     turned = ",".join(reversed(INPUTS)) + ",GW\r\n120,410,18.5,5.2,2016-06-01T14:00+02:00,7\r\n\r\n"
-    pd.testing.assert_frame_equal(prediction_requests.from_csv(turned.encode("utf-8-sig")), plain)
-    pd.testing.assert_frame_equal(prediction_requests.from_records([dict(reversed(RECORD.items()))]), plain)
+    pd.testing.assert_frame_equal(requests.from_csv(turned.encode("utf-8-sig")), plain)
+    pd.testing.assert_frame_equal(requests.from_records([dict(reversed(RECORD.items()))]), plain)
     other = RECORD | {"utc_timestamp": "2016-06-01 14:00+02:00"}  # not plain: it goes another way than RECORD
-    pd.testing.assert_frame_equal(prediction_requests.from_records([other]), plain)
-    assert len(prediction_requests.from_csv(_month().encode())) == 720
+    pd.testing.assert_frame_equal(requests.from_records([other]), plain)
+    assert len(requests.from_csv(_month().encode())) == 720
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_csv_and_records_are_the_same_weather():
 def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
     """What a visitor may send, beyond what every reader of a table refuses: lines, values, what was allowed."""
     with pytest.raises(DataError) as caught:
-        prediction_requests.from_csv(content if isinstance(content, bytes) else content.encode())
+        requests.from_csv(content if isinstance(content, bytes) else content.encode())
     text = str(caught.value)
     assert [word for word in words if word not in text] == [], text
     assert len(text) < 1500
@@ -87,7 +87,7 @@ def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
 def test_records_are_refused_with_place_and_what_was_allowed(rows, words):
     """The same rules hold for JSON."""
     with pytest.raises(DataError) as caught:
-        prediction_requests.from_records(rows)
+        requests.from_records(rows)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
@@ -106,7 +106,7 @@ ALMOST = st.builds(
 def test_any_bytes_are_a_frame_or_an_error_in_words(content):
     """No content of a file ends in another exception, or in a frame that breaks the rules."""
     try:
-        frame = prediction_requests.from_csv(content)
+        frame = requests.from_csv(content)
     except DataError:
         return
     assert np.isfinite(frame[INPUTS[1:]]).all(axis=None)

@@ -11,7 +11,6 @@ from collections.abc import Container
 
 import numpy as np
 import pandas as pd
-
 from forecast.errors import DataError
 from forecast.table.features import INPUTS
 from forecast.table.reading import convert_text, read_text, require_columns

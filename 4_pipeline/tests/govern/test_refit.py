@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 from forecast.errors import ModelError
+from forecast.govern.refit import refit
 from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor, fit_network
-from forecast.learn.refit import refit
 from forecast.learn.storage import LoadedModel, predict_as_new
 from forecast.raw.prepare import load_or_make
 from forecast.table.features import DERIVED, features, inputs, targets, year_ends_of

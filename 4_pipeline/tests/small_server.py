@@ -1,4 +1,4 @@
-"""A tracking server of this room's own, with two models that may be promoted."""
+"""A tracking server for the tests of learn and govern, with two models that may be promoted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pytest
-from forecast.table.features import features, targets
+from forecast import problem
+from forecast.table.features import add_capacity, features, targets
 from forecast.table.origin import Origin
 from forecast.table.schema import FEATURES, TARGETS
 from places import clean_environment, environment_of, tracking_server
@@ -31,7 +32,8 @@ def small_hours() -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
     rows["solar_GW"], rows["wind_GW"] = rows["rad_horizontal"], 2 * rows["windspeed"] + random.normal(0, 1, count)
     rows["utc_timestamp"] = pd.date_range("2014-06-01", periods=count, freq="h", tz="UTC")
-    rows = Origin(source="sample", modelled=True).mark(rows[["utc_timestamp", *TARGETS, *FEATURES]])
+    rows = add_capacity(rows[["utc_timestamp", *TARGETS, *FEATURES]], problem.CAPACITY)
+    rows = Origin(source="sample", modelled=True).mark(rows)
     return rows.iloc[:2000], rows.iloc[2000:].reset_index(drop=True)
 
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from forecast.govern.gate import rules
 from forecast.learn.evaluation import SIGNATURES
-from forecast.learn.gate import rules
 from forecast.parameters import Promote
 from hypothesis import given
 from hypothesis import strategies as st

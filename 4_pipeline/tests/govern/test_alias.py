@@ -19,8 +19,9 @@ import pytest
 from click.testing import CliRunner
 from forecast import problem, tracking
 from forecast.__main__ import main
-from forecast.learn import gate, storage
-from forecast.learn.gate import KINDS, Registry
+from forecast.govern import gate
+from forecast.govern.gate import KINDS, Registry
+from forecast.learn import storage
 from forecast.parameters import Promote
 from forecast.table import features
 from forecast.tracking import EXPERIMENT_TAG, PRODUCTION, connect
@@ -34,7 +35,7 @@ PROMOTE = """
 import os, sys
 from mlflow_gate import Decision, Scores, turns
 from forecast import problem
-from forecast.learn import gate
+from forecast.govern import gate
 turns.STALE_SECONDS = 0.5  # the turn of one that was killed
 problem.REGISTERED_MODEL = sys.argv[1]
 candidates = [word.split(",") for word in sys.argv[2:]]
