@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import yaml
 
 from benchmarks.clone import Clone
 from benchmarks.measure import Side
-from benchmarks.small_notebooks import install_snakemake
 from benchmarks.table import Row
 
 TITLE = "The pipeline, from nothing made and with nothing changed"
 STOCK, STOCK_UNCHANGED = "`dvc repro`, papermill's own engine", "`dvc repro`"
 FLOOR = "the cells alone, in one warm process, packed onto two processors"
-PEER = "Snakemake, two jobs, papermill's own engine"
 WARM_DVC = "`dvc repro`, engine, warm"
 WARM, COLD, UNCHANGED = "`workshop repro`, warm", "`workshop repro`, cold", "`workshop repro`"
 STOCK_MANY, MANY = "`dvc repro`, 200 stages", "`dvc-parallel repro`, 200 stages"
 ROWS = (
     Row("pipeline, warm workers", STOCK, WARM),
-    Row("pipeline, warm workers", PEER, WARM),
     Row("pipeline, warm workers, against its floor", FLOOR, WARM),
     Row("pipeline, cluster just started", STOCK, COLD),
     Row("pipeline with plain DVC, warm workers", STOCK, WARM_DVC),
@@ -44,11 +40,6 @@ def sides(clone: Clone) -> list[Side]:
         file.write_text(text.replace(ENGINE, ""))
         clone.wait_until_warm()
 
-    def peer_ready() -> None:
-        stock_ready()
-        rules = clone.do("python", "-m", "forecast.snakefile", cwd=clone.pipeline)
-        (clone.pipeline / "Snakefile").write_text(rules)
-
     def warm_ready() -> None:
         forget(clone)
         clone.wait_until_warm()
@@ -67,7 +58,6 @@ def sides(clone: Clone) -> list[Side]:
     def run_many(program: str) -> None:
         clone.do(program, "repro", cwd=many)
 
-    snakemake = install_snakemake(clone)
     many = clone.new_folder("stages")
     (many / "given").write_text("given")
     (many / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"many": {"foreach": list(range(200)), "do": STAGE}}}))
@@ -75,7 +65,6 @@ def sides(clone: Clone) -> list[Side]:
     clone.do("dvc", "repro", cwd=many)
     return [
         Side(STOCK, lambda: run(clone, "dvc"), stock_ready),
-        Side(PEER, lambda: run(clone, snakemake, "--cores", "2", "--quiet", "all"), peer_ready),
         Side(WARM_DVC, lambda: run(clone, "dvc"), warm_ready),
         Side(FLOOR, lambda: run_floor(clone), warm_ready),
         Side(COLD, lambda: run(clone, "workshop"), cold_ready, at_once=True),
@@ -93,9 +82,9 @@ def settle(clone: Clone) -> None:
     run(clone, "workshop")
 
 
-def run(clone: Clone, program: str | Path, *options: str) -> None:
+def run(clone: Clone, program: str) -> None:
     """Run the pipeline; raise RuntimeError when an output of `dvc.yaml` is not there afterwards."""
-    clone.do(program, *(options or ("repro",)), cwd=clone.pipeline)
+    clone.do(program, "repro", cwd=clone.pipeline)
     outputs = [out for stage in stages(clone).values() for out in paths(stage["outs"])]
     if missing := [out for out in outputs if not (clone.pipeline / out).exists()]:
         raise RuntimeError(f"the pipeline did not make {missing}")
