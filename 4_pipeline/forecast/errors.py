@@ -87,9 +87,5 @@ class ServiceError(PipelineError):
     """A server did not start, does not answer, or is in the way."""
 
 
-class EngineError(PipelineError):
-    """A notebook could not be run on the cluster."""
-
-
 class ModelError(PipelineError):
     """A model cannot be found, trusted or loaded."""

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-from forecast.errors import EngineError, PipelineError
+from forecast.errors import PipelineError
 
 from workshop.settings import Settings, get_settings
 from workshop.teaching import exercises
@@ -90,7 +90,7 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
     """Prepare the state that the chapters before ``number`` leave: tables, runs, a registered version, a project's run.
 
     What exists is not made again, and no file of the attendee changes: the notebooks are run as they were given, in a
-    temporary folder. The servers have to run. ``report`` gets a line for each thing that is made. Raises EngineError
+    temporary folder. The servers have to run. ``report`` gets a line for each thing that is made. Raises PipelineError
     when a notebook or a project fails, ServiceError when the tracking server does not answer.
     """
     from forecast.raw.prepare import load_or_make  # imports pandera
@@ -125,7 +125,7 @@ def _prepare_runs(settings: Settings, report: Callable[[str], None]) -> None:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Run a program of this environment; raise EngineError when it fails."""
+    """Run a program of this environment; raise PipelineError when it fails."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
     environment.pop("MLFLOW_EXPERIMENT_ID", None)  # MLflow sets the variable in this process; the name is exported
@@ -133,7 +133,7 @@ def _run(command: list[str], folder: Path) -> None:
         [programs / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise EngineError(
+        raise PipelineError(
             f"`{' '.join(command)}` failed.",
             value=(click.unstyle(done.stderr).strip().splitlines() or ["no output"])[-1],
             next_step="workshop doctor; then the same command again, which continues where this one stopped",

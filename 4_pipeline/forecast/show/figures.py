@@ -18,7 +18,6 @@ from forecast.table.schema import QUANTITIES, TARGETS, UNITS
 COLOURS = {target.name: target.colour for target in problem.TARGETS}
 NAMES = {target.name: target.title for target in problem.TARGETS}
 INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {each.name: each.title for each in problem.INPUTS}
-TITLES = {target.name: target.words.capitalize() for target in problem.TARGETS} | INPUT_NAMES
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # of an axis that all targets share
 SCORES = {"r2": ("all", INK)} | {each.metric("r2"): (each.title.lower(), each.colour) for each in problem.TARGETS}
