@@ -144,11 +144,11 @@ class Registry:
         """
         read, number = self._record(), (version or "").removeprefix(f"{self.name}/")
         is_number = number.isdecimal() and len(number) < 10  # more is an error of the database
-        found = find(self.client.get_model_version, self.name, number) if is_number else read.version
-        if found is None or (number and not is_number):
+        entry = find(self.client.get_model_version, self.name, number) if is_number else read.version
+        if entry is None or (number and not is_number):
             what = f"There is no version {number} of {self.name}." if number else "No model is in production."
             raise ModelError(what, next_step=f"mlflow-gate history {self.name}; or promote a model")
-        described = self._describe(read, found)
+        described = self._describe(read, entry)
         judged = described.evidence
         run = self._find_run(judged.run_id)
         links = [chain.data_link(run, judged.tags), chain.commit_link(judged.tags), *self._links(run, judged.tags)]
@@ -157,8 +157,8 @@ class Registry:
             run = self._find_run(described.run_id)
             data, link = chain.data_link(run, described.tags), chain.run_link(run, self._page(run), "refit")
             links.append(replace(link, facts=link.facts | data.facts))
-        url = page(self.client, f"models/{self.name}/versions/{found.version}")
-        facts = {"version": described.version, "files": found.source}
+        url = page(self.client, f"models/{self.name}/versions/{entry.version}")
+        facts = {"version": described.version, "files": entry.source}
         links.append(Link.of("model", str(described), facts, url))
         return [*links, *chain.move_links(described.version, read.moves, read.current)]
 
