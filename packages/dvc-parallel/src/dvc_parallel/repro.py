@@ -8,9 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dvc_parallel.programs import start_early
-from dvc_parallel.states import State
-
-Progress = Callable[[str, State], object]  # is called with a stage and its new state
+from dvc_parallel.states import Progress, State
 
 
 def reproduce(

@@ -15,9 +15,8 @@ from dvc_parallel.commands import Command, Commands
 from dvc_parallel.compat import Stage
 from dvc_parallel.pipeline import Pipeline
 from dvc_parallel.programs import Forks, imported_modules
-from dvc_parallel.repro import Progress
 from dvc_parallel.settings import Limits
-from dvc_parallel.states import ReproError, StagesFailed, State
+from dvc_parallel.states import Progress, ReproError, StagesFailed, State
 from dvc_parallel.stop import Stopped, StopRequest
 
 TAIL_LINES, TAIL_BYTES = 30, 1 << 16

@@ -1,6 +1,7 @@
 """The states of a stage, and the errors of a run."""
 
 import enum
+from collections.abc import Callable
 
 import click
 
@@ -16,6 +17,9 @@ class State(enum.StrEnum):
     FAILED = "failed"
     SKIPPED = "not run"
     INTERRUPTED = "interrupted"
+
+
+Progress = Callable[[str, State], object]  # is called with a stage and its new state
 
 
 class ReproError(click.ClickException):
