@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -37,6 +38,97 @@ def test_without_a_scheduler_one_is_started_for_the_call(tmp_path):
     assert "local Dask cluster" in done.stderr
     parent = int(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0].text)
     wait_for(lambda: not psutil.pid_exists(parent), 10)
+
+
+SCRIPT = """
+import papermill as pm
+pm.execute_notebook("in.ipynb", "out.ipynb", engine_name="dask", progress_bar=False)
+print("done")
+"""
+THREAD = (
+    f"import threading\nthread = threading.Thread(target=exec, args=({SCRIPT!r},))\nthread.start()\nthread.join()\n"
+)
+# As a worker of Celery: it may have no children of its own.
+DAEMON = f"""
+import multiprocessing
+process = multiprocessing.get_context("fork").Process(target=exec, args=({SCRIPT!r},), daemon=True)
+process.start()
+process.join()
+"""
+
+
+@pytest.mark.parametrize("way", ["script", "standard input", "-c", "prompt", "notebook", "thread", "daemon", "twice"])
+def test_caller_needs_no_main_guard(tmp_path, way):
+    """However a program without `if __name__ == "__main__":` is started, it runs the notebook, and nothing stays."""
+    notebook(tmp_path / "in.ipynb", "print('kept')")
+    notebook(tmp_path / "caller.ipynb", SCRIPT)
+    program = tmp_path / "caller.py"
+    program.write_text({"thread": THREAD, "daemon": DAEMON, "twice": SCRIPT * 2}.get(way, SCRIPT))
+    command: dict[str, tuple[str | Path, ...]] = {
+        "standard input": ("python", "-"),
+        "-c": ("python", "-c", SCRIPT),
+        "prompt": ("python", "-i", "-q"),
+        "notebook": ("jupyter", "execute", "--inplace", "caller.ipynb"),
+    }
+    mark = {"TEST_OF_MAIN_GUARD": str(tmp_path)}
+    name, *words = command.get(way, ("python", program))
+    done = subprocess.run(
+        [BIN / name, *words], input=SCRIPT.replace("\n\n", "\n") if way in ("standard input", "prompt") else None,
+        cwd=tmp_path, env=clean_environment() | mark, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout if way != "notebook" else (tmp_path / "caller.ipynb").read_text()
+    assert printed.count("done") >= (2 if way == "twice" else 1), done.stderr
+    assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0].text == "kept\n"
+    wait_for(lambda: not processes_with(mark), 10)
+
+
+def processes_with(mark: dict[str, str]) -> list[psutil.Process]:
+    """Return the processes with a variable in their environment."""
+    processes = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            processes += [process] if mark.items() <= process.environ().items() else []
+    return processes
+
+
+def test_kernel_of_a_killed_caller_ends(tmp_path):
+    """A caller that is killed takes its cluster and its kernel with it."""
+    notebook(tmp_path / "in.ipynb", "from pathlib import Path\nPath('began').touch()\nimport time\ntime.sleep(600)")
+    mark = {"TEST_OF_MAIN_GUARD": str(tmp_path)}
+    caller = subprocess.Popen(
+        [BIN / "python", "-c", SCRIPT], cwd=tmp_path, env=clean_environment() | mark, stderr=subprocess.DEVNULL
+    )
+    wait_for((tmp_path / "began").exists, 60)
+    caller.kill()
+    caller.wait()
+    wait_for(lambda: not processes_with(mark), 20)
+
+
+NAMES = ("OMP_NUM_THREADS", "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_")
+THREADS = f"import os\nprint([os.environ.get(name) for name in {NAMES}])"
+
+
+def test_kernel_has_the_threads_of_its_worker(tmp_path):
+    """What Dask's nanny sets does not reach a kernel: on a cluster for the call nothing is set; else a notebook has the
+    worker's threads by the notebooks that it runs in parallel, unless the client's own variable is forwarded.
+    """
+    source, output = notebook(tmp_path / "in.ipynb", THREADS), tmp_path / "out.ipynb"
+
+    def run(**variables: str) -> str:
+        environment = {name: value for name, value in clean_environment().items() if name != "OMP_NUM_THREADS"}
+        command = [BIN / "papermill", source, output, "--engine", "dask"]
+        subprocess.run(command, env=environment | variables, capture_output=True, timeout=120, check=True)
+        return nbformat.read(output, as_version=4).cells[0].outputs[0].text
+
+    assert run() == "[None, None, None]\n"
+    with new_cluster(tmp_path / "cluster") as cluster:
+        cluster.start_scheduler()
+        cluster.start_worker("alpha", threads=6, resources="notebook=2", nanny=True)
+        address = {"DASK_SCHEDULER_ADDRESS": cluster.address}
+        assert run(**address) == "['3', None, None]\n"
+        own = {"OMP_NUM_THREADS": "5", "DASK_PAPERMILL_DASK__ENVIRONMENT": "OMP_*"}
+        assert run(**address, **own) == "['5', None, None]\n"
 
 
 MAKERS = """

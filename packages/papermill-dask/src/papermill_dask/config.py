@@ -14,6 +14,7 @@ from papermill_dask.failures import EngineError
 
 SECTION = "papermill-dask"  # of Dask's configuration
 METADATA = "papermill_dask"  # of a notebook's metadata
+NOTEBOOK = "notebook"  # the Dask resource that is a worker's number of notebooks in parallel
 RESULTS = ("lost", "runs")  # the entries that an execution writes there
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 

@@ -23,12 +23,11 @@ from distributed import Client, Event, LocalCluster, Semaphore
 from jupyter_client.kernelspec import NoSuchKernel
 
 from papermill_dask import compat, tracking
-from papermill_dask.config import SECTION
+from papermill_dask.config import NOTEBOOK, SECTION
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker.notebook import describe, installed_versions, listens
 
 logger = logging.getLogger("papermill")  # the engine's lines appear among papermill's own
-NOTEBOOK = "notebook"  # the Dask resource that is a worker's number of notebooks in parallel
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15.0
 RETRY_SECONDS = 0.1
@@ -109,16 +108,18 @@ def connect() -> Iterator[Client]:
 def _local_cluster() -> Iterator[LocalCluster]:
     """Yield a cluster of one worker for this user alone; close it.
 
-    Whoever connects needs its key. By default Dask shares a folder with a known name among all users of the machine,
-    and runs modules that it finds there.
+    Scheduler and worker are threads of this process: a process of their own would run the caller's script again, which
+    needs `if __name__ == "__main__":`, and could not be started by a daemonic process. Whoever connects needs the key.
+    By default Dask shares a folder with a known name among all users of the machine, and runs modules that it finds
+    there.
     """
     parent = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="papermill-dask-", dir=parent, ignore_cleanup_errors=True) as folder:
         with _making, dask.config.set({"temporary-directory": folder}):
             # Dask's own default for the page, ":0", listens on every interface.
-            options = {"dashboard_address": "127.0.0.1:0", "security": True}
-            cluster = LocalCluster(n_workers=1, threads_per_worker=1, **options)
+            options = {"dashboard_address": "127.0.0.1:0", "security": True, "protocol": "tls://"}
+            cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, **options)
         with cluster:
             yield cluster
 

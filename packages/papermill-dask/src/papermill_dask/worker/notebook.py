@@ -115,9 +115,10 @@ def _run_cells(run: Run) -> dict[str, Any]:
     from jupyter_core.utils import ensure_event_loop
 
     from papermill_dask.worker.cells import CellEvents, KernelClient
+    from papermill_dask.worker.warm_up import environment_of
 
     task = run.task
-    environment = os.environ | task.environment
+    environment = environment_of(run.worker) | task.environment
     runs = tracking.NotebookRuns(run.key, environment)
     manager = CellEvents(nbformat.from_dict(task.notebook), run)
     error = None
