@@ -80,6 +80,18 @@ def test_combinations_are_the_product_with_typed_values():
     assert combinations([]) == [{}]
 
 
+def test_raw_values_stay_as_they_are_written(tmp_path):
+    """Leading zeros, underscores and long decimals stay text, in `--sweep` and `--csv`; an unknown name is an error."""
+    texts = ["007", "2020_01", "9007199254740993.0", "None"]
+    assert combinations([f"a={','.join(texts)}"], raw=["a"]) == [{"a": text} for text in texts]
+    table = "a,b\n" + "".join(f"{text},1\n" for text in texts)
+    assert read_table(table.encode(), "table.csv", ["a"])[1] == [{"a": text, "b": 1} for text in texts]
+    source = notebook(tmp_path / "in.ipynb", "# tags: parameters\na = 0")
+    command = [BIN / "papermill-sweep", source, "--sweep", "a=007", "--raw", "c"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, "c is none of a" in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.parametrize("sweeps", [["a="], ["a"], ["a=1,,2"], ["=1"], ["a=1,1"], ["a=1", "a=2"]])
 def test_combinations_that_make_no_sense_are_refused(sweeps):
     """Empty sweeps and repetitions are errors, in words."""

@@ -11,7 +11,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from keyword import iskeyword
@@ -63,10 +63,14 @@ class Sweep:
         return rows
 
 
-def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
+def combinations(sweeps: Iterable[str], raw: Container[str] = ()) -> list[dict[str, Any]]:
     """Return all combinations of ``NAME=VALUE,VALUE,...``, the last name varying fastest; `[{}]` for no sweep.
 
-    Values are converted as by papermill's ``-p``; a value with a comma needs double quotes. Raises EngineError.
+    Values are converted as by papermill's ``-p``, but for the names in ``raw``; a value with a comma needs double
+    quotes. Raises EngineError.
+
+    >>> combinations(["n=1,02"]), combinations(["n=1,02"], raw=["n"])
+    ([{'n': 1}, {'n': 2}], [{'n': '1'}, {'n': '02'}])
     """
     values: dict[str, list[Any]] = {}
     for sweep in sweeps:
@@ -76,8 +80,12 @@ def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
             raise EngineError(
                 "A sweep cannot be read.", value=sweep, expected="NAME=VALUE,VALUE,... with each name and value once"
             )
-        values[name] = [compat.read_parameter(part) for part in texts]
+        values[name] = [_value(name, part, raw) for part in texts]
     return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
+
+
+def _value(name: str, text: str, raw: Container[str]) -> Any:
+    return text if name in raw else compat.read_parameter(text)
 
 
 def check_names(names: Sequence[str], place: str, notebook: Path) -> None:
@@ -112,8 +120,11 @@ def check_tags(tags: Iterable[str], notebook: Path) -> None:
         raise EngineError("No code cell has the tag to skip.", value=value, expected=expected, next_step=next_step)
 
 
-def read_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the header of a CSV file, and the parameters of each other row; raise EngineError if it has a fault."""
+def read_table(content: bytes, place: str, raw: Container[str] = ()) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the header of a CSV file, and the parameters of each other row, those in ``raw`` as they are written.
+
+    Raises EngineError if the file has a fault.
+    """
     problem = None
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), ""), skipinitialspace=True, strict=True)
@@ -133,7 +144,7 @@ def read_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, An
             expected="a header, and rows with a value for each of its names, separated by commas, in UTF-8",
             next_step="save the file so; write None for no value",
         )
-    return names, [dict(zip(names, map(compat.read_parameter, row), strict=True)) for _, row in rows]
+    return names, [{name: _value(name, text, raw) for name, text in zip(names, row, strict=True)} for _, row in rows]
 
 
 def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report = print, **options: Any) -> Sweep:
@@ -217,11 +228,20 @@ def _execute(run: NotebookRun, notebook: Path, options: dict, signals: Sequence[
 @click.option(
     "--csv", "file", type=click.File("rb"), help="A run for each row of this file; its header names the parameters."
 )
+@click.option(
+    "-r", "--raw", multiple=True, metavar="NAME", help="Leave the values of this parameter as text: 007, 1_000."
+)
 @click.option("--skip-tags", metavar="TAG,TAG", help="Do not run the cells with one of these tags.")
-def main(notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None, skip_tags: str | None) -> None:
+def main(
+    notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None, raw: tuple[str, ...], skip_tags: str | None
+) -> None:
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
-    names, rows = read_table(file.read(), file.name) if file else ([], [{}])
-    combined = combinations(sweeps)
+    names, rows = read_table(file.read(), file.name, raw) if file else ([], [{}])
+    combined = combinations(sweeps, raw)
+    if unknown := sorted({*raw} - {*names, *combined[0]}):
+        raise click.BadParameter(
+            f"{', '.join(unknown)} is none of {', '.join([*names, *combined[0]])}", param_hint="--raw"
+        )
     places = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
     check_names([*names, *combined[0]], ", then ".join(places), notebook)
     every = [parameters | more for parameters in rows for more in combined]
