@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -230,6 +231,31 @@ def test_lock_file_on_a_mount_is_written(tmp_path, mount):
         assert done.returncode == 0, done.stderr
         locks.append(done.stdout[done.stdout.index("schema") :])
     assert locks[0] == locks[1]
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard", pytest.param("owner", marks=pytest.mark.privileged)])
+def test_lock_file_keeps_its_links_and_its_owner(tmp_path, kind):
+    """A lock file that is a link, has a second name or is another user's stays so, as with DVC; so the content."""
+    facts = []
+    for name in ("dvc-parallel", "dvc"):
+        place = new_repository(tmp_path / name, "stages: {a: {cmd: echo a > a.txt, outs: [a.txt]}}")
+        lock, other = place / "dvc.lock", tmp_path / f"{name}.lock"
+        other.write_text("schema: '2.0'\n")
+        other.chmod(0o640)
+        if kind == "owner":
+            shutil.copy(other, lock)
+            os.chown(lock, 4242, 4242)
+        elif kind == "hard":
+            lock.hardlink_to(other)
+        else:
+            lock.symlink_to(other)
+        assert program(place, name, "repro").returncode == 0
+        status = lock.stat()
+        facts.append(
+            (status.st_mode, status.st_uid, status.st_gid, status.st_nlink, lock.is_symlink(), lock.read_text())
+        )
+    assert facts[0] == facts[1]
+    assert "a.txt" in facts[0][-1]
 
 
 # -- faults --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import nbformat
 import psutil
 import pytest
 from distributed import Client, Security
-from hosts import Cluster, new_cluster, notebook, wait_for
+from hosts import Cluster, new_cluster, notebook, small_disk, wait_for
 from papermill_dask import connect
+from papermill_dask.client.engine import put_in_place
 from programs import BIN, clean_environment, environment_of, free_port
 
 
@@ -366,3 +368,111 @@ def test_notebook_waits_for_an_earlier_one_with_its_output(cluster, tmp_path):
     assert len(dict.fromkeys(pids)) == 2
     assert pids == sorted(pids, key=pids.index)  # never the one between the lines of the other
     cluster.stop("beta")
+
+
+# -- what is written -----------------------------------------------------------------------------------------------
+def stock_and_ours(folder: Path, name: str, make) -> list[tuple]:
+    """Write an executed notebook over what ``make`` leaves, by both engines; return what each file is afterwards."""
+    facts = []
+    for engine in ([], ["--engine", "dask"]):
+        place = folder / ("dask" if engine else "stock")
+        place.mkdir()
+        output = place / name
+        make(output)
+        command = [BIN / "papermill", notebook(folder / "in.ipynb", "print('kept')"), output, "--no-progress-bar"]
+        done = subprocess.run(
+            [*command, *engine], env=clean_environment(), capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        status = output.stat()
+        text = nbformat.read(output, as_version=4).cells[0].outputs[0].text
+        names = sorted(path.name for path in place.iterdir())
+        links = output.is_symlink(), status.st_nlink
+        facts.append((oct(status.st_mode), status.st_uid, status.st_gid, *links, text, names))
+    return facts
+
+
+def restricted(output: Path) -> None:
+    """Leave a file that only its owner may read."""
+    output.write_text("{}" * 4000)
+    output.chmod(0o600)
+
+
+def linked(output: Path) -> None:
+    """Leave a file with a second name."""
+    restricted(output)
+    output.with_name("second.ipynb").hardlink_to(output)
+
+
+def pointed(output: Path) -> None:
+    """Leave a symbolic link to a file."""
+    output.with_name("target.ipynb").write_text("{}")
+    output.symlink_to("target.ipynb")
+
+
+def dangling(output: Path) -> None:
+    """Leave a symbolic link to a file that does not exist."""
+    output.symlink_to("target.ipynb")
+
+
+def of_another(output: Path) -> None:
+    """Leave a file of another user."""
+    restricted(output)
+    os.chown(output, 4242, 4242)
+
+
+def absent(output: Path) -> None:
+    """Leave nothing."""
+
+
+@pytest.mark.parametrize("make", [restricted, linked, pointed, dangling, absent])
+def test_executed_notebook_is_written_as_by_stock_papermill(tmp_path, make):
+    """Mode and links of what is there stay, and nothing else is left in the folder; so for the longest name."""
+    stock, ours = stock_and_ours(tmp_path, f"{'n' * 249}.ipynb", make)
+    assert ours == stock
+
+
+@pytest.mark.privileged
+def test_owner_of_an_executed_notebook_stays(tmp_path):
+    """Root writes over another user's file, which stays that user's."""
+    stock, ours = stock_and_ours(tmp_path, "out.ipynb", of_another)
+    assert ours == stock
+    assert ours[1] == 4242
+
+
+@pytest.mark.privileged
+def test_executed_notebook_is_written_to_a_mount_and_whole_to_a_full_disk(tmp_path):
+    """A file that is a mount point is written; without space the old content stays, whole, through a second name."""
+    new, file, other = tmp_path / "new", tmp_path / "file", tmp_path / "other"
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        other.write_text("old")
+        file.write_text("")
+        subprocess.run(["mount", "--bind", other, file], check=True)
+        try:
+            new.write_text("new")
+            put_in_place(new, file)
+            assert (file.read_text(), other.read_text(), new.exists()) == ("new", "new", False)
+        finally:
+            subprocess.run(["umount", file], check=True)
+        (disk / "kept").write_text("kept")
+        (disk / "second").hardlink_to(disk / "kept")
+        new.write_bytes(bytes(1_000_000))
+        with pytest.raises(OSError, match="No space"):
+            put_in_place(new, disk / "kept")
+        assert (disk / "second").read_text() == "kept"
+        assert new.exists()
+
+
+def test_file_that_may_not_be_written_to_is_left(tmp_path):
+    """A read-only file stays as it is, also in a folder in which it could be replaced."""
+    new, file = tmp_path / "new", tmp_path / "file"
+    new.write_text("new")
+    file.write_text("old")
+    file.chmod(0o444)
+    user = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.getuid() == 0 else []  # root without its powers
+    program = "import sys, pathlib; from papermill_dask.client.engine import put_in_place; "
+    program += "put_in_place(*map(pathlib.Path, sys.argv[1:]))"
+    command = [*user, BIN / "python", "-c", program, new, file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "PermissionError" in done.stderr
+    assert file.read_text() == "old"

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from hosts import wait_for
+from hosts import notebook, wait_for
 from notebooks import notebook as document_of
 from papermill_dask import EngineError, Sweep, run_many
 from papermill_dask.client.sweep import NotebookRun, combinations, read_table

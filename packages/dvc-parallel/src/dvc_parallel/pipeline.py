@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -184,8 +185,26 @@ class Pipeline:
             for other in self.steps:
                 if other in self._new and compat.lock_file(other).path == lock_file.path:
                     stages[other.name] = stages.pop(other.name)
-        try:
-            copy.replace(path)
-        except OSError:  # the lock file is on another file system, or a mount point
-            shutil.copyfile(copy, path)
+        _put_in_place(copy, path)
         self._repo.scm_context.track_file(lock_file.relpath)
+
+
+def _put_in_place(new: Path, file: Path) -> None:
+    """Move a new file to ``file``, whole or not at all; one that exists keeps its links and its owner, as with DVC."""
+    old, fresh = file.lstat() if os.path.lexists(file) else None, new.stat()
+    is_alone = not old or (stat.S_ISREG(old.st_mode) and old.st_nlink == 1)
+    if is_alone and (not old or (old.st_uid, old.st_gid) == (fresh.st_uid, fresh.st_gid)):
+        with contextlib.suppress(OSError):  # the file is on another file system, or a mount point
+            new.replace(file)
+            return
+    content = new.read_bytes()
+    with file.open("r+b" if file.exists() else "wb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error before the content changes
+                os.posix_fallocate(stream.fileno(), 0, len(content))
+        except OSError:
+            stream.truncate(size)
+            raise
+        stream.write(content)
+        stream.truncate()

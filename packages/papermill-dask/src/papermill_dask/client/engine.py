@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import queue
+import shutil
 import signal
 import threading
 import time
@@ -208,15 +209,15 @@ class ExecutedNotebook(NotebookExecutionManager):
         return self.nb.cells[index].metadata.papermill["status"] == self.SKIPPED
 
     def save(self, **_: Any) -> None:
-        """Write the notebook to a hidden file and rename that; raise EngineError when the disk is full."""
+        """Write the notebook to a hidden file, and put that in place; raise EngineError when the disk is full."""
         began, target, file = time.monotonic(), self.output_path, _local_file(self.output_path)
-        partial = file and file.with_name(f".{os.getpid()}.{file.name}")
+        partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # a name may be as long as the system allows
         try:
             if partial:
                 self.output_path = str(partial)
             super().save()
             if file and partial:
-                partial.replace(file)
+                put_in_place(partial, file)
         except OSError as error:
             if partial:
                 partial.unlink(missing_ok=True)
@@ -255,6 +256,37 @@ class ExecutedNotebook(NotebookExecutionManager):
             for cell in pending_cells:
                 cell.metadata.papermill["status"] = self.PENDING
             self.save()
+
+
+def put_in_place(new: Path, file: Path) -> None:
+    """Move a new file to ``file``, whole or not at all; one that exists keeps its links, mode, owner and ACL.
+
+    Raises OSError, and leaves both files: the old one may not be written to, or the disk is full.
+    """
+    try:
+        stream = file.open("r+b")
+    except FileNotFoundError:  # of a link, the file that it names
+        shutil.move(new, os.path.realpath(file))
+        return
+    with stream:
+        old, fresh = file.lstat(), new.stat()
+        is_alone = not file.is_symlink() and old.st_nlink == 1
+        if is_alone and (old.st_uid, old.st_gid) == (fresh.st_uid, fresh.st_gid):
+            shutil.copystat(file, new)
+            os.utime(new)
+            with contextlib.suppress(OSError):  # a mount point
+                new.replace(file)
+                return
+        content, size = new.read_bytes(), os.fstat(stream.fileno()).st_size
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error before the content changes
+                os.posix_fallocate(stream.fileno(), 0, len(content))
+        except OSError:
+            stream.truncate(size)
+            raise
+        stream.write(content)
+        stream.truncate()
+    new.unlink()
 
 
 def _local_file(path: str | None) -> Path | None:

@@ -228,9 +228,7 @@ def _execute(run: NotebookRun, notebook: Path, options: dict, signals: Sequence[
 @click.option(
     "--csv", "file", type=click.File("rb"), help="A run for each row of this file; its header names the parameters."
 )
-@click.option(
-    "-r", "--raw", multiple=True, metavar="NAME", help="Leave the values of this parameter as text: 007, 1_000."
-)
+@click.option("-r", "--raw", multiple=True, metavar="NAME", help="Leave the values of this parameter as text.")
 @click.option("--skip-tags", metavar="TAG,TAG", help="Do not run the cells with one of these tags.")
 def main(
     notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None, raw: tuple[str, ...], skip_tags: str | None
@@ -238,12 +236,11 @@ def main(
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
     names, rows = read_table(file.read(), file.name, raw) if file else ([], [{}])
     combined = combinations(sweeps, raw)
-    if unknown := sorted({*raw} - {*names, *combined[0]}):
-        raise click.BadParameter(
-            f"{', '.join(unknown)} is none of {', '.join([*names, *combined[0]])}", param_hint="--raw"
-        )
+    known = [*names, *combined[0]]
+    if unknown := sorted({*raw} - {*known}):
+        raise click.BadParameter(f"{', '.join(unknown)} is none of {', '.join(known)}", param_hint="--raw")
     places = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
-    check_names([*names, *combined[0]], ", then ".join(places), notebook)
+    check_names(known, ", then ".join(places), notebook)
     every = [parameters | more for parameters in rows for more in combined]
     options = {"skip_tags": skip_tags} if skip_tags else {}  # without it, those of the metadata or the configuration
     sweep = run_many(notebook, every, report=lambda line: click.echo(line, err=True), **options)
