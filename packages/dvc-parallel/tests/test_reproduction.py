@@ -259,6 +259,17 @@ def test_lock_file_keeps_its_links_and_its_owner(tmp_path, kind):
 
 
 # -- faults --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("content", [b"day: 2020-01-01\n", b"day: \xfc\n", b"day: [\n"])
+def test_parameters_that_dvc_cannot_read_are_an_error_in_words(tmp_path, content):
+    """A date, a letter of Latin-1 and broken YAML: the line that DVC has, and no traceback."""
+    stages = {"a": {"cmd": "echo x > a", "params": ["day"], "outs": ["a"]}}
+    place = new_repository(tmp_path / "place", stages)
+    (place / "params.yaml").write_bytes(content)
+    done = program(place, "dvc-parallel", "repro")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "params.yaml" in done.stderr
+
+
 def test_repro_failure_stops_only_what_needs_it(tmp_path):
     """The error names the stage, the end of its output and what was not run; the rest is committed."""
     stages = {

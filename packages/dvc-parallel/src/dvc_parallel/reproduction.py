@@ -67,7 +67,7 @@ def open_repository() -> Iterator[compat.Repo]:
     try:
         with compat.Repo() as repo:
             yield repo
-    except (compat.DvcException, OSError) as error:
+    except (compat.DvcException, OSError, TypeError, ValueError) as error:  # such as a date in params.yaml
         next_step = "name other stages or correct what DVC names, then run again"
         raise ReproError("The pipeline cannot be run.", value=_explain(error), next=next_step) from None
 
