@@ -125,6 +125,18 @@ def store_file(uri: str, source: Path) -> None:
     FTPArtifactRepository(uri).log_artifact(str(source))
 
 
+def exchange_folder(uri: str, source: Path, target: Path) -> tuple[list[str], set[bytes]]:
+    """Store a folder, list it, fetch it and delete it, and stay for a while; return the names and the contents."""
+    store = FTPArtifactRepository(uri)
+    store.log_artifacts(str(source))
+    names = [info.path for info in store.list_artifacts()]
+    target.mkdir()
+    fetched = Path(store.download_artifacts("", str(target)))
+    contents = {file.read_bytes() for file in fetched.iterdir()}
+    store.delete_artifacts()
+    return names, contents
+
+
 @contextlib.contextmanager
 def started_server(folder: Path, **settings: str) -> Iterator[Server]:
     """Start a server with its files in ``folder``, and end it."""

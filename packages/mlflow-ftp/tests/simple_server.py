@@ -2,7 +2,9 @@
 
 LACKS are commands that it does not know, and: `options` (LIST and NLST take `-a` for a name), `no-such` (the answer is
 then an empty list), `hidden` (names that begin with a dot are not listed), `paths` (NLST has whole paths), `odd` (LIST
-has lines of its own), `windows` (LIST as on Windows), `files` (550 for an empty folder), `names` (no lists at all).
+has lines of its own), `windows` (LIST as on Windows), `files` (550 for an empty folder), `names` (no lists at all),
+`connections` (more than three), `logins` (more than three, in ProFTPD's words), `dots` (names that begin with a dot),
+`421` and `530` (each fiftieth command ends the session with this answer), `utf-8` (the greeting is Latin-1).
 """
 
 from __future__ import annotations
@@ -10,12 +12,26 @@ from __future__ import annotations
 import re
 import sys
 
-from pyftpdlib.authorizers import DummyAuthorizer
+from pyftpdlib.authorizers import AuthenticationFailed, DummyAuthorizer
 from pyftpdlib.filesystems import AbstractedFS
 from pyftpdlib.handlers import FTPHandler
 from pyftpdlib.servers import FTPServer
 
 port, folder, user, password, *lacks = sys.argv[1:]
+
+
+inside = set()
+
+
+class Authorizer(DummyAuthorizer):
+    """The users of the server."""
+
+    def validate_authentication(self, username, password, handler):
+        """Refuse a fourth login."""
+        super().validate_authentication(username, password, handler)
+        if "logins" in lacks and len(inside) >= 3:
+            raise AuthenticationFailed("Sorry, the maximum number of clients (3) for this user are already connected.")
+        inside.add(handler)
 
 
 class Files(AbstractedFS):
@@ -44,11 +60,29 @@ class Handler(FTPHandler):
     """The commands of the server."""
 
     abstracted_fs = Files
+    unicode_errors = "surrogateescape"
+    banner = "Gr\udcfc\udcdfe" if "utf-8" in lacks else "Ready."
+    auth_failed_timeout = 0.1
+    commands = 0
     proto_cmds = {name: rules for name, rules in FTPHandler.proto_cmds.items() if name not in lacks}  # noqa: RUF012
 
+    def push(self, data):
+        """Send a reply, with the bytes of names that are not UTF-8."""
+        super(FTPHandler, self).push(data.encode(errors="surrogateescape"))
+
+    def on_disconnect(self):
+        """Make room for another login."""
+        inside.discard(self)
+
     def pre_process_command(self, line, cmd, arg):
-        """Take options for names."""
-        if cmd in ("LIST", "NLST") and arg.startswith("-") and "options" in lacks:
+        """Take options for names, refuse names, and end sessions."""
+        self.commands += 1
+        if {"421", "530"} & set(lacks) and self.commands % 50 == 0:
+            self.respond(f"{lacks[0]} The session has ended.")
+            self.flush_account()
+        elif "dots" in lacks and cmd in ("STOR", "MKD") and "/." in arg:
+            self.respond("553 Prohibited file name.")
+        elif cmd in ("LIST", "NLST") and arg.startswith("-") and "options" in lacks:
             if "no-such" in lacks:
                 self.push_dtp_data(b"", cmd=cmd)
             else:
@@ -70,6 +104,8 @@ class Handler(FTPHandler):
         return path
 
 
-Handler.authorizer = DummyAuthorizer()
+Handler.authorizer = Authorizer()
 Handler.authorizer.add_user(user, password, folder, perm="elradfmwMT")
-FTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+server = FTPServer(("127.0.0.1", int(port)), Handler)
+server.max_cons = 3 if "connections" in lacks else 512
+server.serve_forever()

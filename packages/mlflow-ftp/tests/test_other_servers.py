@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import shutil
 import socket
@@ -11,12 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow_ftp import connections
+from mlflow_ftp.artifact_errors import ArtifactError, StoreFull
 from mlflow_ftp.repository import FTPArtifactRepository
-from servers import free_port, required
+from servers import exchange_folder, free_port, required, wait_for
 from trees import ODD_NAMES, describe, find_marks, find_temporaries
 
 USER, PASSWORD = "keeper", "correct horse battery"
@@ -125,8 +129,8 @@ def other(request, monkeypatch) -> Iterator[tuple[Path, str]]:
 
 
 @contextlib.contextmanager
-def running(name: str, lacks: list[str], monkeypatch) -> Iterator[tuple[Path, str]]:
-    """Run a server; yield its folder and its address."""
+def running(name: str, lacks: list[str], monkeypatch, settings: str = "") -> Iterator[tuple[Path, str]]:
+    """Run a server, with more lines in its settings; yield its folder and its address."""
     # Not below pytest's own folders, which nobody else may enter.
     folder = Path("/tmp") / f"other-ftp-{os.getpid()}-{name.replace(' ', '-')}"
     files, port = folder / "files", free_port()
@@ -140,6 +144,9 @@ def running(name: str, lacks: list[str], monkeypatch) -> Iterator[tuple[Path, st
     commands = {"vsftpd": vsftpd_command, "proftpd": proftpd_command, "pyftpdlib": pyftpdlib_command}
     simple = functools.partial(simple_command, lacks=lacks)
     command = commands.get(name, simple)(folder, files, port)
+    if settings:
+        with Path(command[-1]).open("a") as file:
+            file.write(f"{settings}\n")
     with (folder / "out").open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
             deadline = time.monotonic() + 10
@@ -239,3 +246,136 @@ def test_artifact_of_another_program_is_fetched_from_a_simple_server(other, capl
     assert "stored by another program" in caplog.text
     assert store.list_artifacts("nothing") == []
     assert [path.name for path in (files / "store").iterdir()] == ["theirs"]
+
+
+LIMITS = {
+    "proftpd for all": ("proftpd", "MaxClients 3"),
+    "proftpd for a user": ("proftpd", "MaxClientsPerUser 3"),
+    "proftpd for a host": ("proftpd", "MaxClientsPerHost 3"),
+    "vsftpd for all": ("vsftpd", "max_clients=3"),
+    "vsftpd for a host": ("vsftpd", "max_per_ip=3"),
+    "pyftpdlib": ("connections", ""),
+    "a slow refusal": ("logins", ""),
+}
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.privileged] if "ftpd for" in name else []) for name in LIMITS]
+)
+def small(request, monkeypatch) -> Iterator[str]:
+    """The address of a server with three connections."""
+    name, settings = LIMITS[request.param]
+    required(name, {"vsftpd": VSFTPD, "proftpd": PROFTPD}.get(name, True))
+    with running(name, [name], monkeypatch, settings) as (_, uri):
+        yield uri
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """A folder of 26 files."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(26):
+        (folder / f"{number:02}").write_text(f"{number}" * 1000)
+    return folder
+
+
+def test_server_with_three_connections_serves_processes_side_by_side(small, many, tmp_path):
+    """This process keeps connections; two others store, list, fetch and delete folders beside it, and so does it."""
+    expected = [f"{number:02}" for number in range(26)], {file.read_bytes() for file in many.iterdir()}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        others = [
+            pool.submit(exchange_folder, f"{small}/{name}", many, tmp_path / name) for name in ("first", "second")
+        ]
+        for name in ("third", "fourth"):
+            assert exchange_folder(f"{small}/{name}", many, tmp_path / name) == expected
+        assert [other.result() for other in others] == [expected] * 2
+
+
+def test_server_without_a_free_connection_is_an_error_in_time(monkeypatch, many):
+    """While other programs have all connections a folder waits; then an error names the limit, not the password."""
+    monkeypatch.setattr(connections, "FULL_SECONDS", 1)
+    with running("full", ["logins"], monkeypatch) as (_, uri):
+        store, address = FTPArtifactRepository(uri), connections.parse(uri)[0]
+        strangers = [connections._connect(address) for _ in range(3)]
+        began = time.monotonic()
+        with pytest.raises(StoreFull, match="lets no more clients in") as caught:
+            store.log_artifacts(str(many))
+        assert time.monotonic() - began < 8
+        assert "password" not in str(caught.value)
+        assert caught.value.get_http_status_code() == 503
+        with monkeypatch.context() as patch:
+            patch.setenv("MLFLOW_FTP_PASSWORD", "not the one")
+            with pytest.raises(ArtifactError, match="refused the login"):
+                store.list_artifacts()
+        for stranger in strangers:
+            stranger.close()
+        store.log_artifacts(str(many))
+        assert len(store.list_artifacts()) == 26
+
+
+def test_idle_connections_are_closed(monkeypatch):
+    """A process that is idle leaves its connections to others after a few seconds."""
+    with running("idle", ["logins"], monkeypatch) as (_, uri):
+        store = FTPArtifactRepository(uri)
+        store.list_artifacts()
+        (kept,) = connections._pools[store.address].idle
+        wait_for(lambda: kept.sock is None)
+        assert not connections._pools[store.address].idle
+
+
+@pytest.mark.parametrize("code", ["421", "530"])
+def test_session_that_the_server_ends_is_begun_again(monkeypatch, tmp_path, code):
+    """A server that ends sessions in the middle of an operation: files are stored whole, listed, fetched, deleted."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    for number in range(5):
+        (source / f"{number}").write_bytes(os.urandom(1_000_000))
+    with running("ending", [code], monkeypatch) as (files, uri):
+        store = FTPArtifactRepository(uri)
+        for file in source.iterdir():
+            store.log_artifact(str(file))
+            assert [info.path for info in store.list_artifacts()] == sorted(
+                path.name for path in (files / "store").iterdir() if path.is_file()
+            )
+        assert describe(Path(store.download_artifacts("", str(target)))) == describe(source)
+        for file in source.iterdir():
+            store.delete_artifacts(file.name)
+        assert list((files / "store").iterdir()) == []
+
+
+def test_server_that_forbids_dots_stores_nothing(monkeypatch, many):
+    """A server that refuses names with a dot in front is an error with the server's words; no artifact appears."""
+    with running("dotless", ["dots"], monkeypatch) as (files, uri):
+        with pytest.raises(ArtifactError, match="553 Prohibited file name"):
+            FTPArtifactRepository(uri).log_artifact(str(many / "00"))
+        assert list((files / "store").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [pytest.param("proftpd", marks=pytest.mark.privileged), "utf-8", "LIST"])
+def test_names_that_are_not_utf8_are_fetched_and_deleted(monkeypatch, tmp_path, name):
+    """Greeting, errors and names may be Latin-1: a folder with such names is listed, fetched and deleted."""
+    required(name, PROFTPD if name == "proftpd" else True)
+    lacks = {"utf-8": ["utf-8"], "LIST": ["utf-8", "MLSD", "LIST"]}.get(name, [])
+    welcome = 'AccessGrantMsg "Willkommen f\\374r alle"' if name == "proftpd" else ""
+    with running(name, lacks, monkeypatch, welcome) as (files, uri):
+        folder = files / "store" / os.fsdecode(b"M\xfcll")
+        folder.mkdir()
+        folder.chmod(0o777)
+        (folder / os.fsdecode(b"caf\xe9 \xc3\xa9.txt")).write_bytes(b"coffee")
+        store = FTPArtifactRepository(uri)
+        (listed,) = store.list_artifacts()
+        listed.path.encode()  # no surrogates
+        assert listed.path == r"M\xfcll"
+        fetched = Path(store.download_artifacts(listed.path, str(tmp_path)))
+        assert [(file.name, file.read_bytes()) for file in fetched.iterdir()] == [(r"caf\xe9 é.txt", b"coffee")]
+        with pytest.raises(MlflowException, match="There is no artifact"):
+            store.download_artifacts(f"{listed.path}/missing")
+        (tmp_path / "new").write_bytes(b"stored")
+        store.log_artifact(str(tmp_path / "new"), listed.path)
+        assert (folder / "new").read_bytes() == b"stored"
+        store.delete_artifacts(rf"{listed.path}/caf\xe9 é.txt")
+        assert [path.name for path in folder.iterdir() if path.name[0] != "."] == ["new"]
+        store.delete_artifacts(listed.path)
+        assert list((files / "store").iterdir()) == []

@@ -12,6 +12,10 @@ from mlflow.protos import databricks_pb2 as codes
 NETWORK_ERRORS = (ftplib.Error, EOFError, ConnectionError, TimeoutError, ssl.SSLError)
 
 
+# In the words of ProFTPD, vsftpd, pure-ftpd, IIS and wu-ftpd: "the maximum number of clients (3) for this user".
+FULL = re.compile(r"\b(max\w*|too many|limit|already (connected|logged))\b", re.IGNORECASE)
+
+
 class ArtifactError(MlflowException):
     """An artifact could not be stored, listed, fetched or deleted.
 
@@ -40,6 +44,12 @@ class StoreSilent(ArtifactError):
     code = codes.TEMPORARILY_UNAVAILABLE
 
 
+class StoreFull(ArtifactError):
+    """The FTP server has had as many clients as it lets in, of one user or of all, for a minute."""
+
+    code = codes.TEMPORARILY_UNAVAILABLE
+
+
 class StoreRefused(ArtifactError):
     """The FTP server refused a command."""
 
@@ -60,8 +70,9 @@ class ArtifactNameRefused(ArtifactError):
     code = codes.INVALID_PARAMETER_VALUE
 
 
-def explain(error: BaseException, server: str) -> ArtifactError:
+def explain(error: BaseException, server: str, *, is_logged_in: bool = False) -> ArtifactError:
     """Return an error that explains a network error of ``server`` to a user."""
+    code = str(error)[:3] if isinstance(error, ftplib.Error) else ""
     kind: type[ArtifactError] = StoreUnavailable
     what, next_step = "does not answer.", "check that the server runs"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
@@ -70,7 +81,12 @@ def explain(error: BaseException, server: str) -> ArtifactError:
     elif isinstance(error, ftplib.Error) and re.match("[45]52|(426|451).*(space|quota)", str(error)):
         kind, what = ArtifactError, "has no room left; nothing of the artifact was kept."
         next_step = "free space on the server's disk, or delete runs and type `mlflow gc`"
-    elif isinstance(error, ftplib.error_perm) and str(error)[:3] == "530":
+    elif not is_logged_in and (code == "421" or (code == "530" and FULL.search(str(error)))):
+        kind, what = StoreFull, "lets no more clients in."
+        next_step = "have it allow more connections (of a user, and of a host), or wait until others have ended"
+    elif code == "530" and is_logged_in:
+        what, next_step = "has ended the session.", "try again"
+    elif code == "530":
         kind, what, next_step = ArtifactError, "refused the login.", "compare user and password with the server's"
     elif isinstance(error, ftplib.error_perm):
         kind, what, next_step = StoreRefused, "refused a command.", "look into the server's log"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import atexit
 import ftplib
+import math
 import os
+import random
 import socket
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,10 +18,12 @@ from multiprocessing.connection import wait
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, explain
+from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, StoreFull, explain
 
 TIMEOUT_SECONDS = 8  # for an answer, or a piece of a file
 IDLE_SECONDS = 1  # after which a kept connection is asked whether it is alive
+KEEP_SECONDS = 4  # after which a kept connection is closed
+FULL_SECONDS = 60  # to wait for a server that lets no more clients in
 ALIVE_SECONDS = 1  # for the answer
 END_SECONDS = 2  # for the server's end of a TLS stream, which some servers never send
 BLOCK_BYTES = 256 * 1024
@@ -51,21 +56,35 @@ def parse(uri: str) -> tuple[Address, str]:
 
 
 class Connection(ftplib.FTP):
-    """ftplib's connection, which can send several commands before it reads the answers: one round trip for all."""
+    """ftplib's connection, which can send several commands before it reads the answers: one round trip for all.
+
+    ftplib reads and writes Latin-1, which is any bytes. Names that are not UTF-8 have surrogates (PEP 383), so that the
+    server gets them back; in a reply such bytes are printed, as `\\xfc`.
+    """
 
     sock: socket.socket  # as long as it is connected
     last_use = 0.0
+
+    def putline(self, line: str) -> None:
+        """Send a line."""
+        super().putline(line.encode(errors="surrogateescape").decode("latin-1"))
+
+    def getline(self) -> str:
+        """Read a line."""
+        return super().getline().encode("latin-1").decode(errors="backslashreplace")
 
     def burst(self, *commands: str) -> list[str | ftplib.Error]:
         """Send commands without data connections, then read the replies; return a reply or an error for each."""
         replies: list[str | ftplib.Error] = []
         for first in range(0, len(commands), MAX_BURST):
             part = commands[first : first + MAX_BURST]
-            self.sock.sendall("".join(f"{command}\r\n" for command in part).encode(self.encoding))
+            self.sock.sendall("".join(f"{command}\r\n" for command in part).encode(errors="surrogateescape"))
             for _ in part:
                 try:
                     replies.append(self.getresp())
                 except (ftplib.error_perm, ftplib.error_temp) as error:
+                    if str(error)[:3] in ("421", "530"):  # the server has ended the session
+                        raise
                     replies.append(error)
         return replies
 
@@ -107,7 +126,8 @@ class Connection(ftplib.FTP):
 
     def lines(self, command: str) -> list[str]:
         """Return the lines that a command sends on a data connection."""
-        return b"".join(self.blocks(command)).decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
+        text = b"".join(self.blocks(command)).decode(errors="surrogateescape")
+        return text.replace("\r\n", "\n").split("\n")[:-1]
 
 
 class SecureConnection(Connection, ftplib.FTP_TLS):
@@ -121,49 +141,117 @@ class SecureConnection(Connection, ftplib.FTP_TLS):
         return self.context.wrap_socket(data, server_hostname=self.host, session=self.sock.session), size
 
 
-_idle: dict[Address, deque[Connection]] = {}
+class _Pool:
+    """The connections to one server: those that are kept, and how many are open; all in the lock ``changed``.
 
+    ``most`` are as many as the server lets in, once it has refused one for their number.
+    """
 
-def close_idle() -> None:
-    """Close the kept connections."""
-    for connections in _idle.values():
-        for connection in connections:
-            connection.close()
-    _idle.clear()
+    def __init__(self) -> None:
+        self.idle: deque[Connection] = deque()
+        self.open, self.most, self.has_keeper = 0, math.inf, False
+        self.changed = threading.Condition()
 
-
-atexit.register(close_idle)
-os.register_at_fork(after_in_child=close_idle)  # two processes that use one would get each other's answers
-
-
-@contextmanager
-def acquire(address: Address) -> Iterator[Connection]:
-    """Yield a connection that is logged in; keep it if nothing is raised. A network error becomes an ArtifactError."""
-    idle = _idle.setdefault(address, deque())
-    connection = _take(idle) or _connect(address)
-    try:
-        yield connection
-    except BaseException as error:
-        connection.close()
-        if isinstance(error, NETWORK_ERRORS):
-            raise explain(error, str(address)) from error
-        raise
-    connection.last_use = time.monotonic()
-    idle.append(connection)
-
-
-def _take(idle: deque[Connection]) -> Connection | None:
-    """Return the kept connection that was used last, if it is alive; else close it and the older ones."""
-    with suppress(IndexError):
-        connection = idle.pop()
+    def take(self) -> Connection | None:
+        """Return the kept connection that was used last, or None: then one may be opened, and counts as open."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.idle or self.open < self.most)
+            connection = self.idle.pop() if self.idle else None
+            self.open += connection is None
+        if connection is None:
+            return None
         # A server sends only replies: if there is something to read, it has said goodbye.
         is_fresh = time.monotonic() - connection.last_use < IDLE_SECONDS
         if not wait([connection.sock], timeout=0) and (is_fresh or connection.is_alive()):
             return connection
-        while True:
+        self.drop(connection)
+        self.close_kept()  # those that were used before it
+        return self.take()
+
+    def drop(self, connection: Connection | None = None) -> None:
+        """Close a connection, if it was opened; it is no longer counted."""
+        if connection:
             connection.close()
-            connection = idle.pop()
-    return None
+        with self.changed:
+            self.open -= 1
+            self.changed.notify()
+
+    def keep(self, connection: Connection) -> None:
+        """Keep a connection for the next operation, for some seconds: other processes may wait for it."""
+        connection.last_use = time.monotonic()
+        with self.changed:
+            self.idle.append(connection)
+            self.changed.notify()
+            if not self.has_keeper:
+                self.has_keeper = True
+                threading.Thread(target=self._close_unused, name="mlflow-ftp idle", daemon=True).start()
+
+    def close_kept(self, unused_since: float = math.inf) -> None:
+        """Close the kept connections that were last used before a time."""
+        with self.changed:
+            while self.idle and self.idle[0].last_use < unused_since:
+                self.idle.popleft().close()
+                self.open -= 1
+            self.changed.notify_all()
+
+    def _close_unused(self) -> None:
+        while True:
+            time.sleep(KEEP_SECONDS / 4)
+            self.close_kept(time.monotonic() - KEEP_SECONDS)
+            with self.changed:
+                if not self.idle:
+                    self.has_keeper = False
+                    return
+
+
+_pools: dict[Address, _Pool] = {}
+
+
+def close_idle() -> None:
+    """Close the kept connections."""
+    for pool in _pools.values():
+        pool.close_kept()
+
+
+def _forget() -> None:
+    """Close the connections of the process that this one was forked from, whose locks may be held for ever."""
+    for pool in _pools.values():
+        for connection in list(pool.idle):
+            connection.close()
+    _pools.clear()
+
+
+atexit.register(close_idle)
+os.register_at_fork(after_in_child=_forget)  # two processes that use one would get each other's answers
+
+
+@contextmanager
+def acquire(address: Address) -> Iterator[Connection]:
+    """Yield a connection that is logged in; keep it if nothing is raised. A network error becomes an ArtifactError.
+
+    If the server lets no more in, wait for another one of this process; without any, for a minute.
+    """
+    pool, began, connection = _pools.setdefault(address, _Pool()), time.monotonic(), None
+    while connection is None:
+        if connection := pool.take():
+            break
+        try:
+            connection = _connect(address)
+        except BaseException as error:
+            pool.drop()
+            if not isinstance(error, StoreFull) or time.monotonic() - began > FULL_SECONDS:
+                raise
+            pool.most = max(1, pool.open)
+            if not pool.open:  # other processes have them all
+                time.sleep(random.uniform(0.2, 0.6))  # noqa: S311 - so that they do not ask in step
+    try:
+        yield connection
+    except BaseException as error:
+        pool.drop(connection)
+        if isinstance(error, NETWORK_ERRORS):
+            raise explain(error, str(address), is_logged_in=True) from error
+        raise
+    pool.keep(connection)
 
 
 def _connect(address: Address) -> Connection:
@@ -173,12 +261,12 @@ def _connect(address: Address) -> Connection:
             f"There is no user and password for {address}.",
             next_step="set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD",
         )
-    connection = Connection()
+    connection = Connection(encoding="latin-1")
     if address.is_secure:
         context = ssl.create_default_context()
         if file := os.environ.get("MLFLOW_FTP_SERVER_CERT_PATH"):
             context.load_verify_locations(file)
-        connection = SecureConnection(context=context)
+        connection = SecureConnection(context=context, encoding="latin-1")
     try:
         connection.connect(address.host, address.port, timeout=TIMEOUT_SECONDS)
         connection.login(user, password)

@@ -12,6 +12,20 @@ TEMPORARY = re.compile(r"\.~.*\.[0-9a-f]{16}\.part")
 MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
 
+def printable(name: str) -> str:
+    r"""Return a server's name for people and for MLflow: bytes that are not UTF-8 become `\xfc`.
+
+    >>> printable("Gr\udcfcn")
+    'Gr\\xfcn'
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def as_stored(path: str) -> str:
+    """Return a path for the server, in which `printable` bytes are bytes again."""
+    return re.sub(r"\\x([89a-f][0-9a-f])", lambda byte: chr(0xDC00 + int(byte[1], 16)), path)
+
+
 def new_temporary(name: str) -> str:
     """Return a new temporary name for the upload of an artifact."""
     return f".~{name[:MAX_NAME_CHARACTERS]}.{secrets.token_hex(8)}.part"
@@ -24,7 +38,8 @@ def mark_of(name: str, sha256: str) -> str:
 
 def mark_prefix(name: str) -> str:
     """Return the common prefix of an artifact's marks: a hash of its name, which is short and has plain letters."""
-    return f".~{hashlib.sha256(name.encode()).hexdigest()[:16]}."
+    content = name.encode(errors="surrogateescape")  # bytes that are no UTF-8
+    return f".~{hashlib.sha256(content).hexdigest()[:16]}."
 
 
 def is_temporary(name: str) -> bool:

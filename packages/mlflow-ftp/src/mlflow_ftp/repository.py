@@ -86,7 +86,7 @@ class FTPArtifactRepository(_ParallelUploads):
         """Return the files and folders in a folder, sorted by name; nothing for a file or a missing folder."""
         entries = self._retry(lambda connection: folders.list_folder(connection, self._locate(path)))
         return [
-            FileInfo(posixpath.join(_normalize(path), entry.name), entry.is_folder, entry.size)
+            FileInfo(posixpath.join(_normalize(path), names.printable(entry.name)), entry.is_folder, entry.size)
             for entry in sorted(entries)
             if not names.is_own(entry.name)
         ]
@@ -161,7 +161,7 @@ class FTPArtifactRepository(_ParallelUploads):
 
     def _locate(self, path: str | None) -> str:
         """Return the absolute path on the server for a path below the root."""
-        return posixpath.join(self.root, _normalize(path)).rstrip("/") or "/"
+        return names.as_stored(posixpath.join(self.root, _normalize(path)).rstrip("/")) or "/"
 
 
 class ProxiedArtifactRepository(_ParallelUploads, MlflowArtifactsRepository):
@@ -238,5 +238,5 @@ def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
             f"The artifact {name!r} cannot be checked: the server does not list hidden names.",
             next_step="have the server list names that begin with a dot, or store the artifact again",
         )
-    _logger.warning("The artifact %s was stored by another program, without a checksum.", name)
+    _logger.warning("The artifact %s was stored by another program, without a checksum.", names.printable(name))
     return True
