@@ -74,11 +74,11 @@ take-home: .venv/installed
 		{ echo "Not copied: $(NAME) cannot be the name of a package, or is one already" >&2; echo "  next: NAME=plants" >&2; exit 1; }
 	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json && \
 		{ [ "$(NAME)" = forecast ] || { mv forecast "$(NAME)" && grep -rlZw forecast . | xargs -0 perl -pi -e 's/\bforecast\b/$(NAME)/g'; }; }
-	@$(call build-wheels,"$(abspath $(TO))/wheels")
+	@wheels="$$(cd "$(TO)" && pwd)/wheels" && $(call build-wheels,"$$wheels")
 	@cd "$(TO)" && printf '# $(NAME)\n\n[Take it home](take_it_home.md) says how to run this pipeline, and what to change.\n' >README.md && \
 		git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
 	@echo "$(TO) is a repository of its own; take_it_home.md in it says what to change. Next:"
-	@echo "  cd $(TO)"
+	@$(BIN)/python -c 'import shlex, sys; print("  cd", shlex.quote(sys.argv[1]))' "$(TO)"
 	@# Without an identity git commits nothing; the first model in production would have no commit.
 	@cd "$(TO)" && git commit --quiet --message "Take the pipeline home" 2>/dev/null || echo '  git commit --message "Take the pipeline home"'
 	@echo "  python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"

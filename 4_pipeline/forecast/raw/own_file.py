@@ -64,6 +64,11 @@ def read(path: Path, mapping: OwnFile) -> Table:
     stamps, skipped = _to_utc(times, file, mapping.time)
     expected = f"a time that exists: in {mapping.time.zone} the clock skips it in spring"
     next_step = "if the file keeps winter time all year, set fetch.csv.time.zone: '+01:00' in params.yaml"
+    filler = text.loc[skipped, [column.column for column in mapping.columns.values()]].fillna("")
+    if (filler.apply(lambda cells: cells.str.strip(" 0.,")) == "").all(axis=None):
+        next_step = (
+            "the program that wrote the file has filled that hour with 0: delete these lines, or leave the cells empty"
+        )
     raw.require(~skipped | values.isna().all(axis="columns"), times, file, expected, next_step)
     minutes = stamps.dropna().dt.minute.unique()
     if len(minutes) == 1 and minutes[0]:

@@ -318,6 +318,10 @@ def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
         own_file.read(path, _own())
     assert caught.value.value == "'29.03.2015 02:00'"
     assert "+01:00" in caught.value.next_step
+    with pytest.raises(DataError) as caught:
+        own_file.read(put(spring, ROW, ";".join("000000"), ROW), _own())
+    assert "has filled that hour with 0" in caught.value.next_step
+    put(spring)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], "29.03.2015 02:00;;;;;;", lines[3]]) + "\n")
     _, frame, _, counts = own_file.read(path, _own())

@@ -358,24 +358,24 @@ def test_names_that_are_not_utf8_are_fetched_and_deleted(monkeypatch, tmp_path, 
     """Greeting, errors and names may be Latin-1: a folder with such names is listed, fetched and deleted."""
     required(name, PROFTPD if name == "proftpd" else True)
     lacks = {"utf-8": ["utf-8"], "LIST": ["utf-8", "MLSD", "LIST"]}.get(name, [])
-    welcome = 'AccessGrantMsg "Willkommen f\\374r alle"' if name == "proftpd" else ""
+    welcome = 'AccessGrantMsg "Willkommen f\\374r dich"' if name == "proftpd" else ""
     with running(name, lacks, monkeypatch, welcome) as (files, uri):
         folder = files / "store" / os.fsdecode(b"M\xfcll")
         folder.mkdir()
         folder.chmod(0o777)
-        (folder / os.fsdecode(b"caf\xe9 \xc3\xa9.txt")).write_bytes(b"coffee")
+        (folder / os.fsdecode(b"ol\xe9 \xc3\xa9.txt")).write_bytes(b"coffee")
         store = FTPArtifactRepository(uri)
         (listed,) = store.list_artifacts()
         listed.path.encode()  # no surrogates
         assert listed.path == r"M\xfcll"
         fetched = Path(store.download_artifacts(listed.path, str(tmp_path)))
-        assert [(file.name, file.read_bytes()) for file in fetched.iterdir()] == [(r"caf\xe9 é.txt", b"coffee")]
+        assert [(file.name, file.read_bytes()) for file in fetched.iterdir()] == [(r"ol\xe9 é.txt", b"coffee")]
         with pytest.raises(MlflowException, match="There is no artifact"):
             store.download_artifacts(f"{listed.path}/missing")
         (tmp_path / "new").write_bytes(b"stored")
         store.log_artifact(str(tmp_path / "new"), listed.path)
         assert (folder / "new").read_bytes() == b"stored"
-        store.delete_artifacts(rf"{listed.path}/caf\xe9 é.txt")
+        store.delete_artifacts(rf"{listed.path}/ol\xe9 é.txt")
         assert [path.name for path in folder.iterdir() if path.name[0] != "."] == ["new"]
         store.delete_artifacts(listed.path)
         assert list((files / "store").iterdir()) == []
