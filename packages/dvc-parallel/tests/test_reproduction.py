@@ -307,7 +307,7 @@ def test_repro_interrupted_ends_all_and_keeps_what_was_done(tmp_path, number):
     began = time.monotonic()
     done = Ended(process)
     assert done.code == 128 + number
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 100  # of 300
     wait_until(lambda: not any(psutil.pid_exists(int(read(file))) for file in files))
     assert done.states["slow"] == State.INTERRUPTED
     assert dvc(place, "repro", "quick").stdout.count("Running stage") == 0
@@ -411,8 +411,9 @@ def test_broken_pipeline_is_an_error_in_words(tmp_path, stages, lock, target, wo
 
 
 def test_stage_with_nothing_to_do_takes_no_more_work_than_dvc(tmp_path):
-    """Twenty stages more add no more calls of functions than they add to `dvc repro`."""
+    """Twenty stages more add no more calls of functions than they add to `dvc repro`, however long PATH is."""
     repository = new_repository(tmp_path / "repository", copying(30))
+    environment = ENVIRONMENT | {"PATH": f"{'/none:' * 30}{ENVIRONMENT['PATH']}"}
     for i in range(30):
         for end in ("in", "out"):
             (repository / f"{i}.{end}").write_text(str(i))
@@ -422,7 +423,7 @@ def test_stage_with_nothing_to_do_takes_no_more_work_than_dvc(tmp_path):
         (repository / "dvc.yaml").write_text(copying(stages))
         for who in added:
             words = [sys.executable, "-c", COUNTING, who]
-            done = subprocess.run(words, cwd=repository, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+            done = subprocess.run(words, cwd=repository, env=environment, capture_output=True, text=True, check=True)
             added[who] += sign * int(done.stdout.split()[-1])
     assert added["ours"] <= added["theirs"]
 

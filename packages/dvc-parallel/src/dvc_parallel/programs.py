@@ -46,8 +46,10 @@ def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None
 
 def imported_modules(lines: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """Return the modules of the console scripts among the commands, and those that packages add to these scripts."""
-    programs = {Path(words[1]).name for line in lines if (words := program_words(line, environment))}
     entries = [*entry_points(group="console_scripts"), *entry_points(group="dvc_parallel.preload")]
+    scripts = {entry.name for entry in entries}  # other programs are not looked for along PATH, which may be long
+    lines = [line for line in lines if Path((line.split() or [""])[0]).name in scripts]
+    programs = {Path(words[1]).name for line in lines if (words := program_words(line, environment))}
     return [entry.module for entry in entries if entry.name in programs]
 
 
