@@ -46,7 +46,7 @@ def runs_fetch(folder: Path) -> bool:
 
 
 def test_fetch_depends_on_the_folder_of_own_files(pipeline):
-    """A file elsewhere is refused with the command for a link; behind that, a changed file is read again, bytecode not.
+    """A file elsewhere is refused with the command for a link; behind that, changed data is read again, nothing else.
 
     No change of params.yaml is needed for that.
     """
@@ -60,6 +60,7 @@ def test_fetch_depends_on_the_folder_of_own_files(pipeline):
     read_from(pipeline, "own/elsewhere.csv")
     assert runs_fetch(pipeline)
     assert list(pipeline.rglob("__pycache__"))
+    (pipeline / "own" / "README.md").write_text("as on another branch\n")
     assert not runs_fetch(pipeline)
     (pipeline / "elsewhere.csv").write_text("b\n")
     assert runs_fetch(pipeline)
