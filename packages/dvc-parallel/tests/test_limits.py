@@ -78,8 +78,8 @@ def test_failed_stage_gives_back_what_it_used(tmp_path):
     ("settings", "limit", "code", "words"),
     [
         ({"uses": {"gpu": 2}}, "gpu=1", 1, "Stage a uses more than the limit"),
-        ({"uses": {"gpu": 1}}, "gpus=1", 1, "allowed:  gpu"),
-        ({}, "gpu=1", 1, "allowed:  none"),
+        ({"uses": {"gpu": 1}}, "gpus=1", 1, "expected: gpu"),
+        ({}, "gpu=1", 1, "expected: none"),
         ({"uses": {"gpu": 1}}, "gpu", 2, "not a number of 0 or more"),
         ({"uses": {"gpu": 1}}, "gpu=-1", 2, "not a number of 0 or more"),
         ({"uses": {"gpu": 1}}, "gpu=nan", 2, "not a number of 0 or more"),

@@ -651,6 +651,20 @@ def test_gc_frees_the_disk(server, tracking_uri, mlflow_folder, tmp_path, monkey
 
 
 @pytest.mark.xdist_group("mlflow")
+def test_name_that_is_not_utf8_passes_through_the_proxy(server, tracking_uri, tmp_path, monkeypatch):
+    """A file with a Latin-1 name is listed, fetched and deleted through an MLflow server, as it is without one."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    store = get_artifact_repository("mlflow-artifacts:/latin")
+    folder = server.artifacts / "mlflow" / "latin"
+    folder.mkdir(parents=True)
+    (folder / os.fsdecode(b"M\xfcll.txt")).write_bytes(b"words")
+    assert [info.path for info in store.list_artifacts()] == [r"M\xfcll.txt"]
+    assert Path(store.download_artifacts(r"M\xfcll.txt", str(tmp_path))).read_bytes() == b"words"
+    store.delete_artifacts(r"M\xfcll.txt")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.xdist_group("mlflow")
 @pytest.mark.skipif(not TELLS_STATUS, reason="before MLflow 3.12 its clients repeat each download that fails")
 def test_damaged_artifact_is_told_once_through_the_proxy(server, tracking_uri, file, tmp_path, monkeypatch):
     """MLflow's client, which repeats what may pass for minutes, is told immediately why an artifact is damaged."""

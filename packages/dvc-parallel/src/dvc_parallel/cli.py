@@ -33,7 +33,11 @@ def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="dvc-parallel")
 def main() -> None:
-    """Run independent stages of dvc.yaml side by side."""
+    """Run independent stages of dvc.yaml side by side.
+
+    \b
+    Example:  dvc-parallel repro
+    """
 
 
 def _read_limits(_context: object, _option: object, texts: tuple[str, ...]) -> dict[str, Decimal]:

@@ -69,7 +69,7 @@ def open_repository() -> Iterator[compat.Repo]:
             yield repo
     except (compat.DvcException, OSError, TypeError, ValueError) as error:  # such as a date in params.yaml
         next_step = "name other stages or correct what DVC names, then run again"
-        raise ReproError("The pipeline cannot be run.", value=_explain(error), next=next_step) from None
+        raise ReproError("The pipeline cannot be run.", found=_explain(error), next=next_step) from None
 
 
 def _explain(error: BaseException) -> str:
@@ -193,7 +193,7 @@ class _Reproduction:
         texts = [f"{len(self._errors)} of {len(self._states)} stages failed: {', '.join(self._errors)}."]
         if skips:
             texts[0] += f" Not run, because they need stages that failed: {', '.join(skips)}."
-        texts += [f"  value:    {stage}: {text}" for stage, text in self._errors.items()]
+        texts += [f"  found:    {stage}: {text}" for stage, text in self._errors.items()]
         texts.append("  next:     mend the cause, then run again: the other stages are kept")
         return StagesFailed("\n".join(texts))
 

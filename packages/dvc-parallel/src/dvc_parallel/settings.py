@@ -30,7 +30,7 @@ def uses_of(stage: Any) -> dict[str, Decimal]:
     except (AttributeError, TypeError, ValueError, click.BadParameter):
         what = f"Stage {stage.addressing} has wrong settings of dvc-parallel in its `meta`."
         allowed = "uses: {NAME: NUMBER}, with numbers of 0 or more"
-        raise ReproError(what, value=settings, allowed=allowed, next=f"correct {stage.relpath}") from None
+        raise ReproError(what, found=settings, expected=allowed, next=f"correct {stage.relpath}") from None
 
 
 class Limits:
@@ -47,12 +47,14 @@ class Limits:
         )
         for name, limit in self._limits.items():
             if not any(name in uses for uses in self._uses.values()):
-                raise ReproError("No stage uses what is limited.", value=name, allowed=names, next="correct the limit")
+                raise ReproError(
+                    "No stage uses the limited resource.", found=name, expected=names, next="correct the limit"
+                )
             for stage in steps:
                 if (number := self._uses[stage].get(name, 0)) > limit:
                     what = f"Stage {stage.addressing} uses more than the limit, so it can never start."
                     next_step = "raise the limit, or correct what the stage uses"
-                    raise ReproError(what, value=f"{name}={number}", allowed=f"{limit} or less", next=next_step)
+                    raise ReproError(what, found=f"{name}={number}", expected=f"{limit} or less", next=next_step)
 
     def allow(self, stage: Any, running: Iterable[Any]) -> bool:
         """Return whether a stage can start while others are running."""

@@ -27,7 +27,7 @@ class ArtifactError(MlflowException):
     def __init__(
         self, what: str, *, value: object = None, expected: str | None = None, next_step: str | None = None
     ) -> None:
-        details = {"value:   ": value, "expected:": expected, "next:    ": next_step}
+        details = {"found:   ": value, "expected:": expected, "next:    ": next_step}
         lines = [f"  {title} {detail}" for title, detail in details.items() if detail is not None]
         super().__init__("\n".join([what, *lines]), error_code=self.code)
 

@@ -30,6 +30,7 @@ class Handler(TLS_FTPHandler):
     """A control connection that does not name its software."""
 
     banner = "Ready."
+    unicode_errors = "surrogateescape"  # names come back as they are on the disk
     timeout = 60  # seconds without a command: idle strangers lose their connection, and the store connects again
     dtp_handler = TransferHandler
     abstracted_fs = WholeFiles
@@ -95,7 +96,11 @@ FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 _option = functools.partial(click.option, show_envvar=True)
 
 
-@click.command(context_settings={"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True})
+SETTINGS = {"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True, "help_option_names": ["-h", "--help"]}
+
+
+@click.command(context_settings=SETTINGS)
+@click.version_option(package_name="mlflow-ftp")
 @_option("--folder", default="mlflow-ftp", help="Folder of the artifacts and the generated certificate.", type=FOLDER)
 @_option("--host", default="127.0.0.1", help="Address to listen on; beyond loopback, passwords need TLS.")
 @_option("--port", default=2121, help="Port for commands.")
@@ -106,7 +111,8 @@ def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> 
     User and password are the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD. Clients find the certificate of the
     server, `HOST.pem` in the folder, by MLFLOW_FTP_SERVER_CERT_PATH.
 
-    Example: mlflow-ftp-server --folder /srv/mlflow --host 0.0.0.0
+    \b
+    Example:  mlflow-ftp-server --folder /srv/mlflow --host 0.0.0.0
     """
     credentials = os.environ.get("MLFLOW_FTP_USERNAME", ""), os.environ.get("MLFLOW_FTP_PASSWORD", "")
     if not all(credentials):
