@@ -194,7 +194,7 @@ def test_run_many_keeps_the_rest_when_one_fails(at):
     """The failed one is listed with its error and saved; all others run; a stray file of an earlier time is gone."""
     lines = []
     every = [{"rate": 0.5, "depth": depth} for depth in (2, 3, 4, 5)]
-    sweep = run_many(Path(write(at, SCORES).name), every, report=lines.append)
+    sweep = run_many(write(at, SCORES).name, every, report=lines.append)
     assert [run.status for run in sweep.runs] == ["done", "failed", "done", "done"]
     assert sweep.exit_code == 1
     assert [run.error for run in sweep.runs if run.error] == ["ValueError: too deep"]

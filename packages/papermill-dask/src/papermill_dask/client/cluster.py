@@ -281,7 +281,7 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
         return choice
     only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("No such kernel") for w in workers)
     raise (KernelMissing if only_kernel else EngineError)(
-        "No worker of the cluster can run this notebook as it asks, and as it would run here.",
+        "No worker of the cluster can run this notebook as it was asked to, and as it would run here.",
         value="what differs:\n" + "\n".join(f"    {worker}" for worker in workers),
         expected="workers with this environment's versions, the notebook's kernel, and the resources that it asks for",
         next_step="install the same where the workers run, or start one with the resources (`dask worker --resources`)",

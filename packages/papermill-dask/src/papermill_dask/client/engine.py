@@ -172,7 +172,7 @@ def _attach(client: Client, attempt: Attempt, notebook: nbformat.NotebookNode, i
     """Log the executed notebook to its MLflow runs.
 
     A worker does this, because it has imported MLflow already; a new process needs two seconds for that. A failure is a
-    warning: the notebook itself has ended well.
+    warning: the notebook itself succeeded.
     """
     name = Path(input_path).name if isinstance(input_path, str) else "notebook.ipynb"
     plain, run_ids = json.loads(json.dumps(notebook)), [run["run_id"] for run in attempt.runs]
@@ -294,7 +294,7 @@ def _local_file(path: str | None) -> Path | None:
     if not path or path == "-" or not isinstance(papermill_io.get_handler(path), LocalHandler):
         return None
     file = Path(compat.folder_of_papermills_files() or os.curdir, path).absolute()
-    return file if not file.exists() or (file.is_file() and not file.is_symlink()) else None
+    return file if file.is_file() or not file.exists() else None
 
 
 class Attempt:

@@ -108,7 +108,9 @@ def check_names(names: Sequence[str], place: str, notebook: Path) -> None:
         for problem in (problem for problem, is_there in problems.items() if is_there):
             value, expected = f"{name!r}, number {number} in {place}: {problem}", ", ".join(sorted(parameters))
             next_step = f"correct the name, or add it to {notebook}"
-            raise EngineError("The name cannot be a parameter's.", value=value, expected=expected, next_step=next_step)
+            raise EngineError(
+                "This cannot be the name of a parameter.", value=value, expected=expected, next_step=next_step
+            )
 
 
 def check_tags(tags: Iterable[str], notebook: Path) -> None:
@@ -142,12 +144,12 @@ def read_table(content: bytes, place: str, raw: Container[str] = ()) -> tuple[li
             "The table of parameters cannot be read.",
             value=f"{place}: {problem or ('no row below the header' if names else 'it is empty')}",
             expected="a header, and rows with a value for each of its names, separated by commas, in UTF-8",
-            next_step="save the file so; write None for no value",
+            next_step="save the file in that form; write None for no value",
         )
     return names, [{name: _value(name, text, raw) for name, text in zip(names, row, strict=True)} for _, row in rows]
 
 
-def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report = print, **options: Any) -> Sweep:
+def run_many(notebook: Path | str, every: Iterable[Mapping[str, Any]], report: Report = print, **options: Any) -> Sweep:
     """Run a notebook once for each set of parameters in ``every``, in parallel on the cluster; return all runs.
 
     A failing run stops no other. Ctrl-C, or SIGTERM, stops all; finished runs are kept. The executed notebooks are in
@@ -158,7 +160,7 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
 
     from papermill_dask.client import cluster, engine, stage
 
-    every = list(every)
+    notebook, every = Path(notebook), list(every)
     check_names(list(dict.fromkeys(itertools.chain(*every))), "the parameters", notebook)
     check_tags(NotebookOptions.of({}, {"skip_tags": options.get("skip_tags")}).skip_tags, notebook)
     folder = Path("executed", notebook.stem)
@@ -216,7 +218,8 @@ def _execute(run: NotebookRun, notebook: Path, options: dict, signals: Sequence[
     report(f"{run.output.stem}: {run.status}{f' ({run.error})' if run.error else ''}")
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="papermill-dask")
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--sweep",
@@ -233,7 +236,11 @@ def _execute(run: NotebookRun, notebook: Path, options: dict, signals: Sequence[
 def main(
     notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None, raw: tuple[str, ...], skip_tags: str | None
 ) -> None:
-    """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
+    """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV).
+
+    \b
+    Example:  papermill-sweep train.ipynb --sweep depth=4,8,12
+    """
     names, rows = read_table(file.read(), file.name, raw) if file else ([], [{}])
     combined = combinations(sweeps, raw)
     known = [*names, *combined[0]]

@@ -368,7 +368,7 @@ class Store:
         gaps = [path for path in outs if not inside(files, path).exists()]
         if gaps and not partial:
             raise EngineError(
-                "The notebook ended well, but did not write all its outs.",
+                "The notebook succeeded, but did not write all its outs.",
                 value=f"missing: {', '.join(gaps)}",
                 expected=", ".join(outs),
                 next_step="write them in the notebook, or take them out of the `outs`",
