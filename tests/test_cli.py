@@ -14,7 +14,12 @@ from click.testing import CliRunner
 from mlflow_gate.cli import main as mlflow_gate
 from workplace import BIN, ROOT, clean_environment, run_program
 
-from workshop.cli import COMMANDS, main, one_line
+from workshop.cli import COMMANDS, main
+
+PROGRAMS = (
+    "workshop", "mlflow-gate", "dvc-parallel", "papermill-sweep", "mlflow-ftp-server",
+    "python -m forecast", "python -m forecast.fetch", "python -m dashboard",
+)  # fmt: skip
 
 
 def commands(group=main, path=()):
@@ -37,6 +42,20 @@ def test_command_has_help_with_an_example():
     for words, command in commands():
         [example] = re.findall("Example:(.*)", command.help)
         assert "workshop " + " ".join(words) in example
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_program_has_help_and_a_version(program):
+    """Each program has help with an example, tells its version, and exits with 2 on what it does not know."""
+    words = [BIN / program.split()[0], *program.split()[1:]]
+    done = [
+        run_program(*words, option, cwd=ROOT / "4_pipeline", exit_code=2 * (option == "--unknown"))
+        for option in ("-h", "--help", "--version", "--unknown")
+    ]
+    assert done[0].stdout == done[1].stdout
+    assert re.search(rf"Example: +{program}", done[0].stdout)
+    assert re.search(r"version \d+\.\d+", done[2].stdout)
+    assert "No such option" in done[3].stderr
 
 
 def test_help_is_fast_with_a_line_for_each_command():
@@ -97,12 +116,6 @@ def test_history_and_lineage_tell_of_what_is_in_production(in_workplace):
     assert f"wind_solar version {moves[-1]['version']}" in done.stdout
     links = json.loads(CliRunner().invoke(mlflow_gate, ["lineage", moves[-1]["version"], "--json"]).stdout)
     assert moves[-1]["when"] in links[-1]["name"]
-
-
-def test_one_line_is_one_whatever_was_written():
-    """Line ends and escape sequences stay out of tables, and a long text is cut."""
-    assert one_line("worse\n\tat \x1b[31mnoon\x00") == "worse at [31mnoon"
-    assert one_line("because " * 10, 20) == "because because b..."
 
 
 def test_repro_names_the_cluster_that_the_shell_gives(tmp_path, monkeypatch):

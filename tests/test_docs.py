@@ -11,7 +11,12 @@ import subprocess
 
 import click
 import pytest
+from dashboard.app import main as dashboard
+from dvc_parallel.cli import main as dvc_parallel
+from forecast.__main__ import main as forecast
+from mlflow_ftp.server import main as mlflow_ftp_server
 from mlflow_gate.cli import main as mlflow_gate
+from papermill_dask.client.sweep import main as papermill_sweep
 from PIL import Image
 from workplace import ROOT, files_of_tree, is_near_wanted
 
@@ -81,18 +86,24 @@ def test_paths_that_texts_name_exist(page):
         assert TREE & set(meant) or ignored.returncode == 0, meant[0]
 
 
+PROGRAMS = {
+    "workshop": main, "mlflow-gate": mlflow_gate, "dvc-parallel": dvc_parallel, "papermill-sweep": papermill_sweep,
+    "mlflow-ftp-server": mlflow_ftp_server, "python -m forecast": forecast, "python -m dashboard": dashboard,
+}  # fmt: skip
+
+
 def commands(page):
     """The lines of a page's shell blocks, and its inline code, that call one of our programs."""
     text = page.read_text()
     fences = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     blocks = [block for language, block in fences if language in ("bash", "sh", "console")]
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [*lines, *re.findall(r"`((?:workshop|make) [^`]+)`", text)]
+    return [*lines, *re.findall(rf"`((?:make|{'|'.join(PROGRAMS)}) [^`]+)`", text)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_exist_and_their_options_parse(page):
-    """`workshop ...` and `mlflow-gate ...` name a command with options that it has; `make ...` a target."""
+    """Each line of our programs names a command with options that it has; `make ...` a target."""
     for line in commands(page):
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)  # `;`, `|` and the like are words of their own
         lexer.whitespace_split = True
@@ -100,10 +111,9 @@ def test_commands_exist_and_their_options_parse(page):
             words = list(part)
             if words[:1] == ["make"]:
                 assert {word for word in words[1:] if "=" not in word and not word.startswith("-")} <= TARGETS, line
-            if words[:1] == ["workshop"] and "..." not in words:
-                check_parses(words[1:], line)
-            if words[:1] == ["mlflow-gate"] and "..." not in words:
-                check_parses(words[1:], line, mlflow_gate)
+            for program, command in PROGRAMS.items():
+                if words[: len(program.split())] == program.split() and "..." not in words:
+                    check_parses(words[len(program.split()) :], line, command)
 
 
 def typed(path):
@@ -122,18 +132,20 @@ def test_texts_type_no_port_that_servers_move_to(path):
     assert [port for port in ports if is_near_wanted(int(port))] == []
 
 
-def check_parses(words, line, command=main):
+def check_parses(words, line, command):
     """Let click parse the words without running anything."""
     context = click.Context(command)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         command = command.get_command(context, words.pop(0))
         assert command, line
-    if isinstance(command, click.Group) or any(re.search(r"[A-Z]{2,}|[<>|]", word) for word in words):
+    if isinstance(command, click.Group):
         return
     try:
-        command.make_context("workshop", list(words), parent=context, resilient_parsing=False)
-    except click.exceptions.MissingParameter:
+        command.make_context(line, list(words), parent=context)
+    except (click.exceptions.MissingParameter, click.exceptions.BadOptionUsage):
         pass  # named in prose without its arguments
+    except click.exceptions.BadParameter:  # a word in place of a number or a file
+        assert any(re.search(r"[A-Z]{2,}|\.", word) for word in words), line
     except click.exceptions.Exit:
         pass  # --help
 

@@ -62,7 +62,7 @@ def require_own(settings: Settings, *ports: int) -> None:
         raise ServiceError(
             f"The port {foreign_owner.port} of this clone is held by {foreign_owner}.",
             expected=f"a server of {settings.state}",
-            next_step="workshop down, then workshop up: it takes a port of its own",
+            next_step="workshop down, then workshop up, which takes a free port",
         )
 
 

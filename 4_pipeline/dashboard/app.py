@@ -97,7 +97,8 @@ def make_app(follower: Follower) -> Dash:
     return app
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="forecast")
 @click.option("--host", default="127.0.0.1", show_default=True, help="An address of this machine.")
 @click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--log-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML, for `logging`.")

@@ -119,7 +119,7 @@ def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _too_many(amount: str) -> DataError:
     return DataError(
-        "This is too much weather for one request.",
+        "The request is too large.",
         value=amount,
         expected=f"at most {MAX_ROWS:,} rows, which is a year of hours, and {MAX_BYTES:,} bytes",
         next_step="send it year by year",

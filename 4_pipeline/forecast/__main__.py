@@ -14,8 +14,13 @@ from forecast.parameters import FILE, STAGES, allowed, project, read, read_stage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="forecast")
 def main() -> None:
-    """Look at parameters and get data, for the stages of dvc.yaml and by hand."""
+    """Look at parameters and get data, for the stages of dvc.yaml and by hand.
+
+    \b
+    Example:  python -m forecast params
+    """
 
 
 main.add_command(fetch)

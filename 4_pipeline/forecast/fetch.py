@@ -12,7 +12,8 @@ from forecast.errors import ParameterError
 from forecast.parameters import FILE, project, read_stage
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="forecast")
 @click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
 @click.option("--downloads", type=click.Path(path_type=Path), envvar="WORKSHOP_DOWNLOADS", help="The cache.")
@@ -33,7 +34,7 @@ def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     own = (base / "own").resolve()
     if options and options.source == "csv" and own not in (base / options.csv.file).absolute().parents:
         raise ParameterError(
-            f"{FILE}: fetch.csv.file does not lie in own/, so no change of it would be noticed.",
+            f"{FILE}: fetch.csv.file is outside own/, where a change of it would go unnoticed.",
             value=options.csv.file,
             expected="a file in own/, on which dvc.yaml lets the stage depend; a symbolic link will do",
             next_step=f"ln -s {base / options.csv.file} {own}, and name that",

@@ -83,7 +83,7 @@ class Target(Quantity):
     """A quantity to predict: its name in a sentence (``words``), its colour in figures, and the weather that drives it.
 
     Its unit is any, and no prediction is below what is possible. ``plants`` is what its installed capacity counts, if
-    it is divided by that. With ``by_day`` there is none of it while the sun is down: the gate has a rule for that, and
+    it is divided by that. With ``by_day`` it is zero while the sun is down: the gate has a rule for that, and
     the band counts the hours of daylight alone.
     """
 

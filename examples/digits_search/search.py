@@ -118,7 +118,11 @@ def heatmap(results: pd.DataFrame) -> plt.Figure:
 @click.option("--cluster", default="none", help="none, local, or the address of a Dask scheduler.", show_default=True)
 @click.option("--space", type=click.Choice(list(SPACES)), default="small", show_default=True)
 def main(cluster: str, space: str) -> None:
-    """Search, print the best combinations, and log one run to MLflow."""
+    """Search, print the best combinations, and log one run to MLflow.
+
+    \b
+    Example:  python search.py --cluster local
+    """
     images, digits = load_digits(return_X_y=True)
     images, test_images, digits, test_digits = train_test_split(
         images, digits, test_size=0.3, random_state=0, stratify=digits

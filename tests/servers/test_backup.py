@@ -210,12 +210,12 @@ def without(end: str):
         (without("manifest.json"), "manifest.json"),
         (lambda members: [(info, content.replace(b"weights", b"weightz")) for info, content in members], "differ from"),
         (lambda members: [member("artifacts/more"), *members], "artifacts/more"),
-        (lambda members: [member("../outside"), *members], "no complete backup"),
-        (lambda members: [member("/outside"), *members], "no complete backup"),
-        (lambda members: [member("artifacts/x", tarfile.SYMTYPE, "/etc"), *members], "no complete backup"),
-        (lambda members: [member("artifacts/x", tarfile.LNKTYPE, "mlflow.db"), *members], "no complete backup"),
-        (lambda members: [member("artifacts/x", tarfile.FIFOTYPE), *members], "no complete backup"),
-        (lambda members: [*members, member("manifest.json")], "no complete backup"),
+        (lambda members: [member("../outside"), *members], "not a complete backup"),
+        (lambda members: [member("/outside"), *members], "not a complete backup"),
+        (lambda members: [member("artifacts/x", tarfile.SYMTYPE, "/etc"), *members], "not a complete backup"),
+        (lambda members: [member("artifacts/x", tarfile.LNKTYPE, "mlflow.db"), *members], "not a complete backup"),
+        (lambda members: [member("artifacts/x", tarfile.FIFOTYPE), *members], "not a complete backup"),
+        (lambda members: [*members, member("manifest.json")], "not a complete backup"),
     ],
 )
 def test_wrong_backup_is_refused(tar, empty, tmp_path, change, words):
@@ -226,7 +226,7 @@ def test_wrong_backup_is_refused(tar, empty, tmp_path, change, words):
         for info, content in change(members):
             info.size = len(content)
             new.addfile(info, io.BytesIO(content))
-    with pytest.raises(ServiceError, match="no complete backup") as caught:
+    with pytest.raises(ServiceError, match="not a complete backup") as caught:
         restore(tar, empty)
     assert words in str(caught.value)
     assert not files_of(empty.artifacts)
@@ -240,7 +240,7 @@ def test_cut_backup_is_refused(tar, empty):
     content = tar.read_bytes()
     for part in (0, 0.3, 0.9, 0.99):
         tar.write_bytes(content[: int(len(content.rstrip(b"\0")) * part)])
-        with pytest.raises(ServiceError, match="no complete backup"):
+        with pytest.raises(ServiceError, match="not a complete backup"):
             restore(tar, empty)
         assert not empty.database.exists()
 

@@ -49,7 +49,11 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="workshop")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """From a messy notebook to a governed pipeline."""
+    """From a messy notebook to a governed pipeline.
+
+    \b
+    Example:  workshop up --repro
+    """
     from workshop.settings import get_settings, loopback_without_proxy  # not for --help: pydantic takes 0.2 s
 
     os.environ.update(loopback_without_proxy())
@@ -68,18 +72,12 @@ def report(line: str) -> None:
     click.echo(f"  {typeable(line)}", err=True)
 
 
-def one_line(text: str, longest: int | None = None) -> str:
-    """Return a text as one line without control characters, cut to ``longest`` characters."""
-    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    return line if longest is None or len(line) <= longest else line[: longest - 3] + "..."
-
-
-def print_rows(rows: list[dict], as_json: bool, widest: int | None = None) -> None:
-    """Print rows of the same columns; wrap texts of more than ``widest`` characters."""
+def print_rows(rows: list[dict], as_json: bool) -> None:
+    """Print rows of the same columns."""
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     from tabulate import tabulate  # not for --help: takes 0.1 s
 
     cells = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
-    click.echo(tabulate(cells, headers="keys", tablefmt="simple", maxcolwidths=widest))
+    click.echo(tabulate(cells, headers="keys", tablefmt="simple"))

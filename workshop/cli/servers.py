@@ -131,7 +131,7 @@ def lab(port: int, options: tuple[str, ...]) -> None:
 
     settings = _start()
     start_page.write(settings)
-    report("JupyterLab starts; Ctrl-C ends JupyterLab alone; the servers run until `workshop down`")
+    report("JupyterLab starts; Ctrl-C ends only JupyterLab; the servers run until `workshop down`")
     port = next(free for free in range(port, 65536) if is_free("127.0.0.1", free))
     folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     arguments = [

@@ -145,7 +145,7 @@ def _load(source: Path, settings: Settings) -> None:
     try:
         if names := sql.inspect(new).get_table_names():
             raise ServiceError(
-                "A backup is restored into an empty database alone.",
+                "A backup can only be restored into an empty database.",
                 value=f"a table {names[0]!r} already exists",
                 next_step="name another database in WORKSHOP_DATABASE_URI",
             )
@@ -269,7 +269,7 @@ def _extract(file: Path, folder: Path, databases: Sequence[str]) -> Hashes:
             raise ValueError(f"it lacks {' and '.join(databases)}, or {ARTIFACTS}")
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ServiceError(
-            f"The file {file} is no complete backup.",
+            f"The file {file} is not a complete backup.",
             value=f"{type(error).__name__}: {error}",
             expected="a file as `workshop backup` made it, from the same kind of database (WORKSHOP_DATABASE_URI)",
             next_step="copy it here again, or take another backup; nothing was restored",

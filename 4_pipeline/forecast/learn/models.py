@@ -63,7 +63,7 @@ class Hours:
         if not self.stamps.is_monotonic_increasing:
             raise DataError(
                 "The hours are not in order of time.",
-                expected="rows sorted by utc_timestamp: the last ones are watched and calibrated on",
+                expected="rows sorted by utc_timestamp: the last ones are for early stopping and calibration",
                 next_step='frame.sort_values("utc_timestamp")',
             )
         if len(X) < MIN_HOURS:

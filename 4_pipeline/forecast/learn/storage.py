@@ -270,7 +270,7 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
         for file, read in readers.items():
             if (folder / file).is_file():
                 return _check_prediction(LoadedModel.of(read(folder / file)))
-        raise _refusal("The model is not of a kind that is loaded here.", f"no {', '.join(readers)}", "one of these")
+        raise _refusal("This kind of model cannot be loaded here.", f"no {', '.join(readers)}", "one of these")
     except ModelError as error:
         error.value = f"{name}: {error.value}"
         raise

@@ -190,7 +190,7 @@ def _require_whole_lines(file: BinaryIO, lines_before: int, name: str, next_step
         )
     if not line.endswith(b"\n"):  # the number in the last field may have been cut
         raise DataError(
-            f"{name}, line {number}: the file is cut short, its last line has no end.",
+            f"{name}, line {number}: the file is cut short: its last line is incomplete.",
             next_step=f"{next_step}; or, if that line is whole, end it: echo >> {name}",
         )
 

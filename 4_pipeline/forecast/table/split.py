@@ -52,7 +52,7 @@ def by_alternate_weeks(held_out: DataFrame) -> tuple[DataFrame, DataFrame]:
     is_test = is_test_week(held_out["utc_timestamp"])
     if is_test.nunique() < 2:
         raise DataError(
-            "There are too few rows held out to choose on some and to judge on others.",
+            "Too few rows are held out for weeks to choose on and weeks to judge on.",
             value=f"{len(held_out)} rows",
             expected="at least a week each",
             next_step="take more data or another test_fraction",
@@ -61,7 +61,7 @@ def by_alternate_weeks(held_out: DataFrame) -> tuple[DataFrame, DataFrame]:
 
 
 def is_test_week(stamps: Series) -> Series:
-    """Tell for each of a column of UTC times whether its week is one to judge on, and not one to choose on."""
+    """Return, for each UTC time of a column, whether its week is one to judge on, rather than to choose on."""
     return (mondays(stamps) - EPOCH).dt.days // 7 % 2 == 1
 
 

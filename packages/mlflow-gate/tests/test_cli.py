@@ -95,7 +95,7 @@ def test_settings_are_searched_upwards(run, name, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ("", "Which registered model is meant?"),
+        ("", "No registered model is named."),
         ("[tool.mlflow-gate\n", "pyproject.toml cannot be read"),
         (SETTINGS.replace("judge:", "judge_x:"), "No module named 'judge_x'"),
         (SETTINGS.replace(":registry", ":registry_x"), "has no attribute 'registry_x'"),

@@ -43,6 +43,9 @@ def main() -> None:
 
     The server is the one that MLFLOW_TRACKING_URI names. NAME is a registered model; it may be left out where a
     pyproject.toml says `[tool.mlflow-gate] registry = "module:object"`.
+
+    \b
+    Example:  mlflow-gate history
     """
 
 
@@ -67,7 +70,7 @@ def find_registry(name: str | None = None, named: str | None = None) -> Registry
         folder, setting = here, None
     named = named or setting
     if named is None and name is None:
-        raise ConfigError("Which registered model is meant?", expected=f"its name; or in a pyproject.toml:\n{EXAMPLE}")
+        raise ConfigError("No registered model is named.", expected=f"its name; or in a pyproject.toml:\n{EXAMPLE}")
     if named is None:
         return Registry(str(name))
     sys.path.insert(0, str(folder))
