@@ -178,7 +178,6 @@ def test_table_of_benchmarks_is_that_of_the_results():
     """The page shows what the kept results give, and each package's page leads to it."""
     page = ROOT / "benchmarks" / "README.md"
     assert page.read_text().split(BEGIN)[1].split(END)[0].strip() == table(json.loads(RESULTS.read_text()), BENCHMARKS)
-    assert not re.search(r"target|missed", page.read_text())
     for package in (ROOT / "packages").glob("*/README.md"):
         assert "](../../benchmarks/README.md)" in package.read_text(), package
 

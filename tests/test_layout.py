@@ -20,6 +20,20 @@ LIGHT_MODULES = [
     "workshop.cli", "workshop.cli.servers", "workshop.settings", "forecast.errors", "forecast.parameters",
     "forecast.__main__",
 ]  # fmt: skip
+# Lines of .py and .sh; to go down to 5,800, 2,150, 3,500, 3,500, 900, 1,060, 1,900, 700, 450, 1,350 and 900.
+BUDGETS = {
+    "4_pipeline/forecast/": 5_710,
+    "4_pipeline/dashboard/": 2_420,
+    "workshop/": 3_870,
+    "packages/papermill-dask/": 3_790,
+    "packages/dvc-parallel/": 1_220,
+    "packages/mlflow-ftp/": 1_200,
+    "packages/mlflow-gate/": 2_230,
+    "server/room/": 940,
+    "server/team/": 440,
+    "examples/": 1_000,
+    "benchmarks/": 950,
+}
 
 
 def test_top_level_holds_what_the_design_names():
@@ -27,15 +41,11 @@ def test_top_level_holds_what_the_design_names():
     assert {name.split("/")[0] for name in files_of_tree()} <= TOP
 
 
-def test_modules_stay_readable():
-    """At most 500 lines a module: beyond that it is split by subject."""
-    long = {
-        name: lines
-        for name in files_of_tree()
-        if name.endswith(".py") and "tests/" not in name
-        and (lines := len((ROOT / name).read_text().splitlines())) > 500
-    }  # fmt: skip
-    assert long == {}
+@pytest.mark.parametrize("folder", BUDGETS)
+def test_code_keeps_its_budget(folder):
+    """Lines as the formatter leaves them, without tests. A commit of its own changes one, and says why."""
+    names = [name for name in files_of_tree("*.py", "*.sh") if name.startswith(folder) and "tests/" not in name]
+    assert sum(len((ROOT / name).read_text().splitlines()) for name in names) <= BUDGETS[folder]
 
 
 def test_imports_point_down_and_never_in_circles():

@@ -43,7 +43,7 @@ MAX_RUNS = 2000  # of each kind; the latest ones
 
 
 class Chapter(NamedTuple):
-    """One chapter: its number, folder, title, and the minutes it takes (`docs/minutes.py`).
+    """One chapter: its number, folder, title, and the minutes it takes.
 
     Those are the minutes to read and run it, with its cells to write, and with its exercises as well.
     """
