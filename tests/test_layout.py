@@ -27,7 +27,7 @@ BUDGETS = {
     "workshop/": 3_870,
     "packages/papermill-dask/": 3_790,
     "packages/dvc-parallel/": 1_220,
-    "packages/mlflow-ftp/": 1_200,
+    "packages/mlflow-ftp/": 1_180,
     "packages/mlflow-gate/": 2_230,
     "server/room/": 940,
     "server/team/": 440,

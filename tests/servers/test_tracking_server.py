@@ -20,8 +20,6 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow_ftp.repository import ProxiedArtifactRepository
 from sqlalchemy import create_engine, text
 from workplace import environment_of, free_port, wait_for
 
@@ -108,12 +106,6 @@ def assert_whole(client: MlflowClient, runs: list[str]) -> None:
     """Each run has all that was logged to it."""
     for run in map(client.get_run, runs):
         assert (len(run.data.metrics), len(run.data.params), run.info.status) == (50, 50, "FINISHED")
-
-
-def test_clients_send_files_at_once():
-    """In the workshop's environment MLflow opens the store that sends eight files of a folder in parallel."""
-    store = get_artifact_repository("mlflow-artifacts:/x", tracking_uri="http://127.0.0.1:5000")
-    assert type(store) is ProxiedArtifactRepository
 
 
 def test_writers_to_sqlite_take_turns(tmp_path):

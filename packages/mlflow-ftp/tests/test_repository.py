@@ -28,11 +28,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow_ftp import connections, open_proxied, repository
+from mlflow_ftp import connections, repository
 from mlflow_ftp.artifact_errors import ArtifactDamaged, ArtifactError, ArtifactMissing, StoreUnavailable
 from mlflow_ftp.certificate import ensure_certificate
 from mlflow_ftp.connections import IDLE_SECONDS
-from mlflow_ftp.repository import FTPArtifactRepository, ProxiedArtifactRepository
+from mlflow_ftp.repository import FTPArtifactRepository
 from relay import ADDRESS, relaying
 from servers import PASSWORD, USER, Server, free_port, started_server, store_file
 from trees import ODD_NAMES, describe, find_marks, find_temporaries
@@ -77,18 +77,6 @@ def test_entry_points_replace_the_stock_repository():
     assert sorted(points.names) == ["ftp", "ftps"]
     for scheme in points.names:
         assert type(get_artifact_repository(f"{scheme}://127.0.0.1:2121/mlflow")) is FTPArtifactRepository
-
-
-def test_proxied_store_sends_eight_files_at_once(tmp_path, monkeypatch):
-    """Eight uploads of a folder wait for each other, and all end."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    meeting = threading.Barrier(8)
-    monkeypatch.setattr(ProxiedArtifactRepository, "log_artifact", lambda *_: meeting.wait(timeout=30))
-    for number in range(16):
-        (tmp_path / str(number)).touch()
-    store = open_proxied("mlflow-artifacts:/x")
-    assert type(store) is ProxiedArtifactRepository
-    store.log_artifacts(str(tmp_path))
 
 
 def test_store_may_be_imported_before_mlflow():
@@ -615,11 +603,7 @@ def test_proxied_client_needs_and_sees_no_password(server, tracking_uri, mlflow_
     for text in (run.info.artifact_uri, *answers, *lines, log, server.log.read_text()):
         assert PASSWORD not in text
 
-    store = open_proxied(run.info.artifact_uri)
-    store.log_artifacts(str(folder), "parallel")
-    assert describe(Path(store.download_artifacts("parallel", str(tmp_path)))) == describe(folder)
-    for name in ("parallel", "folder"):
-        store.delete_artifacts(name)
+    get_artifact_repository(run.info.artifact_uri).delete_artifacts("folder")
     assert [info.path for info in client.list_artifacts(run.info.run_id)] == ["numbers.bin"]
     assert [path.name for path in server.artifacts.rglob("*") if path.is_file()] == ["numbers.bin"]
 

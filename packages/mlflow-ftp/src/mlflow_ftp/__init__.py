@@ -1,6 +1,6 @@
 """Keep MLflow's artifacts on an FTP server, whole or not at all, and checked on read.
 
-Public are also `mlflow_ftp.repository` (the stores), `mlflow_ftp.artifact_errors` and `mlflow_ftp.server`.
+Public are also `mlflow_ftp.repository` (the store), `mlflow_ftp.artifact_errors` and `mlflow_ftp.server`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from mlflow_ftp import names
 
 if TYPE_CHECKING:
-    from mlflow_ftp.repository import FTPArtifactRepository, ProxiedArtifactRepository
+    from mlflow_ftp.repository import FTPArtifactRepository
 
-__all__ = ["names", "open_proxied", "open_repository"]
+__all__ = ["names", "open_repository"]
 
-# MLflow loads its plugins in the middle of its own import. The classes of the stores have bases in MLflow, so they are
+# MLflow loads its plugins in the middle of its own import. The class of the store has a base in MLflow, so it is
 # imported only when the first store is opened.
 
 
@@ -26,14 +26,3 @@ def open_repository(artifact_uri: str, **servers: str | None) -> FTPArtifactRepo
     from mlflow_ftp.repository import FTPArtifactRepository
 
     return FTPArtifactRepository(artifact_uri, **servers)
-
-
-def open_proxied(artifact_uri: str, **servers: str | None) -> ProxiedArtifactRepository:
-    """Return the store at an address of the scheme `mlflow-artifacts`, which sends eight files of a folder in parallel.
-
-    The artifacts are the tracking server's, whatever store it uses. MLflow calls this only if an entry point of an
-    installed package names it: one of `mlflow-ftp` would change the scheme for everyone.
-    """
-    from mlflow_ftp.repository import ProxiedArtifactRepository
-
-    return ProxiedArtifactRepository(artifact_uri, **servers)

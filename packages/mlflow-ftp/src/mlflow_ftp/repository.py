@@ -26,7 +26,6 @@ from typing import BinaryIO, TypeVar
 
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
-from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
 from mlflow_ftp import artifact_errors as errors
 from mlflow_ftp import folders, names
@@ -40,8 +39,21 @@ PAUSES_SECONDS = (0.25, 0.5, 1.0)
 _logger = logging.getLogger(__name__)
 
 
-class _ParallelUploads(ArtifactRepository):
-    """A store that sends the files of a folder in parallel."""
+class FTPArtifactRepository(ArtifactRepository):
+    """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
+
+    User and password are environment variables. The store repeats an operation after a temporary error. Failures of the
+    store are ArtifactErrors; a local file that cannot be read or written raises Python's OSError.
+    """
+
+    def __init__(self, artifact_uri: str, **servers: str | None) -> None:
+        self.address, folder = parse(artifact_uri)
+        self.root = "/" + _normalize(folder)
+        super().__init__(artifact_uri, **servers)
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        """Store one file in the folder ``artifact_path``."""
+        self._store(Path(local_file), self._locate(posixpath.join(artifact_path or "", Path(local_file).name)))
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         """Store all files of ``local_dir`` in the folder ``artifact_path``; raise the error of the first that fails."""
@@ -60,27 +72,6 @@ class _ParallelUploads(ArtifactRepository):
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-class FTPArtifactRepository(_ParallelUploads):
-    """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
-
-    User and password are environment variables. The store repeats an operation after a temporary error. Failures of the
-    store are ArtifactErrors; a local file that cannot be read or written raises Python's OSError.
-    """
-
-    def __init__(self, artifact_uri: str, **servers: str | None) -> None:
-        self.address, folder = parse(artifact_uri)
-        self.root = "/" + _normalize(folder)
-        super().__init__(artifact_uri, **servers)
-
-    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-        """Store one file in the folder ``artifact_path``."""
-        self._store(Path(local_file), self._locate(posixpath.join(artifact_path or "", Path(local_file).name)))
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         """Return the files and folders in a folder, sorted by name; nothing for a file or a missing folder."""
@@ -164,8 +155,8 @@ class FTPArtifactRepository(_ParallelUploads):
         return names.as_stored(posixpath.join(self.root, _normalize(path)).rstrip("/")) or "/"
 
 
-class ProxiedArtifactRepository(_ParallelUploads, MlflowArtifactsRepository):
-    """Artifacts of a tracking server (``mlflow-artifacts``); MLflow's own client sends one file after the other."""
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _normalize(path: str | None) -> str:
