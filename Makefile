@@ -27,6 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make run     the whole path: servers, pipeline, a model in production, a dashboard"
 	@echo "make stop    end all servers"
+	@echo "make status  which servers run, and which model is in production"
 	@echo "make lab     the workshop: JupyterLab at its start page, with the servers' pages inside"
 	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
 	@echo "make take-home TO=../plants NAME=plants   the pipeline of chapter 4 as a repository of your own"

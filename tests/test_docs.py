@@ -150,6 +150,13 @@ def check_parses(words, line, command):
         pass  # --help
 
 
+def test_make_help_names_each_target():
+    """Whatever a person may type is in the list, with a line on it."""
+    makefile = (ROOT / "Makefile").read_text()
+    [targets] = re.findall(r"^\.PHONY: (.*)", makefile, flags=re.MULTILINE)
+    assert set(re.findall(r'@echo "make ([\w-]+) ', makefile)) | {"help"} == set(targets.split())
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapters_share_their_headings(chapter):
     """What, before, time, steps, take-away, and a link to what comes next."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.nodes import Node
@@ -30,6 +30,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -40,45 +43,10 @@ SCORES = ["r2", *(target.metric("r2") for target in problem.TARGETS)]
 QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
 
 
-class Keys:
-    """Annotates a mapping with its keys, and with what the JSON schemas of their values add to that of all.
-
-    An error about a key is that of a section with such a field.
-    """
-
-    def __init__(self, keys: Iterable[str], schemas: Mapping[str, Any] | None = None, *, needed: bool = True) -> None:
-        self.keys, self.schemas, self.needed = list(keys), schemas or {}, needed
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        return AfterValidator(self._check).__get_pydantic_core_schema__(source, handler)
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        described = handler(schema)
-        value = described.pop("additionalProperties")
-        return described | {"properties": {key: value | self.schemas.get(key, {}) for key in self.keys}}
-
-    def _check(self, values: dict[str, Any]) -> dict[str, Any]:
-        for key in [*values, *self.keys * self.needed]:
-            if key not in self.keys or key not in values:
-                raise _Misfit("missing" if key in self.keys else "extra_forbidden", None, [key])
-        return values
-
-
-class _Misfit(ValueError):
-    """Holds the kind of an error, some of them pydantic's own, a value, and its place within what is checked."""
-
-
-def _check_score(name: str) -> str:
-    if name not in SCORES:
-        raise _Misfit("score", repr(name), [])
-    return name
-
-
-class Column(Section):
-    """A column of an own file, and its unit."""
-
-    column: str
-    unit: str
+def _mapping(name: str, kind: Any, keys: Iterable[str]) -> Any:
+    """Return the class of a mapping with these keys, each of a kind."""
+    fields: dict[str, Any] = dict.fromkeys(keys, (kind, ...))
+    return create_model(name, __base__=Section, **fields)
 
 
 class TimeColumn(Section):
@@ -94,8 +62,26 @@ class TimeColumn(Section):
     stamp: Literal["start", "end"] = Field("start", description="of the hour; hours 01:00 to 24:00 are ends")
 
 
-_UNITS = {name: {"type": "string", "enum": list(quantity.units)} for name, quantity in QUANTITIES.items()}
-_COLUMNS = {name: {"properties": {"column": {"type": "string"}, "unit": unit}} for name, unit in _UNITS.items()}
+def _columns() -> Any:
+    """Return the class of the columns of an own file; by default each has its own name, in its own unit."""
+    fields: dict[str, Any] = {}
+    for name, quantity in QUANTITIES.items():
+        unit: Any = Literal[*quantity.units]
+        column: Any = create_model(name, __base__=Section, column=(str, ...), unit=(unit, ...))
+        default = {"column": name, "unit": next(iter(quantity.units))}
+        fields[name] = column, column.model_validate(default)
+    return create_model("Columns", __base__=Section, **fields)
+
+
+if TYPE_CHECKING:
+    from typing import Any as Capacity
+    from typing import Any as Columns
+    from typing import Any as MaxNight
+    from typing import Any as MinR2
+else:
+    Columns, Capacity = _columns(), _mapping("Capacity", Positive, problem.CAPACITY)
+    MinR2 = _mapping("MinR2", R2, [target.key for target in problem.TARGETS])
+    MaxNight = _mapping("MaxNight", Positive, [target.key for target in problem.TARGETS if target.by_day])
 _YEAR = str(dict.fromkeys(problem.CAPACITY, 1.2)).replace("'", "")
 
 
@@ -110,10 +96,10 @@ class OwnFile(Section):
     lines_before_header: int = Field(0, ge=0, le=1000)
     negative_as_zero: bool = Field(False, description="small values below zero, as meters write them at night")
     time: TimeColumn = TimeColumn(column="utc_timestamp")
-    columns: Annotated[dict[str, Column], Keys(_COLUMNS, _COLUMNS, needed=False)] = Field(
+    columns: Columns = Field(
         {}, validate_default=True, description="of the quantities; by default each has its own name, in its own unit"
     )
-    capacity: dict[Year, Annotated[dict[str, Positive], Keys(problem.CAPACITY)]] | None = Field(
+    capacity: dict[Year, Capacity] | None = Field(
         None, min_length=2, description=f"{{2018: {_YEAR}, ...}} of all plants that the file counts, at the years' ends"
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
@@ -131,18 +117,10 @@ class OwnFile(Section):
             raise ValueError(f"the mark {self.decimal!r} for both decimal and thousands")
         return self
 
-    @field_validator("columns")
-    @classmethod
-    def _complete_columns(cls, columns: dict[str, Column]) -> dict[str, Column]:
-        for name, column in columns.items():
-            if column.unit not in QUANTITIES[name].units:
-                raise _Misfit("unit", repr(column.unit), [name, "unit"])
-        return {name: columns.get(name, Column(column=name, unit=units["enum"][0])) for name, units in _UNITS.items()}
-
     @model_validator(mode="after")
     def _read_each_column_once(self) -> OwnFile:
         names = {self.time.column: "time"}
-        for name, each in self.columns.items():
+        for name, each in self.columns:
             if (other := names.setdefault(each.column, name)) != name:
                 raise ValueError(f"the column {each.column!r} for both {other} and {name}")
         return self
@@ -218,7 +196,7 @@ class TrainKeras(Section):
 class Compare(Section):
     """Which score on the validation weeks ranks the models."""
 
-    rank_by: Annotated[str, AfterValidator(_check_score)] = Field(json_schema_extra={"enum": [*SCORES]})
+    rank_by: Literal[*SCORES]  # type: ignore[valid-type]
 
 
 class Promote(Section):
@@ -228,8 +206,8 @@ class Promote(Section):
     near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
     alpha: float = Field(gt=0, lt=0.5, description="highest probability that smaller weekly errors are chance")
     max_gain: float | None = Field(default=None, gt=0, le=1, description="in R2 at once: more is too good to be true")
-    min_r2: Annotated[dict[str, R2], Keys(target.key for target in problem.TARGETS)]
-    max_night: Annotated[dict[str, Positive], Keys(each.key for each in problem.TARGETS if each.by_day)] = Field(
+    min_r2: MinR2
+    max_night: MaxNight = Field(
         {}, validate_default=True, description="mean prediction while the sun is down, in the unit of the target"
     )
     max_bias_percent: float = Field(
@@ -276,17 +254,16 @@ def check(stage: str, values: object, file: Path = Path(FILE)) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-    fault = first.get("ctx", {}).get("error")
-    of_pydantic: Any = first["type"], fault or repr(first["input"]), []
-    kind, value, within = fault.args if isinstance(fault, _Misfit) else of_pydantic
-    place = [word for word in (*first["loc"], *within) if word != "[key]"]
-    name, missing = ".".join(map(str, [stage, *place])), kind == "missing"
-    if kind == "extra_forbidden":
+        # An unknown key first: it may be the missing one, misspelt.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    fault = first.get("ctx", {}).get("error")  # of a validator here
+    place = [word for word in first["loc"] if word != "[key]"]
+    name, missing = ".".join(map(str, [stage, *place])), first["type"] == "missing"
+    if first["type"] == "extra_forbidden":
         raise _unknown(name, list(_schema(model, place[:-1])["properties"]), file)
     raise ParameterError(
         f"{file.name}: {name} " + ("is missing." if missing else "is not allowed."),
-        value=None if missing else value,
+        value=None if missing else fault or repr(first["input"]),
         expected=first["msg"] if "[key]" in first["loc"] else allowed(model, *place),
         next_step=f"edit {file}; `python -m forecast params {stage}` shows what is allowed",
     )
@@ -296,7 +273,7 @@ def allowed(model: type[Section], *place: str | int) -> str:
     """Describe what a place of a section may hold: type or keys, limits and meaning."""
     schema = _schema(model, place)
     limits = {"enum": "one of", "minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
-    limits |= {"exclusiveMaximum": "below", "pattern": "like", "minProperties": "at least"}
+    limits |= {"const": "only", "exclusiveMaximum": "below", "pattern": "like", "minProperties": "at least"}
     kind = schema.get("type", "object")
     if kind == "object":
         kind = f"keys {', '.join(schema['properties'])}" if "properties" in schema else "keys"

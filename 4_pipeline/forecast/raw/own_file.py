@@ -43,7 +43,7 @@ def read(path: Path, mapping: OwnFile) -> Table:
     zone is wrong), times partly with an offset or not at the start of an hour, and whatever `raw.read_text` and
     `raw.numbers` refuse; ParameterError: no such zone. Errors name ``mapping.file``, the file that its owner knows.
     """
-    file, columns = mapping.file, mapping.columns
+    file, columns = mapping.file, dict(mapping.columns)
     names = {"utc_timestamp": mapping.time.column} | {name: column.column for name, column in columns.items()}
     layout: dict[str, Any] = {"separator": mapping.separator, "lines_before": mapping.lines_before_header}
     text = raw.read_text(path, list(dict.fromkeys(names.values())), next_step=_CORRECT, name=file, **layout)
@@ -64,7 +64,7 @@ def read(path: Path, mapping: OwnFile) -> Table:
     stamps, skipped = _to_utc(times, file, mapping.time)
     expected = f"a time that exists: in {mapping.time.zone} the clock skips it in spring"
     next_step = "if the file keeps winter time all year, set fetch.csv.time.zone: '+01:00' in params.yaml"
-    filler = text.loc[skipped, [column.column for column in mapping.columns.values()]].fillna("")
+    filler = text.loc[skipped, [column.column for _, column in mapping.columns]].fillna("")
     if (filler.apply(lambda cells: cells.str.strip(" 0.,")) == "").all(axis=None):
         next_step = (
             "the program that wrote the file has filled that hour with 0: delete these lines, or leave the cells empty"
