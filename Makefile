@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab offline take-home test test-packages dist test-privileged test-room examples containers walk book soak bench lint lock
+.PHONY: help run stop status lab offline take-home test test-packages dist test-privileged test-room examples containers walk night book soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -39,6 +39,7 @@ help:
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2, the image of examples/cifar10; installs podman"
 	@echo "make walk    the tests, and every command and cell of the chapters, pages in a browser, servers that are killed"
+	@echo "make night   what CI leaves to a workflow of the night: new environments, other clones, databases and problems"
 	@echo "make book    these pages and the executed notebooks as a site, in docs/site"
 	@echo "make soak    tests that take long: gigabytes, many repetitions; then all others in random order"
 	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
@@ -133,7 +134,10 @@ test-room: .venv/tests
 	@cd server/room && $(BIN)/python -m pytest
 
 walk: .venv/tests
-	@$(BIN)/python -m pytest -m "not soak"
+	@$(BIN)/python -m pytest -m "not soak and not night"
+
+night: .venv/examples
+	@status=0; for folder in . examples/cifar10/; do (cd "$$folder" && $(BIN)/python -m pytest -m "night and not soak") || status=1; done; exit $$status
 
 # What is committed, in a clone with servers of its own. Chapter 4's notebooks are those that its pipeline executed.
 book: .venv/book

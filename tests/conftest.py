@@ -30,8 +30,8 @@ from workplace import (
 # The order in which files are begun: the longest first, so that no process works alone at the end. The second servers
 # start from a copy of the first ones: they come when the latter have begun, as there are three processes.
 ORDER = [
-    "servers", "tests/servers/test_supervisor.py", "tests/test_another_problem.py", "tests/servers/test_two_clones.py",
-    "tests/test_dependencies.py", "tests/teaching/test_headstart.py", "tests/servers/test_tracking_server.py",
+    "servers", "tests/test_standalone.py", "tests/servers/test_supervisor.py", "tests/test_another_problem.py",
+    "tests/servers/test_two_clones.py", "tests/teaching/test_headstart.py", "tests/servers/test_tracking_server.py",
     "tests/teaching/test_checkpoints.py", "second servers", "4_pipeline/tests/learn/test_models.py", "small server",
     *(f"4_pipeline/tests/raw/test_{name}.py" for name in ("validation", "bad_input", "own_stage")),
 ]  # fmt: skip
@@ -39,8 +39,11 @@ ORDER = [
 IS_FIRST_PROCESS = "TEST_SESSION" not in os.environ
 SESSION = os.environ.setdefault("TEST_SESSION", tempfile.mktemp(prefix="test-session-"))
 GROUPS = Path(f"{SESSION}.groups")
-# A browser, several clones, another database: minutes, of which `make test` has five.
-WALKED = ("tests/browser", "tests/servers/test_two_clones", "tests/servers/test_postgresql")
+WALKED = ("tests/browser",)  # minutes, of which `make test` has five
+NIGHT = (
+    "tests/servers/test_two_clones", "tests/servers/test_postgresql", "tests/test_another_problem",
+    "tests/test_take_it_home",
+)  # fmt: skip
 SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_take_it_home")
 
 
@@ -67,8 +70,9 @@ def pytest_collection_modifyitems(config, items):
     """Order the tests by their groups; a process of pytest-xdist leaves these to the one that hands out the tests."""
     groups = {item.nodeid: group_of(item) for item in items}
     for item in items:
-        if item.nodeid.startswith(WALKED):
-            item.add_marker("walk")
+        for marker, names in {"walk": WALKED, "night": NIGHT}.items():
+            if item.nodeid.startswith(names):
+                item.add_marker(marker)
     order = {name: number for number, name in enumerate(ORDER)}
     # Within a group the file last whose last test ends the warm kernels.
     items.sort(key=lambda item: (order.get(groups[item.nodeid], len(order)), "test_pipeline.py" in item.nodeid))

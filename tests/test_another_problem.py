@@ -16,8 +16,6 @@ from workplace import BIN, PERSON, ROOT, Servers, environment_for, new_workplace
 PAGE = (ROOT / "4_pipeline" / "another_problem.md").read_text()
 FIRST, SECOND = PAGE.split("\n## Bikes\n")
 
-pytestmark = pytest.mark.walk
-
 
 class Example(NamedTuple):
     """A problem of the page: its part, its names, its title, and hours with much and with little of its target."""

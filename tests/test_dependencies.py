@@ -85,7 +85,7 @@ def interpreter(version: str) -> str | None:
     return None
 
 
-@pytest.mark.walk
+@pytest.mark.night
 @pytest.mark.timeout(900)
 def test_everything_imports_and_a_notebook_runs_on_the_newest_python(tmp_path):
     """In a fresh environment of that Python: the pins install, all imports, a notebook runs with `--engine dask`."""

@@ -43,8 +43,6 @@ print(json.dumps({
 }))
 """
 
-pytestmark = pytest.mark.walk
-
 
 def plants(file):
     """Write two years of plants with German headings: the sample's weather, re-dated, and a twentieth of its power."""

@@ -31,7 +31,7 @@ def chapters(attendee, germany_csv, store, monkeypatch):
     return attendee
 
 
-@pytest.mark.walk
+@pytest.mark.night
 @pytest.mark.timeout(500)
 def test_attendee_can_begin_at_chapter_4(chapters):
     """Chapter 2's notebooks and chapter 3's project run, a model goes into production; again, nothing happens."""

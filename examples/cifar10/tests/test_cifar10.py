@@ -214,6 +214,7 @@ def test_setup_changes_nothing_twice_and_refuses_changed_files(clone, tmp_path):
     assert clone.type("git status --porcelain").split() == ["M", "examples/cifar10/params.yaml"]
 
 
+@pytest.mark.night
 def test_job_writes_one_commit_back(clone, tmp_path):
     """GitLab's job, by a real runner: a worse model only if that is said; one commit; nothing when run again."""
     for program in ("npx", "rsync"):
@@ -250,6 +251,7 @@ def test_job_writes_one_commit_back(clone, tmp_path):
     }
 
 
+@pytest.mark.night
 def test_job_refuses_another_branch_and_a_race(clone, tmp_path):
     """On another branch it changes nothing; a colleague who pushes between its commit and its push wins."""
     assert "Merge it into main" in clone.type("git switch -qc other && ./ci.sh", fails=True)

@@ -214,7 +214,7 @@ def close_idle() -> None:
 
 
 def _forget() -> None:
-    """Close the connections of the process that this one was forked from, whose locks may be held for ever."""
+    """Close the connections of the process that this one was forked from, whose locks may be held forever."""
     for pool in _pools.values():
         for connection in list(pool.idle):
             connection.close()
