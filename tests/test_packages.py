@@ -10,7 +10,7 @@ import zipfile
 from email import message_from_bytes
 
 import pytest
-from dvc_parallel.programs import imported_modules
+from dvc_parallel.commands import imported_modules
 from workplace import BIN, ROOT, clean_environment
 
 NAMES = sorted(path.parent.name for path in (ROOT / "packages").glob("*/pyproject.toml"))

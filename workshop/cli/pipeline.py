@@ -19,13 +19,6 @@ from workshop.cli import json_option, print_rows, report
 from workshop.settings import EXPORT_COMMAND, Settings, get_settings
 from workshop.tracking import connect, own_or_given_uri
 
-# Modules that papermill, nbconvert and the stage `fetch` import, in seconds of a cold start.
-PRELOAD = (
-    "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__", "papermill_dask.client.engine",
-    "papermill_dask.worker.notebook",
-    "tqdm.auto", "nbconvert.nbconvertapp", "forecast.raw.sources",
-)  # fmt: skip
-
 
 def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options: Any) -> None:
     """Bring the pipeline up to date on the servers, by default with as many simultaneous stages as Dask workers.
@@ -40,7 +33,6 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     options["jobs"] = options.get("jobs") or settings.dask_workers
     dvc_parallel.reproduce(
         targets,
-        preload=PRELOAD,
         progress=dvc_parallel.lines(lambda text: click.echo(text, nl=False, err=True)),
         notice=report,
         **options,

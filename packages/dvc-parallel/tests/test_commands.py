@@ -1,4 +1,4 @@
-"""The commands of stages: which start warm, and that they do what they do in a shell."""
+"""The commands of stages: which are forked, and that they do what they do in a shell."""
 
 from __future__ import annotations
 
@@ -9,28 +9,87 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import venv
 from pathlib import Path
 
 import psutil
 import pytest
-from dvc_parallel.commands import Commands
-from dvc_parallel.programs import imported_modules, program_words, start_early
-from repositories import BIN, ENVIRONMENT, new_repository, read, repro, wait_until
+from dvc_parallel.commands import Commands, console_script, imported_modules
+from repositories import ENVIRONMENT, read, wait_until
 
-PROGRAM = """
-import atexit, json, os, random, sys, threading
+# A console script that runs the file that it is given; it imports more than a program needs to fork.
+SCRIPT = """
+import colorsys, multiprocessing, runpy, sys
+def main():
+    sys.argv = sys.argv[1:]
+    return runpy.run_path(sys.argv[0], run_name="program").get("code")
+"""
+REPORT = """
+import atexit, multiprocessing, os, pathlib, signal, sys, threading
+class Last:
+    def __del__(self):
+        print("deleted at the end")
+def square(number):
+    return number ** 2
+last = Last()
 atexit.register(print, "at the end")
-print(__name__, sys.argv, sys.path[0], os.getcwd(), os.environ["GIVEN"], "colorsys" in sys.modules, flush=True)
-threading.Timer(0.3, print, ("in a thread",)).start()
-sys.exit(sys.argv[1] if len(sys.argv) > 1 else None)
+print(sys.argv, os.getcwd(), os.environ["GIVEN"], os.environ["PATH"], repr(sys.stdin.read()), flush=True)
+print(sorted(os.listdir("/proc/self/fd")), sys.path, sys.flags, sys.executable, os.umask(0o22))
+print([str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE)])
+print(multiprocessing.parent_process(), multiprocessing.active_children(), multiprocessing.get_start_method())
+for method in ("fork", "spawn", "forkserver"):
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        print(pool.map(abs, [-1, 2]), pool.apply(os.getcwd))
+threading.Timer(0.2, print, ("in a thread",)).start()
+code = 7
+"""
+PROGRAMS = {
+    "report": REPORT,
+    "no code": "code = None",
+    "text": "import sys\nprint('out'); sys.exit('in words')",
+    "now": "import os\nos._exit(3)",
+    "Ctrl-C": "raise KeyboardInterrupt",
+    "killed": "import os\nos.kill(os.getpid(), 9)",
+    "interrupted": "import os, time\nos.kill(os.getpid(), 2); time.sleep(5)",
+    "at exit": "import atexit\natexit.register(divmod, 1, 0)",
+    "error": "1 / 0",
+    "no module": "import nothing_of_this_name",
+}
+RUN = """
+import sys
+from pathlib import Path
+import os
+from dvc_parallel.commands import Commands
+commands = Commands(lines=["run-file x"])
+assert commands.modules == ["run_file"]
+code = commands.start(sys.argv[1], ".", dict(os.environ), Path("log")).wait()
+commands.close()
+sys.exit(code)
 """
 
 
 @pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """The Python of a new environment, with all packages of this one and the console script `run-file`."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "all.pth").write_text("\n".join(path for path in sys.path if path.endswith(("site-packages", "src"))))
+    (site / "run_file.py").write_text(SCRIPT)
+    (site / "run_file-1.dist-info").mkdir()
+    (site / "run_file-1.dist-info" / "METADATA").write_text("Name: run-file\nVersion: 1\n")
+    (site / "run_file-1.dist-info" / "entry_points.txt").write_text("[console_scripts]\nrun-file = run_file:main\n")
+    script = folder / "bin" / "run-file"
+    lines = [f"#!{script.with_name('python')}", "import sys", "from run_file import main"]
+    script.write_text("\n".join([*lines, "if __name__ == '__main__':", "    sys.exit(main())"]))
+    script.chmod(0o755)
+    return script.with_name("python")
+
+
+@pytest.fixture(scope="module")
 def commands():
-    """Commands with a module imported beforehand."""
-    with contextlib.closing(Commands(["colorsys"])) as commands:
+    """What starts commands."""
+    with contextlib.closing(Commands()) as commands:
         yield commands
 
 
@@ -38,96 +97,49 @@ def run(commands: Commands, line: str, folder: Path, **environment: str) -> tupl
     """Return what a command prints, and its exit code."""
     log = folder / "log"
     log.unlink(missing_ok=True)
-    code = commands.start(line, str(folder), ENVIRONMENT | environment, log, warm=True).wait(60)
+    code = commands.start(line, str(folder), ENVIRONMENT | environment, log).wait(60)
     return log.read_text(), code
 
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "dvc a b | cat", "dvc $IN b", "X=1 dvc a", "dvc *.ipynb -", "dvc a > b", "'dvc", "dvc a && dvc b", "dvc `ls`",
-        "dvc a\nls", "dvc ~/a", "dvc -p x [1,2]", 'dvc "a b"', "", " ",
-        "python", "python -c 1", "python -m", "python -u x.py", "python folder", "python -m -v x.py", "ls",
-    ],
+    ["dvc a b | cat", "dvc $IN b", "X=1 dvc a", "dvc *.ipynb -", "dvc a > b", "'dvc", "dvc a && dvc b", "dvc `ls`",
+     "dvc a\nls", "dvc ~/a", "dvc -p x [1,2]", 'dvc "a b"', "", " ", "python x.py", "ls"],
 )  # fmt: skip
 def test_command_that_needs_a_shell_goes_to_one(line):
-    """Anything a shell might expand or act on is left to it, and so is what is no program of this environment."""
-    assert program_words(line, ENVIRONMENT) is None
+    """Anything a shell might expand or act on is left to it, and so is what is no console script."""
+    assert console_script(line, ENVIRONMENT) is None
 
 
-def test_program_of_this_environment_is_recognised(tmp_path):
-    """A console script, a file and a module; PATH decides which program is meant."""
-    here = ENVIRONMENT
-    python = str(BIN / "python")
-    assert program_words("dvc repro  -j 2 a/b.c:d@e", here) == [
-        python,
-        str(BIN / "dvc"),
-        "repro",
-        "-j",
-        "2",
-        "a/b.c:d@e",
+def test_console_script_of_this_environment_is_recognised(tmp_path, monkeypatch):
+    """PATH decides which program is meant; packages add the modules of plug-ins to those of a script."""
+    assert imported_modules(["dvc repro  -j 2 a/b.c:d@e", "python x.py", "dvc status", "ls"], ENVIRONMENT) == [
+        "dvc.cli"
     ]
-    assert program_words("python train.py --depth 3", here) == ["python", "train.py", "--depth", "3"]
-    assert program_words("python3 -m this that", here) == ["python3", "-m", "this", "that"]
     (tmp_path / "dvc").write_text("#!/bin/sh\n")
     (tmp_path / "dvc").chmod(0o755)
-    assert program_words("dvc repro", here | {"PATH": f"{tmp_path}:{here['PATH']}"}) is None
-    assert imported_modules(["dvc repro", "python x.py", "dvc status", "ls"], here) == ["dvc.cli"]
-
-
-def test_packages_add_modules_to_a_program(tmp_path, monkeypatch):
-    """An entry point says so: a plug-in that its program imports late is imported before the program is forked."""
+    assert console_script("dvc repro", ENVIRONMENT | {"PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}"}) is None
     (tmp_path / "plugin-1.dist-info").mkdir()
     (tmp_path / "plugin-1.dist-info" / "entry_points.txt").write_text("[dvc_parallel.preload]\ndvc = plugin.late\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert imported_modules(["dvc repro"], ENVIRONMENT) == ["dvc.cli", "plugin.late"]
 
 
-def test_imports_begin_before_dvc_does_where_a_file_differs_from_the_lock(tmp_path, monkeypatch):
-    """Without a lock file, and after a change; a run with nothing to do imports nothing, and no process stays."""
-    monkeypatch.setenv("PATH", ENVIRONMENT["PATH"])  # with the programs of the Python that runs this
-    stage = {"cmd": ["dvc --version", "cp in.txt out"], "deps": ["in.txt"], "outs": ["out"]}
-    repository = new_repository(tmp_path / "repository", {"one": stage})
-
-    def early() -> list[list[str]]:
-        forks = start_early(repository, None)
-        with contextlib.closing(Commands(forks=forks)):
-            return [modules for _, *modules in forks]
-
-    (repository / "in.txt").write_text("in")
-    assert early() == [["dvc.cli"]]
-    repro(repository)
-    assert early() == []
-    os.utime(repository / "in.txt", (time.time() + 2,) * 2)
-    assert early() == []
-    (repository / "in.txt").write_text("other")
-    os.utime(repository / "in.txt", (time.time() + 2,) * 2)
-    assert early() == [["dvc.cli"]]
-    (repository / "in.txt").unlink()
-    assert early() == [["dvc.cli"]]
-    (repository / "dvc.yaml").unlink()
-    assert early() == []
-    assert psutil.Process().children() == []
-
-
-@pytest.mark.parametrize(
-    "line", ["python program.py", "python program.py 7", "python -m program words", "python none.py", "python -m none"]
-)
-def test_forked_program_does_what_it_does_in_a_shell(commands, tmp_path, line):
-    """The same output and exit code, threads and atexit handlers included; the imports are done."""
-    (tmp_path / "program.py").write_text(PROGRAM)
-    output, code = run(commands, line, tmp_path, GIVEN="to it")
-    plain = subprocess.run(
-        line, shell=True, cwd=tmp_path, env=ENVIRONMENT | {"GIVEN": "to it"}, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
-    assert code == plain.returncode or "none.py" in line
-    if "none" in line:
-        assert "none" in output
-        assert code
-    else:
-        assert sorted(output.replace("True", "False").splitlines()) == sorted(plain.stdout.splitlines())
-        assert "True" in output
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux alone")
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_forked_program_does_what_it_does_in_a_shell(python, tmp_path, program):
+    """The same output, but for lines of a traceback, and the same exit code; pools, threads and handlers included."""
+    (tmp_path / "program.py").write_text(PROGRAMS[program])
+    environment = ENVIRONMENT | {"PATH": f"{python.parent}:{ENVIRONMENT['PATH']}", "GIVEN": "to it"}
+    outputs = []
+    for words in ([python, "-c", RUN, "run-file program.py a"], ["sh", "-c", "run-file program.py a >log 2>&1"]):
+        done = subprocess.run(words, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, check=False)
+        lines = read(tmp_path / "log").splitlines()
+        outputs.append(
+            (done.returncode, [line for line in lines if not line.startswith((" ", "Exception ignored", "Killed"))])
+        )
+        (tmp_path / "log").replace(tmp_path / f"log{len(outputs)}")
+    assert outputs[0] == outputs[1]
 
 
 def test_shell_command_is_not_changed_by_being_watched(commands, tmp_path):
@@ -141,18 +153,12 @@ def test_shell_command_is_not_changed_by_being_watched(commands, tmp_path):
     psutil.Process(int(read(tmp_path / "pid"))).kill()
 
 
-@pytest.mark.parametrize("line", ["python sleep.py", "echo $$ > pid; sleep 300"])
-def test_command_ends_with_the_run(tmp_path, line):
+@pytest.mark.parametrize("line", ["run-file sleep.py", "echo $$ > pid; sleep 300"])
+def test_command_ends_with_the_run(python, tmp_path, line):
     """Killed with -9, the run takes its commands along, forked or not, with what they started."""
     (tmp_path / "sleep.py").write_text("import os, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(300)")
-    code = f"""
-from pathlib import Path
-import os
-from dvc_parallel.commands import Commands
-commands = Commands(["colorsys"])
-commands.start({line!r}, ".", dict(os.environ), Path("log"), warm=True).wait()
-"""
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT) as process:
+    environment = ENVIRONMENT | {"PATH": f"{python.parent}:{ENVIRONMENT['PATH']}"}
+    with subprocess.Popen([python, "-c", RUN, line], cwd=tmp_path, env=environment) as process:
         wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -175,7 +181,7 @@ def test_command_ends_with_a_run_that_was_killed_early(commands, tmp_path):
 
 def test_ctrl_c_does_not_reach_a_process_that_begins(commands, tmp_path):
     """The process that watches a command ignores it; the command is stopped by the run."""
-    command = commands.start("sleep 0.3; echo done", str(tmp_path), ENVIRONMENT, tmp_path / "log", warm=False)
+    command = commands.start("sleep 0.3; echo done", str(tmp_path), ENVIRONMENT, tmp_path / "log")
     os.kill(command.pid, signal.SIGINT)
     assert (command.wait(60), read(tmp_path / "log")) == (0, "done\n")
 
@@ -183,27 +189,15 @@ def test_ctrl_c_does_not_reach_a_process_that_begins(commands, tmp_path):
 def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
     """A command whose runner was killed still holds the lock of its stage; the next copy waits for its end."""
     log = tmp_path / "log"
-    first = commands.start("echo $$ > pid; sleep 300", str(tmp_path), ENVIRONMENT, log, warm=True)
+    first = commands.start("echo $$ > pid; sleep 300", str(tmp_path), ENVIRONMENT, log)
     wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
     shell = psutil.Process(int(read(tmp_path / "pid")))
     shell.parent().kill()
     assert first.wait(60) == 128 + signal.SIGKILL
-    second = commands.start("echo begun", str(tmp_path), ENVIRONMENT, log, warm=True)
+    second = commands.start("echo begun", str(tmp_path), ENVIRONMENT, log)
     wait_until(lambda: "waiting for an earlier copy" in read(log))
     assert "begun" not in read(log)
     for process in (*shell.children(), shell):
         process.kill()
     assert second.wait(60) == 0
     assert "begun" in read(log)
-
-
-def test_commands_start_without_the_process_to_fork_from(commands, tmp_path):
-    """When the process with the imports was killed, another takes its place, or the program starts from scratch."""
-    (tmp_path / "program.py").write_text("print('done')")
-    for _ in range(2):
-        assert run(commands, "python program.py", tmp_path) == ("done\n", 0)
-        for process in psutil.Process().children():
-            with contextlib.suppress(psutil.ZombieProcess):
-                if "serve" in " ".join(process.cmdline()):
-                    process.kill()
-                    process.wait()

@@ -34,7 +34,7 @@ pathlib.Path(f"{stage}.txt").write_text(text + f"{stage} {size}\\n")
 time.sleep(0.2)
 """
 NEEDS = {"one": [], "left": ["one"], "right": ["one"], "last": ["left", "right"]}
-OURS = [BIN / "dvc-parallel", "repro", "--preload", "json"]
+OURS = [BIN / "dvc-parallel", "repro"]
 MARK = "DVC_PARALLEL_TEST"
 
 

@@ -47,6 +47,6 @@ def test_wheel_alone_does_what_the_readme_shows(tmp_path):
     run(venv / "bin" / "dvc", "init", "--quiet")
     (place / "dvc.yaml").write_text(PIPELINE)
     (place / "make.py").write_text("open('right.txt', 'w').write('right\\n')")
-    run(venv / "bin" / "dvc-parallel", "repro", "-j", "2", "--preload", "json")
+    run(venv / "bin" / "dvc-parallel", "repro", "-j", "2")
     assert read(place / "both.txt") == "left\nright\n"
     assert "up to date" in run(venv / "bin" / "dvc", "repro")

@@ -56,9 +56,7 @@ def _read_limits(_context: object, _option: object, texts: tuple[str, ...]) -> d
 @click.option("--downstream", is_flag=True, help="Run the targets and the stages that need them.")
 @click.option("--glob", is_flag=True, help="The targets are patterns.")
 @click.option("--run-cache/--no-run-cache", default=True, help="Restore results of earlier runs.")
-@click.option("--preload", multiple=True, metavar="MODULE", help="Import MODULE before forking Python programs.")
-@click.option("--no-preload", is_flag=True, help="Fork no program; start each from scratch.")
-def repro(preload: tuple[str, ...], no_preload: bool, **options: Any) -> None:
+def repro(**options: Any) -> None:
     """Run the stages that changed, as `dvc repro` does, but independent stages side by side.
 
     TARGETS are stages, as DVC names them; the default are all stages of the dvc.yaml in this folder.
@@ -67,8 +65,7 @@ def repro(preload: tuple[str, ...], no_preload: bool, **options: Any) -> None:
     Example:  dvc-parallel repro -j 4 train
     """
     write = functools.partial(click.echo, nl=False, err=True)
-    modules = () if no_preload else preload or None
-    reproduce(preload=modules, progress=lines(write), notice=lambda text: write(f"  {text}\n"), **options)
+    reproduce(progress=lines(write), notice=lambda text: write(f"  {text}\n"), **options)
 
 
 @main.command()

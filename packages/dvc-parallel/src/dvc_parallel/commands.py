@@ -1,21 +1,53 @@
-"""Start the commands of stages: Python programs in forks with their imports done, other commands in DVC's shell."""
+"""Start the commands of stages: console scripts in forks with their imports done, other commands in DVC's shell."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from subprocess import DEVNULL
 
 from dvc_parallel.compat import get_executable, shell_words
-from dvc_parallel.programs import Forks, program_words, start_to_import
 from dvc_parallel.runner import PID_BYTES
-from dvc_parallel.stop import ignored_signals
+
+PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)  # blanks, and what `shlex.quote` leaves as it is
+# Without the current folder, where a file may have the name of a module, and without names in `__main__`.
+SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
+__import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
+
+
+def console_script(line: str, environment: Mapping[str, str]) -> EntryPoint | None:
+    """Return the entry point of a plain call of a console script that is installed beside this Python.
+
+    Return None for other commands: quotes and other signs need a shell. Forks are safe only on Linux.
+    """
+    name = (line.split() or [""])[0]
+    if sys.platform != "linux" or not PLAIN.fullmatch(line) or name not in _scripts():
+        return None
+    is_ours = shutil.which(name, path=environment.get("PATH")) == str(Path(sys.executable).with_name(name))
+    return _scripts()[name] if is_ours else None
+
+
+@functools.cache
+def _scripts() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="console_scripts")}
+
+
+def imported_modules(lines: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """Return the modules of the console scripts among the commands, and those that packages add to these scripts."""
+    names = {script.name for line in lines if (script := console_script(line, environment))}
+    entries = (*_scripts().values(), *entry_points(group="dvc_parallel.preload"))
+    return [entry.module for entry in entries if entry.name in names]
 
 
 class Command:
@@ -54,38 +86,43 @@ class Command:
 
 
 class Commands:
-    """Starts commands; forks Python programs from a process with ``modules`` imported, if possible one of ``forks``."""
+    """Starts commands, which ignore the signals ``ignored``; forks console scripts that are among ``lines``."""
 
-    def __init__(
-        self, modules: Sequence[str] = (), ignored: Sequence[int] | None = None, forks: Forks | None = None
-    ) -> None:
-        self.modules = modules
-        self._ignored = ignored_signals() if ignored is None else ignored
-        self._forks = forks or {}
+    def __init__(self, ignored: Sequence[int] = (), lines: Sequence[str] = ()) -> None:
+        self._ignored, self._lines = ignored, lines
+        self._servers: dict[tuple[str, ...], tuple[socket.socket, subprocess.Popen[bytes]]] = {}  # by modules
+
+    @functools.cached_property
+    def modules(self) -> list[str]:
+        """The imports of the console scripts; found when the first command starts, not in a run without changes."""
+        return imported_modules(self._lines, os.environ)
 
     def close(self) -> None:
         """End the processes to fork from; commands continue."""
-        while self._forks:
-            requests, process = self._forks.popitem()[1]
+        while self._servers:
+            requests, process = self._servers.popitem()[1]
             requests.close()
             process.kill()
             process.wait()
 
-    def warm_up(self, modules: Sequence[str], python: str = sys.executable) -> socket.socket:
+    def warm_up(self, modules: Sequence[str]) -> socket.socket:
         """Return the socket of the process that imports ``modules``; start the process if there is none."""
-        for (other, *imported), (requests, _) in self._forks.items():
-            if other == python and bool(imported) == bool(modules) and {*modules} <= {*imported}:
-                return requests
-        self._forks[python, *modules] = start_to_import(modules, python)
-        return self._forks[python, *modules][0]
+        if (*modules,) not in self._servers:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._servers[*modules,] = ours, subprocess.Popen(
+                    [sys.executable, "-c", SERVE, str(theirs.fileno()), *modules], pass_fds=[theirs.fileno()],
+                    stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
+                )  # fmt: skip
+        return self._servers[*modules,][0]
 
-    def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> Command:
-        """Start a command, which waits for the lock of ``log``; the first ``warm`` program waits for the imports."""
-        modules = self.modules if warm else ()
-        words = program_words(line, environment) if modules else None
-        arguments = shell_words(get_executable(), line), cwd, environment, str(log), self._ignored
-        with contextlib.suppress(OSError):  # the process to fork from was killed
-            python = words and shutil.which(words[0], path=environment.get("PATH"))
-            return Command(self.warm_up(modules, python) if python else self.warm_up(()), words, *arguments)
-        self.close()
-        return Command(self.warm_up(()), None, *arguments)
+    def start(self, line: str, cwd: str, environment: dict[str, str], log: Path) -> Command:
+        """Start a command, which waits for the lock of ``log``; the first console script waits for the imports."""
+        arguments = cwd, environment, str(log), self._ignored
+        if self.modules and (program := console_script(line, environment)):
+            with contextlib.suppress(OSError):  # the process to fork from was killed
+                path, *words = line.split()
+                words.insert(0, str(Path(sys.executable).with_name(path)))
+                return Command(self.warm_up(self.modules), program, words, *arguments)
+            self.close()
+        return Command(self.warm_up(()), None, shell_words(get_executable(), line), *arguments)

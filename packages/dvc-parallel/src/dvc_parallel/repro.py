@@ -1,4 +1,4 @@
-"""Bring the stages of a pipeline up to date; DVC is imported only here, after the imports of programs have begun."""
+"""Bring the stages of a pipeline up to date; DVC, which takes a while, is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dvc_parallel.programs import start_early
 from dvc_parallel.states import Progress, State
 
 
@@ -19,7 +18,6 @@ def reproduce(
     limits: Mapping[str, float | str] = MappingProxyType({}),
     force: bool = False,
     run_cache: bool = True,
-    preload: Sequence[str] | None = None,
     progress: Progress = lambda *_: None,
     notice: Callable[[str], object] = lambda _: None,
     **selection: bool,
@@ -29,15 +27,13 @@ def reproduce(
     ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
     ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor, and
     together they use at most ``limits``, for example ``{"gpu": 1}``, of what the stages say that they use.
-    Python programs are forked from a process that has imported the modules ``preload``; the default are the modules of
-    the console scripts of the stages. The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`. ``progress`` is
-    called with a stage and its new state, ``notice`` with a text if the run waits for another process.
+    The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`. ``progress`` is called with a stage and its new
+    state, ``notice`` with a text if the run waits for another process.
 
     Raises ReproError if the pipeline cannot be run, StagesFailed at the end if stages failed, and SystemExit 130 or 143
     if the run is interrupted or terminated. The stages that have ended are recorded in any case.
     """
-    forks = start_early(Path(folder), preload, force=force)
     from dvc_parallel.reproduction import run_stages
 
     options: dict[str, Any] = {"jobs": jobs, "limits": limits, "force": force, "run_cache": run_cache, **selection}
-    return run_stages(targets, folder, preload, forks, progress=progress, notice=notice, **options)
+    return run_stages(targets, folder, progress=progress, notice=notice, **options)

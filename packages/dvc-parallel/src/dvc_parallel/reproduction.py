@@ -14,7 +14,6 @@ from dvc_parallel import compat
 from dvc_parallel.commands import Command, Commands
 from dvc_parallel.compat import Stage
 from dvc_parallel.pipeline import Pipeline
-from dvc_parallel.programs import Forks, imported_modules
 from dvc_parallel.settings import Limits
 from dvc_parallel.states import Progress, ReproError, StagesFailed, State
 from dvc_parallel.stop import Stopped, StopRequest
@@ -28,8 +27,6 @@ NOT_MADE = {State.FAILED, State.SKIPPED, State.INTERRUPTED}
 def run_stages(
     targets: Sequence[str],
     folder: Path | str,
-    preload: Sequence[str] | None,
-    forks: Forks,
     *,
     jobs: int | None,
     limits: Mapping[str, object],
@@ -39,11 +36,10 @@ def run_stages(
     notice: Callable[[str], object],
     **selection: bool,
 ) -> dict[str, State]:
-    """Do what `reproduce` says, on ``forks`` that have begun."""
+    """Do what `reproduce` says."""
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
-        commands = stack.enter_context(contextlib.closing(Commands(ignored=stop.ignored, forks=forks)))
         stack.enter_context(contextlib.chdir(folder))  # as seen from there, DVC names stages and files
         for name, level in {"dvc": logging.WARNING, "dvc.progress": logging.CRITICAL}.items():  # no messages, no bars
             logger = logging.getLogger(name)
@@ -53,10 +49,10 @@ def run_stages(
             repo = stack.enter_context(open_repository())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 lines = [line for stage in pipeline.steps if stage.cmd for line in compat.split_commands(stage.cmd)]
-                commands.modules = imported_modules(lines, os.environ) if preload is None else preload
                 bounds = Limits(limits, pipeline.graph, pipeline.steps)
-                run = _Reproduction(pipeline, commands, stop, progress, bounds, force=force, run_cache=run_cache)
-                return run.run(jobs or os.cpu_count() or 1)
+                with contextlib.closing(Commands(stop.ignored, lines)) as commands:
+                    run = _Reproduction(pipeline, commands, stop, progress, bounds, force=force, run_cache=run_cache)
+                    return run.run(jobs or os.cpu_count() or 1)
         except Stopped:
             raise SystemExit(128 + stop.number) from None
 
@@ -116,8 +112,7 @@ class _Reproduction:
 
     def _start_ready(self, jobs: int) -> None:
         """Start the stages that are ready, and skip those that need a stage that failed."""
-        # In DVC's order: the stages that a stage needs come before it. The first program to be forked waits for its
-        # imports, so stages that need none begin before it.
+        # In DVC's order: the stages that a stage needs come before it. Those that always run look for changes.
         for stage in sorted(self._states, key=lambda stage: not stage.always_changed):
             state = self._states[stage]
             if state is State.WAITING and len(self._running) < jobs:
@@ -146,8 +141,7 @@ class _Reproduction:
         with log.open("a") as file:
             file.write(f"> {lines[0]}\n")
         options = compat.prepare_kwargs(stage)
-        warm = not stage.always_changed  # such a stage mostly finds no change, and the run then needs no imports
-        command = self._commands.start(lines[0], options["cwd"], options["env"], log, warm=warm)
+        command = self._commands.start(lines[0], options["cwd"], options["env"], log)
         self._running[command] = stage, lines[1:]
 
     def _continue(self, command: Command, stage: Stage, lines: list[str]) -> None:

@@ -1,29 +1,23 @@
 """Run each command of a stage in a session of its own, and end the session when the run is gone.
 
-A fork runs a Python program as Python itself does, with its imports done. The children of `multiprocessing` know that
-they are children, so a fork here uses none of it. A process between the fork server and a command watches the command.
-It holds the lock of the stage, which is the log: a new copy of the stage waits until the old command has ended.
+A process between the fork server and a command watches the command. It holds the lock of the stage, which is the log: a
+new copy of the stage waits until the old command has ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import importlib
 import os
 import pickle
-import runpy
 import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from importlib.machinery import PathFinder, SourceFileLoader
-from pathlib import Path
+from importlib.metadata import EntryPoint
 
 END_SECONDS = 2.0
 WAIT_SECONDS = 0.1
@@ -42,39 +36,33 @@ def serve() -> None:
         if os.fork() == 0:
             requests.close()
             run(socket.socket(fileno=numbers[0]))
-            return  # the program ends as Python ends
         os.close(numbers[0])
     os._exit(0)
 
 
 def run(report: socket.socket) -> None:
-    """Run the command that ``report`` brings; send back a process id, then an exit code. Only programs return."""
+    """Run the command that ``report`` brings; send back a process id, then an exit code. Does not return."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the command
         signal.signal(number, signal.SIG_IGN)
     with report.makefile("rb") as file:
-        words, shell, cwd, environment, log, ignored = pickle.load(file)  # noqa: S301 - from the run
+        program, words, cwd, environment, log, ignored = pickle.load(file)  # noqa: S301 - from the run
     report.sendall(os.getpid().to_bytes(PID_BYTES))
     lock = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(lock, stream)
     _take(lock, report)
     os.chdir(cwd)
-    variables = {}
-    if words:  # the shell adds variables such as PWD
-        process = subprocess.run([*shell[:-1], "env -0"], env=environment, stdout=subprocess.PIPE, check=False)
-        variables = dict(text.split("=", 1) for text in os.fsdecode(process.stdout).split("\0")[:-1])
-        variables |= {name: value for name, value in os.environ.items() if name not in environment}  # set by imports
     child = os.fork()
     if child == 0:
         for number, handler in (signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler):
             signal.signal(number, signal.SIG_IGN if number in ignored else handler)
         report.close()
         os.close(lock)
-        if words and variables.get("PATH") == environment.get("PATH") and (program := _load(words)):
-            return _run_program(program, words, variables)
-        os._exit(_run_shell(shell, environment))
+        if program:
+            _run_program(program, words, environment)
+        os._exit(_run_shell(words, environment))
     ender = threading.Thread(target=_end_with, args=(report,), daemon=True)
     ender.start()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -117,49 +105,14 @@ def _run_shell(words: list[str], environment: dict[str, str]) -> int:
         return 127
 
 
-def _load(words: list[str]) -> Callable[[], object] | None:
-    """Return the work of `python FILE ...` or `python -m MODULE ...`; None if only a new interpreter can do it."""
-    file = Path(words[1])
-    folder = str(Path.cwd() if words[1] == "-m" else file.resolve().parent)
-    modules = {name: getattr(module, "__file__", None) for name, module in sys.modules.items() if "." not in name}
-    specs = [PathFinder.find_spec(name, [folder]) for name in modules.keys() - {"__main__"}]
-    if any(spec and spec.origin not in (None, modules[spec.name]) for spec in specs):
-        return None  # the program would import another module of this name from its own folder
-    sys.path[:0] = [] if sys.flags.safe_path else [folder]
-    if words[1] == "-m":
-        return functools.partial(runpy._run_module_as_main, words[2])  # type: ignore[attr-defined] # as `python -m`
-    main, path = vars(sys.modules["__main__"]), words[1] if file.is_absolute() else f"{Path.cwd()}/{words[1]}"
-    with contextlib.suppress(
-        OSError, SyntaxError, ValueError
-    ):  # a new interpreter explains it, or runs what is not source
-        code = compile(file.read_bytes(), path, "exec", dont_inherit=True)
-        main.update(__file__=path, __cached__=None, __loader__=SourceFileLoader("__main__", path))
-        return functools.partial(exec, code, main)
-    return None
-
-
-def _run_program(program: Callable[[], object], words: list[str], variables: dict[str, str]) -> None:
-    """Run a program in this process as in a new one; leave the end of the program to the interpreter."""
-    os.environ.clear()
-    os.environ.update(variables)
-    if variables.get("_", "").endswith("/env"):  # bash names the program
-        os.environ["_"] = words[1] if "/" in words[0] else sys.executable
-    sys.orig_argv, sys.argv = words, [words[1], *words[3:]] if words[1] == "-m" else words[1:]
+def _run_program(program: EntryPoint, words: list[str], environment: dict[str, str]) -> None:
+    """Run a console script in this process; leave its end to the interpreter, which ends threads and files."""
+    os.environ.update(environment)  # what the imports have set stays
+    sys.argv = words
+    sys.path[:0] = [] if sys.flags.safe_path else [os.path.dirname(words[0])]  # noqa: PTH120
     importlib.invalidate_caches()
     if process := sys.modules.get("multiprocessing.process"):
-        vars(process)["ORIGINAL_DIR"] = str(Path.cwd())
+        vars(process)["ORIGINAL_DIR"] = os.getcwd()  # noqa: PTH109 - where its processes begin
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # otherwise all programs that are forked from one process draw the same numbers
-    code = 0
-    try:
-        program()
-    except SystemExit:
-        raise
-    except BaseException as error:  # noqa: BLE001 - print it as Python does, without this function
-        kind, trace = type(error), error.__traceback__ and error.__traceback__.tb_next
-        vars(sys).update(last_type=kind, last_value=error, last_traceback=trace, last_exc=error)
-        sys.excepthook(kind, error.with_traceback(trace), trace)
-        code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    if words[1] != "-m":
-        del sys.modules["__main__"].__file__, sys.modules["__main__"].__cached__
-    sys.exit(code)
+    sys.exit(program.load()())
