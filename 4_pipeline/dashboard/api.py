@@ -65,38 +65,42 @@ def register(server: Flask, follower: Follower) -> None:
     @server.post("/predict")
     def predict() -> tuple[Response, int]:
         """Return each target for each row of weather, and the version of the model."""
-        example, next_step = json.dumps({"rows": [EXAMPLE]}), "send the rows as in this example"
-        if not request.is_json:
-            status, sent = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, request.content_type or "no Content-Type"
-            next_step = "send this header, and a body such as " + example
-            return _refusal(status, "The body is not JSON.", sent, "Content-Type: application/json", next_step)
-        try:
-            body, snapshot = request.get_json(), follower.now
-        except BadRequest as error:
-            value = getattr(error.__cause__, "description", None)
-            return _refusal(HTTPStatus.BAD_REQUEST, "The body is not JSON that can be read.", value, example, next_step)
-        if not isinstance(body, dict) or body.keys() != {"rows"}:
-            value = f"keys {', '.join(body)}"[:200] if isinstance(body, dict) else f"{body!r:.40}"
-            reason = "The body is not a JSON object with the key `rows` alone."
-            return _refusal(HTTPStatus.BAD_REQUEST, reason, value, example, next_step)
-        try:
-            rows = requests.from_records(body["rows"])
-            if snapshot.champion is None:
-                return _no_model(snapshot)
-            champion, production = snapshot.champion, snapshot.champion.production
-            rows, origin = features.assume_capacity(rows, champion.year_ends)
-            table = predictions.table(rows[["utc_timestamp"]], *champion.predict_with_band(rows))
-            model = {name: getattr(production, name) for name in ("name", "version", "run_id")}
-            return jsonify(
-                model=model | {"learned_from": source_of(production)},
-                coverage=champion.model.coverage,
-                rows=table.assign(capacity=origin).to_dict("records"),
-            ), HTTPStatus.OK
-        except (DataError, ModelError) as error:
-            is_data = isinstance(error, DataError)
-            status = HTTPStatus.UNPROCESSABLE_ENTITY if is_data else HTTPStatus.INTERNAL_SERVER_ERROR
-            value = error.value if error.value is None else "; ".join(map(str.strip, str(error.value).splitlines()))
-            return _refusal(status, error.what, value, error.expected, error.next_step)
+        return _predict(follower)
+
+
+def _predict(follower: Follower) -> tuple[Response, int]:
+    example, next_step = json.dumps({"rows": [EXAMPLE]}), "send the rows as in this example"
+    if not request.is_json:
+        status, sent = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, request.content_type or "no Content-Type"
+        next_step = "send this header, and a body such as " + example
+        return _refusal(status, "The body is not JSON.", sent, "Content-Type: application/json", next_step)
+    try:
+        body, snapshot = request.get_json(), follower.now
+    except BadRequest as error:
+        value = getattr(error.__cause__, "description", None)
+        return _refusal(HTTPStatus.BAD_REQUEST, "The body is not JSON that can be read.", value, example, next_step)
+    if not isinstance(body, dict) or body.keys() != {"rows"}:
+        value = f"keys {', '.join(body)}"[:200] if isinstance(body, dict) else f"{body!r:.40}"
+        reason = "The body is not a JSON object with the key `rows` alone."
+        return _refusal(HTTPStatus.BAD_REQUEST, reason, value, example, next_step)
+    try:
+        rows = requests.from_records(body["rows"])
+        if snapshot.champion is None:
+            return _no_model(snapshot)
+        champion, production = snapshot.champion, snapshot.champion.production
+        rows, origin = features.assume_capacity(rows, champion.year_ends)
+        table = predictions.table(rows[["utc_timestamp"]], *champion.predict_with_band(rows))
+        model = {name: getattr(production, name) for name in ("name", "version", "run_id")}
+        return jsonify(
+            model=model | {"learned_from": source_of(production)},
+            coverage=champion.model.coverage,
+            rows=table.assign(capacity=origin).to_dict("records"),
+        ), HTTPStatus.OK
+    except (DataError, ModelError) as error:
+        is_data = isinstance(error, DataError)
+        status = HTTPStatus.UNPROCESSABLE_ENTITY if is_data else HTTPStatus.INTERNAL_SERVER_ERROR
+        value = error.value if error.value is None else "; ".join(map(str.strip, str(error.value).splitlines()))
+        return _refusal(status, error.what, value, error.expected, error.next_step)
 
 
 def _metrics(comparison: Comparison | None) -> Iterator[str]:

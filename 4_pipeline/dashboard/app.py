@@ -15,6 +15,7 @@ from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 from dash.exceptions import PreventUpdate
 from forecast.errors import ServiceError
 from forecast.parameters import project
+from waitress.server import BaseWSGIServer
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from . import address, api, layout, pages, security
@@ -54,7 +55,17 @@ def make_app(follower: Follower) -> Dash:
     api.register(app.server, follower)
     app.server.before_request(follower.attend)
     app.server.wsgi_app = ProxyFix(app.server.wsgi_app, x_for=0, x_proto=0, x_prefix=1)  # see `address.prefix`
+    _register_frame(app, follower)
+    for page in pages.PAGES:
+        if hasattr(page, "register"):
+            page.register(app, follower)
+        else:
+            refresh = app.callback(Output(f"content-{page.PATH[1:]}", "children"), Input("revision", "data"))
+            refresh(lambda _revision, page=page: page.page(follower.now, {}))
+    return app
 
+
+def _register_frame(app: Dash, follower: Follower) -> None:
     @app.callback(
         Output("navigation", "children"),
         Output("shown", "data"),
@@ -88,13 +99,27 @@ def make_app(follower: Follower) -> Dash:
     app.clientside_callback(
         ClientsideFunction("address", "name_window"), Input("shown", "data"), prevent_initial_call=False
     )
-    for page in pages.PAGES:
-        if hasattr(page, "register"):
-            page.register(app, follower)
-        else:
-            refresh = app.callback(Output(f"content-{page.PATH[1:]}", "children"), Input("revision", "data"))
-            refresh(lambda _revision, page=page: page.page(follower.now, {}))
-    return app
+
+
+def _listen(follower: Follower, host: str, port: int) -> BaseWSGIServer:
+    try:
+        # One process: what takes time is computed once for all readers.
+        return waitress.create_server(
+            make_app(follower).server,
+            host=host,
+            port=port,
+            threads=THREADS,
+            connection_limit=MAX_CONNECTIONS,
+            ident=None,
+            max_request_body_size=security.MAX_BODY_BYTES,
+        )
+    except OSError as error:
+        raise ServiceError(
+            "The dashboard cannot listen on its address.",
+            value=f"{host}:{port}: {error.strerror}",
+            expected="a free port",
+            next_step="python -m dashboard --port ANOTHER",
+        ) from None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -123,24 +148,7 @@ def main(host: str, port: int, log_config: Path | None) -> None:
             next_step=f"from another machine use a tunnel: ssh -L {port}:127.0.0.1:{port} HOST",
         )
     follower = Follower(project() / "data" / "germany.parquet")
-    try:
-        # One process: what takes time is computed once for all readers.
-        server = waitress.create_server(
-            make_app(follower).server,
-            host=host,
-            port=port,
-            threads=THREADS,
-            connection_limit=MAX_CONNECTIONS,
-            ident=None,
-            max_request_body_size=security.MAX_BODY_BYTES,
-        )
-    except OSError as error:
-        raise ServiceError(
-            "The dashboard cannot listen on its address.",
-            value=f"{host}:{port}: {error.strerror}",
-            expected="a free port",
-            next_step="python -m dashboard --port ANOTHER",
-        ) from None
+    server = _listen(follower, host, port)
     follower.start()
     logging.getLogger(__name__).info("serving on http://%s:%s", host, port)
     server.run()

@@ -39,6 +39,7 @@ def protect(app: Dash, paths: Collection[str]) -> None:
     """
     server = app.server
     server.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    server.register_error_handler(Exception, _answer_error)
     policy = f"{POLICY}; script-src 'self' {' '.join(app.csp_hashes())}"
 
     @server.before_request
@@ -57,24 +58,24 @@ def protect(app: Dash, paths: Collection[str]) -> None:
             response.status_code = HTTPStatus.NOT_FOUND
         return response
 
-    @server.errorhandler(Exception)
-    def answer_error(error: Exception) -> tuple[Response, int]:
-        """Answer 4xx with a reason when the request is at fault, and 500 when the dashboard is."""
-        if isinstance(error, RequestEntityTooLarge):
-            reason = f"the body is too large: {MAX_BODY_BYTES:,} bytes are allowed, {MAX_BYTES:,} for a file"
-            status = error.code
-        elif isinstance(error, HTTPException):
-            reason, status = error.description or error.name, error.code or HTTPStatus.INTERNAL_SERVER_ERROR
-        elif isinstance(error, DependencyException):
-            reason, status = "there is no such file", HTTPStatus.NOT_FOUND
-        elif request.path == CALLBACKS or isinstance(error, RecursionError):  # errors of a callback: `report_failure`
-            reason, status = "the body is not what a page of the dashboard sends", HTTPStatus.BAD_REQUEST
-        else:
-            reason, status = InternalServerError.description, HTTPStatus.INTERNAL_SERVER_ERROR
-            log.error("%s failed", request.method, exc_info=error)
-        # The path in one line, and not at any length.
-        log.info("%s %s answered with %d: %.80s", request.method, repr(request.path)[1:81], status, reason)
-        return jsonify(error=reason), status
+
+def _answer_error(error: Exception) -> tuple[Response, int]:
+    """Answer 4xx with a reason when the request is at fault, and 500 when the dashboard is."""
+    if isinstance(error, RequestEntityTooLarge):
+        reason = f"the body is too large: {MAX_BODY_BYTES:,} bytes are allowed, {MAX_BYTES:,} for a file"
+        status = error.code
+    elif isinstance(error, HTTPException):
+        reason, status = error.description or error.name, error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    elif isinstance(error, DependencyException):
+        reason, status = "there is no such file", HTTPStatus.NOT_FOUND
+    elif request.path == CALLBACKS or isinstance(error, RecursionError):  # errors of a callback: `report_failure`
+        reason, status = "the body is not what a page of the dashboard sends", HTTPStatus.BAD_REQUEST
+    else:
+        reason, status = InternalServerError.description, HTTPStatus.INTERNAL_SERVER_ERROR
+        log.error("%s failed", request.method, exc_info=error)
+    # The path in one line, and not at any length.
+    log.info("%s %s answered with %d: %.80s", request.method, repr(request.path)[1:81], status, reason)
+    return jsonify(error=reason), status
 
 
 def report_failure(error: Exception) -> None:

@@ -68,7 +68,43 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
 # -- callbacks ---------------------------------------------------------------------------------------------------------
 def register(app: Dash, follower: Follower) -> None:
     """Answer to the period, and follow the snapshot."""
+    _register_answers(app, follower)
+    _register_choices(app, follower)
 
+    @app.callback(
+        Output("comparison-file", "data"),
+        Input("comparison-csv", "n_clicks"),
+        *(State(day, "value") for day in DAYS),
+    )
+    def download(_clicks: int, start: object, end: object) -> dict:
+        """Return the period's hours, measured and predicted, as CSV."""
+        snapshot = follower.now
+        period, _ = periods.chosen(snapshot, start, end)
+        compared = periods.compared(snapshot, period)
+        if compared is None:
+            raise PreventUpdate
+        measured = compared.frame[["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
+        text = predictions.to_csv(measured, compared.predicted, compared.band, compared.champion)
+        return dcc.send_string(text, f"predicted {period[0]} to {period[1]}.csv")
+
+    app.clientside_callback(
+        ClientsideFunction("figures", "choose_range"),
+        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
+        Input("comparison-figure", "relayoutData"),
+        Input("overview", "selectedData"),
+        State("latest-period", "data"),
+    )
+    app.clientside_callback(ClientsideFunction("figures", "mark_week"), Input("comparison-figure", "hoverData"))
+    app.clientside_callback(ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"))
+    app.clientside_callback(
+        ClientsideFunction("address", "keep_period"),
+        *(Input(day, "value") for day in DAYS),
+        State("latest-period", "data"),
+        prevent_initial_call=False,
+    )
+
+
+def _register_answers(app: Dash, follower: Follower) -> None:
     @app.callback(
         *(Output(name, "figure") for name in FIGURES),
         *(Output(name, "children") for name in ("key-figures", "comparison-weeks")),
@@ -103,6 +139,8 @@ def register(app: Dash, follower: Follower) -> None:
         period = (no_update, no_update) if periods.day(start) and periods.day(end) else latest
         return modelled(snapshot), latest, *periods.whole(snapshot) * 2, *period
 
+
+def _register_choices(app: Dash, follower: Follower) -> None:
     @app.callback(
         *(Output(day, "value", allow_duplicate=True) for day in DAYS),
         *(Input(f"preset-{name}", "n_clicks") for name in PRESETS),
@@ -121,38 +159,6 @@ def register(app: Dash, follower: Follower) -> None:
         (first, last), length = periods.whole(snapshot), end - start + timedelta(days=1)
         shift = min(length, last - end) if name == "later" else max(-length, first - start)
         return start + shift, end + shift
-
-    @app.callback(
-        Output("comparison-file", "data"),
-        Input("comparison-csv", "n_clicks"),
-        *(State(day, "value") for day in DAYS),
-    )
-    def download(_clicks: int, start: object, end: object) -> dict:
-        """Return the period's hours, measured and predicted, as CSV."""
-        snapshot = follower.now
-        period, _ = periods.chosen(snapshot, start, end)
-        compared = periods.compared(snapshot, period)
-        if compared is None:
-            raise PreventUpdate
-        measured = compared.frame[["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
-        text = predictions.to_csv(measured, compared.predicted, compared.band, compared.champion)
-        return dcc.send_string(text, f"predicted {period[0]} to {period[1]}.csv")
-
-    app.clientside_callback(
-        ClientsideFunction("figures", "choose_range"),
-        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
-        Input("comparison-figure", "relayoutData"),
-        Input("overview", "selectedData"),
-        State("latest-period", "data"),
-    )
-    app.clientside_callback(ClientsideFunction("figures", "mark_week"), Input("comparison-figure", "hoverData"))
-    app.clientside_callback(ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"))
-    app.clientside_callback(
-        ClientsideFunction("address", "keep_period"),
-        *(Input(day, "value") for day in DAYS),
-        State("latest-period", "data"),
-        prevent_initial_call=False,
-    )
 
 
 # -- content -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 from dash import html
+from dash.development.base_component import Component
 from forecast import problem
 from forecast.govern import gate
 from forecast.show import figures, monitoring
@@ -48,19 +49,22 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         about += " dotted line, by its refit in production, which learned until there."
     about = about or "Which hours the model learned is not known: all."
     about += " The first and the last month may be incomplete."
-    ranges = monitoring.unlearned(comparison.frame, since)
+    beyond = "A model does not know what it does beyond the weather that it learned: trees stay at their last value."
+    return [
+        parts.panel("state", monitoring.sentence(qualities), days, [*advice, table]),
+        parts.panel("months", "Month by month", about, [parts.graph("by-month", figure, label, "chart tall")]),
+        parts.panel("inputs", "Weather beyond what was learned", beyond, [_inputs(comparison.frame, since)]),
+    ]
+
+
+def _inputs(frame: pd.DataFrame, since: str | None) -> Component:
+    ranges = monitoring.unlearned(frame, since)
     rows = [
         [each.title, f"{low:.1f}", f"{high:.1f} {each.unit}", f"{100 * share:.2f} %"]
         for each in problem.INPUTS
         for low, high, share in [ranges[each.name]]
     ] if ranges else []  # fmt: skip
-    inputs = parts.table("Inputs beyond those learned", INPUTS_HEAD, rows, "words") if rows else html.P("Not known.")
-    beyond = "A model does not know what it does beyond the weather that it learned: trees stay at their last value."
-    return [
-        parts.panel("state", monitoring.sentence(qualities), days, [*advice, table]),
-        parts.panel("months", "Month by month", about, [parts.graph("by-month", figure, label, "chart tall")]),
-        parts.panel("inputs", "Weather beyond what was learned", beyond, [inputs]),
-    ]
+    return parts.table("Inputs beyond those learned", INPUTS_HEAD, rows, "words") if rows else html.P("Not known.")
 
 
 def _row(quality: Quality) -> list:

@@ -72,6 +72,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
 
 def register(app: Dash, follower: Follower) -> None:
     """Answer to the sliders, and follow the snapshot."""
+    _register_curves(app, follower)
     sliders = [Input(IDS[name], "value") for name in SLIDERS]
 
     @app.callback(
@@ -97,6 +98,15 @@ def register(app: Dash, follower: Follower) -> None:
         values = FIRST | PRESETS.get(BUTTONS.get(ctx.triggered_id, ""), {})
         return [values[name] for name in SLIDERS]
 
+    app.clientside_callback(
+        ClientsideFunction("address", "keep_sliders"),
+        *sliders,
+        State("what-if-first", "data"),
+        prevent_initial_call=False,
+    )
+
+
+def _register_curves(app: Dash, follower: Follower) -> None:
     @app.callback(
         Output("what-if-curves", "figure"),
         Output("what-if-hint", "children"),
@@ -117,12 +127,6 @@ def register(app: Dash, follower: Follower) -> None:
             Input(f"{IDS[name]}-value", "value"),
             State(IDS[name], "value"),
         )
-    app.clientside_callback(
-        ClientsideFunction("address", "keep_sliders"),
-        *sliders,
-        State("what-if-first", "data"),
-        prevent_initial_call=False,
-    )
 
 
 def within_range(values: Iterable[Any]) -> dict[str, float]:

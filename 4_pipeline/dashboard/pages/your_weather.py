@@ -8,6 +8,7 @@ import binascii
 import dash_bootstrap_components as dbc
 import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
+from dash.development.base_component import Component
 from forecast import problem
 from forecast.errors import DataError, PipelineError
 from forecast.show import figures
@@ -44,6 +45,22 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         html.P(limits, className="hint"),
         html.P([parts.button("Try the example", "weather-example"), " ", link]),
     ]
+    panels = [
+        parts.panel("your-weather", "Your weather", "Upload hours of weather to get predictions.", uploading),
+        parts.panel(
+            "weather-columns", "Columns of the file", "CSV in UTF-8, with commas; no cell is empty.", [_columns()]
+        ),
+    ]
+    return [
+        html.Div(panels, className="columns"),
+        # Screen readers read only this line, and not the figure below.
+        html.P(id="weather-status", className="visually-hidden", role="status"),
+        dcc.Loading(html.Div(id="weather-answer"), type="dot", delay_show=150, parent_className="waiting"),
+    ]
+
+
+def _columns() -> Component:
+    """Return a table of the columns that a file may have."""
     rows = [[html.Code("utc_timestamp"), "start of the hour, with its zone", "UTC", "such as 2016-06-01T12:00Z"]]
     rows += [
         [html.Code(each.name), each.meaning, each.unit, "{:,} to {:,}".format(*each.possible)]
@@ -54,17 +71,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         for each in problem.TARGETS
         if each.name in CAPACITIES
     ]
-    columns = [parts.table("The columns of the file", ["Column", "Meaning", "Unit", "Allowed"], rows, "words")]
-    panels = [
-        parts.panel("your-weather", "Your weather", "Upload hours of weather to get predictions.", uploading),
-        parts.panel("weather-columns", "Columns of the file", "CSV in UTF-8, with commas; no cell is empty.", columns),
-    ]
-    return [
-        html.Div(panels, className="columns"),
-        # Screen readers read only this line, and not the figure below.
-        html.P(id="weather-status", className="visually-hidden", role="status"),
-        dcc.Loading(html.Div(id="weather-answer"), type="dot", delay_show=150, parent_className="waiting"),
-    ]
+    return parts.table("The columns of the file", ["Column", "Meaning", "Unit", "Allowed"], rows, "words")
 
 
 def register(app: Dash, follower: Follower) -> None:

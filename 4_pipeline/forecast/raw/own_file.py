@@ -9,7 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
-from pandas import Series
+from pandas import DataFrame, Series
 
 from forecast.errors import ParameterError
 from forecast.parameters import OwnFile, TimeColumn
@@ -62,6 +62,16 @@ def read(path: Path, mapping: OwnFile) -> Table:
             raw.require(~is_small, cells, file, "0 or more", next_step)
     times = text[mapping.time.column]
     stamps, skipped = _to_utc(times, file, mapping.time)
+    _require_times(text, stamps, skipped, values, mapping)
+    left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
+    values.insert(0, "utc_timestamp", stamps)
+    counts = {"clock_changes": left_out} | ({"negative_as_zero": negative} if mapping.negative_as_zero else {})
+    return Table(Path(file), values[stamps.notna()], names, counts)
+
+
+def _require_times(text: DataFrame, stamps: Series, skipped: Series, values: DataFrame, mapping: OwnFile) -> None:
+    """Raise DataError for the first row with a value in an hour that the clock skips, or if no hour begins at :00."""
+    times, file = text[mapping.time.column], mapping.file
     expected = f"a time that exists: in {mapping.time.zone} the clock skips it in spring"
     next_step = "if the file keeps winter time all year, set fetch.csv.time.zone: '+01:00' in params.yaml"
     filler = text.loc[skipped, [column.column for _, column in mapping.columns]].fillna("")
@@ -73,10 +83,6 @@ def read(path: Path, mapping: OwnFile) -> Table:
     minutes = stamps.dropna().dt.minute.unique()
     if len(minutes) == 1 and minutes[0]:
         raw.require(stamps.isna(), times, file, f"hours that begin at :00 UTC, and not at :{minutes[0]}", _FULL_HOURS)
-    left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
-    values.insert(0, "utc_timestamp", stamps)
-    counts = {"clock_changes": left_out} | ({"negative_as_zero": negative} if mapping.negative_as_zero else {})
-    return Table(Path(file), values[stamps.notna()], names, counts)
 
 
 def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:

@@ -99,30 +99,40 @@ def fetch(
     texts = {CARD_FILE: card, ORIGIN_FILE: f"{origin.model_dump_json(indent=1, exclude_none=True)}\n".encode()}
     names = [*(known or (POWER_FILE, WEATHER_FILE)), *texts]
     paths = [folder / name for name in (*names, SUMS_FILE)]
-    with contextlib.suppress(OSError):
-        sums = _sums(folder, names)
-        contents = {name: (folder / name).read_bytes() for name in (*texts, SUMS_FILE)}
-        if contents == texts | {SUMS_FILE: sums} and sums.startswith(_lines(known)):
-            return paths
+    if _is_whole(folder, names, texts, known):
+        return paths
     # A fetch that is cut short must not leave a folder with files of two sources.
     for name in (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
         with contextlib.suppress(OSError):
             (folder / name).unlink()
-    if source == "sample":
-        from forecast.raw.sample import make_sample  # imports pvlib
-
-        for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
-            write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
-    elif source == "csv":
+    if source == "csv":
         copy_atomically(own_file, folder / OWN_FILE)
-    else:
-        for name, sha256 in known.items():
-            release = RELEASES[name]._replace(sha256=sha256)
-            _fetch_release(release, folder / name, downloads or user_cache_path("workshop"), progress)
+    elif source == "sample":
+        _write_sample(folder)
+    for name in known if source == "opsd" else ():
+        release = RELEASES[name]._replace(sha256=known[name])
+        _fetch_release(release, folder / name, downloads or user_cache_path("workshop"), progress)
     for name, text in texts.items():
         write_atomically(folder / name, text)
     write_atomically(folder / SUMS_FILE, _sums(folder, names))
     return paths
+
+
+def _write_sample(folder: Path) -> None:
+    from forecast.raw.sample import make_sample  # imports pvlib
+
+    for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
+        write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
+
+
+def _is_whole(folder: Path, names: list[str], texts: dict[str, bytes], known: dict[str, str]) -> bool:
+    """Return whether the folder holds the files already, unchanged."""
+    try:
+        sums = _sums(folder, names)
+        contents = {name: (folder / name).read_bytes() for name in (*texts, SUMS_FILE)}
+    except OSError:
+        return False
+    return contents == texts | {SUMS_FILE: sums} and sums.startswith(_lines(known))
 
 
 def _origin(source: str, options: Fetch) -> Origin:

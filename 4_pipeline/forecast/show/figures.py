@@ -77,37 +77,19 @@ def measured_and_predicted(
     ends = () if daily or band is None else [_over_time(_aligned(frame, end)[1]) for end in band]
     figure = make_subplots(rows=len(TARGETS), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, target in enumerate(TARGETS, start=1):
-        if ends:
-            low, high = (end[target] for end in ends)
-            _add_band(figure, low, high, target, coverage, row)
-        bounds = np.column_stack([end[target] for end in ends]) if ends else None
-        number = f"%{{y:.2f}} {UNITS[target]}"
-        words = number + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})" * bool(ends)
-        lines = (
-            (measured, measured_name, {"color": INK, "width": 2}, row == 1, f"{NAMES[target].lower()} {number}"),
-            (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 1.6}, True, words),
-        )
-        for part, name, line, in_legend, hover in lines:
-            # No area below the line: plotly fills across a gap, as if the missing hours were known.
-            figure.add_scatter(
-                x=part.index,
-                y=part[target],
-                name=name,
-                showlegend=in_legend,
-                mode="lines",
-                connectgaps=False,
-                line=line,
-                customdata=bounds,
-                hovertemplate=hover,
-                row=row,
-                col=1,
-            )
+        _add_lines(figure, target, row, (measured_name, measured), modelled, ends, coverage)
         axis = {"title_text": QUANTITIES[target].label, "fixedrange": True, "rangemode": "tozero", "anchor": BOTTOM}
         figure.update_yaxes(**axis, row=row, col=1)
     # All panels on one axis: its line and its label, below the last, are those of all.
     figure.update_traces(xaxis=BOTTOM).update_layout(hoversubplots="axis")
     for row in range(1, len(TARGETS)):
         figure.update_layout({f"xaxis{row}".removesuffix("1"): None})
+    _label_times(figure, measured, daily=daily)
+    return figure.update_layout(template=TEMPLATE, title_text=title)
+
+
+def _label_times(figure: go.Figure, measured: pd.DataFrame, *, daily: bool) -> None:
+    """Say below the last panel which times these are, and draw a line through all panels at the pointer."""
     name = f"{measured.index.tz or 'UTC'}"
     if daily:
         partial_days = int(measured.isna().any(axis=1).sum())
@@ -117,7 +99,43 @@ def measured_and_predicted(
     figure.update_xaxes(
         title_text=name, tickformatstops=TIME_FORMATS, hoverformat=hover, row=len(TARGETS), col=1, **spike
     )
-    return figure.update_layout(template=TEMPLATE, title_text=title)
+
+
+def _add_lines(
+    figure: go.Figure,
+    target: str,
+    row: int,
+    measured: tuple[str, pd.DataFrame],
+    modelled: pd.DataFrame,
+    ends: Sequence[pd.DataFrame],
+    coverage: float | None,
+) -> None:
+    """Add a target's band, and its lines, measured and predicted, to a row of `measured_and_predicted`."""
+    if ends:
+        low, high = (end[target] for end in ends)
+        _add_band(figure, low, high, target, coverage, row)
+    bounds = np.column_stack([end[target] for end in ends]) if ends else None
+    number = f"%{{y:.2f}} {UNITS[target]}"
+    words = number + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})" * bool(ends)
+    lines = (
+        (*measured, {"color": INK, "width": 2}, row == 1, f"{NAMES[target].lower()} {number}"),
+        (f"{NAMES[target].lower()} predicted", modelled, {"color": COLOURS[target], "width": 1.6}, True, words),
+    )
+    for name, part, line, in_legend, hover in lines:
+        # No area below the line: plotly fills across a gap, as if the missing hours were known.
+        figure.add_scatter(
+            x=part.index,
+            y=part[target],
+            name=name,
+            showlegend=in_legend,
+            mode="lines",
+            connectgaps=False,
+            line=line,
+            customdata=bounds,
+            hovertemplate=hover,
+            row=row,
+            col=1,
+        )
 
 
 def scores(table: pd.DataFrame) -> go.Figure:
@@ -412,16 +430,20 @@ def responses(
                 hovertemplate=f"%{{y:.2f}} {UNITS[target]}",
                 **place,
             )
-        ends = (ranges or {}).get(feature, ())
-        for first, last in zip(ends[: len(ends) // 2], reversed(ends), strict=False):
-            shade = {"fillcolor": MEASURED, "opacity": 0.12, "line_width": 0, "layer": "below"}
-            figure.add_vrect(x0=first, x1=last, **shade, **place)
-        if point is not None:
-            figure.add_vline(x=point[feature], line={"color": MEASURED, "dash": "dot", "width": 1.5}, **place)
+        _mark(figure, place, (ranges or {}).get(feature, ()), point and point[feature])
         figure.update_xaxes(title_text=names[feature], title_font_size=12, **place)
     words = UNIT if point else f"mean prediction, {UNIT}"
     figure.update_yaxes(title_text=words, rangemode="tozero", col=1)
     return figure.update_layout(template=TEMPLATE, title_text=title)
+
+
+def _mark(figure: go.Figure, place: dict[str, int], ends: Sequence[float], point: float | None) -> None:
+    """Shade between the outer and the inner ``ends`` of a panel of `responses`, and draw a line at its ``point``."""
+    for first, last in zip(ends[: len(ends) // 2], reversed(ends), strict=False):
+        shade = {"fillcolor": MEASURED, "opacity": 0.12, "line_width": 0, "layer": "below"}
+        figure.add_vrect(x0=first, x1=last, **shade, **place)
+    if point is not None:
+        figure.add_vline(x=point, line={"color": MEASURED, "dash": "dot", "width": 1.5}, **place)
 
 
 def learning_curve(losses: Sequence[float], watched: Sequence[float] | None = None, *, unit: str = "") -> go.Figure:

@@ -59,16 +59,29 @@ def read_text(
     file again.
     """
     name, columns = name or str(source), list(columns)
+    table = _parse(source, list(map(_compose, columns)), separator, lines_before, name, next_step)
+    text = table.to_pandas().set_axis(columns, axis="columns")
+    text.index = pd.RangeIndex(lines_before + 2, lines_before + len(text) + 2, name="line")
+    filled = text.index[text.notna().any(axis="columns")]
+    if not len(filled):
+        what = f"{name}, line {lines_before + 1}: there is a header, and no row after it."
+        raise DataError(what, expected="a row an hour", next_step=next_step)
+    return text.loc[: filled[-1]]
+
+
+def _parse(
+    source: Path | bytes, columns: list[str], separator: str, lines_before: int, name: str, next_step: str
+) -> pa.Table:
+    """Return columns of a CSV file as texts; raises what `read_text` raises."""
     broken = []  # lines with too few or too many fields
 
     def note(row: arrow.InvalidRow) -> str:
         broken.append(row)
         return "skip"
 
-    named = list(map(_compose, columns))
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-            header = _read_header(file, named, separator, lines_before, name, next_step)
+            header = _read_header(file, columns, separator, lines_before, name, next_step)
             file.seek(0)
             _require_whole_lines(file, lines_before, name, next_step)
             file.seek(0)
@@ -78,7 +91,7 @@ def read_text(
                 arrow.ReadOptions(use_threads=False, column_names=header, skip_rows=lines_before + 1),
                 arrow.ParseOptions(delimiter=separator, invalid_row_handler=note, ignore_empty_lines=False),
                 arrow.ConvertOptions(
-                    include_columns=named, column_types=dict.fromkeys(named, pa.string()), strings_can_be_null=True
+                    include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True
                 ),
             )
     except FileNotFoundError:
@@ -94,13 +107,7 @@ def read_text(
             expected=f"{line.expected_columns} fields" + (", and numbers with a point" if comma else ""),
             next_step=next_step,
         )
-    text = table.to_pandas().set_axis(columns, axis="columns")
-    text.index = pd.RangeIndex(lines_before + 2, lines_before + len(text) + 2, name="line")
-    filled = text.index[text.notna().any(axis="columns")]
-    if not len(filled):
-        what = f"{name}, line {lines_before + 1}: there is a header, and no row after it."
-        raise DataError(what, expected="a row an hour", next_step=next_step)
-    return text.loc[: filled[-1]]
+    return table
 
 
 def _read_header(
@@ -119,15 +126,8 @@ def _read_header(
         )
     line, number = b"".join(lines[lines_before : lines_before + 1]), lines_before + 1
     header = _fields(_decoded(line, number, name), separator)
-    for before, row in enumerate(lines if not set(columns) <= set(header) else []):
-        if set(columns) <= set(_fields(row.decode("utf-8-sig", errors="replace"), separator)):
-            raise DataError(
-                f"{name}, line {number}: not the header, which is line {before + 1}.",
-                value=repr(line[:80].decode(errors="replace")),
-                expected=", ".join(columns),
-                next_step=f"for an own file, set lines_before_header: {before} in params.yaml (fetch.csv); or remove"
-                " the lines before the header",
-            )
+    if not set(columns) <= set(header):
+        _find_header(lines, line, number, columns, separator, name)
     if not header:
         raise DataError(
             f"{name}, line {number}: the line is empty." if lines else f"{name} is empty.",
@@ -135,16 +135,7 @@ def _read_header(
             expected="a header, and a row an hour",
             next_step=next_step,
         )
-    for other, words in SEPARATORS.items():
-        joined = separator.join(header)
-        if other != separator and not set(columns) & set(header) and joined.count(other) >= max(1, len(columns) - 1):
-            raise DataError(
-                f"{name}, line {number}: the columns are not separated by {SEPARATORS[separator]}.",
-                value=f"{joined[:80]} (separated by {words}, it seems)",
-                expected=f"{len(columns)} or more columns",
-                next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for an own file, set"
-                f" separator {other!r} in params.yaml (fetch.csv)",
-            )
+    _require_separator(header, columns, separator, f"{name}, line {number}")
     require_columns(header, columns, name, next_step)
     doubled = [column for column, times in Counter(header).items() if times > 1 and column in columns]
     if doubled:
@@ -155,6 +146,33 @@ def _read_header(
             next_step=f"rename or remove the one that is not meant; {next_step}",
         )
     return header
+
+
+def _find_header(lines: list[bytes], line: bytes, number: int, columns: list[str], separator: str, name: str) -> None:
+    """Raise DataError if another line than ``line``, which should be the header, has the columns."""
+    for before, row in enumerate(lines):
+        if set(columns) <= set(_fields(row.decode("utf-8-sig", errors="replace"), separator)):
+            raise DataError(
+                f"{name}, line {number}: not the header, which is line {before + 1}.",
+                value=repr(line[:80].decode(errors="replace")),
+                expected=", ".join(columns),
+                next_step=f"for an own file, set lines_before_header: {before} in params.yaml (fetch.csv); or remove"
+                " the lines before the header",
+            )
+
+
+def _require_separator(header: list[str], columns: list[str], separator: str, place: str) -> None:
+    """Raise DataError if the header seems to have another separator."""
+    for other, words in SEPARATORS.items():
+        joined = separator.join(header)
+        if other != separator and not set(columns) & set(header) and joined.count(other) >= max(1, len(columns) - 1):
+            raise DataError(
+                f"{place}: the columns are not separated by {SEPARATORS[separator]}.",
+                value=f"{joined[:80]} (separated by {words}, it seems)",
+                expected=f"{len(columns)} or more columns",
+                next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for an own file, set"
+                f" separator {other!r} in params.yaml (fetch.csv)",
+            )
 
 
 def _fields(line: str, separator: str) -> list[str]:

@@ -95,6 +95,17 @@ def check_cells(
         cases = errors.failure_cases.sort_values(["index", "column"], kind="stable", na_position="first")
     else:
         return
+    count, faults = _faults(cases, frame, theirs)
+    raise DataError(
+        f"{name} breaks the schema: {count} failure{'' if count == 1 else 's'}.",
+        value="\n".join(faults),
+        expected="each hour once, no cell missing, values within their ranges",
+        next_step=f"{next_step}; if a whole column is out of range, look at its unit",
+    )
+
+
+def _faults(cases: DataFrame, frame: DataFrame, theirs: Mapping[str, str] | None) -> tuple[int, list[str]]:
+    """Return how many failures pandera has found, and a line for each of the first ones."""
     # Of a column of text the dtype is reported cell by cell; that its range cannot be checked says nothing more.
     cases = cases[~cases["failure_case"].astype(str).str.startswith("TypeError(")].astype(object)
     cases = cases.where(cases.notna(), None)
@@ -111,12 +122,7 @@ def check_cells(
         )
     if len(cases) > SHOWN:
         faults.append(f"... and {len(cases) - SHOWN} more")
-    raise DataError(
-        f"{name} breaks the schema: {len(cases)} failure{'' if len(cases) == 1 else 's'}.",
-        value="\n".join(faults),
-        expected="each hour once, no cell missing, values within their ranges",
-        next_step=f"{next_step}; if a whole column is out of range, look at its unit",
-    )
+    return len(cases), faults
 
 
 def convert(values: Series, column: str, unit: str) -> Series:

@@ -271,15 +271,7 @@ class Registry:
             self.client.create_registered_model(self.name)
         with contextlib.nullcontext(keep) if keep else turn(self.client, self.name) as keep:
             self._check_unchanged(replaced)
-            run_of_version, source = refitted or (run_id, model_uri)
-            version = self._version_of(model_uri) or self.client.create_model_version(
-                self.name,
-                source,
-                run_of_version,
-                description=decision.reason[:DESCRIPTION_CHARACTERS],
-                await_creation_for=0,  # it exists after the answer
-                model_id=source.removeprefix("models:/"),
-            )
+            version = self._version_of(model_uri) or self._new_version(*(refitted or (run_id, model_uri)), decision)
             move = Move(
                 0,
                 record.FORCED if decision.forced else record.PROMOTED,
@@ -297,6 +289,16 @@ class Registry:
                 **signed,
             )
             return self._move(move, keep)
+
+    def _new_version(self, run_id: str, source: str, decision: Decision) -> ModelVersion:
+        return self.client.create_model_version(
+            self.name,
+            source,
+            run_id,
+            description=decision.reason[:DESCRIPTION_CHARACTERS],
+            await_creation_for=0,  # it exists after the answer
+            model_id=source.removeprefix("models:/"),
+        )
 
     def rollback(self, to: str | None = None, why: str = "") -> Production:
         """Bring back what was in production before, or the version ``to``; return what is now in production.
