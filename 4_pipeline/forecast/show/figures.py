@@ -430,7 +430,7 @@ def responses(
                 hovertemplate=f"%{{y:.2f}} {UNITS[target]}",
                 **place,
             )
-        _mark(figure, place, (ranges or {}).get(feature, ()), point and point[feature])
+        _mark(figure, place, (ranges or {}).get(feature, ()), point[feature] if point else None)
         figure.update_xaxes(title_text=names[feature], title_font_size=12, **place)
     words = UNIT if point else f"mean prediction, {UNIT}"
     figure.update_yaxes(title_text=words, rangemode="tozero", col=1)

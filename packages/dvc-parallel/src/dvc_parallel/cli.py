@@ -18,7 +18,12 @@ LIMIT_HELP = "How much of NAME the running stages use together at most; repeat t
 
 
 def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
-    """Return a ``progress`` for `reproduce` that writes a line when a stage starts and when it ends."""
+    """Return a ``progress`` for `reproduce` that writes a line when a stage starts and when it ends.
+
+    >>> lines(print)("train", State.UNCHANGED)
+      train: unchanged
+    <BLANKLINE>
+    """
     start_times: dict[str, float] = {}
 
     def progress(stage: str, state: State) -> None:

@@ -30,6 +30,8 @@ def console_script(line: str, environment: Mapping[str, str]) -> EntryPoint | No
     """Return the entry point of a plain call of a console script that is installed beside this Python.
 
     Return None for other commands: quotes and other signs need a shell. Forks are safe only on Linux.
+
+    >>> console_script("dvc status | cat", os.environ)
     """
     name = (line.split() or [""])[0]
     if sys.platform != "linux" or not PLAIN.fullmatch(line) or name not in _scripts():

@@ -12,7 +12,11 @@ from dvc_parallel.states import ReproError
 
 
 def amount(value: object) -> Decimal:
-    """Return a number exactly, so that 0.1 fits into 0.3 three times; raise BadParameter if it is not 0 or more."""
+    """Return a number exactly, so that 0.1 fits into 0.3 three times; raise BadParameter if it is not 0 or more.
+
+    >>> amount("0.1") * 3 == amount("0.3")
+    True
+    """
     try:
         if (number := Decimal(str(value))).is_finite() and number >= 0:
             return number

@@ -23,7 +23,13 @@ Progress = Callable[[str, State], object]  # is called with a stage and its new 
 
 
 class ReproError(click.ClickException):
-    """A pipeline that cannot be run, or failed; click programs print the text and exit with 1."""
+    """A pipeline that cannot be run, or failed; click programs print the text and exit with 1.
+
+    >>> print(ReproError("No stage uses the limited resource.", found="gpu", next="correct the limit"))
+    No stage uses the limited resource.
+      found:    gpu
+      next:     correct the limit
+    """
 
     def __init__(self, what: str, **lines: object) -> None:
         super().__init__("\n".join([what, *(f"  {f'{name}:':9} {line}" for name, line in lines.items())]))

@@ -42,7 +42,11 @@ class Address(NamedTuple):
 
 
 def parse(uri: str) -> tuple[Address, str]:
-    """Return server and folder of ``ftp[s]://host:port/folder``; no error repeats the address, with its password."""
+    """Return server and folder of ``ftp[s]://host:port/folder``; no error repeats the address, with its password.
+
+    >>> parse("ftps://files:2121/a%20b/1")
+    (Address(is_secure=True, host='files', port=2121), 'a b/1')
+    """
     parts = urlsplit(uri)
     with suppress(ValueError):
         if parts.hostname and "@" not in parts.netloc:

@@ -22,7 +22,11 @@ def printable(name: str) -> str:
 
 
 def as_stored(path: str) -> str:
-    """Return a path for the server, in which `printable` bytes are bytes again."""
+    r"""Return a path for the server, in which `printable` bytes are bytes again.
+
+    >>> as_stored("Gr\\xfcn") == "Gr\udcfcn"
+    True
+    """
     return re.sub(r"\\x([89a-f][0-9a-f])", lambda byte: chr(0xDC00 + int(byte[1], 16)), path)
 
 
@@ -32,7 +36,11 @@ def new_temporary(name: str) -> str:
 
 
 def mark_of(name: str, sha256: str) -> str:
-    """Return the name of the mark that allows the artifact ``name`` in this folder to have this content."""
+    """Return the name of the mark that allows the artifact ``name`` in this folder to have this content.
+
+    >>> mark_of("model.pkl", 64 * "0").startswith(mark_prefix("model.pkl"))
+    True
+    """
     return f"{mark_prefix(name)}{sha256}.sha256"
 
 
@@ -43,12 +51,20 @@ def mark_prefix(name: str) -> str:
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a name is the temporary name of an upload."""
+    """Return whether a name is the temporary name of an upload.
+
+    >>> is_temporary(new_temporary("model.pkl")), is_temporary("model.pkl.part")
+    (True, False)
+    """
     return bool(TEMPORARY.fullmatch(name))
 
 
 def is_own(name: str) -> bool:
-    """Return whether a name is one of the store's own names."""
+    """Return whether a name is one of the store's own names.
+
+    >>> is_own(mark_of("model.pkl", 64 * "0")), is_own("model.pkl")
+    (True, False)
+    """
     return is_temporary(name) or bool(MARK.fullmatch(name))
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mlflow_gate.follower import Follower
     from mlflow_gate.keys import log_learned
     from mlflow_gate.lineage import Link
-    from mlflow_gate.record import Move
-    from mlflow_gate.registry import Evidence, Production, Registry, Status
+    from mlflow_gate.record import Evidence, Move, Production, Status
+    from mlflow_gate.registry import Registry
     from mlflow_gate.rules import Finding, Rule, Scores
     from mlflow_gate.server import connect
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_gate.registry import Production, Registry
+from mlflow_gate.record import Production
+from mlflow_gate.registry import Registry
 from mlflow_gate.trial import within
 
 RETRY_SECONDS = 15.0  # before a version that failed is tried again, or as long as the failure took

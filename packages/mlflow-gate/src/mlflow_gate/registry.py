@@ -19,7 +19,7 @@ from mlflow_gate.errors import ConfigError, Conflict, ModelError, ServerError
 from mlflow_gate.keys import LEARNED_TAG, Keys, TrainingRows, hash_of, training_rows
 from mlflow_gate.lineage import Link
 from mlflow_gate.record import Evidence, Move, Production, Record, Status
-from mlflow_gate.rules import Finding, Scores, read_rules
+from mlflow_gate.rules import Finding, Rules, Scores, read_rules
 from mlflow_gate.server import connect, find, is_outage, outage, page
 from mlflow_gate.turns import turn
 
@@ -71,8 +71,8 @@ class Registry:
     ) -> None:
         self.name, self.alias, self.time_limit = name, alias, time_limit
         self.candidate_file, self._decision_file = (Path(file) if file else None for file in (candidate, decision))
-        self._rules = lambda: read_rules(rules() if callable(rules) else rules or {})
-        self._contest = lambda: contest() if callable(contest) else contest
+        self._rules: Callable[[], Rules] = lambda: read_rules(rules() if callable(rules) else rules or {})
+        self._contest: Callable[[], Contest | None] = lambda: contest() if callable(contest) else contest
         _ = callable(rules) or self._rules()  # a mistake is an error at once
         self._evaluate, self._held_out, self._refit, self._read = evaluate, held_out, refit, load
         self._links, self._tags, self._client = links or (lambda _run, _tags: []), tuple(tags), client

@@ -58,7 +58,7 @@ class NotebookOptions:
 
         Raises EngineError, naming the option, for one that is unknown or cannot be used.
         """
-        readers: dict[str, Callable] = {option.name: option.metadata["read"] for option in fields(cls)}
+        readers: dict[str, Callable[[Any], Any]] = {option.name: option.metadata["read"] for option in fields(cls)}
         settings = {name: dask.config.get(f"{SECTION}.{name.replace('_', '-')}", None) for name in readers}
         values = {**metadata, **{name: value for name, value in settings.items() if value is not None}, **keywords}
         options = {}
@@ -80,5 +80,9 @@ OPTIONS = tuple(option.name for option in fields(NotebookOptions))
 
 
 def tags_of(cells: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Return the tags of a notebook's code cells."""
+    """Return the tags of a notebook's code cells.
+
+    >>> tags_of([{"cell_type": "code", "metadata": {"tags": ["slow"]}}, {"cell_type": "markdown", "metadata": {}}])
+    {'slow'}
+    """
     return {tag for cell in cells if cell.get("cell_type") == "code" for tag in cell["metadata"].get("tags", [])}

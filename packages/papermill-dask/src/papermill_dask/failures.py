@@ -16,6 +16,11 @@ class EngineError(click.ClickException):
     """A notebook could not be run on the cluster; papermill's command line prints the text without a traceback.
 
     ``what`` failed, ``value`` caused the error, ``expected`` was allowed, ``next_step`` helps.
+
+    >>> print(EngineError("The engine cannot use an option.", value="depth=x", expected="a number"))
+    The engine cannot use an option.
+      found:    depth=x
+      expected: a number
     """
 
     def __init__(

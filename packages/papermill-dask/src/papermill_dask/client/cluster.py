@@ -174,7 +174,7 @@ def query_workers(
 
     A worker must have the resources of ``request``. With a kernel, wait for slow workers until one is eligible.
     """
-    answers: dict[str, Future] = {}
+    answers: dict[str, Future[Any]] = {}
     say_once, seconds = functools.cache(logger.info), ANSWER_SECONDS
     with _marker_file(folder) as marker, contextlib.ExitStack() as stack:
         while True:
@@ -213,7 +213,7 @@ async def _describe(client: Client, worker: str, marker: str | None) -> Any:
 
 
 def _worker(
-    address: str, identities: dict, answer: Future, kernel_name: str | None, request: dict[str, float]
+    address: str, identities: dict[str, Any], answer: Future[Any], kernel_name: str | None, request: dict[str, float]
 ) -> Worker:
     info, reply = identities[address], answer.result() if answer.done() else None
     facts = reply if isinstance(reply, dict) else {}
@@ -228,7 +228,7 @@ def _worker(
     return Worker(address, str(info["name"]), slots, *about, problems)
 
 
-def _slots(identities: dict[str, dict]) -> dict[str, int]:
+def _slots(identities: dict[str, dict[str, Any]]) -> dict[str, int]:
     """Return how many notebooks each worker runs in parallel."""
     has_resource = any(NOTEBOOK in worker.get("resources", {}) for worker in identities.values())
     return {
@@ -252,7 +252,7 @@ def _marker_file(folder: Path | None) -> Iterator[str | None]:
         yield marker.name
 
 
-def _differences(answer: dict, kernel_name: str | None) -> list[str]:
+def _differences(answer: dict[str, Any], kernel_name: str | None) -> list[str]:
     differences = [
         f"{package} {answer['versions'].get(package, 'not installed')} instead of {version}"
         for package, version in installed_versions().items()

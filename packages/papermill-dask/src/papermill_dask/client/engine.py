@@ -375,7 +375,7 @@ class Attempt:
         if ending["error"] is not None:
             raise pickle.loads(ending["error"])  # noqa: S301 - from the cluster, which runs our code
 
-    def _follow(self, future: Future) -> dict[str, Any]:
+    def _follow(self, future: Future[Any]) -> dict[str, Any]:
         """Show the task's events until it has ended; return its result."""
         last = time.monotonic()
         while True:
@@ -406,7 +406,7 @@ class Attempt:
                             raise WorkerLost(reason, value=self.worker.address, **LOST)
                         last = time.monotonic()  # it is busy
 
-    def _result(self, future: Future) -> dict[str, Any]:
+    def _result(self, future: Future[Any]) -> dict[str, Any]:
         if self._client.status != "running":
             raise WorkerLost("The Dask scheduler was lost.", **LOST)
         if future.cancelled():

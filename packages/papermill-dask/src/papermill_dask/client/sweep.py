@@ -126,6 +126,9 @@ def read_table(content: bytes, place: str, raw: Container[str] = ()) -> tuple[li
     """Return the header of a CSV file, and the parameters of each other row, those in ``raw`` as they are written.
 
     Raises EngineError if the file has a fault.
+
+    >>> read_table(b"n,place\\n1,north\\n2,south\\n", "table.csv")
+    (['n', 'place'], [{'n': 1, 'place': 'north'}, {'n': 2, 'place': 'south'}])
     """
     problem = None
     try:
@@ -179,7 +182,7 @@ def run_many(notebook: Path | str, every: Iterable[Mapping[str, Any]], report: R
         parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
         report(f"{len(runs)} x {notebook.name}, {parallel} in parallel, on {compat.scheduler_of(client).address}")
         pool = stack.enter_context(ThreadPoolExecutor(max(1, len(runs)), "notebook"))
-        queue, active = iter(runs), set[Future]()
+        queue, active = iter(runs), set[Future[None]]()
         while not signals:
             # Twice as many: some are loaded and saved while the cluster runs others.
             with contextlib.suppress(OSError):  # each notebook reports that the scheduler is lost
@@ -196,7 +199,7 @@ def run_many(notebook: Path | str, every: Iterable[Mapping[str, Any]], report: R
     return Sweep(runs, signals[0] if signals else None)
 
 
-def _execute(run: NotebookRun, notebook: Path, options: dict, signals: Sequence[int], report: Report) -> None:
+def _execute(run: NotebookRun, notebook: Path, options: dict[str, Any], signals: Sequence[int], report: Report) -> None:
     """Make one run, in a thread of its own; write its results into ``run``."""
     import papermill
 

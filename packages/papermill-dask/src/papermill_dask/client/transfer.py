@@ -186,7 +186,7 @@ class Entry:
     mode: int
 
 
-def inside(folder: Path, path: str | os.PathLike, links_to: Iterable[Path] = (), *, follow: bool = True) -> Path:
+def inside(folder: Path, path: str | os.PathLike[str], links_to: Iterable[Path] = (), *, follow: bool = True) -> Path:
     """Return the absolute path of ``path``, which must be relative to ``folder`` and stay in it.
 
     Symbolic links in the path may lead into ``folder`` or one of ``links_to`` (such as DVC's cache). Without ``follow``
@@ -229,7 +229,11 @@ def entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path] = ()
 
 
 def outermost(paths: Iterable[str]) -> list[PurePosixPath]:
-    """Return the ``paths`` that are not inside of another."""
+    """Return the ``paths`` that are not inside of another.
+
+    >>> [str(path) for path in outermost(["data/raw", "data", "notes.txt"])]
+    ['data', 'notes.txt']
+    """
     pure = dict.fromkeys(map(PurePosixPath, paths))
     return [path for path in pure if not any(parent in pure for parent in path.parents)]
 

@@ -53,7 +53,9 @@ class Kernel:
 
     stdin = stdout = stderr = None
 
-    def __init__(self, connection: Connection, request: Request, supervisor: subprocess.Popen | None = None) -> None:
+    def __init__(
+        self, connection: Connection, request: Request, supervisor: subprocess.Popen[bytes] | None = None
+    ) -> None:
         self.started: Future[int] = Future()
         self.ended: Future[int] = Future()
         self.gone: Future[None] = Future()
@@ -103,7 +105,7 @@ class Kernel:
         self.gone.set_result(None)
 
 
-async def _until(event: Future, seconds: float | None = None) -> None:
+async def _until(event: Future[Any], seconds: float | None = None) -> None:
     await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(event)), seconds)
 
 

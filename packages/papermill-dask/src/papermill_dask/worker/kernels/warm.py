@@ -236,7 +236,10 @@ class WarmProcesses:
 
 
 def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the interpreter, with its `-X` options, of a kernel that can be forked; None for all others."""
+    """Return the interpreter, with its `-X` options, of a kernel that can be forked; None for all others.
+
+    >>> python_of(["R", "--slave", "-e", "IRkernel::main()"])
+    """
     place = argv.index(LAUNCHER) if LAUNCHER in argv else 0
     match argv[:place], argv[place + 1 :]:
         case [program, *flags, "-m"], ["-f", _, *_]:
@@ -252,6 +255,9 @@ def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
     """Return why a notebook in ``folder`` may give another result when modules are imported before; None if it cannot.
 
     Searches the cells, and the modules of the folder that they name; the code of installed packages is not searched.
+
+    >>> reason_for_cold_start(["import os; os.environ['TZ'] = 'UTC'"], Path("/nowhere"))
+    'the notebook uses `environ`, which may change what an import finds or reads'
     """
     if (folder / "matplotlibrc").exists():
         return "its folder has a matplotlibrc"
