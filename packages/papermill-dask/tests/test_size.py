@@ -41,7 +41,7 @@ def usage(cluster) -> dict[str, tuple[float, int]]:
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", [2, 16])
 def test_thousand_notebooks_leave_memory_and_files_as_they_were(tmp_path, workers):
-    """A sweep of a thousand tiny notebooks; prints a column of the README's table."""
+    """A sweep of a thousand tiny notebooks; prints its rate, memory and open files."""
     with new_cluster(tmp_path / "cluster", DASK_PAPERMILL_DASK__KERNEL_IMPORTS='["pandas"]', **MEMORY) as cluster:
         cluster.start_scheduler()
         for number in range(workers):
