@@ -12,7 +12,7 @@ import pytest
 from dashboard import app, follower, layout
 from dashboard.follower import Follower
 from forecast import problem
-from forecast.govern.gate import KINDS, Registry
+from forecast.govern.gate import Registry
 from forecast.table.features import features, targets
 from forecast.tracking import connect
 from mlflow.exceptions import MlflowException
@@ -135,20 +135,6 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     followed.poll()
     assert followed.now.faults == {}
     assert doctor._production(in_workplace.settings).verdict == doctor.OK
-
-
-def test_record_is_read_beside_the_model(followed):
-    """Explanations, moves and links come from the run and the registry, and change the revision when they are there."""
-    revision = followed.now.revision
-    followed.read_record()
-    record = followed.now.record
-    assert record.explanations.keys() == {"importance", "responses"}
-    assert record.explanations["importance"]["data"]
-    assert [link.kind for link in record.lineage] == [kind for kind in KINDS if kind != "refit"]
-    assert followed.now.champion.learned_until
-    assert followed.now.revision != revision
-    followed.read_record()
-    assert followed.now.record is record
 
 
 def test_data_that_goes_and_comes_back_is_reported(served, data_file, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from forecast.govern import gate
 from forecast.govern.gate import Registry
 from forecast.learn import evaluation
 from forecast.table import schema
-from workplace import BIN, Servers, new_workplace, wait_for
+from workplace import BIN, Servers, by_night, new_workplace, wait_for
 
 STAGES = [
     "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
@@ -140,6 +140,20 @@ def test_runs_carry_their_lineage(in_workplace):
         assert executed["metadata"]["papermill"]["exception"] is None
 
 
+def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
+    """Every link of the model in production is known."""
+    registry = Registry()
+    links = registry.lineage()
+    assert [(link.kind, link.known) for link in links] == [(kind, True) for kind in gate.KINDS]
+    facts = {link.kind: link.facts for link in links}
+    assert {f"md5 of data/{name}" for name in ("train.parquet", "validation.parquet")} <= facts["data"].keys()
+    assert facts["data"]["source"] == "modelled sample"
+    assert ", 2013-01-01T00:00:00Z to 2016-" in facts["data"]["learned"]
+    assert facts["stage"]["coverage"] == "0.8"
+    assert facts["commit"]["uncommitted changes"] == "no"
+    assert registry.lineage(f"wind_solar/{registry.production().version}") == links
+
+
 def test_validation_is_a_notebook_and_a_run(in_workplace):
     """The executed notebook shows what was left out, and the checks; the counts are the run's metrics."""
     import mlflow
@@ -232,7 +246,7 @@ def test_repro_after_a_failing_cell_goes_on_from_there(restored):
     assert "prepare" not in ran(done)
 
 
-@pytest.mark.parametrize("temporary", [[], pytest.param(["--temp"], marks=pytest.mark.walk)])
+@pytest.mark.parametrize("temporary", [[], *by_night(["--temp"])])
 def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
     """`dvc exp run` with the gate in it, here or in a copy: the better candidate is named, and the alias stays."""
     registry, started = Registry(), restored.run("git", "rev-parse", "HEAD").stdout.strip()
@@ -302,7 +316,8 @@ def test_extension_of_vs_code_sees_the_pipeline(restored):
     "stage",
     [
         "train_linreg",
-        *(pytest.param(f"train_{name}", marks=pytest.mark.walk) for name in ("keras", "gradient_boosting")),
+        pytest.param("train_gradient_boosting", marks=pytest.mark.walk),
+        *by_night("train_keras"),
     ],
 )
 def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_path, stage):
@@ -367,7 +382,7 @@ def test_gradient_boosting_wins_and_explains_itself(in_workplace):
     ("stage", "parameter", "value"),
     [
         ("train_rf", "n_estimators", 300),
-        pytest.param("train_gradient_boosting", "candidates", 50, marks=pytest.mark.walk),
+        pytest.param("train_gradient_boosting", "candidates", 50, marks=pytest.mark.night),
     ],
 )
 def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace, stage, parameter, value):

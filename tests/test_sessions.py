@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from places import START_SECONDS
-from workplace import ROOT, missing_powers, processes_of, run_program, wait_for
+from workplace import ROOT, by_night, missing_powers, processes_of, run_program, wait_for
 
 # From each place that has privileged tests a file with some.
 PRIVILEGED = {
@@ -50,7 +50,7 @@ def session_environment(**variables: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | variables
 
 
-@pytest.mark.parametrize("folder", PRIVILEGED)
+@pytest.mark.parametrize("folder", [".", *by_night(*sorted(PRIVILEGED.keys() - {"."}))])
 def test_privileged_tests_are_skipped_or_fail_without_the_powers(folder):
     """Root of an unprivileged container, or a person: skipped with the reason; where CI promised the powers, failed."""
     drop = [] if missing_powers() else ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
@@ -65,7 +65,7 @@ def test_privileged_tests_are_skipped_or_fail_without_the_powers(folder):
 
 
 @pytest.mark.walk
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *by_night(signal.SIGINT, signal.SIGTERM)])
 def test_processes_end_with_an_interrupted_session(tmp_path, number):
     """A signal to pytest alone ends its workers, and the servers that tests started."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

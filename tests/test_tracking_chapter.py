@@ -135,9 +135,14 @@ def assert_complete(client, run) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_solution_is_right(chapter, name):
-    """The cell to write, filled in as its folded solution says, passes its check."""
+def test_notebook_is_right(chapter, name):
+    """The folded solution passes its check, a cell printed each number of the text, and nothing warns below a cell.
+
+    TensorFlow reports no error: `E`, as it begins such a line.
+    """
     assert printed(chapter, name).count(", solved: ") == 1
+    assert unfounded(nbformat.read(chapter / f"{name}.ipynb", as_version=4)) == []
+    assert not re.findall(r"^.*\w+Warning: .*$|^E\d{4} .*$", printed(chapter, name, "stderr"), re.MULTILINE)
 
 
 def test_score_of_the_reader_is_the_function_of_chapter_3(chapter):
@@ -145,12 +150,6 @@ def test_score_of_the_reader_is_the_function_of_chapter_3(chapter):
     ours, projects = (path.read_text() for path in (chapter / "scores.py", ROOT / "3_projects" / "hourly.py"))
     body = [line for line in ours.splitlines()[1:] if line.strip()]
     assert [line for line in body if line not in projects.splitlines()] == []
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_shows_no_warning(chapter, name):
-    """No library warns of anything below a cell, and TensorFlow reports no error: `E`, as it begins such a line."""
-    assert not re.findall(r"^.*\w+Warning: .*$|^E\d{4} .*$", printed(chapter, name, "stderr"), re.MULTILINE)
 
 
 def test_linear_regression_is_tracked_by_hand(client):
@@ -165,12 +164,6 @@ def test_linear_regression_is_tracked_by_hand(client):
     signature = mlflow.models.get_model_info(model.model_uri).signature
     assert signature.inputs.input_names() == ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
     assert signature.outputs.input_names() == ["solar_GW", "wind_GW"]
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_numbers_of_texts_come_out_of_cells(chapter, name):
-    """Each number in a text cell is printed by a cell of the notebook, or stands in its code."""
-    assert unfounded(nbformat.read(chapter / f"{name}.ipynb", as_version=4)) == []
 
 
 def table_of(folder: Path, name: str, cell_id: str) -> pd.DataFrame:
@@ -345,16 +338,16 @@ def test_readme_serves_the_production_model(environment, tmp_path):
     assert prediction == pytest.approx(json.loads(printed)["predictions"][0], abs=0.06)
 
 
-def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path, germany_csv):
-    """After `make run` the notebooks load what the pipeline promoted; comparing registers a version beside it."""
-    import mlflow
-
-    client, folder = mlflow.MlflowClient(servers.tracking_uri), copy_chapter(tmp_path, germany_csv)
-    before = client.get_registered_model(REGISTERED_MODEL).aliases[PRODUCTION]
-    for name in ("model_linreg", "capacity_factor", "compare_runs", "get_prod_model"):
-        execute(folder, name, servers.environment)
+def test_version_in_production_stays_and_is_loaded(client, chapter, environment, servers, tmp_path):
+    """Where a version is in production, comparing registers one beside it; after `make run` the last notebook loads
+    what the pipeline promoted.
+    """
+    folder = shutil.copytree(chapter, tmp_path / CHAPTER.name)
+    before = client.get_registered_model(REGISTERED_MODEL).aliases
+    execute(folder, "compare_runs", environment)
+    after = client.get_registered_model(REGISTERED_MODEL).aliases
+    assert after[PRODUCTION] == before[PRODUCTION] != after["challenger"]
+    client.set_registered_model_alias(REGISTERED_MODEL, "challenger", before["challenger"])
+    client.delete_model_version(REGISTERED_MODEL, after["challenger"])
+    execute(folder, "get_prod_model", servers.environment)
     assert "measured again" in printed(folder, "get_prod_model")
-    aliases = client.get_registered_model(REGISTERED_MODEL).aliases
-    assert aliases[PRODUCTION] == before != aliases["challenger"]
-    client.delete_registered_model_alias(REGISTERED_MODEL, "challenger")
-    client.delete_model_version(REGISTERED_MODEL, aliases["challenger"])

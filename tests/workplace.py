@@ -57,6 +57,11 @@ def required(what: str, answer: object) -> None:
         pytest.skip(f"{what} is not on this machine")
 
 
+def by_night(*values: object) -> list:
+    """Return values of a parameter that `make night` tries: CI tries one that is as good."""
+    return [pytest.param(value, marks=pytest.mark.night) for value in values]
+
+
 @functools.cache
 def missing_powers() -> str:
     """Return why mounts and network namespaces are not possible here, or nothing where they are."""

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
-import dask.config
 import psutil
 import pytest
 from workplace import BIN, ROOT, Servers, frozen, new_workplace, processes_of, run_program, wait_for
@@ -106,21 +105,6 @@ def test_servers_listen_on_loopback_alone(running):
     with contextlib.closing(sqlite3.connect(running.settings.database)) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert not psutil.Process(status(running)["mlflow"]["pid"]).children()
-
-
-def test_cluster_has_patience_with_a_slow_machine(running):
-    """Scheduler, worker and programs of a shell keep a connection whose other end does not read for minutes."""
-
-    def seconds() -> float:
-        import dask.config
-        from dask.utils import parse_timedelta
-
-        return min(parse_timedelta(dask.config.get(f"distributed.comm.timeouts.{name}")) for name in ("connect", "tcp"))
-
-    with dask.config.set(dask.config.collect_env(running.settings.exports())):
-        shell = seconds()
-    with running.dask_client() as client:
-        assert min(shell, client.run_on_scheduler(seconds), *client.run(seconds).values()) >= 60
 
 
 @pytest.mark.walk
