@@ -137,7 +137,7 @@ walk: .venv/tests
 	@$(BIN)/python -m pytest -m "not soak and not night"
 
 night: .venv/examples
-	@status=0; for folder in . examples/cifar10/; do (cd "$$folder" && $(BIN)/python -m pytest -m "night and not soak") || status=1; done; exit $$status
+	@status=0; for folder in . examples/cifar10/ server/team/; do (cd "$$folder" && $(BIN)/python -m pytest -m "night and not soak") || status=1; done; exit $$status
 
 # What is committed, in a clone with servers of its own. Chapter 4's notebooks are those that its pipeline executed.
 book: .venv/book

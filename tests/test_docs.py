@@ -35,24 +35,16 @@ def name(path):
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_relative_links_resolve(page):
-    """Every link to a file of the repository leads somewhere."""
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        if not re.match(r"[a-z]+:", target):
-            assert (page.parent / target).exists(), f"{page}: {target}"
-
-
 MADE = {".ipynb_checkpoints", "executed", ".environment", "a_year"}
 NOTEBOOKS = [path for path in sorted(ROOT.glob("[1-4]_*/**/*.ipynb")) if not MADE & set(path.parts)]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
-def test_relative_links_of_notebooks_resolve(notebook):
-    """The same for the text cells of notebooks."""
-    for target in re.findall(r"\]\(([^)#\s\"]+)[^)\"]*\)", notebook.read_text()):
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name)
+def test_relative_links_resolve(page):
+    """Every link to a file of the repository leads somewhere, in pages and in the text cells of notebooks."""
+    for target in re.findall(r"\]\(([^)#\s\"]+)[^)\"]*\)", page.read_text()):
         if not re.match(r"[a-z]+:|attachment", target) and "\\" not in target:
-            assert (notebook.parent / target).exists(), f"{notebook}: {target}"
+            assert (page.parent / target).exists(), f"{page}: {target}"
 
 
 TREE = {each for file in files_of_tree() for each in (file, *map(str, (ROOT / file).relative_to(ROOT).parents))}

@@ -157,13 +157,10 @@ def test_mlflow_shows_one_named_run_and_a_model_that_predicts(trained):
 
 
 def test_gate_knows_which_images_were_learned(trained):
-    """What is in production passes again; it would not with an image of its training among those of the test."""
+    """With an image of its training among those of the test, what is in production would not pass again."""
     learned = "a = dict(np.load('arrays.npz')); a['test_keys'][0] = a['train_keys'][0]; np.savez('arrays.npz', **a)"
-    again, refused = (
-        trained.type(f'python -c "import numpy as np; {code}"; mlflow-gate promote; dvc checkout -q --force arrays.npz')
-        for code in ("", learned)
-    )
-    assert re.search(r"it is in production already: accuracy 0\.\d+ on .*; every rule passed", again)
+    refused = trained.type(f'python -c "import numpy as np; {learned}"; mlflow-gate promote')
+    trained.type("dvc checkout -q --force arrays.npz")
     assert "it would be refused: held-out rows: it learned from 1 of 360" in refused
 
 
@@ -184,16 +181,11 @@ def test_image_of_both_parts_is_left_out_of_the_test(tmp_path, monkeypatch):
     assert set(arrays["test_keys"]).isdisjoint(arrays["train_keys"])
 
 
-def test_lost_files_come_back_from_the_bucket(clone, tmp_path):
-    """A clone has no cache; the cache of a second one is lost; a pull brings the same bytes."""
+def test_lost_files_come_back_from_the_bucket(clone):
+    """The cache is lost: a pull brings the same bytes. A wrong key is an error, after which the right one pushes."""
     clone.type("dvc pull -q && rm -r .dvc/cache arrays.npz model.keras mistakes.png data/digits && dvc pull -q")
     assert "up to date" in clone.type("dvc status")
-    assert "in sync" in clone.type("dvc status --cloud")
-
-
-def test_wrong_key_is_an_error_and_loses_nothing(clone):
-    """The bucket refuses a push; the files are still in the cache, and the right key pushes them."""
-    clone.type("dvc pull -q && rm arrays.npz && echo new >arrays.npz && dvc commit --force prepare")
+    clone.type("rm arrays.npz && echo new >arrays.npz && dvc commit --force prepare")
     assert "Forbidden" in clone.type("dvc push prepare", fails=True, AWS_SECRET_ACCESS_KEY="wrong")
     assert "1 file pushed" in clone.type("dvc push prepare")
 
@@ -265,6 +257,7 @@ def test_job_refuses_another_branch_and_a_race(clone, tmp_path):
     assert git(tmp_path / "origin.git", "log", "-1", "--format=%s", "main") == "First\n"
 
 
+@pytest.mark.night
 def test_killed_training_ends_with_the_same_weights(trained, clone):
     """Killed in its second epoch and started again, a training leaves what an undisturbed one leaves."""
     import keras

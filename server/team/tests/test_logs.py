@@ -110,6 +110,7 @@ def test_records_arrive_by_the_forward_protocol(tmp_path):
     assert "ZeroDivisionError" in entries[1][1]["message"]
 
 
+@pytest.mark.night
 def test_servers_of_the_workshop_log_by_the_same_file(tmp_path):
     """With WORKSHOP_LOGGING each server of `workshop up` writes JSON lines, and no password is in any log."""
     root, environment = new_workplace(tmp_path / "workshop")
