@@ -124,10 +124,9 @@ def test_link_leads_to_a_heading_where_text_is_clear_of_code(page):
 
 
 @pytest.mark.parametrize("title", TILES)
-@pytest.mark.parametrize("where", ["page", "on_a_hub"])
-def test_tile_shows_its_application(where, title, request):
-    """Each tile opens its application in a tab of JupyterLab, also behind a prefix; all ports are moved ones."""
-    page = request.getfixturevalue(where)
+def test_tile_shows_its_application(on_a_hub, title):
+    """Each tile opens its application in a tab of JupyterLab, behind a prefix; all ports are moved ones."""
+    page = on_a_hub
     words = open_tile(page, title).get_by_text(TILES[title][1]).first
     words.wait_for(state="attached")
     # On a busy machine JupyterLab may bring the document of its start to the front after the tile.

@@ -286,6 +286,7 @@ def test_damaged_notebook_counts_as_not_run(tmp_path, text):
 def test_server_that_does_not_answer_leaves_chapter_1(tmp_path, monkeypatch, listens):
     """Down or frozen: files are still looked at, and runs are unknown, after the time-out of one request."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (tmp_path / "1_starting_point").mkdir()
     (tmp_path / TABLE).write_text("utc_timestamp\n")
     with socket.socket() as server:

@@ -15,7 +15,7 @@ NEEDED = (
 )  # fmt: skip
 
 
-@pytest.mark.walk
+@pytest.mark.night
 @pytest.mark.privileged
 def test_machine_without_a_network_installs_from_the_folder(tmp_path):
     """Clone from the folder, `make` with OFFLINE; the blank in the path is that of many a USB stick."""
