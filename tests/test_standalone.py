@@ -15,6 +15,8 @@ from workplace import BIN, PERSON, clean_environment, copy_tree
 
 pytestmark = pytest.mark.walk
 
+pytestmark = pytest.mark.timeout(3600)  # the packages, and two pipelines
+
 ADDRESS = "10.98.1.1"  # of the first machine on the cable to the second
 
 

@@ -349,5 +349,6 @@ def test_version_in_production_stays_and_is_loaded(client, chapter, environment,
     assert after[PRODUCTION] == before[PRODUCTION] != after["challenger"]
     client.set_registered_model_alias(REGISTERED_MODEL, "challenger", before["challenger"])
     client.delete_model_version(REGISTERED_MODEL, after["challenger"])
+    shutil.copy(CHAPTER / "get_prod_model.ipynb", folder)  # unsolved: nothing is kept in the servers' state
     execute(folder, "get_prod_model", servers.environment)
     assert "measured again" in printed(folder, "get_prod_model")

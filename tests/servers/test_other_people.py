@@ -6,15 +6,13 @@ import re
 import socket
 import ssl
 import subprocess
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from mlflow_ftp.certificate import ensure_certificate
-from workplace import BIN, ROOT, TAKEN, clean_environment, environment_of, free_port, run_program, wait_for
+from workplace import BIN, ROOT, TAKEN, clean_environment, environment_of, free_port, run_program, running, wait_for
 
 from workshop import port_owners
 from workshop.settings import get_settings
@@ -72,40 +70,23 @@ def is_accepted(connection: socket.socket, context: ssl.SSLContext) -> bool:
         return False
 
 
-def test_stranger_on_an_exported_port_gets_no_runs(environment):
+def test_stranger_on_an_exported_port_gets_no_runs(environment, tmp_path):
     """A shell still has the address of a server that was stopped, and another program listens there: MLflow's client,
     and programs that use it, send nothing and name the port; an address that a person set is used as it is.
     """
-    requests = []
-
-    class Stranger(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            requests.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        do_POST = do_GET
-
-        def log_message(self, *arguments) -> None:
-            """Write nothing."""
-
     with environment_of(environment):
         settings = get_settings()
         shell = environment | settings.exports() | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    with HTTPServer(("127.0.0.1", settings.mlflow_port), Stranger) as server:
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            for command in (["python", "-c", RUN], ["mlflow", "experiments", "search"], ["mlflow-gate", "history"]):
-                done = run_program(BIN / command[0], *command[1:], env=shell, cwd=ROOT / "4_pipeline", exit_code=1)
-                assert f"The port {settings.mlflow_port} of this clone is held by" in done.stderr
-            assert set(requests) <= {"/health"}
-            del shell["WORKSHOP_EXPORTED"]
-            run_program(BIN / "python", "-c", RUN, env=shell, exit_code=None)
-            assert any("/experiments/" in path for path in requests)
-        finally:
-            server.shutdown()
+    (tmp_path / "health").touch()
+    listen = [BIN / "python", "-u", "-m", "http.server", "--bind", "127.0.0.1", settings.mlflow_port]
+    with running(listen, environment, tmp_path, lambda said: "Serving" in said) as stranger:
+        for command in (["python", "-c", RUN], ["mlflow", "experiments", "search"], ["mlflow-gate", "history"]):
+            done = run_program(BIN / command[0], *command[1:], env=shell, cwd=ROOT / "4_pipeline", exit_code=1)
+            assert f"The port {settings.mlflow_port} of this clone is held by" in done.stderr
+        assert set(re.findall(r'"[A-Z]+ (\S+)', stranger.log.read_text())) <= {"/health"}
+        del shell["WORKSHOP_EXPORTED"]
+        run_program(BIN / "python", "-c", RUN, env=shell, exit_code=None)
+        assert "/experiments/" in stranger.log.read_text()
 
 
 def test_socket_of_the_supervisor_is_in_the_state_folder_also_below_a_long_path(environment, tmp_path):
