@@ -338,17 +338,16 @@ def test_readme_serves_the_production_model(environment, tmp_path):
     assert prediction == pytest.approx(json.loads(printed)["predictions"][0], abs=0.06)
 
 
-def test_version_in_production_stays_and_is_loaded(client, chapter, environment, servers, tmp_path):
-    """Where a version is in production, comparing registers one beside it; after `make run` the last notebook loads
-    what the pipeline promoted.
-    """
-    folder = shutil.copytree(chapter, tmp_path / CHAPTER.name)
-    before = client.get_registered_model(REGISTERED_MODEL).aliases
-    execute(folder, "compare_runs", environment)
-    after = client.get_registered_model(REGISTERED_MODEL).aliases
-    assert after[PRODUCTION] == before[PRODUCTION] != after["challenger"]
-    client.set_registered_model_alias(REGISTERED_MODEL, "challenger", before["challenger"])
-    client.delete_model_version(REGISTERED_MODEL, after["challenger"])
-    shutil.copy(CHAPTER / "get_prod_model.ipynb", folder)  # unsolved: nothing is kept in the servers' state
-    execute(folder, "get_prod_model", servers.environment)
+def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path, germany_csv):
+    """After `make run` the notebooks load what the pipeline promoted; comparing registers a version beside it."""
+    import mlflow
+
+    client, folder = mlflow.MlflowClient(servers.tracking_uri), copy_chapter(tmp_path, germany_csv)
+    before = client.get_registered_model(REGISTERED_MODEL).aliases[PRODUCTION]
+    for name in ("model_linreg", "capacity_factor", "compare_runs", "get_prod_model"):
+        execute(folder, name, servers.environment)
     assert "measured again" in printed(folder, "get_prod_model")
+    aliases = client.get_registered_model(REGISTERED_MODEL).aliases
+    assert aliases[PRODUCTION] == before != aliases["challenger"]
+    client.delete_registered_model_alias(REGISTERED_MODEL, "challenger")
+    client.delete_model_version(REGISTERED_MODEL, aliases["challenger"])
