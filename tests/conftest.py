@@ -31,8 +31,9 @@ from workplace import (
 # start from a copy of the first ones: they come when the latter have begun, as there are three processes.
 ORDER = [
     "servers", "tests/test_standalone.py", "tests/servers/test_supervisor.py", "tests/test_another_problem.py",
-    "tests/servers/test_two_clones.py", "tests/teaching/test_headstart.py", "tests/servers/test_tracking_server.py",
-    "tests/teaching/test_checkpoints.py", "second servers", "4_pipeline/tests/learn/test_models.py", "small server",
+    "tests/test_take_it_home.py", "tests/servers/test_two_clones.py", "tests/teaching/test_headstart.py",
+    "tests/servers/test_tracking_server.py", "tests/teaching/test_checkpoints.py", "second servers",
+    "4_pipeline/tests/learn/test_models.py", "small server",
     *(f"4_pipeline/tests/raw/test_{name}.py" for name in ("validation", "bad_input", "own_stage")),
 ]  # fmt: skip
 # In the environment of all that a session starts: the mark by which these processes are found, and a file's name.
@@ -42,9 +43,9 @@ GROUPS = Path(f"{SESSION}.groups")
 WALKED = ("tests/browser",)  # minutes, of which `make test` has five
 NIGHT = (
     "tests/servers/test_two_clones", "tests/servers/test_postgresql", "tests/test_another_problem",
-    "tests/test_take_it_home",
+    "tests/test_standalone",
 )  # fmt: skip
-SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_take_it_home")
+SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter")
 
 
 def group_of(item) -> str:

@@ -113,6 +113,15 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
+def take_home(folder: Path) -> Path:
+    """Copy the pipeline by `make take-home NAME=plants` into a repository ``plants`` below ``folder``."""
+    clone, home = copy_tree(folder / "clone"), folder / "plants"
+    words = ["-o", ".venv/installed", f"BIN={BIN}", "take-home", f"TO={home}", "NAME=plants"]
+    assert "git commit" not in run_program("make", *words, cwd=clone, env=os.environ | PERSON).stdout
+    shutil.rmtree(clone)
+    return home
+
+
 def new_workplace(folder: Path) -> tuple[Path, dict[str, str]]:
     """Return a clone in ``folder`` and the environment in which its servers take free ports."""
     return copy_tree(folder), environment_for(folder)
