@@ -11,8 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Self
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -30,54 +29,36 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until a condition holds."""
+    """Wait until a condition holds; a refused connection is not yet an answer."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while True:
+        with contextlib.suppress(requests.RequestException):
+            if condition():
+                return
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-class Server:
-    """A tracking server with SQLite; a context ends the server and its processes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        """Start the server, and wait until it answers."""
-        store = ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "artifacts"]
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", *store]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # starts in half the time
-        with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        wait_for(self.answers, seconds=240)
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        """End the server, with all processes of its session."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def answers(self) -> bool:
-        """Return whether the server is ready; fail if it has ended."""
-        assert self.process.poll() is None, (self.folder / "log").read_text()
-        with contextlib.suppress(requests.RequestException):
-            return requests.get(f"{self.uri}/health", timeout=5).ok
-        return False
 
 
 @pytest.fixture(scope="session", autouse=True)
 def tracking(tmp_path_factory):
     """Start a server that MLFLOW_TRACKING_URI names, for the tests and for the examples in the docstrings."""
-    with pytest.MonkeyPatch.context() as patch:
+    folder, port = tmp_path_factory.mktemp("mlflow"), str(free_port())
+    uri, store = f"http://127.0.0.1:{port}", ["--backend-store-uri", "sqlite:///mlflow.db"]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", port, "--workers", "1", *store]
+    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("w") as log:
         for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
             patch.delenv(name)
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        with Server(tmp_path_factory.mktemp("mlflow")) as server:
-            patch.setenv("MLFLOW_TRACKING_URI", server.uri)
-            yield server
+        patch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # starts in half the time
+        words = [*command, "--artifacts-destination", "artifacts"]
+        process = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_for(lambda: process.poll() is not None or requests.get(f"{uri}/health", timeout=5).ok, seconds=240)
+            assert process.poll() is None, (folder / "log").read_text()
+            patch.setenv("MLFLOW_TRACKING_URI", uri)
+            yield SimpleNamespace(folder=folder, uri=uri, process=process)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

