@@ -3,7 +3,7 @@
 LACKS are commands that it does not know, and: `options` (LIST and NLST take `-a` for a name), `no-such` (the answer is
 then an empty list), `hidden` (names that begin with a dot are not listed), `paths` (NLST has whole paths), `odd` (LIST
 has lines of its own), `windows` (LIST as on Windows), `files` (550 for an empty folder), `names` (no lists at all),
-`connections` (more than three), `logins` (more than three, in ProFTPD's words), `dots` (names that begin with a dot),
+`logins` (more than three, in ProFTPD's words), `dots` (names that begin with a dot),
 `421` and `530` (each fiftieth command ends the session with this answer), `utf-8` (the greeting is Latin-1).
 """
 
@@ -107,5 +107,4 @@ class Handler(FTPHandler):
 Handler.authorizer = Authorizer()
 Handler.authorizer.add_user(user, password, folder, perm="elradfmwMT")
 server = FTPServer(("127.0.0.1", int(port)), Handler)
-server.max_cons = 3 if "connections" in lacks else 512
 server.serve_forever()

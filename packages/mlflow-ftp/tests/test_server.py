@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow_ftp.artifact_errors import ArtifactError
 from servers import PASSWORD, USER, Server, required, started_server, wait_for
@@ -66,14 +65,6 @@ def test_options_are_documented_with_their_variables():
     assert "127.0.0.1" in text
 
 
-def test_one_user_gets_in_and_no_other(server):
-    """The right user and password are let in; a wrong password and a wrong user are not."""
-    for pair in [(USER, "wrong"), ("anonymous", PASSWORD)]:
-        with pytest.raises(ftplib.error_perm, match="530"):
-            server.connect(*pair)
-    server.connect().close()
-
-
 def test_guesses_of_a_password_are_answered_slowly(tmp_path):
     """Over 100 connections fewer than one guess a second is answered; a right password is let in meanwhile."""
     with started_server(tmp_path / "ftp") as guessed, ExitStack() as stack:
@@ -91,7 +82,7 @@ def test_guesses_of_a_password_are_answered_slowly(tmp_path):
 
 
 def test_link_out_of_the_folder_can_be_deleted(server):
-    """DELE removes the link and not what it leads to; a file behind a link to a folder outside stays, too."""
+    """DELE removes the link and not what it leads to; neither a link nor a path leads out of the folder."""
     outside = server.artifacts.parent / "elsewhere"
     outside.mkdir()
     (outside / "file").write_text("kept")
@@ -101,30 +92,20 @@ def test_link_out_of_the_folder_can_be_deleted(server):
             for command in ("RETR", "CWD", "SIZE", "RNFR"):
                 with pytest.raises(ftplib.error_perm, match="550"):
                     connection.voidcmd(f"{command} {name}")
-        for path in ("folder/file", "/", "../elsewhere/file"):
-            with pytest.raises(ftplib.error_perm, match="550"):
-                connection.delete(path)
+        for path in ("folder/file", "/", "../elsewhere/file", str(outside / "file")):
+            for command in ("DELE", "RETR"):
+                with pytest.raises(ftplib.error_perm, match="550"):
+                    connection.voidcmd(f"{command} {path}")
         for name in ("file", "folder", "nowhere"):
             connection.delete(name)
             assert not (server.artifacts / name).is_symlink()
     assert (outside / "file").read_text() == "kept"
 
 
-def test_client_stays_in_its_folder(server):
-    """No path leads out of the served folder."""
-    outside = server.artifacts.parent / "outside.txt"
-    outside.write_text("secret")
-    connection = server.connect()
-    connection.cwd("..")
-    assert connection.pwd() == "/"
-    for path in ("../outside.txt", "/../outside.txt", str(outside)):
-        with pytest.raises(ftplib.error_perm, match="550"):
-            connection.retrbinary(f"RETR {path}", bytes)
-    connection.close()
-
-
 def test_user_has_full_rights_and_files_are_private(server):
-    """The user makes, renames and deletes; what is stored can be read by its owner alone."""
+    """The one user makes, renames and deletes; what is stored can be read by its owner alone."""
+    with pytest.raises(ftplib.error_perm, match="530"):
+        server.connect("anonymous", PASSWORD)
     connection = server.connect()
     connection.mkd("/folder")
     connection.storbinary("STOR /folder/one", io.BytesIO(b"1"))
@@ -137,26 +118,11 @@ def test_user_has_full_rights_and_files_are_private(server):
     connection.close()
 
 
-def test_banner_names_no_software(server):
-    """The greeting tells nothing about program or version."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        assert connection.recv(200) == b"220 Ready.\r\n"
-
-
 def test_a_hundred_connections_from_one_address_are_served(server):
     """MLflow's proxy, whose connections all come from loopback, does not run into the limit."""
     with ExitStack() as stack:
         connections = [stack.enter_context(server.connect()) for _ in range(100)]
         assert all(connection.pwd() == "/" for connection in connections)
-
-
-def test_password_is_neither_logged_nor_shown(server):
-    """The password is neither in the log nor in the command line."""
-    server.connect().close()
-    log = server.log.read_text()
-    assert "logged in" in log
-    assert PASSWORD not in log
-    assert PASSWORD not in " ".join(psutil.Process(server.process.pid).cmdline())
 
 
 @contextmanager
@@ -232,20 +198,14 @@ def large(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("is_secure", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("client", ["curl", "lftp"])
-def test_killed_upload_leaves_the_old_file(server, large, client, is_secure):
+@pytest.mark.parametrize("options", [[], ["--ssl-reqd"]], ids=["plain", "tls"])
+def test_killed_upload_leaves_the_old_file(server, large, options):
     """A client that is killed amid an upload leaves the old file whole, or none."""
-    required(client, shutil.which(client))
+    required("curl", shutil.which("curl"))
     (server.artifacts / "old").write_bytes(b"old and good")
-    limit = "2000000"  # bytes a second
-    force = f"set ftp:ssl-{'force' if is_secure else 'allow'} {str(is_secure).lower()}; set net:limit-rate {limit}"
-    commands = {
-        "curl": lambda name: curl(server, "--limit-rate", limit, "-T", str(large), *["--ssl-reqd"] * is_secure, name),
-        "lftp": lambda name: lftp(server, f"{force}; put {large} -o {name}"),
-    }
     for name in ("old", "new"):
-        with subprocess.Popen(commands[client](name), stderr=subprocess.DEVNULL) as process:
+        command = curl(server, "--limit-rate", "2000000", "-T", str(large), *options, name)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             wait_for(lambda: any(part.stat().st_size > 1_000_000 for part in server.artifacts.glob(".~*.part")))
             process.kill()
         wait_for(lambda: not list(server.artifacts.glob(".~*.part")))
