@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import ipaddress
 import json
 import logging
 import os
-import secrets
+import re
 import signal
 import subprocess
 import sys
-import sysconfig
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
-from hosts import MARK, Cluster, Hosts, marked, new_cluster, new_hosts, notebook, wait_for
+from distributed import Security
+from hosts import Client, Cluster, Hosts, new_cluster, new_hosts, notebook, wait_for
 from papermill_dask import EngineError
 from programs import BIN, clean_environment
 
 MB = 10**6
-PACKAGES = sysconfig.get_path("purelib")
 
 
 # -- clusters ----------------------------------------------------------------------------------------------------
@@ -66,157 +60,43 @@ def document(*sources: str, **options) -> nbformat.NotebookNode:
     return result
 
 
-# -- live --------------------------------------------------------------------------------------------------------
-LISTEN = """
-import logging, statistics, sys, time
-import papermill
-
-class Arrivals(logging.Handler):
-    delays = []
-    def emit(self, record):
-        words = record.getMessage().split()
-        if words and words[0] == "sent":
-            self.delays.append(time.time() - float(words[1]))
-
-logging.getLogger("papermill").addHandler(Arrivals())
-logging.getLogger("papermill").setLevel(logging.INFO)
-papermill.execute_notebook(sys.argv[1], sys.argv[2], engine_name="dask", log_output=True, progress_bar=False)
-print("median", statistics.median(Arrivals.delays), len(Arrivals.delays))
-"""
-
-
-def test_cluster_outputs_arrive_while_the_cell_runs(cluster, tmp_path):
-    """What a cell prints reaches the client long before the cell, which takes 3 s, ends."""
-    prints = "import time\nfor _ in range(30):\n    print(f'sent {time.time()}', flush=True)\n    time.sleep(0.1)"
-    source, output = notebook(tmp_path / "live.ipynb", prints), tmp_path / "output.ipynb"
-    client = cluster.start_client([sys.executable, "-c", LISTEN, source, output], tmp_path, output)
-    assert client.wait() == 0, client.words
-    median, number = client.words.split("median ")[1].split()[:2]
-    assert int(number) >= 25
-    assert float(median) < 1
-
-
-def test_cluster_loses_no_line_however_fast_they_come(cluster, tmp_path):
-    """Ten thousand lines, each sent immediately: all arrive, in order."""
-    source = "for number in range(10_000):\n    print(f'{number} ' + 'x' * 60, flush=True)"
-    client = cluster.run(notebook(tmp_path / "lines.ipynb", source))
-    assert client.process.returncode == 0, client.words
-    assert [int(line.split()[0]) for line in client.text().splitlines()] == list(range(10_000))
-
-
-def test_cluster_output_passes_through_the_scheduler(cluster, tmp_path):
-    """40 MB of prints all arrive in the notebook; the scheduler keeps little of them."""
-    scheduler = psutil.Process(cluster.processes["scheduler"].pid)
-    before = most = scheduler.memory_info().rss
-    prints = "for _ in range(10_000):\n    print('x' * 4_000)\nprint('end')"
-    client = cluster.start(notebook(tmp_path / "long.ipynb", prints))
-    while client.process.poll() is None:
-        most = max(most, scheduler.memory_info().rss)
-        time.sleep(0.05)
-    assert client.process.returncode == 0, client.words
-    assert most - before < 150 * MB
-    assert client.output.stat().st_size > 40 * MB
-    assert client.text().endswith("end\n")
-
-
 # -- slots -------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def mark(monkeypatch) -> str:
-    """What is in the environment of all that the notebooks run by this process start."""
-    mark = secrets.token_hex(8)
-    monkeypatch.setenv(MARK, mark)
-    return mark
+def start(fresh_cluster, tmp_path):
+    """A function that starts a notebook, which prints its worker and ends once there is a file of its name."""
+
+    def start_notebook(name: str) -> Client:
+        source = (
+            "import os, time\nprint(os.environ['WORKER'], flush=True)\n"
+            f"while not os.path.exists({str(tmp_path / name)!r}):\n    time.sleep(0.05)"
+        )
+        return fresh_cluster.start(notebook(tmp_path / f"{name}.ipynb", source), output=f"{name}-done.ipynb")
+
+    return start_notebook
 
 
-def kernels(mark: str) -> list[psutil.Process]:
-    """Return the kernels with ``mark``, without what one starts for a moment while it imports."""
-    everything = marked(mark)
-    pids = {process.pid for process in everything}
-    result = []
-    for process in everything:
-        with contextlib.suppress(psutil.Error):  # it has ended since
-            if process.ppid() not in pids:
-                result.append(process)
-    return result
+@pytest.mark.parametrize("workers", [["alpha", "beta"], ["both"]])
+def test_cluster_gives_a_waiting_notebook_the_slot_that_is_free_first(fresh_cluster, start, tmp_path, workers):
+    """Each worker has a slot, or without the resource one for each thread; a third notebook waits for the first free.
 
-
-def most_in_parallel(client, number: int, mark: str) -> list[psutil.Process]:
-    """Run as many notebooks in parallel; return the kernels of a moment when there were most."""
-    from papermill_dask import execute_notebook
-
-    most = []
-    with ThreadPoolExecutor(number) as executor:
-        source = "import time\ntime.sleep(0.5)\nprint('done')"
-        running = [
-            executor.submit(execute_notebook, document(source), "python3", progress_bar=False, client=client)
-            for _ in range(number)
-        ]
-        while not all(future.done() for future in running):
-            most = max(most, kernels(mark), key=len)
-            time.sleep(0.1)
-    assert [future.result().cells[0].outputs[0].text for future in running] == ["done\n"] * number
-    return most
-
-
-def test_cluster_without_the_resource_runs_as_many_as_it_has_threads(fresh_cluster, mark):
-    """Workers that declare no `notebook`: the clients see to it that there are no more notebooks than threads."""
-    from distributed import Client
-
-    fresh_cluster.start_worker("plain", resources=None, threads=2)
-    with Client(fresh_cluster.address, set_as_default=False) as client:
-        assert len(most_in_parallel(client, 5, mark)) == 2
-
-
-def test_cluster_gives_each_notebook_a_worker_with_room(fresh_cluster, mark, tmp_path):
-    """The second goes where none runs, the third to the worker that is free first, wherever it had to wait."""
-    from distributed import Client
-    from papermill_dask import execute_notebook
-
-    for name in ("alpha", "beta"):
-        fresh_cluster.start_worker(name, WORKER=name)
-    with Client(fresh_cluster.address, set_as_default=False) as client, ThreadPoolExecutor(5) as executor:
-
-        def submit(name: str):
-            """Have a notebook print its worker, make the file `name.began` and end once there is `name.go`."""
-            source = (
-                "import os, pathlib, time\nprint(os.environ['WORKER'])\n"
-                f"pathlib.Path({str(tmp_path / name)!r} + '.began').touch()\n"
-                f"while not os.path.exists({str(tmp_path / name)!r} + '.go'):\n    time.sleep(0.05)"
-            )
-            return executor.submit(execute_notebook, document(source), "python3", progress_bar=False, client=client)
-
-        def start(name: str):
-            """Submit one and return once its cell runs."""
-            running = submit(name)
-            wait_for((tmp_path / f"{name}.began").exists, 60, f"the start of {name}")
-            return running
-
-        def release(*names: str) -> None:
-            for name in names:
-                (tmp_path / f"{name}.go").touch()
-
-        def worker(running) -> str:
-            return running.result().cells[0].outputs[0].text.strip()
-
-        waiting = ["one", "two", "three"]
-        release(*waiting)
-        try:
-            long, short = start("long"), start("short")
-            waited = [submit(name) for name in waiting]
-            time.sleep(3)  # long enough for one of them to run, had it a slot
-            assert not any(running.done() for running in waited)
-            release("short")
-            assert {worker(running) for running in waited} == {worker(short)}
-            assert not long.done()
-            release("long")
-            assert worker(long) != worker(short)
-            wait_for(lambda: not marked(mark))  # a supervisor ends soon after its kernel
-            # Moving them has not left a worker that only seems to be busy.
-            last = [start("last"), start("very last")]
-            release("last", "very last")
-            assert {worker(running) for running in last} == {"alpha", "beta"}
-        finally:
-            release("long", "short", "last", "very last")
+    It names those that run, and gets the worker of the one that ends.
+    """
+    options = {"resources": None, "threads": 2} if workers == ["both"] else {}
+    for name in workers:
+        fresh_cluster.start_worker(name, WORKER=name, **options)
+    clients = [start("long"), start("short")]
+    for client in clients:
+        client.wait_for_text("\n")
+    third = start("third")
+    wait_for(lambda: "all that suit this notebook are busy with " in third.words)
+    assert {"long", "short"} <= set(re.findall(r"\w+", third.words.partition("busy with ")[2].splitlines()[0]))
+    for name in ("third", "short"):
+        (tmp_path / name).touch()
+    assert third.wait() == 0, third.words
+    assert third.text() == clients[1].text()
+    (tmp_path / "long").touch()
+    assert [client.wait() for client in clients] == [0, 0]
+    assert {client.text().strip() for client in clients} == set(workers)
 
 
 def test_cluster_is_free_for_what_a_notebook_sends_it(fresh_cluster, tmp_path):
@@ -284,29 +164,15 @@ def test_cluster_refuses_a_notebook_with_the_output_of_the_one_that_runs_it(fres
     assert "cannot write to the output of the notebook that runs it" in client.words
 
 
-def test_cluster_says_which_notebooks_have_the_slots(fresh_cluster, tmp_path):
-    """A notebook that waits names those that run."""
-    fresh_cluster.start_worker("alpha")
-    first = fresh_cluster.start(
-        notebook(tmp_path / "holds.ipynb", "import time\nprint('.', flush=True)\ntime.sleep(600)")
-    )
-    first.wait_for_text(".")
-    second = fresh_cluster.start(notebook(tmp_path / "waits.ipynb", "1"), output="waited.ipynb")
-    wait_for(lambda: "all that suit this notebook are busy with holds." in second.words)
-    first.process.send_signal(signal.SIGINT)
-    assert second.wait(60) == 0, second.words
-    first.wait()
-
-
 ADAPTIVE = """
-import pathlib, sys, threading
+import pathlib, threading
 import dask, papermill_dask
 from distributed import Client, LocalCluster
 
 if __name__ == "__main__":
-    minimum, over, most = int(sys.argv[1]), threading.Event(), 0
-    with LocalCluster(n_workers=minimum, threads_per_worker=1, dashboard_address=None) as cluster:
-        cluster.adapt(minimum=minimum, maximum=3, interval="0.5s")
+    over, most = threading.Event(), 0
+    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as cluster:
+        cluster.adapt(minimum=0, maximum=3, interval="0.5s")
 
         def count():
             global most
@@ -323,28 +189,18 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("minimum", ["0", "1"])
-def test_cluster_that_adapts_grows_with_the_notebooks_that_wait(tmp_path, minimum):
-    """An adaptive cluster, empty or of one worker, starts as many workers as it may; later ones get notebooks, too."""
+def test_cluster_that_adapts_grows_with_the_notebooks_that_wait(tmp_path):
+    """An adaptive cluster of no worker starts as many as it may; later ones get notebooks, too."""
     notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import time\ntime.sleep(3)")
     (tmp_path / "adaptive.py").write_text(ADAPTIVE)
     done = subprocess.run(
-        [sys.executable, "adaptive.py", minimum], cwd=tmp_path, env=clean_environment(),
+        [sys.executable, "adaptive.py"], cwd=tmp_path, env=clean_environment(),
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1:] == ["8 3"], done.stderr
 
 
 # -- what a notebook asks for ------------------------------------------------------------------------------------
-def test_cluster_says_at_once_what_it_lacks(dask_client):
-    """A resource that is not there: an immediate error, with what there is."""
-    from papermill_dask import execute_notebook
-
-    with pytest.raises(EngineError) as caught:
-        execute_notebook(document("1", resources={"GPU": 1}), "python3", progress_bar=False, client=dask_client)
-    assert "No worker of the cluster can run this notebook" in str(caught.value)
-    for word in ("resource GPU=0 instead of 1", "alpha", "beta"):
-        assert word in str(caught.value)
 
 
 def test_cluster_is_seen_whole_while_the_client_refreshes(dask_client):
@@ -452,44 +308,23 @@ def test_cluster_worker_with_other_versions_is_named(fresh_cluster, tmp_path):
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------
-def certificate_authority(folder: Path) -> dict[str, str]:
-    """Write a CA and a certificate of it for loopback; return the variables by which Dask uses them."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
 
+
+def certificates(folder: Path) -> dict[str, str]:
+    """Write a certificate that is its own CA; return the variables by which Dask uses it."""
+    made = Security.temporary()
     folder.mkdir()
-    now = datetime.datetime.now(datetime.UTC)
-    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"authority {folder.name}")])
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dask")])
-
-    def sign(name: x509.Name, public, *extensions: x509.ExtensionType) -> bytes:
-        builder = x509.CertificateBuilder(authority, name, public, x509.random_serial_number())
-        builder = builder.not_valid_before(now - datetime.timedelta(hours=1))
-        builder = builder.not_valid_after(now + datetime.timedelta(hours=1))
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
-        return builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    (folder / "ca.pem").write_bytes(sign(authority, authority_key.public_key(), x509.BasicConstraints(True, None)))
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "dask.pem").write_bytes(sign(subject, key.public_key(), loopback) + private)
-    prefix = "DASK_DISTRIBUTED__COMM__TLS__"
-    variables = {f"{prefix}{role}__CERT": str(folder / "dask.pem") for role in ("SCHEDULER", "WORKER", "CLIENT")}
-    return variables | {
-        f"{prefix}CA_FILE": str(folder / "ca.pem"),
-        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
-    }
+    (folder / "ca.pem").write_text(made.tls_ca_file)
+    (folder / "dask.pem").write_text(made.tls_client_cert + made.tls_client_key)
+    prefix = "DASK_DISTRIBUTED__COMM__"
+    files = dict.fromkeys(("SCHEDULER__CERT", "WORKER__CERT", "CLIENT__CERT"), str(folder / "dask.pem"))
+    files["CA_FILE"] = str(folder / "ca.pem")
+    return {f"{prefix}TLS__{name}": file for name, file in files.items()} | {f"{prefix}REQUIRE_ENCRYPTION": "true"}
 
 
 def test_cluster_over_tls_runs_a_notebook_and_refuses_strangers(tmp_path):
     """`tls://` with Dask's own settings works, also for the notebook itself; another CA is refused, in words."""
-    ours, theirs = certificate_authority(tmp_path / "ours"), certificate_authority(tmp_path / "theirs")
+    ours, theirs = certificates(tmp_path / "ours"), certificates(tmp_path / "theirs")
     with new_cluster(tmp_path / "cluster", **ours) as cluster:
         cluster.start_scheduler(protocol="tls")
         cluster.start_worker("secure", "--protocol", "tls")

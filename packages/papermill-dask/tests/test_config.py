@@ -21,12 +21,6 @@ def test_options_are_those_of_the_first_that_says_so():
     assert (options.environment, options.resources) == ([], {})
 
 
-def test_options_are_read_from_text():
-    """Lists by commas, as in variables of the environment."""
-    options = NotebookOptions.of({}, {"deps": "a, b/c", "retries": "3"})
-    assert (options.deps, options.retries) == (["a", "b/c"], 3)
-
-
 @pytest.mark.parametrize(
     ("option", "value"),
     [

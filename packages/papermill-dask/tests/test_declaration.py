@@ -118,15 +118,15 @@ stages:
 
 
 def test_declared_outs_that_are_there_travel(repository, tmp_path):
-    """A persisting out goes to the worker when it exists; others DVC removes before it runs the stage."""
+    """A persisting out goes to the worker when it exists; the executed notebook is made by the client."""
     folder = repository(
         one="1",
         dvc_yaml=f"""
 stages:
   train:
-    cmd: {RUN} log,result
+    cmd: {RUN} log,result,executed/one.ipynb executed/one.ipynb
     deps: [one]
-    outs: [result, {{log: {{persist: true}}}}]
+    outs: [result, executed/one.ipynb, {{log: {{persist: true}}}}]
 """,
     )
     assert "log" not in dvc(tmp_path, folder, "repro")["train"]["deps"]
@@ -136,28 +136,7 @@ stages:
     assert set(again["outs"]) == {"log", "result"}
 
 
-def test_declared_under_a_temporary_experiment(repository, tmp_path):
-    """`dvc exp run --temp` works in a copy of the repository, and so does what is read there; the cache is shared."""
-    folder = repository(
-        params_yaml="name: base\n",
-        one="1",
-        dvc_yaml=f"""
-stages:
-  train:
-    cmd: {RUN} ${{name}}
-    deps: [one]
-    outs: ["${{name}}"]
-""",
-    )
-    declaration = dvc(tmp_path, folder, "exp", "run", "--temp", "--set-param", "name=changed")["train"]
-    assert Path(declaration["cwd"]) != folder
-    assert declaration["outs"] == ["changed"]
-    assert set(declaration["deps"]) == {"dvc.yaml", "one"}
-    assert str(folder.parent / ".dvc" / "cache" / "files" / "md5") in declaration["links"]
-
-
-@pytest.mark.parametrize("call", ["repro", "repro stages/dvc.yaml:work"])
-def test_declared_where_the_stage_runs_elsewhere(repository, tmp_path, call):
+def test_declared_where_the_stage_runs_elsewhere(repository, tmp_path):
     """DVC called above the folder, and a stage with a `wdir`: found by the folder in which the command runs."""
     folder = repository(
         work__one="1",
@@ -171,25 +150,9 @@ stages:
     outs: [made]
 """,
     )
-    where = folder if call == "repro" else folder.parent
-    (declaration,) = dvc(tmp_path, where, *call.split()).values()
+    (declaration,) = dvc(tmp_path, folder.parent, "repro", "stages/dvc.yaml:work").values()
     assert Path(declaration["cwd"]) == folder / "work"
     assert (declaration["deps"], declaration["outs"]) == (["one"], ["made"])
-
-
-def test_declared_leaves_out_what_the_client_writes(repository, tmp_path):
-    """The executed notebook may be an out of its stage; the worker does not make it."""
-    folder = repository(
-        one="1",
-        dvc_yaml=f"""
-stages:
-  run:
-    cmd: {RUN} result,executed/one.ipynb executed/one.ipynb
-    deps: [one]
-    outs: [result, executed/one.ipynb]
-""",
-    )
-    assert dvc(tmp_path, folder, "repro")["run"]["outs"] == ["result"]
 
 
 def test_declared_links_into_dvcs_cache_may_travel(repository, tmp_path):
@@ -220,17 +183,6 @@ def test_declared_refuses_files_outside_the_folder(repository):
             inside(folder, path)
 
 
-def test_declared_leaves_addresses_and_far_parameters_where_they_are(repository):
-    """What lies at an address is opened by the notebook; a parameter file above the folder does not travel."""
-    folder = repository(
-        **{"..__params_yaml": "x: 1\n"},
-        dvc_yaml=json.dumps(
-            {"stages": {"run": {"cmd": "true", "deps": ["https://localhost/x"], "params": [{"../params.yaml": ["x"]}]}}}
-        ),
-    )
-    assert declared(folder, "run").deps == ("dvc.yaml",)
-
-
 def test_declared_says_what_dvc_cannot_read(repository):
     """No such stage, a broken file, a template without its value, no file: words with DVC's reason."""
     folder = repository(dvc_yaml="stages: {run: {cmd: 'true'}}")
@@ -242,3 +194,14 @@ def test_declared_says_what_dvc_cannot_read(repository):
         with pytest.raises(EngineError, match="cannot read the stage `absent`") as caught:
             declared(folder, "absent")
         assert caught.value.value
+
+
+def test_declared_leaves_addresses_and_far_parameters_where_they_are(repository):
+    """What lies at an address is opened by the notebook; a parameter file above the folder does not travel."""
+    folder = repository(
+        **{"..__params_yaml": "x: 1\n"},
+        dvc_yaml=json.dumps(
+            {"stages": {"run": {"cmd": "true", "deps": ["https://localhost/x"], "params": [{"../params.yaml": ["x"]}]}}}
+        ),
+    )
+    assert declared(folder, "run").deps == ("dvc.yaml",)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import nbformat
 import notebooks
@@ -40,45 +41,14 @@ def folders(tmp_path):
     return {engine: tmp_path / engine for engine in ENGINES}
 
 
-class Interpreter:
-    """A process that imports papermill once for all the notebooks that it executes."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
-        self._start()
-
-    def _start(self) -> None:
-        # Spawned: a fork would carry over what this process has imported and opened.
-        self._pool = multiprocessing.get_context("spawn").Pool(1, notebooks.enter, [self._environment])
-
-    def begin(self, *arguments) -> Callable[[], Outcome]:
-        """Begin to execute a notebook; return a function that waits for the outcome."""
-        running = self._pool.apply_async(execute, arguments)
-
-        def outcome() -> Outcome:
-            try:
-                return running.get(RUN_SECONDS)
-            except multiprocessing.TimeoutError:
-                # Later tests must not wait for this one.
-                self.end()
-                self._start()
-                raise
-
-        return outcome
-
-    def end(self) -> None:
-        """End the process, whatever it does."""
-        self._pool.terminate()
-        self._pool.join()
-
-
 @pytest.fixture(scope="session")
 def interpreters(warm_cluster):
-    """An interpreter for each engine."""
-    interpreters = {engine: Interpreter(warm_cluster.environment) for engine in ENGINES}
-    yield interpreters
-    for interpreter in interpreters.values():
-        interpreter.end()
+    """A process for each engine, which imports papermill once for all the notebooks that it executes."""
+    with contextlib.ExitStack() as stack:
+        # Spawned: a fork would carry over what this process has imported and opened.
+        spawn, environment = multiprocessing.get_context("spawn"), [warm_cluster.environment]
+        pools = [ProcessPoolExecutor(1, spawn, notebooks.enter, environment) for _ in ENGINES]
+        yield dict(zip(ENGINES, map(stack.enter_context, pools), strict=True))
 
 
 @pytest.fixture
@@ -93,8 +63,8 @@ def both(interpreters, folders):
         for engine, folder in folders.items():
             nbformat.write(document, folder / "input.ipynb")
             source = "input.ipynb" if as_file else document
-            outcomes.append(interpreters[engine].begin(folder, ENGINES[engine], source, output, options))
-        return [outcome() for outcome in outcomes]
+            outcomes.append(interpreters[engine].submit(execute, folder, ENGINES[engine], source, output, options))
+        return [outcome.result(RUN_SECONDS) for outcome in outcomes]
 
     return run
 
@@ -430,34 +400,6 @@ def test_equivalence_of_command_line_logs(command_lines, folders):
     assert_same_saved(folders)
     assert_same_files(folders, *(f"inside/{name}" for name in ("out.txt", "err.txt", "written.txt")))
     assert lines(dask.stderr) == lines(stock.stderr)
-
-
-@pytest.mark.parametrize(
-    ("source", "options", "code", "last", "phrase"),
-    [
-        ("raise ValueError('no good')", [], 1, "ValueError: no good", "ValueError: no good"),
-        ("raise SystemExit(0)", [], 0, None, None),
-        ("import os\nos._exit(3)", [], 138, "nbclient.exceptions.DeadKernelError", "DeadKernelError"),
-        # A foreseeable mistake: in words, where papermill shows a traceback.
-        ("1", ["--kernel", "nowhere"], 1, "jupyter_client.kernelspec.NoSuchKernel", "No such kernel named nowhere"),
-    ],
-    ids=["error", "exit", "death", "unknown kernel"],
-)
-def test_equivalence_of_command_line_failures(command_lines, source, options, code, last, phrase):
-    """Exit codes, and the error named at the end of what is printed, are the same."""
-    stock, dask = command_lines(notebook(f"# %%\n{source}"), "--no-progress-bar", *options)
-    assert (dask.returncode, stock.returncode) == (code, code), stock.stderr + dask.stderr
-    if last:
-        assert last in lines(stock.stderr)[-1]
-        assert phrase in dask.stderr
-
-
-def test_equivalence_of_command_line_variables(command_lines, folders):
-    """What papermill's program sets for its kernels is there; the standard input has its name."""
-    source = "# %%\nimport os, sys\nprint(os.environ['PYDEVD_DISABLE_FILE_VALIDATION'], sys.stdin.name)"
-    stock, dask = command_lines(notebook(source), "--no-progress-bar")
-    assert stock.returncode == dask.returncode == 0, stock.stderr + dask.stderr
-    assert_same_saved(folders)
 
 
 @pytest.mark.parametrize("paths", [("-", "-"), ()], ids=["named", "implied"])

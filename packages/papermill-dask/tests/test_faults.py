@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import secrets
 import signal
 import socket
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
-import nbformat
 import psutil
 import pytest
-from hosts import MARK, Client, assert_gone, marked, new_cluster, notebook, small_disk, wait_for
+from hosts import Client, new_cluster, notebook, small_disk, wait_for
 
 SECONDS = 10  # within which all that a notebook had started is gone, on every machine
 DESCENDANTS_SECONDS = 5  # likewise, for what only the kernel has to do with
@@ -113,27 +110,6 @@ def test_fault_kernel_that_dies_is_told_with_its_end(cluster, tracking_server, t
     assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
-def test_fault_kernel_killed_from_outside_is_told(cluster, tracking_server, tmp_path):
-    """A kernel that somebody kills with -9 while a cell runs: told within ten seconds."""
-    client = cluster.start(notebook(tmp_path / "killed.ipynb", OPEN_RUN, SLEEP, LATER))
-    kernel_of(client).kill()
-    client.wait(SECONDS)
-    client.assert_nothing_left(0)
-    assert_told(
-        client, "signal 9 (SIGKILL), in cell 2", code=138, cells=["completed", "failed", "pending"], traceback=True
-    )
-    assert run_status(client, tracking_server) in ("FAILED", "KILLED")
-
-
-def test_fault_execution_timeout_ends_the_cell(cluster, tracking_server, tmp_path):
-    """A cell that takes longer than --execution-timeout: papermill's error, and the kernel gone."""
-    source = notebook(tmp_path / "timeout.ipynb", OPEN_RUN, SLEEP, LATER)
-    client = cluster.run(source, "--execution-timeout", "3")
-    client.assert_nothing_left(0)
-    assert_told(client, "CellTimeoutError", code=1, cells=["completed", "failed", "pending"], traceback=True)
-    assert run_status(client, tracking_server) in ("FAILED", "KILLED")
-
-
 def test_fault_kernel_stuck_in_c_is_ended(cluster, tmp_path):
     """A kernel in C code that holds the GIL, and answers nothing and nobody, is gone soon after its time is up."""
     stuck = "import ctypes\nprint('stuck', flush=True)\ntime.sleep(1)\nctypes.PyDLL(None).sleep(300)"
@@ -200,31 +176,6 @@ def test_fault_worker_without_nanny_that_goes_is_an_error(fresh_cluster, trackin
     assert sum(process.poll() is None for process in workers.values()) == 1
 
 
-def test_fault_worker_killed_is_told_to_all_who_need_it(fresh_cluster, monkeypatch):
-    """One client with three notebooks, two on a worker and one that waits for it: all three fail when it is killed."""
-    from distributed import Client
-    from papermill_dask import WorkerLost, execute_notebook
-
-    mark = secrets.token_hex(8)
-    monkeypatch.setenv(MARK, mark)
-    worker = fresh_cluster.start_worker("single", resources="notebook=2")
-
-    def run() -> None:
-        document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SLEEP)])
-        document.metadata.papermill = {}
-        execute_notebook(document, "python3", progress_bar=False, client=client)
-
-    with Client(fresh_cluster.address, set_as_default=False) as client, ThreadPoolExecutor(3) as executor:
-        running = [executor.submit(run) for _ in range(3)]
-        wait_for(lambda: len(marked(mark)) == 2)
-        worker.kill()
-        assert_gone(lambda: marked(mark), DESCENDANTS_SECONDS)
-        words = [str(future.exception(30)) for future in running]
-        assert all(isinstance(future.exception(), WorkerLost) for future in running)
-    assert sum("worker that ran the notebook was lost" in text for text in words) == 2
-    assert sum("All Dask workers that suit the notebook are gone" in text for text in words) == 1
-
-
 def test_fault_scheduler_killed_is_an_error(fresh_cluster, tracking_server, tmp_path):
     """The scheduler killed: an error, and no kernel alive 10 s later; the run does not stay open."""
     fresh_cluster.start_worker("one")
@@ -237,9 +188,9 @@ def test_fault_scheduler_killed_is_an_error(fresh_cluster, tracking_server, tmp_
     assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
-@pytest.mark.parametrize("fresh_cluster", ["3", "0"], indirect=True)
+@pytest.mark.parametrize("fresh_cluster", ["0"], indirect=True)
 def test_fault_worker_lost_with_retries_runs_again(fresh_cluster, tmp_path):
-    """With `retries` the notebook runs again, and its metadata record the lost attempt, whatever Dask itself allows."""
+    """With `retries` the notebook runs again, and its metadata record the lost attempt, though Dask allows no loss."""
     fresh_cluster.start_worker("single", nanny=True)  # which starts the worker again, with another address
     count = tmp_path / "count"
     source = notebook(

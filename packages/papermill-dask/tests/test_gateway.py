@@ -30,7 +30,7 @@ from dask_gateway import Gateway
 
 def cluster():
     cluster = Gateway("http://127.0.0.1:{port}").new_cluster()
-    cluster.{workers}
+    cluster.adapt(minimum=0, maximum=1)
     return cluster
 """
 OWN_CLIENT = (
@@ -63,13 +63,12 @@ def gateway(tmp_path_factory):
         end(server)
 
 
-@pytest.mark.parametrize("workers", ["scale(1)", "adapt(minimum=0, maximum=1)"])
-def test_notebooks_run_on_a_cluster_of_a_gateway(workers, gateway, tmp_path):
-    """A sweep waits for the first worker of a new cluster, also of an adaptive one, which is closed afterwards; a
+def test_notebooks_run_on_a_cluster_of_a_gateway(gateway, tmp_path):
+    """A sweep waits for the first worker of a new cluster that adapts, which is closed afterwards; a
     notebook's own client finds the certificates.
     """
     notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import os\nprint(n, os.getppid())", OWN_CLIENT)
-    (tmp_path / "makers.py").write_text(MAKERS.format(port=gateway, workers=workers))
+    (tmp_path / "makers.py").write_text(MAKERS.format(port=gateway))
     variables = {"DASK_PAPERMILL_DASK__CLUSTER": "makers:cluster", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [BIN / "papermill-sweep", "in.ipynb", "--sweep", "n=1,2"], cwd=tmp_path, env=clean_environment() | variables,

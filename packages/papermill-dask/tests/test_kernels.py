@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import time
 from pathlib import Path
 
@@ -21,7 +18,6 @@ import psutil
 import pytest
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import DeadKernelError
 from papermill_dask.worker.kernels import manager as kernel_manager
 from papermill_dask.worker.kernels.manager import KernelManager
 from papermill_dask.worker.kernels.warm import WARM
@@ -184,54 +180,6 @@ def test_kernel_that_ends_by_itself_leaves_nobody(tmp_path, either):
     assert wait_until(lambda: not any(map(psutil.pid_exists, family)), GONE_SECONDS)  # the supervisor is the last
 
 
-@pytest.mark.parametrize(
-    ("end", "code"),
-    [("os._exit(7)", 7), ("os.kill(os.getpid(), 9)", -signal.SIGKILL), ("os.abort()", -signal.SIGABRT)],
-)
-def test_kernel_tells_how_it_ended(either, end, code):
-    """The exit code, or the signal as a negative number, is known after a kernel died."""
-    with pytest.raises(DeadKernelError):
-        run(f"import os\n{end}")
-    assert run.manager.kernel.poll() == code
-
-
-def test_kernel_that_is_unwanted_before_it_starts_never_runs(tmp_path, either):
-    """A kernel killed before its process exists ends as soon as it does."""
-    manager = run.manager = KernelManager()
-    manager.kill()
-    client = NotebookClient(notebook("open('ran', 'w')"), km=manager)
-    with pytest.raises(RuntimeError, match="died"), client.setup_kernel(cwd=str(tmp_path)):
-        pass
-    assert manager.kernel.poll() == -signal.SIGKILL
-    assert not (tmp_path / "ran").exists()
-
-
-def test_kernel_is_interrupted(either):
-    """A cell that takes too long is interrupted, and the kernel continues."""
-    document = notebook("import time\ntime.sleep(600)", "print('alive')")
-    client = NotebookClient(
-        document, kernel_manager_class=KernelManager, timeout=2, interrupt_on_timeout=True, allow_errors=True
-    )
-    client.execute()
-    assert document.cells[0].outputs[0].ename == "KeyboardInterrupt"
-    assert document.cells[1].outputs[0].text == "alive\n"
-
-
-def test_kernel_that_cannot_be_started_is_an_error_at_once(tmp_path, monkeypatch):
-    """A kernel whose program is missing raises FileNotFoundError, as jupyter_client's own start does."""
-    folder = tmp_path / "kernels" / "broken"
-    folder.mkdir(parents=True)
-    specification = {"argv": ["no-such-program", "{connection_file}"], "display_name": "x", "language": "x"}
-    (folder / "kernel.json").write_text(json.dumps(specification))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    manager = run.manager = KernelManager(kernel_name="broken")
-    try:
-        with pytest.raises(FileNotFoundError, match="no-such-program"):
-            asyncio.run(manager.start_kernel())
-    finally:
-        asyncio.run(manager.cleanup_resources())
-
-
 def test_kernel_listens_on_no_port(either):
     """All channels are Unix sockets in a folder of mode 0700, also that for what forked children print."""
     text = run(
@@ -297,48 +245,6 @@ PROBE = """
                     multiprocessing.get_start_method(allow_none=True), multiprocessing.get_start_method()],
     }))
 """
-COUNTS = (
-    """
-    def count_calls():
-        try:
-            return 1 + count_calls()
-        except RecursionError:
-            return 1
-    print(count_calls())
-    """,
-    "import asyncio\nawait asyncio.sleep(0)\nprint(count_calls())",
-    "asyncio.get_running_loop().call_soon(lambda: print(count_calls()))\nawait asyncio.sleep(0.1)",
-)
-PROCESSES = (
-    """
-    import json, multiprocessing as mp, os, pathlib, sys, warnings
-    warnings.simplefilter("ignore")  # from Python 3.12 on, forking a process with threads warns
-    factor = 1
-    def multiply(number):
-        return factor * number
-    factor = 10
-    """,
-    """
-    with mp.Pool(2) as pool:
-        print(pool.map(multiply, range(4)))
-    shared = mp.Value("i", 0)
-    process = mp.Process(target=lambda: setattr(shared, "value", factor))
-    process.start(); process.join()
-    print(shared.value, process.exitcode, process.name, mp.current_process().name, mp.parent_process())
-    print(mp.get_start_method(), mp.active_children(), mp.current_process().daemon)
-    """,
-    """
-    from concurrent.futures import ProcessPoolExecutor
-    with ProcessPoolExecutor(2) as pool:
-        print(list(pool.map(multiply, range(4))))
-    for method in ("spawn", "forkserver"):
-        with mp.get_context(method).Pool(1) as pool:
-            print(method, pool.apply(abs, (-1,)))
-    mp.set_start_method("spawn", force=True)
-    with mp.Pool(1) as pool:
-        print(pool.apply(os.path.basename, ("a/b",)), mp.get_start_method())
-    """,
-)
 PLOTTING = "import numpy, pandas, matplotlib.pyplot as plt, plotly.graph_objects as go, plotly.io, logging, random"
 
 
@@ -355,75 +261,6 @@ def test_kernel_finds_what_jupyters_own_finds(request, tmp_path, start):
     if start == "warm":
         request.getfixturevalue("plotting")
     assert probe(**options) == stock
-
-
-def test_recursion_in_a_kernel_ends_where_it_ends_in_jupyters_own(either):
-    """As many calls fit into the limit as in a stock kernel: of a plain cell, of one that awaits, of a callback."""
-    stock = run(*COUNTS, manager=AsyncKernelManager)
-    assert len(stock.split()) == len(COUNTS)
-    assert run(*COUNTS) == stock
-
-
-def test_multiprocessing_in_a_kernel_is_as_in_jupyters_own(either, tmp_path):
-    """Pools see functions and globals, lambdas are targets, and each start method works as in a stock kernel."""
-    stock = run(*PROCESSES, manager=AsyncKernelManager, folder=tmp_path)
-    assert stock.startswith("[0, 10, 20, 30]\n10 0 ")
-    assert run(*PROCESSES, folder=tmp_path) == stock
-
-
-def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
-    """Figures of matplotlib and plotly, frames and a logger's lines appear as in a stock kernel."""
-    sources = (
-        PLOTTING,
-        "plt.plot([1, 2])",
-        "go.Figure(go.Bar(y=[1, 2]))",
-        "pandas.DataFrame({f'column {number}': [number] for number in range(30)})",
-        "logging.getLogger('anything').warning('beware')\nprint(plotly.io.renderers.default, plt.get_backend())",
-    )
-    displays = []
-    for manager in (AsyncKernelManager, KernelManager):
-        document = notebook(*sources)
-        NotebookClient(document, kernel_manager_class=manager).execute(cwd=str(tmp_path))
-        displays.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
-    assert displays[0] == displays[1]
-    assert "image/png" in displays[1][1][1]
-
-
-def test_traceback_reads_as_jupyters_own_without_a_search_of_all_modules(tmp_path, monkeypatch):
-    """Errors read as in a stock kernel; their lines are not looked for in each of a warm kernel's many modules."""
-    (tmp_path / "counted.py").write_text(
-        "import sys, types\n"
-        "class Counted(types.ModuleType):\n"
-        "    searches = 0\n"
-        "    @property\n"
-        "    def __file__(self):\n"
-        "        Counted.searches += 1\n"
-        "        return __file__\n"
-        "sys.modules['one of many'] = Counted('one of many')\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    sources = (
-        "import json, counted\nbegan = counted.Counted.searches",
-        "def deep(number):\n    return 1 / number + deep(number - 1)\ndeep(300)",
-        "json.loads('{')",
-        "exec('deep(3)')",
-        "%%time\ndeep(1)",
-        "print(counted.Counted.searches - began)",
-    )
-
-    def tracebacks(manager=KernelManager):
-        document = notebook(*sources)
-        client = NotebookClient(document, kernel_manager_class=manager, allow_errors=True)
-        client.execute(cwd=str(tmp_path))
-        displays = [output.traceback for cell in document.cells for output in cell.outputs if "traceback" in output]
-        return displays, int(document.cells[-1].outputs[0].text)
-
-    stock, searches = tracebacks(AsyncKernelManager)
-    with warming("counted"):
-        displays, few = tracebacks()
-    assert len(stock) == 4
-    assert displays == stock
-    assert few < searches / 10
 
 
 def test_kernel_starts_although_the_warm_process_is_killed():
@@ -511,21 +348,6 @@ def test_module_that_fails_makes_kernels_start_cold(tmp_path, monkeypatch):
         assert is_forked()
 
 
-def test_kernel_waits_a_while_for_the_warm_process(tmp_path, monkeypatch):
-    """Imports that are nearly done are waited for; for those that take longer no kernel waits."""
-    go = tmp_path / "go"
-    (tmp_path / "slow.py").write_text(
-        f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.1)"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with warming("wave", "slow"):
-        with monkeypatch.context() as patch:
-            patch.setattr(kernel_manager, "FORK_SECONDS", 0.1)
-            assert not is_forked()
-        threading.Timer(1, go.touch).start()
-        assert is_forked()
-
-
 def test_warm_process_ends_when_idle_and_comes_back(tmp_path):
     """Nobody asks for a kernel for a while: the memory is given back; the next kernel is cold, a later one warm."""
     try:
@@ -539,24 +361,6 @@ def test_warm_process_ends_when_idle_and_comes_back(tmp_path):
     finally:
         WARM.start((), {})
         WARM.end_all()
-
-
-def test_warm_process_ends_with_its_worker(tmp_path):
-    """A worker that is killed while its warm process still imports takes that with it."""
-    importing = str(tmp_path / "importing")
-    (tmp_path / "slow.py").write_text(f"import ctypes\nopen({importing!r}, 'w')\nctypes.PyDLL(None).sleep(600)")
-    script = (
-        "import os, time; from papermill_dask.worker.kernels.warm import WARM; "
-        "WARM.start(['slow'], os.environ); time.sleep(600)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment) as worker:
-        assert wait_until((tmp_path / "importing").exists)
-        warm = psutil.Process(worker.pid).children(recursive=True)
-        worker.kill()
-    _, alive = psutil.wait_procs(warm, timeout=GONE_SECONDS)
-    assert len(warm) == 1
-    assert not alive
 
 
 def test_workers_share_a_warm_process_that_is_the_same_for_them(tmp_path):

@@ -19,7 +19,7 @@ import pytest
 from hosts import Cluster, new_cluster, small_disk, wait_for
 from papermill_dask import EngineError
 from papermill_dask.client.stage import Declaration
-from papermill_dask.client.transfer import entries, fetch, scratch_folder
+from papermill_dask.client.transfer import fetch, scratch_folder
 
 MB = 10**6
 
@@ -379,17 +379,6 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
         assert b"KeyboardInterrupt" in sender.communicate(timeout=30)[1]
     assert sender.returncode != 0
     wait_for(lambda: not cluster.scratch_folders(), 20)
-
-
-def test_send_notices_a_file_that_changed_meanwhile(cluster, folder, monkeypatch):
-    """A content that is not what its hash says is neither used nor kept."""
-    write(folder / "dep", b"as announced")
-    announced = entries(folder, ["dep"])
-    write(folder / "dep", b"and changed!")
-    monkeypatch.setattr("papermill_dask.client.transfer.entries", lambda *_, **__: announced)
-    with pytest.raises(EngineError, match="changed while it was sent"):
-        cluster.send(folder, "dep")
-    assert not list((cluster.root / "files").glob(f"{announced[0].md5}*"))
 
 
 @pytest.mark.privileged
