@@ -50,22 +50,16 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
     ("sent", "status", "words"),
     [
         ({"json": {"rows": [ROW | {"temperature": 290.1}]}}, 422, ["row 1 (2016-", "between -40 and 50"]),
-        ({"json": {"rows": [{"wind": 3}]}}, 422, ["Row 1 lacks 5 columns", "windspeed (nearest: wind)"]),
-        ({"json": {"rows": [ROW | {"utc_timestamp": "2040-06-01T12:00:00Z"}]}}, 422, ["installed capacity"]),
         ({"json": {"rows": ["x" * 1000] * 5000}}, 413, ["4,000,000 bytes are allowed"]),
         ({"json": [ROW]}, 400, ["rows"]),
-        ({"json": {"rows": [ROW], "model": "best"}}, 400, ["rows"]),
         ({"json": {"rows": [ROW | {"humidity": 3}]}}, 422, ["Row 1 has unknown keys: humidity", "rad_diffuse"]),
-        ({"json": {"rows": [ROW, "sunny"]}}, 422, ["Row 2 is not an object", "'sunny'", "utc_timestamp"]),
-        ({"json": {"rows": {"windspeed": 3}}}, 422, ["The rows are not a list", "a list of objects"]),
-        ({"json": {"rows": []}}, 422, ["There are no rows"]),
         (
             {"data": '{"rows": [', "content_type": "application/json"},
             400,
             ["JSON that can be read", "line 1 column 11"],
         ),
+        ({"data": "[" * 5000, "content_type": "application/json"}, 400, ["JSON that can be read"]),
         ({"data": b"\xff", "content_type": "application/json"}, 400, ["JSON that can be read", '{"rows": [']),
-        ({"data": "", "content_type": "application/json"}, 400, ["JSON that can be read"]),
         ({"data": "windspeed\n3", "content_type": "text/csv"}, 415, ["text/csv", "Content-Type: application/json"]),
         ({"data": "{}"}, 415, ["no Content-Type", "Content-Type: application/json"]),
     ],
@@ -122,35 +116,6 @@ def test_predict_takes_a_year_of_hours(made):
     assert len(answer.get_json()["rows"]) == MAX_ROWS
 
 
-def test_predict_asks_the_model_for_simultaneous_requests_together(made, served):
-    """Requests that arrive while the model is busy are one batch; each gets its own rows or its own error."""
-    may_answer, calls = threading.Event(), []
-
-    def slow(rows):
-        calls.append(len(rows))
-        may_answer.wait(30)
-        return np.where(rows[["windspeed"]] > 50, math.nan, rows[["windspeed", "temperature"]])
-
-    champion = Champion(served.champion.production, LoadedModel("sklearn", slow))
-    server = made(replace(served, champion=champion))[0].server
-
-    def ask(speed):
-        rows = [ROW | {"windspeed": 55 if speed == 5 else speed}]
-        return server.test_client().post("/predict", json={"rows": rows})
-
-    with ThreadPoolExecutor(13) as pool:
-        asked = [pool.submit(ask, 1)]
-        wait_for(lambda: calls)
-        asked += [pool.submit(ask, speed) for speed in range(2, 14)]
-        wait_for(lambda: len(champion.waiting) == 12)
-        may_answer.set()
-        answers = [future.result() for future in asked]
-    assert [answer.status_code for answer in answers] == [200] * 4 + [500] + [200] * 8
-    for speed, answer in enumerate(answers, 1):
-        assert answer.status_code == 500 or answer.get_json()["rows"][0]["solar_GW"] == speed
-    assert calls == [1, 12, *[1] * 12]  # together; one by one, since that failed
-
-
 @pytest.mark.parametrize("answered", [math.nan, -math.inf, -1e6])
 def test_answers_that_are_no_power_are_refused_in_words(made, served, answered):
     """A model that fails for some weather alone: `/predict` says so in JSON, and the page beside its sliders."""
@@ -193,3 +158,32 @@ def test_report_is_shown_once_it_is_written(made, data_file):
     assert answer.text.index("Dashboard") < answer.text.index("alert")
     assert "script" not in answer.headers["Content-Security-Policy"]
     assert b"alert" not in client.get("/results/other.html").data
+
+
+def test_predict_asks_the_model_for_simultaneous_requests_together(made, served):
+    """Requests that arrive while the model is busy are one batch; each gets its own rows or its own error."""
+    may_answer, calls = threading.Event(), []
+
+    def slow(rows):
+        calls.append(len(rows))
+        may_answer.wait(30)
+        return np.where(rows[["windspeed"]] > 50, math.nan, rows[["windspeed", "temperature"]])
+
+    champion = Champion(served.champion.production, LoadedModel("sklearn", slow))
+    server = made(replace(served, champion=champion))[0].server
+
+    def ask(speed):
+        rows = [ROW | {"windspeed": 55 if speed == 5 else speed}]
+        return server.test_client().post("/predict", json={"rows": rows})
+
+    with ThreadPoolExecutor(13) as pool:
+        asked = [pool.submit(ask, 1)]
+        wait_for(lambda: calls)
+        asked += [pool.submit(ask, speed) for speed in range(2, 14)]
+        wait_for(lambda: len(champion.waiting) == 12)
+        may_answer.set()
+        answers = [future.result() for future in asked]
+    assert [answer.status_code for answer in answers] == [200] * 4 + [500] + [200] * 8
+    for speed, answer in enumerate(answers, 1):
+        assert answer.status_code == 500 or answer.get_json()["rows"][0]["solar_GW"] == speed
+    assert calls == [1, 12, *[1] * 12]  # together; one by one, since that failed

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
-import numpy as np
-import pandas as pd
 import pytest
-from dashboard import layout, parts
-from dashboard.follower import Fault, Snapshot
+from dashboard import layout
+from dashboard.follower import Fault
 from dashboard.pages import what_if
 from dashboard.record import Record
 from forecast.show import monitoring
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from mlflow_gate import Evidence
-from places import PROJECT
 
 NAMES = st.sampled_from(["from", "to", "windspeed", "temperature", "hour", "day", "x", "__class__"])
 VALUES = st.text(max_size=12) | st.sampled_from(["nan", "inf", "-1e309", "2016-10-03", "9999-12-31", "0001-01-01", "7"])
@@ -133,19 +126,6 @@ def test_r2_without_a_model_is_of_the_hours_that_the_gate_judged(made, served):
     assert replace(served, champion=champion).comparison.r2_without_model == expected
 
 
-def test_over_time_marks_where_the_refit_predicts(made, served):
-    """Months of the judged model and of its refit are told apart, in words and by a line."""
-    stamps = served.frame["utc_timestamp"]
-    until = [stamps.iloc[row].strftime("%Y-%m-%dT%H:%M:%SZ") for row in (100, 300)]
-    tags = [{"mlflow_gate.learned": json.dumps({"first": "1999-01-01T00:00:00Z", "last": end})} for end in until]
-    production = replace(served.champion.production, tags=tags[1], refit_of=Evidence("b2", "models:/m-b2", tags[0]))
-    page = str(
-        made("/over-time", champion=replace(served.champion, production=production, judged=served.champion.model))
-    )
-    assert f"Hours to {stamps.iloc[300]:%d %b %Y} are predicted by the judged model" in page
-    assert "by its refit in production" in page
-
-
 def test_links_of_a_lineage_lead_to_pages_only(made):
     """What is recorded with a run could say anything: an address that is no page's is shown as a name, not linked."""
     from mlflow_gate import Link
@@ -165,79 +145,3 @@ def test_header_says_that_a_model_was_forced_and_that_mlflow_is_away(made, serve
     assert "forced past the gate" in str(made("/model", record=Record(history=moves)))
     away = {"registry": Fault(datetime.now(UTC), "It does not answer.")}
     assert "className='doubtful'" in str(made("/model", faults=away))
-
-
-def _snapshot(last):
-    frame = None if last is None else pd.DataFrame({"utc_timestamp": [pd.Timestamp(last)]})
-    return Snapshot(frame=frame)
-
-
-def test_what_if_draws_no_sun_where_there_cannot_be_any(served):
-    """Light after sunset: no number and no line of solar power there; wind, and the hours of light, are drawn."""
-    weather = what_if.FIRST | {"rad_horizontal": 650, "rad_diffuse": 180}
-    for hour, is_known in ((0, False), (20, False), (11, True)):
-        text = str(what_if.answers(replace(served), weather | {"hour": hour}))
-        values = dict(re.findall(r"Span\(children='(\S+)', id='predicted-(\w+)'\)", text))
-        numbers = {target: number for number, target in values.items()}
-        assert ("n/a" not in numbers["solar_GW"], numbers["wind_GW"] != "n/a") == (is_known, True)
-    figure = what_if.curves(replace(served), weather | {"hour": 0})
-    lines = {(trace.name, trace.xaxis): np.array(trace.y, float) for trace in figure.data}
-    by_hour = "x5"  # after four inputs
-    assert np.isnan(lines["Solar", by_hour][[0, 23]]).all()
-    assert not np.isnan(lines["Solar", by_hour][11:13]).any()
-    assert np.isnan(lines["Solar", "x"]).all()
-    assert not any(np.isnan(line).any() for (name, _), line in lines.items() if name == "Wind")
-
-
-def test_what_if_marks_what_was_learned_in_such_weather(served):
-    """The dark part of a curve ends where few hours like the chosen one were learned, though others had such wind."""
-    bright = what_if.FIRST | {"rad_horizontal": 200, "rad_diffuse": 100, "temperature": 0}
-    ends = what_if._learned_here(served.learned, "windspeed", bright)
-    learned, spans = served.learned, {"rad_horizontal": 85, "rad_diffuse": 52, "temperature": 6}
-    alike = learned[np.all([(learned[name] - bright[name]).abs() <= span for name, span in spans.items()], axis=0)]
-    assert (alike["windspeed"] > ends[1]).sum() == (alike["windspeed"] < ends[0]).sum() == what_if.FEW
-    assert ends[1] < learned["windspeed"].quantile(1 - what_if.SELDOM)
-    assert what_if._learned_here(served.learned, "windspeed", bright | {"temperature": 40}) == []
-
-
-NAMED = """
-from forecast import problem
-problem.INPUTS = tuple(
-    dataclasses.replace(each, name=names.get(each.name, each.name)) for each in problem.INPUTS
-)
-from dashboard.pages import what_if
-from dashboard.follower import Snapshot
-page = str(what_if.page(Snapshot(), {"hour": "3", "day": "4", "value": "5"}))
-print([*what_if.SLIDERS], [page.count(f"id='slider-{name}'") for name in what_if.SLIDERS])
-print(what_if.within_range([3, 4, 5, 6, 7, 8]))
-print(what_if.reading("hour", 3.0), what_if.reading("hour_utc", 3.0), what_if.reading("day_utc", 32.0))
-"""
-
-
-def test_inputs_may_have_the_names_of_the_sliders_of_time():
-    """Inputs called `hour`, `day` and `value` have sliders of their own beside those of the time."""
-    names = {"windspeed": "hour", "temperature": "day", "rad_diffuse": "value"}
-    script = f"import dataclasses\nnames = {names}\n{NAMED}"
-    # Drivers and computed columns name inputs, too, and play no part here.
-    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    sliders, values, readings = done.stdout.splitlines()
-    assert sliders == "['hour', 'day', 'rad_horizontal', 'value', 'hour_utc', 'day_utc'] [1, 1, 1, 1, 1, 1]"
-    assert values == str(
-        {"hour": 3.0, "day": 4.0, "rad_horizontal": 5.0, "value": 6.0, "hour_utc": 7.0, "day_utc": 8.0}
-    )
-    assert readings == "3.0 03:00 01 Feb"
-
-
-def test_kind_of_a_model_is_a_label_of_its_own():
-    """What the header shows is no sentence of the code's documentation."""
-    assert parts.kind("train_keras", "keras") == "neural network"
-    assert (parts.kind("train_other", "keras"), parts.kind(None, "keras")) == ("train_other", "keras")
-
-
-@pytest.mark.parametrize("last", ["2017-01-01T00:00Z", "2018-06-01T00:00Z"])
-def test_hour_has_a_known_capacity(last):
-    """Data that continues beyond the figures of installed capacity asks about the last year that has one."""
-    moment = what_if.hour_of_year(_snapshot(last), 172, 12)
-    assert moment == datetime(2016, 6, 21, 12, tzinfo=UTC)
-    assert what_if.reading("day", 172) == "21 Jun"

@@ -18,13 +18,9 @@ def _json(**changes) -> str:
     "content",
     [
         "",
-        "\ufffd",
         "[]",
-        "7",
-        '"text"',
         "[" * 50_000 + "]" * 50_000,
         _json(data=[{"type": "bar", "nothing": 1}]),
-        _json(frames=[]),
         _json(more=1),
         _json(layout={"meta": "x" * 1_000_001}),
     ],

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pytest
 from dashboard import requests
 from forecast.errors import DataError
 from forecast.table.features import INPUTS
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 HEADER = ",".join(INPUTS)
 ROW = "2016-06-01T12:00:00Z,5.2,18.5,410,120"
@@ -40,22 +37,16 @@ def test_csv_and_records_are_the_same_weather():
     ("content", "words"),
     [
         (b"", ["empty", "0 bytes"]),
-        (HEADER, ["no row after it"]),
         (f"{HEADER}\n{ROW}\n{ROW}", ["2 failures", "line 2 (2016-06-01T12:00:00Z)", "line 3 ", "each hour once"]),
         (f"{HEADER}\n{ROW}".replace("windspeed", "Wind_speed"), ["lacks 1 column: windspeed (nearest: Wind_speed)"]),
-        (f"{HEADER.upper()}\n{ROW}", ["lacks 5 columns", "windspeed (nearest: WINDSPEED)"]),
         (f"{HEADER},solar_capacity_GW\n{ROW},41", ["lacks 1 column: wind_capacity_GW"]),
         (f"{HEADER},solar_capacity_GW,wind_capacity_GW\n{ROW},41,-1", ["wind_capacity_GW = -1", "0 and 200 GW"]),
         (b"PK\x03\x04\x14\x00\x06\x00", ["an Excel file", "CSV UTF-8"]),
-        (f"{HEADER}\n{ROW}".replace("5.2", ""), ["line 2 ", "windspeed = nothing", "no cell missing"]),
-        (f"{HEADER}\n{ROW}".replace("5.2", "n.a."), ["line 2, column windspeed", "'n.a.'", "expected: a number\n"]),
-        (f"{HEADER}\n{ROW}".replace("5.2", "-inf"), ["line 2 ", "windspeed = -inf", "between 0 and 60 m/s"]),
         (f"{HEADER}\n{ROW}".replace("12:00", "12:30"), ["line 2 ", "utc_timestamp = ", "the start of an hour"]),
         (f"{HEADER}\n{ROW}".replace("2016", "1016"), ["of the years 1900 to 2100"]),
         (f"{HEADER}\n" + f"{ROW}\n" * 9001, ["too large", "9001 rows"]),
         (b" x" * 1_000_001, ["too large", "2,000,002 bytes"]),
         (_month(windspeed=18.0), ["mean of windspeed", "18", "at most 10 m/s", "km/h"]),
-        (_month(windspeed=180.0), ["720 failures", "... and 715 more"]),
     ],
 )
 def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
@@ -70,17 +61,11 @@ def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (None, ["not a list"]),
-        ([], ["no rows"]),
         ([RECORD, 7], ["Row 2", "7"]),
-        ([{}], ["Row 1 lacks 5 columns"]),
         ([RECORD, RECORD | {"solar_capacity_GW": 41, "wind_capacity_GW": 50}], ["Row 1 lacks 2 columns"]),
         ([RECORD | {"windspeed": True}], ["row 1, column windspeed", "True"]),
-        ([RECORD | {"windspeed": float("nan")}], ["row 1, column windspeed", "nan"]),
         ([RECORD, RECORD | {"windspeed": 10**400}], ["row 2"]),
-        ([RECORD, RECORD], ["2 failures", "each hour once"]),
         ([RECORD | {"utc_timestamp": "2015-02-29T12:00:00Z"}], ["row 1, column utc_timestamp", "02-29"]),
-        ([RECORD | {"utc_timestamp": 1464782400}], ["row 1, column utc_timestamp"]),
         ([RECORD] * 9001, ["9001 rows"]),
     ],
 )
@@ -92,21 +77,3 @@ def test_records_are_refused_with_place_and_what_was_allowed(rows, words):
 
 
 # -- whatever comes ----------------------------------------------------------------------------------------------------
-CELLS = st.one_of(st.text(max_size=8), st.floats().map(str), st.integers().map(str), st.datetimes().map(str))
-ALMOST = st.builds(
-    lambda header, rows, end: end.join([",".join(header), *(",".join(row) for row in rows)]).encode(),
-    st.one_of(st.just(INPUTS), st.lists(st.sampled_from([*INPUTS, "x"]), max_size=6)),
-    st.lists(st.lists(CELLS, min_size=5, max_size=5), max_size=4),
-    st.sampled_from(["\n", "\r\n", "\r"]),
-)
-
-
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(st.one_of(st.binary(max_size=300), ALMOST, st.text(max_size=200).map(lambda text: f"{HEADER}\n{text}".encode())))
-def test_any_bytes_are_a_frame_or_an_error_in_words(content):
-    """No content of a file ends in another exception, or in a frame that breaks the rules."""
-    try:
-        frame = requests.from_csv(content)
-    except DataError:
-        return
-    assert np.isfinite(frame[INPUTS[1:]]).all(axis=None)

@@ -101,17 +101,6 @@ def test_download_that_never_comes_is_an_error(get, web, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").glob("*.csv"))
 
 
-def test_fetch_never_mixes_two_sources(get, web, raw_copy, tmp_path, monkeypatch):
-    """A folder of the sample, and a fetch that fails half-way: nothing of the sample is left to be mistaken."""
-    monkeypatch.setattr(sources, "RETRIES", 0)
-    web.files.pop(f"/{ARCHIVE}")
-    with pytest.raises(DataError, match="could not be fetched"):
-        get()
-    assert [path.name for path in (tmp_path / "raw").iterdir()] == [POWER]
-    with pytest.raises(DataError, match="There is no file"):
-        prepare(tmp_path / "raw")
-
-
 WRONG = {
     "path out of the folder": _zip({"../../evil": b"x", MEMBER: b"y"}),
     "other member": _zip({MEMBER.replace("2019", "2020"): b"y"}),

@@ -94,15 +94,6 @@ def test_processed_table_is_taken_as_it_is(prepared, tmp_path):
         assert findings["absent"] == {"own": 48}
 
 
-def test_hours_in_the_future_are_refused_with_a_step_for_own_files(put, tmp_path):
-    """The error names the file and the years, and no command that makes the sample."""
-    put(["01.07.2095 02:00", "01.07.2095 03:00"])
-    with pytest.raises(DataError, match=r"prepared from plants\.csv breaks the schema") as caught:
-        _prepare(tmp_path, _own(), 2095, 2095)
-    assert "prepare.first_year" in caught.value.next_step
-    assert "forecast csv" not in caught.value.next_step
-
-
 def test_fetch_copies_a_file_that_changed_and_leaves_one_that_did_not(put, tmp_path):
     """The folder follows the file; unchanged, nothing is written."""
     options = Fetch(source="csv", csv=_own())
@@ -206,24 +197,6 @@ def test_empty_lines_at_the_end_are_left_out(put, end):
     path.write_bytes((text + end + text.splitlines()[-1] + "\n").encode())
     with pytest.raises(DataError, match="line 4, column Zeit"):
         own_file.read(path, _own())
-
-
-@pytest.mark.parametrize(("written", "named"), [("NFD", "NFC"), ("NFC", "NFD")])
-def test_header_is_the_same_in_both_forms_of_unicode(put, written, named):
-    """A mark above a letter may be a character of its own, and a reader sees no difference."""
-    path = put(["01.07.2015 02:00"])
-    path.write_text(path.read_text().replace("Wind", unicodedata.normalize(written, "Wind für Höhe")))
-    wind = {"column": unicodedata.normalize(named, "Wind für Höhe"), "unit": "MW"}
-    assert own_file.read(path, _own(columns=GERMAN["columns"] | {"wind_GW": wind})).frame["wind_GW"].tolist() == [4]
-
-
-def test_separator_is_named_for_a_header_whose_names_hold_the_declared_one(put):
-    """Semicolons in the file, a comma in params.yaml and in a name: the error names the separator and its key."""
-    path = put(["01.07.2015 02:00"])
-    path.write_text(path.read_text().replace("Wind", "Wind, an Land"))
-    with pytest.raises(DataError, match="line 1: the columns are not separated by a comma") as caught:
-        own_file.read(path, _own(separator=",", columns={"wind_GW": {"column": "Wind, an Land", "unit": "MW"}}))
-    assert "separator ';'" in caught.value.next_step
 
 
 # -- ends of hours -----------------------------------------------------------------------------------------------------
@@ -378,3 +351,12 @@ def test_zone_that_does_not_exist_is_named(put, zone):
 def test_units_are_converted(column, unit, value, expected):
     """Known pairs of values."""
     assert schema.convert(pd.Series([value]), column, unit)[0] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("written", "named"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_header_is_the_same_in_both_forms_of_unicode(put, written, named):
+    """A mark above a letter may be a character of its own, and a reader sees no difference."""
+    path = put(["01.07.2015 02:00"])
+    path.write_text(path.read_text().replace("Wind", unicodedata.normalize(written, "Wind für Höhe")))
+    wind = {"column": unicodedata.normalize(named, "Wind für Höhe"), "unit": "MW"}
+    assert own_file.read(path, _own(columns=GERMAN["columns"] | {"wind_GW": wind})).frame["wind_GW"].tolist() == [4]

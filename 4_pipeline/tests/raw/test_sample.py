@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from forecast.raw import sample
 from forecast.table.features import features, targets
 from forecast.table.split import split_by_time
 from sklearn.linear_model import LinearRegression
@@ -21,33 +20,9 @@ MEASURED = {
 }
 
 
-@pytest.fixture(scope="module")
-def raw_frames():
-    """The raw power and weather frames."""
-    return sample.make_sample()
-
-
 def _score(train, test):
     model = LinearRegression().fit(features(train), targets(train))
     return r2_score(targets(test), model.predict(features(test)), multioutput="raw_values")
-
-
-def test_sample_has_the_layout_of_the_real_files(raw_frames):
-    """The frames carry the columns, units and timestamp texts of Open Power System Data."""
-    power, weather = raw_frames
-    assert list(power.columns[:2]) == ["utc_timestamp", "cet_cest_timestamp"]
-    for kind in ("solar", "wind"):
-        assert {f"DE_{kind}_generation_actual", f"DE_{kind}_capacity"} <= {*power}
-        assert power[f"DE_{kind}_capacity"].between(30_000, 50_000).all()
-    assert {
-        "DE_windspeed_10m",
-        "DE_temperature",
-        "DE_radiation_direct_horizontal",
-        "DE_radiation_diffuse_horizontal",
-    } <= {*weather}
-    assert power["utc_timestamp"].str.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:00:00Z").all()
-    assert power["cet_cest_timestamp"].iloc[0] == "2013-01-01T01:00:00+0100"
-    assert power["cet_cest_timestamp"].iloc[-1] == "2017-01-01T00:00:00+0100"
 
 
 @pytest.mark.parametrize("column", MEASURED)
@@ -58,16 +33,6 @@ def test_sample_has_the_measured_means_and_maximum(prepared, column):
     assert series.mean() == pytest.approx(mean, rel=0.01)
     assert series.max() == pytest.approx(highest, rel=0.02)
     assert series.groupby(series.index.year).mean().tolist() == pytest.approx(yearly, rel=0.01)
-
-
-def test_radiation_and_generation_of_the_sample_are_of_the_same_hour(prepared):
-    """Solar power follows the radiation of its own hour more than that of the hour before or after, all year."""
-    hourly = prepared[0].set_index("utc_timestamp").asfreq("h")
-    radiation = hourly["rad_horizontal"] + hourly["rad_diffuse"]
-    for months in ((12, 1, 2), (6, 7, 8)):
-        season = hourly.index.month.isin(months)
-        before, same, after = (hourly["solar_GW"][season].corr(radiation.shift(lag)[season]) for lag in (1, 0, -1))
-        assert same > max(before, after) + 0.02
 
 
 def test_sample_scores_as_measured_and_a_random_split_flatters(prepared):

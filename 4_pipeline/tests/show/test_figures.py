@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from forecast import problem
 from forecast.show import figures
 
 
@@ -83,20 +82,6 @@ def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
     assert solar.dropna().unique().tolist() == [11.5]
 
 
-def test_prediction_draws_what_was_predicted_and_nothing_measured(frame, predicted):
-    """Hours of weather alone get both predictions with their bands; a single hour is a point that can be seen."""
-    weather, band = frame[["utc_timestamp"]], (predicted - 1, predicted + 1)
-    figure = figures.prediction(weather, predicted, band=band, coverage=0.8)
-    assert drawn(figure, "measured") == []
-    assert drawn(figure, "wind predicted")[0].tolist() == predicted["wind_GW"].tolist()
-    assert [trace.name for trace in figure.data if trace.fill] == [
-        "solar band, 80% of hours",
-        "wind band, 80% of hours",
-    ]
-    alone = figures.prediction(weather.head(1), predicted.head(1))
-    assert {trace.mode for trace in alone.data} == {"lines+markers"}
-
-
 @pytest.mark.parametrize(("by", "groups"), [("hour", 24), ("month", 1)])
 def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
     """Points are medians by hour or month, with the middle half of the hours; too much is above zero."""
@@ -107,10 +92,3 @@ def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
     assert np.allclose(solar.error_y.array, 0)
     if by == "month":
         assert np.allclose([wind.y[0] + wind.error_y.array[0], wind.y[0] - wind.error_y.arrayminus[0]], [2, -4])
-
-
-def test_axes_of_generation_begin_at_zero(frame):
-    """A few hours of strong wind do not start their axis at their lowest value."""
-    hours = frame.head(5).assign(wind_GW=20.0)
-    figure = figures.prediction(hours, hours)
-    assert [axis.rangemode for axis in figure.select_yaxes()] == ["tozero"] * len(problem.TARGETS)

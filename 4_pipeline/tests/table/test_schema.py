@@ -57,15 +57,6 @@ def test_check_tells_five_failures_and_counts_the_rest(small):
     assert "15 more" in caught.value.value
 
 
-def test_check_wants_times_in_UTC(small):
-    """Times without a zone, in another zone, or as text are refused with the line that mends them."""
-    stamps = small["utc_timestamp"]
-    for wrong in (stamps.dt.tz_localize(None), stamps.dt.tz_convert("Europe/Berlin"), stamps.astype(str)):
-        with pytest.raises(DataError, match="not a column of UTC times") as caught:
-            schema.check(small.assign(utc_timestamp=wrong))
-        assert "to_datetime" in caught.value.next_step
-
-
 def test_read_gives_the_same_frame_from_csv_and_parquet(frame, tmp_path):
     """Both files hold exactly the frame that was written."""
     for path in write(frame, tmp_path):
