@@ -126,11 +126,14 @@ def _localize(parsed: Series, zone: tzinfo | None) -> tuple[Series, Series]:
     # beside it say which way time runs.
     steps = parsed.diff()
     backwards = steps.where((steps != pd.Timedelta(0)) & (steps.abs() < _DAY)).ffill().bfill() < pd.Timedelta(0)
-    rows = parsed.groupby(parsed)
+    # A join may have doubled each row: of neighbours with one time the first half is one hour.
+    neighbours = (parsed != parsed.shift()).cumsum()
+    together = neighbours.groupby(neighbours).transform("size")
+    rows = parsed.groupby([parsed, neighbours.where(together > 1, 0)])
     place, often = rows.cumcount(), rows.transform("size")
-    summer = (place == (often - 1).where(backwards, 0)).to_numpy()
+    summer = (place.where(~backwards, often - 1 - place) < (often + 1) // 2).to_numpy()
     local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
-    return local.where(~twice | (often > 1)).dt.tz_convert("UTC"), local.isna()
+    return local.where(~twice | (often > together.mode()[0])).dt.tz_convert("UTC"), local.isna()
 
 
 def _zone(name: str) -> tzinfo | None:

@@ -272,6 +272,20 @@ def test_years_joined_newest_first_keep_the_order_of_the_hour_that_comes_twice(p
         assert frame["utc_timestamp"].tolist() == joined.dt.tz_convert("UTC").tolist()
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("often", [1, 2, 3])
+def test_rows_that_a_join_has_doubled_keep_their_hours(put, often, newest_first):
+    """Each row stands there several times: all of an hour are that hour; a night without its second 02:00 is told."""
+    hours = pd.Series(pd.date_range("2015-10-24", "2015-10-27", freq="h", tz="Europe/Berlin"))
+    hours = hours.repeat(often)[:: -1 if newest_first else 1]
+    for part in (hours, pd.concat([hours, hours])):  # two copies of the file in one
+        _, frame, _, _ = own_file.read(put(part.dt.strftime("%d.%m.%Y %H:%M")), _own())
+        assert frame["utc_timestamp"].tolist() == part.dt.tz_convert("UTC").tolist()
+    once = hours[hours != pd.Timestamp("2015-10-25T01:00Z")]
+    _, _, _, counts = own_file.read(put(once.dt.strftime("%d.%m.%Y %H:%M")), _own())
+    assert counts["clock_changes"] == {"ambiguous": often, "skipped": 0}
+
+
 AUTUMN = [f"25.10.2015 {hour}:00" for hour in ("01", "02", "02", "03")]
 
 
