@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.nodes import Node
@@ -60,6 +60,17 @@ class TimeColumn(Section):
         description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601",
     )
     stamp: Literal["start", "end"] = Field("start", description="of the hour; hours 01:00 to 24:00 are ends")
+
+    @field_validator("format")
+    @classmethod
+    def _has_one_reading(cls, text: str | None) -> str | None:
+        if text and "%Z" in text:
+            raise ValueError(
+                f"%Z in {text!r}: a name such as CEST is no offset; write +02:00 (%z), or no name and set zone"
+            )
+        if text and ("%I" in text) != ("%p" in text):
+            raise ValueError(f"{text!r}: %I (1 to 12) and %p (AM or PM) need one another; %H is 0 to 23")
+        return text
 
 
 def _columns() -> Any:

@@ -114,6 +114,17 @@ class Part(NamedTuple):
     counts: dict[str, int]
 
 
+def _cure(step: pd.Timedelta) -> str:
+    """Return what to do about rows that are ``step`` apart."""
+    if step.round("s") == HOUR:
+        cure = "round the times to full hours"
+    elif step == 24 * HOUR:
+        cure = "join date and hour, if they are in two columns; a value a day is too few"
+    else:
+        cure = "make hourly means first"
+    return f"use the file of hourly values (60min); for an own file, {cure}, by a script in own/ (see own/README.md)"
+
+
 def take_hours(table: Table, hours: DatetimeIndex) -> Part:
     """Take the ``hours`` out of a raw table, each once; raise DataError for rows off the hour or out of range."""
     path, frame, names, _ = table
@@ -123,11 +134,10 @@ def take_hours(table: Table, hours: DatetimeIndex) -> Part:
     steps = stamps.drop_duplicates().sort_values().diff().dropna()
     if len(steps) > 1 and (step := steps.mode()[0]) != HOUR:
         raise DataError(
-            f"{path}: the rows are {step / HOUR:.3g} hours apart.",
+            f"{path}: the rows are {step / HOUR:.7g} hours apart.",
             value=", ".join(f"{stamp:{STAMP}}" for stamp in stamps[:3]),
             expected="a row an hour",
-            next_step="use the file of hourly values (60min); for an own file, make hourly means first, by a script in"
-            " own/ (see own/README.md)",
+            next_step=_cure(step),
         )
     odd = stamps[~stamps.isin(hours)]
     if len(odd):

@@ -184,11 +184,12 @@ def _decoded(line: bytes, number: int, name: str) -> str:
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        encoding = "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "CP1252"  # as a spreadsheet writes it
         raise DataError(
             f"{name}, line {number}: not UTF-8.",
             value=repr(line[max(error.start - 20, 0) : error.end + 20]),
             expected="text in UTF-8",
-            next_step="export the file again as CSV UTF-8; unpack it first if it is packed",
+            next_step=f"iconv -f {encoding} -t UTF-8 FILE > NEW; or export the file again as CSV UTF-8, not packed",
         ) from None
 
 
@@ -267,12 +268,16 @@ def _convert(text: Series, decimal: str, thousands: str | None = None) -> Series
         text = text.where(~grouped, text.str.replace(rf"[{mark}]", "", regex=True))
     if decimal == ",":
         text = text.str.replace(".", "no point", regex=False).str.replace(",", ".", regex=False)
+    text = text.str.replace("\u2212", "-", regex=False)  # a minus sign
     return pd.to_numeric(text, errors="coerce").astype("float64") + 0.0  # no -0.0, which integers do not have
 
 
 def _find_keys(wrong: Series, decimal: str) -> str | None:
     """Return the keys of params.yaml with which cells of an own file are numbers, or empty; None if there are none."""
-    numeric, [other] = wrong[wrong.str.contains(r"\d")], DECIMALS.keys() - {decimal}
+    if wrong.iloc[0] == wrong.name:
+        return "remove the second header"
+    is_number = wrong.str.contains(r"\d") & ~wrong.str.startswith("#")  # "#DIV/0!" is none
+    numeric, [other] = wrong[is_number], DECIMALS.keys() - {decimal}
     marks = [{"thousands": mark} for mark in (other, " ", "'")]
     for keys in ({"decimal": other}, *marks, {"decimal": other, "thousands": decimal}) if len(numeric) else ():
         if _convert(numeric, **{"decimal": decimal, **keys}).notna().all():

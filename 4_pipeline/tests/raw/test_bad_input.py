@@ -115,9 +115,9 @@ def test_byte_order_mark(reader):
 def test_other_encoding(reader):
     """UTF-16 and a cell in Latin-1: the line that is not UTF-8, and how to turn it."""
     reader.put(encoding="utf-16")
-    reader.refuses("line 1: not UTF-8", "CSV UTF-8")
+    reader.refuses("line 1: not UTF-8", "iconv -f UTF-16 -t UTF-8")
     reader.put(reader.with_cells({30: "1\u00b5"}), encoding="latin-1")
-    reader.refuses("line 30: not UTF-8", "CSV UTF-8")
+    reader.refuses("line 30: not UTF-8", "iconv -f CP1252 -t UTF-8")
 
 
 def test_quotes_and_commas_that_are_not_separators(reader):

@@ -32,6 +32,7 @@ GERMAN = {
 }
 
 
+CELSIUS = {"columns": GERMAN["columns"] | {"temperature": {"column": "T", "unit": "C"}}}
 ROW = "2000000;4000;18;283,15;360000;180"
 NOTHING = float("nan")
 
@@ -126,6 +127,7 @@ def test_fetch_without_a_file_says_where_to_name_one(tmp_path):
         ("2,000,000;4,000.5;18;283.15;360000;180", {"thousands": ",", "decimal": "."}, "decimal: '.'", 4.0005),
         ("2000000;-;18;283,15;360000;180", {"no_value": ["-"]}, "no_value: ['-']", NOTHING),
         ("2000000; k.A. ;18;283,15;360000;180", {"no_value": ["k.A."]}, "no_value: ['k.A.']", NOTHING),
+        ("2000000;#DIV/0!;18;283,15;360000;180", {"no_value": ["#DIV/0!"]}, "no_value: ['#DIV/0!']", NOTHING),
     ],
 )  # fmt: skip
 def test_numbers_are_read_as_their_source_writes_them(put, row, key, words, wind):
@@ -232,18 +234,28 @@ def test_ends_of_hours_around_a_clock_change(put, by_clock):
 
 # -- other distances than an hour --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("step", "words"), [("15min", "0.25 hours"), ("30min", "0.5 hours"), ("3h", "3 hours"), ("D", "24 hours")]
+    ("step", "words", "cure"),
+    [("15min", "0.25 hours", "hourly means"), ("3h", "3 hours", "hourly means"), ("D", "24 hours", "in two columns")],
 )
-def test_rows_that_are_not_an_hour_apart_are_refused(put, tmp_path, step, words):
+def test_rows_that_are_not_an_hour_apart_are_refused(put, tmp_path, step, words, cure):
     """Quarters of an hour, and days, are no hours: the distance and the cure; a few gaps change nothing."""
     times = pd.date_range("2015-07-01", periods=60, freq=step).strftime("%d.%m.%Y %H:%M")
     put(times)
     with pytest.raises(DataError, match=rf"plants\.csv: the rows are {words} apart") as caught:
         _prepare(tmp_path, _own(), 2015, 2015)
-    assert "hourly means" in caught.value.next_step
+    assert cure in caught.value.next_step
     hours = pd.date_range("2015-07-01", periods=60, freq="h").strftime("%d.%m.%Y %H:%M")
     put([*hours[:10], *hours[20:30], *hours[45:]])
     assert len(_prepare(tmp_path, _own(), 2015, 2015)[0]) == 35
+
+
+def test_times_that_a_spreadsheet_has_cut_are_refused(put, tmp_path):
+    """A thousandth of a second less than an hour: the error shows it, and says to round."""
+    times = pd.date_range("2015-07-01", periods=60, freq=pd.Timedelta(hours=1) - pd.Timedelta(milliseconds=1))
+    put(times.strftime("%d.%m.%Y %H:%M:%S.%f"))
+    with pytest.raises(DataError, match=r"are 0\.9999997 hours apart") as caught:
+        _prepare(tmp_path, _own(time=GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S.%f"}), 2015, 2015)
+    assert "round the times" in caught.value.next_step
 
 
 def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
@@ -270,6 +282,15 @@ def test_years_joined_newest_first_keep_the_order_of_the_hour_that_comes_twice(p
         joined = pd.concat(parts)
         _, frame, _, _ = own_file.read(put(joined.dt.strftime("%d.%m.%Y %H:%M")), _own())
         assert frame["utc_timestamp"].tolist() == joined.dt.tz_convert("UTC").tolist()
+
+
+def test_second_header_is_named_and_a_minus_sign_is_one(put):
+    """Files that were joined have a header in the middle; a typographic minus is a minus."""
+    with pytest.raises(DataError, match="line 2, column PV") as caught:
+        own_file.read(put(["01.07.2015 02:00"], "PV;Wind;v10;T;direkt;diffus"), _own())
+    assert caught.value.next_step == "remove the second header"
+    cold = own_file.read(put(["01.07.2015 02:00"], ROW.replace("283,15", "\u22121,5")), _own(**CELSIUS)).frame
+    assert cold["temperature"].tolist() == [-1.5]
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
