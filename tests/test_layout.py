@@ -22,7 +22,7 @@ LIGHT_MODULES = [
 ]  # fmt: skip
 # Lines of .py and .sh; to go down to 5,800, 2,150, 3,500, 3,500, 900, 1,060, 1,900, 700, 450, 1,350 and 900.
 BUDGETS = {
-    "4_pipeline/forecast/": 5_750,
+    "4_pipeline/forecast/": 5_780,
     "4_pipeline/dashboard/": 2_460,
     "workshop/": 3_865,
     "packages/papermill-dask/": 3_820,

@@ -16,7 +16,7 @@ from forecast.parameters import FILE, project, read_stage
 @click.version_option(package_name="forecast")
 @click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
-@click.option("--downloads", type=click.Path(path_type=Path), envvar="WORKSHOP_DOWNLOADS", help="The cache.")
+@click.option("--downloads", type=click.Path(path_type=Path), envvar="FETCH_DOWNLOADS", help="The cache.")
 def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     """Put the raw files of a source into a folder, checksummed, with their attribution.
 

@@ -111,7 +111,7 @@ def fetch(
         _write_sample(folder)
     for name in known if source == "opsd" else ():
         release = RELEASES[name]._replace(sha256=known[name])
-        _fetch_release(release, folder / name, downloads or user_cache_path("workshop"), progress)
+        _fetch_release(release, folder / name, downloads or user_cache_path("forecast"), progress)
     for name, text in texts.items():
         write_atomically(folder / name, text)
     write_atomically(folder / SUMS_FILE, _sums(folder, names))
@@ -223,7 +223,7 @@ def _download(release: Release, cache: Path, progress: bool) -> Path:
             f"{release.url} could not be stored in the cache {cache}.",
             value=error.strerror or error,
             expected="a writable folder with enough space",
-            next_step="free some space, or set another folder: WORKSHOP_DOWNLOADS",
+            next_step="free some space, or set another folder: FETCH_DOWNLOADS",
         ) from None
     finally:
         for response in responses:

@@ -33,7 +33,7 @@ MONTH_HOURS = 24 * 28  # the mean of fewer hours may be anything
 A_DAY = timedelta(days=1)  # by which this machine's clock may be late
 SHOWN = 5  # faults that an error names; the rest are counted
 
-_MAKE_AGAIN = "make the file again (python -m forecast csv FILE, or the notebook make_processed_data)"
+_MAKE_AGAIN = "make the file again (python -m forecast csv FILE)"
 
 
 def check(frame: DataFrame, name: str = "frame", next_step: str = _MAKE_AGAIN) -> DataFrame:

@@ -126,7 +126,7 @@ def test_fetch_refuses_a_wrong_archive_and_fetches_again(get, web, tables, tmp_p
 def test_command_fetches_what_params_say(web, tmp_path, monkeypatch):
     """`python -m forecast fetch` reads its section, also checksums; files on stdout, attribution on stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORKSHOP_DOWNLOADS", str(tmp_path / "cache"))
+    monkeypatch.setenv("FETCH_DOWNLOADS", str(tmp_path / "cache"))
     (tmp_path / "dvc.yaml").touch()
     (tmp_path / "params.yaml").write_text(f"fetch: {{source: opsd, sha256: {{{POWER}: '{_sha256(b'new')}'}}}}\n")
     web.files[f"/{POWER}"] = b"new"
