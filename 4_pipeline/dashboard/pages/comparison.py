@@ -13,6 +13,7 @@ from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html,
 from dash.exceptions import PreventUpdate
 from forecast import problem
 from forecast.govern import gate
+from forecast.learn.evaluation import in_percent
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 from forecast.show.report import signed
@@ -255,10 +256,11 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
         cells = [html.A(split.name_of(monday), href=link, className="inside")]
         for target in TARGETS:
             error, measured = errors.loc[monday, target], mean["measured", target]
-            percent = f"{signed(100 * error / measured)} %" if measured else "none measured"
+            percent = in_percent(error, frame.loc[by_week == monday, target])
+            words = "none measured" if math.isnan(percent) else f"{signed(percent)} %"
             is_worst = len(means) > 1 and abs(error) == errors[target].abs().max()
             cells += [f"{measured:.2f}", f"{mean['predicted', target]:.2f}"]
-            cells.append(html.Mark([percent, html.Small(" worst")]) if is_worst else percent)
+            cells.append(html.Mark([words, html.Small(" worst")]) if is_worst else words)
         rows.append(cells)
     content = [parts.table("Whole weeks", WEEKS_HEAD, rows[:FIRST_WEEKS], "weeks")] if rows else []
     if more := rows[FIRST_WEEKS:]:

@@ -118,7 +118,7 @@ def rules(policy: Promote) -> dict[str, Any]:
             min=-policy.max_bias_percent,
             max=policy.max_bias_percent,
             name=f"mean error of {words}",
-            unit="% of its mean",
+            unit="% of its mean" + " absolute value" * (target.possible[0] < 0),
             low="too little is predicted",
             high="too much is predicted",
         )

@@ -57,15 +57,24 @@ def _score_target(target: Target, measured: pd.Series, values: pd.Series, night:
     if not np.isfinite(values).all():
         nothing = dict.fromkeys(("r2", "mae", "bias", "bias_percent", "lowest"), math.nan)
         return TargetScore(**nothing, night=math.nan if target.by_day else None)
-    bias, mean = (values - measured).mean(), measured.mean()
+    bias = (values - measured).mean()
     return TargetScore(
         r2=float(r2_score(measured, values)),
         mae=float((values - measured).abs().mean()),
         bias=float(bias),
-        bias_percent=float(100 * bias / mean) if mean else math.nan,  # hours without any of it
+        bias_percent=in_percent(bias, measured),
         lowest=float(values.min()),
         night=float(values[night].abs().sum() / max(1, night.sum())) if target.by_day else None,
     )
+
+
+def in_percent(error: float, measured: pd.Series) -> float:
+    """Return a mean error in percent of the mean absolute value; NaN where nothing was measured.
+
+    That is the mean, unless a quantity has both signs: such a mean may be near zero, or change the error's sign.
+    """
+    size = measured.abs().mean()
+    return float(100 * error / size) if size else math.nan
 
 
 def is_night(utc_timestamp: pd.Series) -> np.ndarray:

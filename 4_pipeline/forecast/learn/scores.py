@@ -11,9 +11,9 @@ from forecast import problem
 class TargetScore:
     """How a model does on one target, in the unit of the target but for R2 and percent.
 
-    ``bias`` is the mean error (below zero, too little is predicted), ``bias_percent`` that in percent of the measured
-    mean. ``lowest`` is the lowest prediction, and ``night`` the mean absolute one while the sun is down, if the target
-    is there by day alone.
+    ``bias`` is the mean error (below zero, too little is predicted), ``bias_percent`` that by `evaluation.in_percent`.
+    ``lowest`` is the lowest prediction, and ``night`` the mean absolute one while the sun is down, if the target is
+    there by day alone.
     """
 
     r2: float

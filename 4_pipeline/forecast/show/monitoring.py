@@ -14,7 +14,7 @@ from sklearn.metrics import r2_score
 
 from forecast import problem
 from forecast.errors import DataError
-from forecast.learn.evaluation import coverage
+from forecast.learn.evaluation import coverage, in_percent
 from forecast.parameters import FILE, project, read_stage
 from forecast.problem import Target
 from forecast.table.features import installed
@@ -49,24 +49,21 @@ class Quality:
 
     ``mean`` is what was measured, ``mae`` the mean absolute error and ``bias`` the mean error (below zero, too little
     is predicted), in its unit, as ``capacity``, the mean of what was installed: NaN if it is not divided by that.
-    ``inside`` is the share of hours within the band, which promises ``promised``: NaN without a band. ``baselines`` are
-    the mean absolute errors of `baselines`, by name; ``max_bias_percent`` is the limit of a good mean error.
+    ``bias_percent`` is the mean error by `in_percent`, ``inside`` the share of hours within the band, which promises
+    ``promised``: NaN without a band. ``baselines`` are the mean absolute errors of `baselines`, by name;
+    ``max_bias_percent`` is the limit of a good mean error.
     """
 
     target: Target
     mean: float
     mae: float
     bias: float
+    bias_percent: float
     capacity: float
     inside: float
     promised: float
     baselines: dict[str, float]
     max_bias_percent: float
-
-    @property
-    def bias_percent(self) -> float:
-        """The mean error in percent of the mean; NaN where nothing was measured."""
-        return 100 * self.bias / self.mean if self.mean else math.nan
 
     @property
     def nmae_percent(self) -> float:
@@ -141,6 +138,7 @@ def qualities(
             mean=float(measured[target.name].mean()),
             mae=float(errors[target.name].abs().mean()),
             bias=float(errors[target.name].mean()),
+            bias_percent=in_percent(errors[target.name].mean(), measured[target.name]),
             capacity=capacities.get(target.name, math.nan),
             inside=shares.get(f"coverage_{target.key}", math.nan),
             promised=promised or math.nan,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
-from forecast.learn.evaluation import coverage, importance, is_night, responses, score
+from forecast.learn.evaluation import coverage, importance, in_percent, is_night, responses, score
 from forecast.learn.storage import LoadedModel
 from forecast.table.features import features, targets
 from forecast.table.schema import FEATURES, TARGETS
@@ -136,3 +138,11 @@ def test_coverage_counts_daylight_for_solar_power(hours):
     assert held["coverage_wind"] == pytest.approx((hours["wind_GW"] <= 10).mean())
     # In June the sun is up for some sixteen hours, of which eight do not lie within.
     assert 0.4 < held["coverage_solar"] < 0.6
+
+
+def test_mean_error_of_a_price_has_a_size_and_its_sign():
+    """Of a quantity of both signs the mean may be near zero, or below it: the percentages do not follow it."""
+    for level in (50.0, 0.8, -1.2):
+        price = pd.Series([level + 50, level - 50])
+        assert in_percent(-0.25, price) == pytest.approx(-0.5, abs=0.01)
+    assert math.isnan(in_percent(1.0, pd.Series([0.0, 0.0])))
