@@ -18,6 +18,7 @@ from ..follower import Snapshot
 PATH, TITLE = "/over-time", "Over time"
 HEAD = ["Target", "State", "Mean error", "Mean absolute error", "of the capacity", "Within the band"]
 HEAD += [f"Error of {name}" for name in monitoring.BASELINES]
+UNKNOWN = "not known"
 INPUTS_HEAD = ["Input", "Learned from", "to", "Later hours beyond"]
 
 
@@ -26,10 +27,14 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     if (comparison := snapshot.comparison) is None:
         return [parts.panel("state", TITLE, snapshot.missing("frame", "champion"), [])]
     qualities, since = comparison.latest, comparison.champion.judged_until
-    table = parts.table("How good each target's predictions are", HEAD, [_row(each) for each in qualities], "moves")
+    rows = [_row(each) for each in qualities]
+    known = [column for column in zip(HEAD, *rows, strict=True) if set(map(str, column[1:])) != {UNKNOWN}]
+    head, *rows = map(list, zip(*known, strict=True))
+    table = parts.table("How good each target's predictions are", head, rows, "moves")
     text = monitoring.next_step(qualities, snapshot.record.decision, comparison.champion.production.version)
     advice = [parts.banner("What next:", text)] if comparison.state != "good" else []
-    days = f"The latest {monitoring.WINDOW_DAYS} days. {monitoring.rule(snapshot.max_bias_percent)}"
+    days = f"The latest {monitoring.WINDOW_DAYS} days. "
+    days += monitoring.rule(snapshot.max_bias_percent, band=not math.isnan(qualities[0].promised))
     later = comparison.frame[comparison.frame["utc_timestamp"] > pd.Timestamp(since)] if since else comparison.frame
     months = [
         (month, each.target.name, each.nmae_percent, each.bias_percent, 100 * each.inside)
@@ -81,4 +86,4 @@ def _row(quality: Quality) -> list:
 
 
 def _percent(value: float, digits: int = 0) -> str:
-    return "not known" if math.isnan(value) else f"{value:.{digits}f} %"
+    return UNKNOWN if math.isnan(value) else f"{value:.{digits}f} %"

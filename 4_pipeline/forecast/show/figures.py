@@ -276,13 +276,15 @@ def by_month(table: pd.DataFrame, refit_until: str | None = None) -> go.Figure:
     """Draw how good predictions are in each month, a panel for each measure and a line for each target.
 
     ``table`` has the columns `month` (its first day), `target` and, in percent, `nmae_percent`, `bias_percent` and
-    `inside_percent`. A dotted line marks ``refit_until``, the last hour before another model predicts.
+    `inside_percent`; one that is not known at all has no panel. A dotted line marks ``refit_until``, the last hour
+    before another model predicts.
     """
     panels = {
         "nmae_percent": "Error, % of the capacity",
         "bias_percent": "Mean error, % of the mean",
         "inside_percent": "Hours within the band, %",
     }
+    panels = {name: title for name, title in panels.items() if table.empty or table[name].notna().any()}
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, (column, title) in enumerate(panels.items(), start=1):
         for target, rows in table.groupby("target"):

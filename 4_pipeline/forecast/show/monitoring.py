@@ -34,12 +34,12 @@ def max_bias_percent() -> float:
     return read_stage(project() / FILE, "promote").max_bias_percent
 
 
-def rule(max_bias_percent: float) -> str:
-    """Return in words how the state follows from errors and band."""
+def rule(max_bias_percent: float, *, band: bool) -> str:
+    """Return in words how the state follows from errors and, if there is one, ``band``."""
+    share = f", and the share of hours within the band at most {GOOD_POINTS:.0f} points from the promised one"
     return (
-        f"Good: the mean error is at most {max_bias_percent:g} % of the mean, and the share of hours within the band at"
-        f" most {GOOD_POINTS:.0f} points from the promised one. Bad: more than twice as much, or a larger absolute"
-        " error than one of the baselines. Watch: anything between."
+        f"Good: the mean error is at most {max_bias_percent:g} % of the mean{share * band}. Bad: more than twice as"
+        " much, or a larger absolute error than one of the baselines. Watch: anything between."
     )
 
 

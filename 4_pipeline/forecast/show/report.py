@@ -213,8 +213,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
     else:
         spans = values.rolling(2 * NEAR_HOURS + 1, center=True)
         swings = spans.max() - spans.min()
-        usual = swings.quantile(UNUSUAL)
-        if swings[at] > usual:
+        if swings[at] > (usual := swings.quantile(UNUSUAL)):
             yield (
                 f"The {driver.title} changed by {swings[at]:.1f} {driver.unit} within {2 * NEAR_HOURS} hours; in 95 of"
                 f" 100 hours it changes by less than {usual:.1f} {driver.unit}."

@@ -92,3 +92,11 @@ def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
     assert np.allclose(solar.error_y.array, 0)
     if by == "month":
         assert np.allclose([wind.y[0] + wind.error_y.array[0], wind.y[0] - wind.error_y.arrayminus[0]], [2, -4])
+
+
+def test_by_month_draws_what_is_known():
+    """Of a target without a capacity, and without a band, only the mean error is left."""
+    months = {"month": ["2016-01-01", "2016-02-01"], "target": ["wind_GW"] * 2, "bias_percent": [1.0, -1.0]}
+    table = pd.DataFrame(months | {"nmae_percent": [float("nan")] * 2, "inside_percent": [float("nan")] * 2})
+    assert [trace.y.tolist() for trace in figures.by_month(table).data] == [[1.0, -1.0]]
+    assert len(figures.by_month(table.assign(inside_percent=80.0)).data) == 2

@@ -73,7 +73,7 @@ def test_limit_of_the_mean_error_is_that_of_the_gate(frame, tmp_path, monkeypatc
     assert monitoring.max_bias_percent() == limit
     each_target = monitoring.qualities(frame, frame[TARGETS] * 0.9, None, None, {}, monitoring.max_bias_percent())
     assert {each.state for each in each_target} == {state}
-    assert f"at most {limit} % of the mean" in monitoring.rule(limit)
+    assert f"at most {limit} % of the mean" in monitoring.rule(limit, band=False)
 
 
 def test_model_that_is_worse_than_a_baseline_is_bad(frame):
