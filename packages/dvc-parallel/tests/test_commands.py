@@ -133,7 +133,10 @@ def test_forked_program_does_what_it_does_in_a_shell(python, tmp_path, program):
     environment = ENVIRONMENT | {"PATH": f"{python.parent}:{ENVIRONMENT['PATH']}", "GIVEN": "to it"}
     outputs = []
     for words in ([python, "-c", RUN, "run-file program.py a"], ["sh", "-c", "run-file program.py a >log 2>&1"]):
-        done = subprocess.run(words, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, check=False,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest itself may ignore Ctrl-C
+        )  # fmt: skip
         lines = read(tmp_path / "log").splitlines()
         outputs.append(
             (done.returncode, [line for line in lines if not line.startswith((" ", "Exception ignored", "Killed"))])

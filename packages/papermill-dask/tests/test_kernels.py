@@ -263,16 +263,6 @@ def test_kernel_finds_what_jupyters_own_finds(request, tmp_path, start):
     assert probe(**options) == stock
 
 
-def test_kernel_starts_although_the_warm_process_is_killed():
-    """As the memory killer may do: kernels start nevertheless, and soon are forked again."""
-    with warming("wave"):
-        assert wait_until(is_forked)
-        [server] = warm_processes()
-        server.kill()
-        assert run("print('there')") == "there\n"
-        assert wait_until(is_forked)  # a kernel that starts cold makes the next process
-
-
 def test_forked_kernels_share_no_state(plotting, tmp_path):
     """What one kernel does to its process the next does not see, and each draws other random numbers."""
     first = run(
@@ -300,6 +290,18 @@ def test_forked_kernel_imports_the_modules_beside_its_notebook(plotting, tmp_pat
 def is_forked(**options):
     """Run a kernel and tell whether it was forked: then the module is there although nobody imported it."""
     return run("import sys\nprint('wave' in sys.modules)", **options) == "True\n"
+
+
+def test_kernel_starts_although_the_warm_process_is_killed():
+    """As the memory killer may do: kernels start nevertheless, and soon are forked again."""
+    WARM.end_all()
+    assert wait_until(lambda: not warm_processes())
+    with warming("wave"):
+        assert wait_until(is_forked)
+        [server] = warm_processes()
+        server.kill()
+        assert run("print('there')") == "there\n"
+        assert wait_until(is_forked)  # a kernel that starts cold makes the next process
 
 
 def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, caplog):
