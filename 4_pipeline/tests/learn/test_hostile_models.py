@@ -1,4 +1,4 @@
-"""Hostile models: none of them runs anything when it is loaded."""
+"""Twenty hostile models: none of them runs anything, and none is in production afterwards."""
 
 from __future__ import annotations
 
@@ -56,6 +56,10 @@ def describe(folder, **flavors):
 
 
 # -- pickles, and code of the model's own ------------------------------------------------------------------------------
+def pickle_for_skops(folder, mark):
+    """The file has the good name, and the description asks for it to be unpickled."""
+    (folder / "model.skops").write_bytes(pickle.dumps(Trap(mark)))
+    describe(folder, sklearn={"pickled_model": "model.skops", "serialization_format": "pickle"})
 
 
 def pickle_alone(folder, mark):
@@ -65,12 +69,26 @@ def pickle_alone(folder, mark):
     describe(folder, sklearn={"pickled_model": "model.pkl", "serialization_format": "cloudpickle"})
 
 
+def python_model(folder, mark):
+    """A pyfunc model: a pickle with methods of its own."""
+    (folder / "model.skops").unlink()
+    (folder / "python_model.pkl").write_bytes(pickle.dumps(Trap(mark)))
+    describe(folder, python_function={"loader_module": "mlflow.pyfunc.model", "python_model": "python_model.pkl"})
+
+
 def code_with_a_loader(folder, mark):
     """The model brings a module, and names it as its loader."""
     (folder / "model.skops").unlink()
     (folder / "code").mkdir()
     (folder / "code" / "helper.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
     describe(folder, python_function={"loader_module": "helper", "code": "code"})
+
+
+def model_from_code(folder, mark):
+    """A script that MLflow runs to get the model."""
+    (folder / "model.skops").unlink()
+    (folder / "model.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    describe(folder, python_function={"loader_module": "mlflow.pyfunc.model", "model_code_path": "model.py"})
 
 
 def yaml_tag(folder, mark):
@@ -116,15 +134,49 @@ def write_skops(folder, inside, arrays=()):
 
 
 def skops_constructor(folder, mark):
-    """A class that is built with arguments, and that the model's description lists as to be trusted."""
+    """A class that is built with arguments."""
     write_skops(folder, part("ConstructorFromReduceNode", "os.mkdir", content=several(text(mark))))
-    describe(folder, sklearn={"pickled_model": "model.skops", "skops_trusted_types": ["os.mkdir", "posix.mkdir"]})
+
+
+def skops_operator(folder, mark):
+    """A function of `operator`, which calls another."""
+    write_skops(
+        folder, part("OperatorFuncNode", "operator.call", attrs=several(part("TypeNode", "os.mkdir"), text(mark)))
+    )
+
+
+def skops_list(folder, mark):
+    """A list whose class is a function."""
+    call = several(text("mkdir"), text(mark), loader="ListNode", kind="subprocess.check_call")
+    write_skops(folder, call)
+
+
+def skops_array(folder, mark):
+    """An array whose class is a function."""
+    array = part("NdArrayNode", "subprocess.check_call", type="numpy", file="words.npy")
+    write_skops(folder, array, [("words.npy", ["mkdir", str(mark)])])
+
+
+def skops_key(folder, mark):
+    """A dict whose keys are made by a function."""
+    write_skops(folder, mapping({str(mark): text(1)}, key="os.mkdir"))
+
+
+def skops_loss(folder, mark):
+    """A loss, which is built by what it reduces to."""
+    write_skops(folder, part("LossNode", "os.mkdir", __reduce__={"args": several(text(mark))}, content=mapping({})))
 
 
 def skops_pickle(folder, mark):
     """An array of objects, which numpy can unpickle."""
     inside = np.array([Trap(mark)], dtype=object)
     write_skops(folder, part("NdArrayNode", "numpy.ndarray", type="numpy", file="x.npy"), [("x.npy", inside)])
+
+
+def skops_that_trusts_itself(folder, mark):
+    """The description lists the types that are to be trusted."""
+    skops_constructor(folder, mark)
+    describe(folder, sklearn={"pickled_model": "model.skops", "skops_trusted_types": ["os.mkdir", "posix.mkdir"]})
 
 
 # -- what Keras may build ----------------------------------------------------------------------------------------------
@@ -158,6 +210,12 @@ def keras_function(folder, mark):
     insert_layer(folder, {**config, "name": "layer", "inbound_nodes": inbound})
 
 
+def keras_class(folder, mark):
+    """A layer that is a class of another module."""
+    arguments = {"args": ["mkdir", str(mark)]}
+    insert_layer(folder, {"module": "subprocess", "class_name": "Popen", "config": arguments})
+
+
 def keras_reader(folder, mark):
     """A layer of Keras' own that reads another file (CVE-2025-12058)."""
     config = {"vocabulary": str(folder.parent / "secret.txt"), "name": "lookup"}
@@ -166,11 +224,24 @@ def keras_reader(folder, mark):
     )
 
 
+def keras_saved_model(folder, mark):
+    """A layer that is another program, in TensorFlow's own form."""
+    config = {"filepath": str(folder.parent / "secret.txt"), "name": "other"}
+    insert_layer(folder, {"module": "keras.layers", "class_name": "TFSMLayer", "config": config})
+
+
+def keras_torch(folder, mark):
+    """A layer that unpickles a module of PyTorch."""
+    config = {"module": pickle.dumps(Trap(mark)).hex(), "name": "torch"}
+    insert_layer(folder, {"module": "keras.layers", "class_name": "TorchModuleWrapper", "config": config})
+
+
 HOSTILE = {
     "line": [
-        pickle_alone, code_with_a_loader, yaml_tag, skops_constructor, skops_pickle,
+        pickle_for_skops, pickle_alone, python_model, code_with_a_loader, model_from_code, yaml_tag, skops_constructor,
+        skops_operator, skops_list, skops_array, skops_key, skops_loss, skops_pickle, skops_that_trusts_itself,
     ],
-    "network": [keras_lambda, keras_function, keras_reader],
+    "network": [keras_lambda, keras_function, keras_class, keras_reader, keras_saved_model, keras_torch],
 }  # fmt: skip
 CASES = [pytest.param(kind, build, id=build.__name__) for kind, builds in HOSTILE.items() for build in builds]
 
@@ -178,6 +249,7 @@ CASES = [pytest.param(kind, build, id=build.__name__) for kind, builds in HOSTIL
 @pytest.mark.parametrize(("kind", "build"), CASES)
 def test_hostile_model_runs_nothing(good, tmp_path, monkeypatch, kind, build):
     """It is refused by a ModelError that names the model; nothing has run, been read or been written."""
+    assert len(CASES) == 20
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.txt").write_text("a line of another file")
     folder, mark = tmp_path / "model", tmp_path / "sprung"
