@@ -78,7 +78,8 @@ def home(tmp_path_factory):
         merge(place.folder / "params.yaml", CHANGES)
         place.types("dvc", "remote", "add", "--default", "team", tmp_path_factory.mktemp("remote"))
         place.types("dvc", "repro")
-        place.types("git", "commit", "--message", "Our plants", "params.yaml", "dvc.lock", ".dvc/config")
+        place.types("git", "add", "params.yaml", "dvc.lock", ".dvc/config")
+        place.types("git", "commit", "--message", "Our plants")
         place.types("dvc", "push")
         yield place
 
