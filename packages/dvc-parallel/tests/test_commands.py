@@ -204,3 +204,14 @@ def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
         process.kill()
     assert second.wait(60) == 0
     assert "begun" in read(log)
+
+
+def test_commands_start_without_the_process_to_fork_from(commands, tmp_path):
+    """When the process that starts commands was killed, another takes its place."""
+    for _ in range(2):
+        assert run(commands, "echo done", tmp_path) == ("done\n", 0)
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.ZombieProcess):
+                if "serve" in " ".join(process.cmdline()):
+                    process.kill()
+                    process.wait()

@@ -120,11 +120,12 @@ class Commands:
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path) -> Command:
         """Start a command, which waits for the lock of ``log``; the first console script waits for the imports."""
-        arguments = cwd, environment, str(log), self._ignored
-        if self.modules and (program := console_script(line, environment)):
-            with contextlib.suppress(OSError):  # the process to fork from was killed
+        arguments, shell = (cwd, environment, str(log), self._ignored), shell_words(get_executable(), line)
+        with contextlib.suppress(OSError):  # the process to fork from was killed
+            if self.modules and (program := console_script(line, environment)):
                 path, *words = line.split()
                 words.insert(0, str(Path(sys.executable).with_name(path)))
                 return Command(self.warm_up(self.modules), program, words, *arguments)
-            self.close()
-        return Command(self.warm_up(()), None, shell_words(get_executable(), line), *arguments)
+            return Command(self.warm_up(()), None, shell, *arguments)
+        self.close()
+        return Command(self.warm_up(()), None, shell, *arguments)
