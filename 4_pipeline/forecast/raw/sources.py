@@ -109,9 +109,10 @@ def fetch(
         copy_atomically(own_file, folder / OWN_FILE)
     elif source == "sample":
         _write_sample(folder)
-    for name in known if source == "opsd" else ():
-        release = RELEASES[name]._replace(sha256=known[name])
-        _fetch_release(release, folder / name, downloads or user_cache_path("forecast"), progress)
+    else:
+        for name, sha256 in known.items():
+            release = RELEASES[name]._replace(sha256=sha256)
+            _fetch_release(release, folder / name, downloads or user_cache_path("forecast"), progress)
     for name, text in texts.items():
         write_atomically(folder / name, text)
     write_atomically(folder / SUMS_FILE, _sums(folder, names))
