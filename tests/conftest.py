@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from places import germany_csv, one_thread  # noqa: F401 - fixtures
-from served import data_file, model, served  # noqa: F401 - fixtures
+from places import one_thread  # noqa: F401 - a fixture
+from served import data_file, germany_csv, model, served  # noqa: F401 - fixtures
 from workplace import (
     BIN,
     TAKEN,
@@ -33,8 +33,8 @@ ORDER = [
     "servers", "tests/test_standalone.py", "tests/servers/test_supervisor.py", "tests/test_another_problem.py",
     "tests/test_take_it_home.py", "tests/servers/test_two_clones.py", "tests/teaching/test_headstart.py",
     "tests/servers/test_tracking_server.py", "tests/teaching/test_checkpoints.py", "second servers",
-    "4_pipeline/tests/learn/test_models.py", "small server",
-    *(f"4_pipeline/tests/raw/test_{name}.py" for name in ("validation", "bad_input", "own_stage")),
+    "4_pipeline/tests/template/learn/test_models.py", "small server",
+    *(f"4_pipeline/tests/template/raw/test_{name}.py" for name in ("validation", "bad_input", "own_stage")),
 ]  # fmt: skip
 # In the environment of all that a session starts: the mark by which these processes are found, and a file's name.
 IS_FIRST_PROCESS = "TEST_SESSION" not in os.environ

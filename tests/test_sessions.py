@@ -74,7 +74,7 @@ def test_processes_end_with_an_interrupted_session(tmp_path, number):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     for name in ("first", "second"):
         (tmp_path / "tests" / f"test_{name}.py").write_text(SERVER)
-    folders = (ROOT, ROOT / "4_pipeline", ROOT / "4_pipeline" / "tests")
+    folders = (ROOT, ROOT / "4_pipeline", *(ROOT / "4_pipeline" / name for name in ("tests", "tests/template")))
     path = os.pathsep.join(map(str, folders))
     environment = session_environment(STARTED=str(tmp_path / "started"), PYTHONPATH=path)
     with subprocess.Popen(

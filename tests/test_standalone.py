@@ -180,8 +180,7 @@ def test_worker_on_another_machine_trains_with_the_requirements_alone(home, tmp_
 
 
 @pytest.mark.parametrize(
-    "words",
-    [("tests/test_stages.py", "tests/test_parameters.py", "tests/table"), pytest.param((), marks=pytest.mark.soak)],
+    "words", [("tests/test_stages.py", "tests/template/table"), pytest.param((), marks=pytest.mark.soak)]
 )
 def test_tests_of_the_copy_pass(home, tmp_path, words):
     """They came along, and pass on what was first committed."""

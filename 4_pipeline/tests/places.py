@@ -41,16 +41,6 @@ def one_thread():
         yield
 
 
-@pytest.fixture(scope="session")
-def germany_csv(tmp_path_factory) -> Path:
-    """A processed CSV of the embedded sample."""
-    from forecast.raw.prepare import load_or_make
-
-    file = tmp_path_factory.mktemp("germany") / "germany.csv"
-    load_or_make(file)
-    return file
-
-
 def free_port() -> int:
     """Return a port that nobody listens on now, below those that outgoing connections take for a moment."""
     # Workers of one session choose from different ports: two servers on one would both seem to answer.

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 HOURS = 24 * 31  # the end of the sample
+
+
+@pytest.fixture(scope="session")
+def germany_csv(tmp_path_factory) -> Path:
+    """A processed CSV of the embedded sample."""
+    from forecast.raw.prepare import load_or_make
+
+    file = tmp_path_factory.mktemp("germany") / "germany.csv"
+    load_or_make(file)
+    return file
 
 
 @pytest.fixture(scope="session")

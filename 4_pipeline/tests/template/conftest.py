@@ -1,0 +1,68 @@
+"""The sample's raw files and processed table, made once for all tests; no test changes them.
+
+These tests are about sun and wind: with another `problem` they are skipped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from forecast.raw.prepare import prepare
+from forecast.raw.sources import fetch
+from forecast.table.schema import FEATURES, TARGETS
+from served import germany_csv  # noqa: F401 - a fixture
+from small_server import candidates, logged, small_hours, small_server  # noqa: F401 - fixtures
+from web import Web
+
+SUN_AND_WIND = ["solar_GW", "wind_GW", "windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
+
+
+class Skipped(pytest.Module):
+    """A file of tests that is not imported."""
+
+    def collect(self):
+        """Give the reason, which `pytest -ra` prints once for all files."""
+        pytest.skip("these tests are about sun and wind, and forecast/problem.py is not: tests/template can be deleted")
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """Skip each file if the problem is another."""
+    if [*TARGETS, *FEATURES] != SUN_AND_WIND:
+        return Skipped.from_parent(parent, path=module_path)
+    return None
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory) -> Path:
+    """A folder with the raw files of the sample, to read only."""
+    folder = tmp_path_factory.mktemp("raw")
+    fetch("sample", folder)
+    return folder
+
+
+@pytest.fixture
+def raw_copy(raw, tmp_path) -> Path:
+    """A folder of raw files for a test to damage."""
+    return shutil.copytree(raw, tmp_path / "raw")
+
+
+@pytest.fixture(scope="session")
+def prepared(raw):
+    """The processed frame and the findings."""
+    return prepare(raw)
+
+
+@pytest.fixture
+def web():
+    """A web server for the test to fill, and to disturb."""
+    served = Web()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def frame(prepared):
+    """A processed frame for a test to change."""
+    return prepared[0].copy()
