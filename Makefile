@@ -77,7 +77,8 @@ take-home: .venv/installed
 	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json && \
 		{ [ "$(NAME)" = forecast ] || { mv forecast "$(NAME)" && grep -rlZw forecast . | xargs -0 perl -pi -e 's/\bforecast\b/$(NAME)/g'; }; }
 	@wheels="$$(cd "$(TO)" && pwd)/wheels" && $(call build-wheels,"$$wheels")
-	@cd "$(TO)" && printf '# $(NAME)\n\n[Take it home](take_it_home.md) says how to run this pipeline, and what to change.\n' >README.md && \
+	@cd "$(TO)" && { printf '# $(NAME)\n\n' && sed -n '3,/^$$/p' take_it_home.md && \
+		echo '[Take it home](take_it_home.md) says how to run this pipeline, and what to change.'; } >README.md && \
 		git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
 	@echo "$(TO) is a repository of its own; take_it_home.md in it says what to change. Next:"
 	@$(BIN)/python -c 'import shlex, sys; print("  cd", shlex.quote(sys.argv[1]))' "$(TO)"

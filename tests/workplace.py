@@ -27,6 +27,7 @@ sys.path.append(str(ROOT / "4_pipeline" / "tests"))  # from wherever this module
 from places import (  # noqa: E402, F401 - for the tests of the room, too
     BIN,
     PERSON,
+    SETTINGS,
     Program,
     answer_of,
     clean_environment,
@@ -41,6 +42,7 @@ from places import (  # noqa: E402, F401 - for the tests of the room, too
 if TYPE_CHECKING:
     from distributed import Client
 
+SETTINGS.append("WORKSHOP_")  # hidden by `clean_environment`, too
 PORTS = ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD", "DASHBOARD")
 PASSIVE_PORTS = 40
 # Folders for temporary files that another user may make first, by the names that Dask and others would choose.

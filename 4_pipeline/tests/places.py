@@ -25,6 +25,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 PERSON = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 START_SECONDS = 180  # of a program that starts on a busy machine
+SETTINGS = ["MLFLOW_", "DASK_", "DVC_", "MAKE", "PYTHONDONT"]  # their names begin so
 
 
 # The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
@@ -62,11 +63,7 @@ def copy_project(folder: Path) -> None:
 
 def clean_environment() -> dict[str, str]:
     """Return this environment without what points at servers or a stage, and with this Python's programs first."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("WORKSHOP_", "MLFLOW_", "DASK_", "DVC_", "MAKE", "PYTHONDONT"))
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(tuple(SETTINGS))}
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     return environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "120"}
 
