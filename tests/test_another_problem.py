@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 from typing import Any, NamedTuple
 
@@ -64,7 +66,7 @@ def place(example, tmp_path_factory):
     place = Servers(root, environment | PERSON)
     try:
         for name, text in example.blocks("python").items():
-            ((root if name.startswith("workshop") else place.pipeline) / name).write_text(text)
+            (place.pipeline / name).write_text(text)
         for name, diff in example.blocks("diff").items():
             file = place.pipeline / name
             for part in diff.split("@@\n"):
@@ -105,6 +107,23 @@ def test_clone_of_a_colleague_runs(place, example, tmp_path):
         assert re.search(rf"Production +{example.name} version 1 is in production .* r2 0\.9", done.stdout)
     finally:
         run(clone, "workshop down")
+
+
+def test_tests_of_the_project_pass(place, example, tmp_path):
+    """In less than a minute, with the template's, which are skipped, and without these and the sample."""
+    subprocess.run(["git", "clone", "--quiet", place.root, tmp_path / "clone"], check=True)
+    folder = tmp_path / "clone" / "4_pipeline"
+    shutil.copy(place.pipeline / "own" / f"{example.name}.csv", folder / "own")
+    for outcome in (r"\d passed, \d+ skipped in", r"\d passed in"):
+        before = os.times()
+        output = place.run(BIN / "pytest", cwd=folder, env=place.environment | {"PYTHONPATH": str(folder)}).stdout
+        after = os.times()
+        assert re.search(outcome, output), output
+        assert after.children_user + after.children_system - before.children_user - before.children_system < 60
+        shutil.rmtree(folder / "tests" / "template", ignore_errors=True)
+        (folder / "forecast" / "raw" / "sample.py").unlink(missing_ok=True)
+        stages = (folder / "dvc.yaml").read_text().replace("      - forecast/raw/sample.py\n", "")
+        (folder / "dvc.yaml").write_text(re.sub(r"  prepare_own:.*?\n\n", "", stages, flags=re.DOTALL))
 
 
 def test_data_have_no_warning(place):

@@ -52,6 +52,7 @@ def test_code_of_a_stage_is_among_its_dependencies(tmp_path):
     for file in PROJECT.glob("*.ipynb"):
         shutil.copy(file, tmp_path)
     shutil.copytree(PROJECT / PACKAGE, tmp_path / PACKAGE)
+    (tmp_path / "own").symlink_to(PROJECT / "own")
     shutil.copy(PROJECT / "params.yaml", tmp_path)
     code_deps = {name: {dep for dep in paths(name, "deps") if dep.startswith(PACKAGE)} for name in STAGES}
     bare = {name: stage | {"deps": [*paths(name, "deps") - code_deps[name]]} for name, stage in STAGES.items()}

@@ -1,0 +1,65 @@
+"""The problem: names, units, ranges, sliders and presets fit together, and params.yaml has a limit for each target."""
+
+from __future__ import annotations
+
+import pytest
+from forecast import problem
+from forecast.govern.gate import rules
+from forecast.parameters import FILE, read
+from forecast.table import schema
+from places import PROJECT
+
+INPUTS = {each.name: each for each in problem.INPUTS}
+SUN = {"sun_elevation", "sun_azimuth"}
+
+
+def test_names_differ():
+    """Each column has a name of its own, and each score."""
+    names = [*schema.COLUMNS, *schema.CAPACITIES.values(), *problem.COMPUTED, *SUN]
+    for each in (names, [target.key for target in problem.TARGETS]):
+        assert len(set(each)) == len(each)
+
+
+@pytest.mark.parametrize("quantity", schema.QUANTITIES.values(), ids=lambda each: each.name)
+def test_ranges_and_units_of_a_quantity_fit_together(quantity):
+    """What is usual, and a slider, are within what is possible; the first unit is ours."""
+    (low, high), (factor, divisor, offset) = quantity.possible, next(iter(quantity.units.values()))
+    first, last = quantity.usual or quantity.possible
+    assert low <= first < last <= high
+    assert (factor / divisor, offset) == (1, 0)
+    if quantity.name in INPUTS:
+        slider = quantity.slider
+        assert low <= slider.low <= slider.first <= slider.high <= high
+        assert 0 < slider.step <= slider.high - slider.low
+
+
+def test_models_and_drivers_use_inputs():
+    """Models learn from inputs, from what is computed of them and from the sun, which a target `by_day` needs."""
+    assert set(problem.DERIVED) <= {*INPUTS, *problem.COMPUTED, *SUN}
+    for target in problem.TARGETS:
+        assert set(target.driver.inputs) <= set(INPUTS)
+        assert "sun_elevation" in problem.DERIVED or not target.by_day
+
+
+def test_presets_are_within_the_sliders():
+    """A preset sets inputs, hour (UTC) and day of the year."""
+    limits = {name: (each.slider.low, each.slider.high) for name, each in INPUTS.items()}
+    limits |= {"hour": (0, 23), "day": (1, 366)}
+    for preset in problem.PRESETS.values():
+        for name, value in preset.items():
+            assert limits[name][0] <= value <= limits[name][1]
+
+
+def test_capacity_is_that_of_plants():
+    """At least two figures, all above zero, of targets that name their plants."""
+    assert set(problem.CAPACITY) <= set(schema.CAPACITIES)
+    for ends in problem.CAPACITY.values():
+        assert len(ends) >= 2
+        assert min(ends.values()) > 0
+
+
+def test_parameters_are_allowed_and_limit_each_target():
+    """The gate has a rule for R2, mean error and lowest prediction of each target."""
+    limits = rules(read(PROJECT / FILE)["promote"])
+    for target in problem.TARGETS:
+        assert {target.metric(measure) for measure in ("r2", "bias_percent", "lowest")} <= set(limits)

@@ -1,0 +1,118 @@
+"""One small run on the data that params.yaml names: raw file, table, a model, the gate's decision, the dashboard."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from dashboard import layout
+from dashboard.follower import Snapshot
+from dashboard.pages import PATHS
+from dashboard.predictions import Champion
+from forecast import problem
+from forecast.govern.gate import rules
+from forecast.learn.evaluation import SIGNATURES, judge
+from forecast.learn.models import CapacityFactorRegressor
+from forecast.learn.storage import LoadedModel
+from forecast.parameters import FILE, read_stage
+from forecast.raw import sources
+from forecast.raw.prepare import prepare
+from forecast.raw.validation import validate
+from forecast.table import schema
+from forecast.table.features import derive, inputs, targets
+from forecast.table.split import by_alternate_weeks, split_by_time
+from mlflow_gate import Contest, Evaluation, Move, Production, decide
+from places import PROJECT
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+
+def section(stage: str):
+    """Return the parameters of a stage."""
+    return read_stage(PROJECT / FILE, stage)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """The processed table and its findings; skips if the data are not on this machine."""
+    options, folder = section("fetch"), tmp_path_factory.mktemp("raw")
+    needed = {"csv": options.csv and PROJECT / options.csv.file, "opsd": PROJECT / "data" / "raw"}.get(options.source)
+    if needed and not needed.exists():
+        pytest.skip(f"{needed} is not there: `dvc pull` or `dvc repro fetch` brings the data")
+    if options.source == "opsd":
+        shutil.copytree(needed, folder, dirs_exist_ok=True)  # nothing is downloaded again
+    sources.fetch(options.source, folder, options, base=PROJECT)
+    return prepare(folder, **vars(section("prepare")))
+
+
+@pytest.fixture(scope="module")
+def judged(table):
+    """A model with a band, small, that has learned the hours before the held-out ones; the test weeks; its scores."""
+    train, held_out = split_by_time(table[0], section("split").test_fraction)
+    trees = HistGradientBoostingRegressor(max_iter=20, random_state=0)
+    model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(train), targets(train)))
+    model, test = replace(model, signature=SIGNATURES[1]), by_alternate_weeks(held_out)[1]
+    return model, test, judge(model, test)
+
+
+def decision_on(scores, **changes):
+    """Return what the gate decides on scores, with some of them changed, if nothing is in production."""
+    policy = section("promote")
+    contest = Contest("r2", **policy.model_dump(include={"min_gain", "near_tie", "alpha", "max_gain"}))
+    return decide(Evaluation(replace(scores, metrics=scores.metrics | changes)), None, rules(policy), contest)
+
+
+def test_data_become_the_table(table):
+    """More hours are kept than left out; the checks of the data have an answer, whatever it is."""
+    frame, findings = table
+    assert schema.check(frame) is frame
+    assert len(frame) == findings["hours_kept"] > findings["hours_left_out"]
+    assert validate(frame, findings).checks
+
+
+def test_features_of_an_hour_come_from_that_hour(table):
+    """They are the same whatever other hours there are: in use a model may be given a single one."""
+    frame = table[0]
+    derived = derive(inputs(frame))
+    assert np.isfinite(derived).all(axis=None)
+    for row in range(0, len(frame), len(frame) // 5):
+        alone = derive(inputs(frame.iloc[[row]]))
+        pd.testing.assert_frame_equal(alone, derived.iloc[[row]])
+
+
+def test_gate_decides_on_a_model(judged):
+    """Each rule has a finding, and the model passes unless one is broken."""
+    decision = decision_on(judged[2])
+    assert np.isfinite([*judged[2].metrics.values()]).all()
+    assert len(decision.findings) >= len(rules(section("promote")))
+    assert decision.promoted == all(finding.passed for finding in decision.findings), decision.words
+
+
+@pytest.mark.parametrize("target", problem.TARGETS, ids=lambda each: each.key)
+def test_gate_refuses_what_breaks_a_limit(judged, target):
+    """Too low an R2, a mean error of either sign, and less than is possible: the reason names the target."""
+    policy = section("promote")
+    broken = [
+        ("r2", policy.min_r2[target.key] - 0.01),
+        ("lowest", target.possible[0] - 0.01),
+        *(("bias_percent", sign * (policy.max_bias_percent + 0.1)) for sign in (-1, 1)),
+    ]
+    for measure, value in broken:
+        decision = decision_on(judged[2], **{target.metric(measure): value})
+        names = [finding.name for finding in decision.findings if not finding.passed]
+        assert not decision.promoted
+        assert any(target.words in name for name in names), decision.words
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_page_of_the_dashboard_is_made(judged, path):
+    """With data and a model in production each page is there, and names the problem."""
+    model, test, _ = judged
+    move = Move(1, "promoted", "1", when="2026-11-20T10:00:00+00:00", scores={"r2": 0.9})
+    production = Production(name=problem.REGISTERED_MODEL, version="1", run_id="a1", model_uri="models:/a/1", move=move)
+    served = {"frame": test, "predictions": model.predict_with_band(test), "max_bias_percent": 5.0}
+    page = str(layout.whole_page(Snapshot(True, Champion(production, model), **served), path))
+    assert problem.TITLE in page
+    assert "There is no data yet" not in page
