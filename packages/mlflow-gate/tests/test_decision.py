@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import random
 
 import pytest
 from mlflow_gate import ConfigError, Contest, Evaluation, ModelError, Scores, decide
@@ -99,6 +100,16 @@ def test_near_tie_is_decided_by_the_paired_test(shift, blocks, min_gain, promote
     else:
         assert finding.passed is (shift < 0)
     assert ("is in a near-tie with" in decision.reason) is promoted
+
+
+def test_two_models_never_beat_each_other():
+    """With no least gain, what beats a champion is not beaten by it: the alias could go back and forth forever."""
+    chance = random.Random(0)
+    for _ in range(300):
+        contest = Contest("accuracy", near_tie=chance.uniform(0, 0.1), alpha=chance.uniform(0.001, 0.4))
+        blocks = [{block: chance.uniform(0.01, 5) for block in range(8)} for _ in range(2)]
+        one, two = (Evaluation(Scores({"accuracy": chance.uniform(0.8, 1)}, each, held_out="9f")) for each in blocks)
+        assert not (decide(one, two, {}, contest).promoted and decide(two, one, {}, contest).promoted)
 
 
 def test_paired_test_leaves_equal_blocks_out():
