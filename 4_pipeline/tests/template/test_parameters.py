@@ -45,8 +45,7 @@ def changed(tmp_path):
         ("fetch", "source", "moon", ["fetch.source", "'moon'", "'sample'"]),
         ("fetch", "sha256", {"weather.csv": "0"}, ["fetch.sha256", "weather.csv", "weather_data.csv"]),
         ("report", "week", "2016-40", ["report.week", "2016-40", "latest"]),
-        ("prepare", "first_year", 2017, ["prepare is not allowed", "first_year 2017 is after last_year 2016"]),
-        ("fetch", "source", "csv", ["fetch is not allowed", "source: csv without the section csv", "own/README.md"]),
+        ("prepare", "last_year", 1980, ["prepare is not allowed", "is after last_year 1980"]),
         ("train_keras", "learning_rate", float("nan"), ["train_keras.learning_rate", "nan"]),
         ("compare", "rank_by", "r2_sun", ["compare.rank_by", "'r2_sun'", "one of ['r2', 'r2_solar', 'r2_wind']"]),
         ("promote", "min_r2", {"solar": 0.5}, ["promote.min_r2.wind is missing", "number, from -1, to 1"]),
@@ -76,6 +75,7 @@ def test_parameter_of_another_stage_does_not_matter(changed):
         ("split: [1", r"is not YAML(?s:.)*params\.yaml\", line 1"),
         ("split: {test_fraction: 0.2, test_fraction: 0.3}", "is not YAML(?s:.)*duplicate key"),
         ("split: {test_fraction: 0.2} # gr\u00fcn".encode("cp1252"), "is not YAML in UTF-8(?s:.)*decode"),
+        ("fetch: {source: csv}", r"fetch is not allowed(?s:.)*without the section csv(?s:.)*own/README\.md"),
         ("moon: {a: 1}", r"moon is unknown(?s:.)*a new stage has a class in forecast/parameters\.py"),
         ("a: 1\nreport:\n  week: 2016-02-30", r"day is out of range(?s:.)*params\.yaml\", line 3"),
         ("a: 1\nb: " + "[" * 5000 + "]" * 5000, r"depth(?s:.)*params\.yaml\", line 2"),
@@ -121,21 +121,20 @@ def test_description_of_an_own_file_is_refused_with_what_is_allowed_there(sectio
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
-    """A function that changes a parameter in a copy of the project, which is the current folder."""
+    """A function that changes a section of the parameters in a copy of the project, which is the current folder."""
     copy_project(tmp_path)
     monkeypatch.chdir(tmp_path)
 
-    def change(old, new):
-        text = Path("params.yaml").read_text()
-        assert old in text
-        Path("params.yaml").write_text(text.replace(old, new))
+    def change(stage, text):
+        others = {name: values for name, values in yaml.safe_load(COMMITTED.read_text()).items() if name != stage}
+        Path("params.yaml").write_text(f"{yaml.safe_dump(others)}{stage}:\n  {text}\n")
 
     return change
 
 
 def test_copied_pipeline_has_its_own_parameters(copied):
     """In a copy of the project elsewhere, commands read the copy's params.yaml and the files beside it."""
-    copied("  source: sample", "  source: csv\n  csv: {file: own/mine.csv}")
+    copied("fetch", "source: csv\n  csv: {file: own/mine.csv}")
     assert "csv" in CliRunner().invoke(main, ["params", "fetch"]).stdout
     done = CliRunner().invoke(main, ["fetch", "--to", "data/raw"])
     assert done.exit_code == 1
@@ -149,7 +148,7 @@ def test_copied_pipeline_has_its_own_parameters(copied):
 @pytest.mark.parametrize("command", ["params", "state --to data"])
 def test_first_stage_checks_the_parameters(copied, value, command):
     """Of a value that DVC ends at with a traceback, too, it names the file, and the line or the key."""
-    copied("week: latest", f"week: {value}")
+    copied("report", f"week: {value}")
     line = Path("params.yaml").read_text().splitlines().index(f"  week: {value}") + 1
     done = CliRunner().invoke(main, command)
     assert (type(done.exception), done.exit_code) == (SystemExit, 1)  # no traceback
