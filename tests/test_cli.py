@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ import subprocess
 import click
 import pytest
 from click.testing import CliRunner
-from mlflow_gate.cli import main as mlflow_gate
 from workplace import BIN, ROOT, clean_environment, run_program
 
 from workshop.cli import COMMANDS, main
@@ -65,13 +63,6 @@ def test_help_has_a_line_for_each_command():
         assert re.search(rf"^  {name} +{command.help.split()[0]} ", text, re.MULTILINE), name
 
 
-def test_config_export_is_for_the_shell(servers):
-    """Evaluated by a shell it sets the addresses and finds the programs, and it holds no secret."""
-    line = 'eval "$(workshop config --export)" && echo $MLFLOW_TRACKING_URI && command -v mlflow'
-    done = servers.run("sh", "-c", line)
-    assert done.stdout.splitlines() == [servers.tracking_uri, str(BIN / "mlflow")]
-
-
 def test_next_step_can_be_typed(tmp_path):
     """Where the shell does not find `workshop`, an error names the path, which runs; else the name alone."""
     environment = clean_environment() | {"WORKSHOP_STATE": str(tmp_path), "PATH": "/usr/bin:/bin"}
@@ -85,26 +76,6 @@ def test_next_step_can_be_typed(tmp_path):
     step = f"{next_step('/usr/bin:/bin')} --help"
     assert step != "workshop up --help"
     assert "--chapter" in subprocess.run(step, shell=True, env=environment, capture_output=True, text=True).stdout
-
-
-def test_gate_of_chapter_4_says_what_is_in_production(in_workplace):
-    """What is in production stays, and the command says so."""
-    gate = CliRunner().invoke(mlflow_gate, ["promote"])
-    assert gate.exit_code == 0
-    assert "in production already" in gate.output
-    assert "; this tree's decision: promoted" in CliRunner().invoke(mlflow_gate, ["status"]).stdout
-    assert "; this tree's decision: promoted" in invoke("status").stdout
-
-
-def test_history_and_lineage_tell_of_what_is_in_production(in_workplace):
-    """As a table and as JSON: the same version, since the same time; every link of its chain holds."""
-    moves = json.loads(CliRunner().invoke(mlflow_gate, ["history", "--json"]).stdout)
-    assert moves[-1]["when"] in CliRunner().invoke(mlflow_gate, ["history"]).stdout.splitlines()[-1]
-    done = CliRunner().invoke(mlflow_gate, ["lineage"])
-    assert done.exit_code == 0, done.output
-    assert f"wind_solar version {moves[-1]['version']}" in done.stdout
-    links = json.loads(CliRunner().invoke(mlflow_gate, ["lineage", moves[-1]["version"], "--json"]).stdout)
-    assert moves[-1]["when"] in links[-1]["name"]
 
 
 def test_repro_names_the_cluster_that_the_shell_gives(tmp_path, monkeypatch):

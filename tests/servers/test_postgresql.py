@@ -115,16 +115,11 @@ def test_postgresql_by_one_setting(database, tmp_path):
         commands = ["status"], ["config"], ["backup", tmp_path / "kept.tar"]
         assert_secret(place, *(type_workshop(place, *words) for words in commands))
         assert PASSWORD.encode() not in (tmp_path / "kept.tar").read_bytes()
-        for changes, words in (
-            ({}, "already exists"),  # the database is not empty
-            ({"WORKSHOP_DATABASE_URI": None}, "it lacks mlflow.db, or artifacts"),
-        ):
-            environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "other")} | changes
-            environment = {name: value for name, value in environment.items() if value}
-            command = [BIN / "workshop", "backup", "--restore", tmp_path / "kept.tar"]
-            done = place.run(*command, env=environment, exit_code=1)
-            assert words in done.stderr
-            assert not (tmp_path / "other" / "artifacts").exists()
+        environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "other")}
+        del environment["WORKSHOP_DATABASE_URI"]
+        command = [BIN / "workshop", "backup", "--restore", tmp_path / "kept.tar"]
+        assert "it lacks mlflow.db, or artifacts" in place.run(*command, env=environment, exit_code=1).stderr
+        assert not (tmp_path / "other" / "artifacts").exists()
 
     root, environment = new_workplace(tmp_path / "second")
     place = Servers(root, environment | {"WORKSHOP_DATABASE_URI": database.uri("second")})
