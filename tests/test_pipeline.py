@@ -65,10 +65,7 @@ def test_run_tells_of_every_step_and_ends_with_a_table(servers):
     urls = (settings.dashboard_url, settings.tracking_uri, settings.dask_dashboard_url)
     for address in (*urls, f"ftp://127.0.0.1:{settings.ftp_port}"):
         assert address in servers.output
-    assert re.search(
-        r"wind_solar version 1 is in production .* r2 0\.9\d+ \(test weeks, 2016-",
-        servers.output,
-    )
+    assert re.search(r"wind_solar version 1 is in production .* r2 0\.9\d+ \(test weeks, 2016-", servers.output)
     assert "Next:" in servers.output
 
 
@@ -169,16 +166,9 @@ def test_validation_is_a_notebook_and_a_run(in_workplace):
     assert run.data.metrics["hours_left_out"] == findings["hours_left_out"] == 48
     assert run.data.metrics["warnings"] == sum(check["verdict"] == "warning" for check in findings["checks"])
     assert mlflow.artifacts.load_dict(f"runs:/{run_id}/findings.json") == findings
-    output_text = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
-    assert "35,016 of 35,064 hours kept" in output_text
-    assert "duplicate hours" in output_text
-    tables = "".join(
-        output["data"].get("text/html", "")
-        for cell in executed.cells
-        for output in cell.get("outputs", [])
-        if "data" in output
-    )
-    assert "the first row of each hour was kept" in tables
+    outputs = str([cell.get("outputs") for cell in executed.cells])
+    for words in ("35,016 of 35,064 hours kept", "duplicate hours", "the first row of each hour was kept"):
+        assert words in outputs
 
 
 # -- what runs again, and what does not ----------------------------------------------------------------------------
@@ -313,12 +303,7 @@ def test_extension_of_vs_code_sees_the_pipeline(restored):
 
 
 @pytest.mark.parametrize(
-    "stage",
-    [
-        "train_linreg",
-        pytest.param("train_gradient_boosting", marks=pytest.mark.walk),
-        *by_night("train_keras"),
-    ],
+    "stage", ["train_linreg", pytest.param("train_gradient_boosting", marks=pytest.mark.walk), *by_night("train_keras")]
 )
 def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_path, stage):
     """Whatever the validation weeks say, the same model comes out: not fitted, tuned, stopped or scaled on them.

@@ -174,16 +174,9 @@ def test_plain_run_makes_its_environment_once(typed, environments):
 
 def test_runs_are_whole(typed, servers):
     """Each run, the bare `mlflow run rf` too, is in the experiment: parameters, metrics, a model that predicts."""
-    patterns = [
-        "lr --run-name lr",
-        "lr .*false",
-        "rf .*max_depth=8",
-        "keras .*epochs=10",
-        "rf",
-        "rf .*by_capacity=true",
-    ]
-    patterns = [f"mlflow run {pattern}" for pattern in patterns]
-    runs = read_runs([run_id_of(typed_run(typed, pattern)) for pattern in patterns], servers)
+    patterns = ["lr --run-name lr", "lr .*false", "rf .*max_depth=8", "keras .*epochs=10", "rf"]
+    patterns.append("rf .*by_capacity=true")
+    runs = read_runs([run_id_of(typed_run(typed, f"mlflow run {pattern}")) for pattern in patterns], servers)
     for run in runs:
         assert (run["experiment"], run["status"]) == ("predicting_wind_solar", "FINISHED")
         assert run["metrics"].keys() >= METRICS

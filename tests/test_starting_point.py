@@ -133,23 +133,13 @@ def test_dashboards_announce_themselves_when_they_listen(chapter):
     assert not any(is_near_wanted(int(address.split(":")[-1])) for address in addresses)
 
 
-def call(address: str, output: str, inputs: dict[str, object]) -> requests.Response:
-    """Call the callback of one ``output`` ("id.property") with the values of its ``inputs``, as the page does."""
-    named = [dict(zip(("id", "property"), name.split("."), strict=True), value=inputs[name]) for name in inputs]
-    body = {
-        "output": output,
-        "outputs": dict(zip(("id", "property"), output.split("."), strict=True)),
-        "inputs": named,
-        "changedPropIds": list(inputs),
-        "state": [],
-    }
-    return requests.post(f"{address}/_dash-update-component", json=body, timeout=30)
-
-
 def what_if(address: str, **weather: float | None) -> str:
-    """Return the sentence of the what-if panel for one weather."""
-    values = {f"{name}.value": value for name, value in weather.items()}
-    return call(address, "what-if.children", values).json()["response"]["what-if"]["children"]
+    """Return the sentence of the what-if panel for one weather, asked for as the page does."""
+    inputs = [{"id": name, "property": "value", "value": value} for name, value in weather.items()]
+    changed = {"inputs": inputs, "changedPropIds": [f"{name}.value" for name in weather], "state": []}
+    body = {"output": "what-if.children", "outputs": {"id": "what-if", "property": "children"}} | changed
+    answer = requests.post(f"{address}/_dash-update-component", json=body, timeout=30)
+    return answer.json()["response"]["what-if"]["children"]
 
 
 @pytest.mark.walk

@@ -216,10 +216,7 @@ def test_servers_started_by_hand_are_left_alone(running):
     stopped = status(running)
     assert not any(stopped[name]["healthy"] or psutil.pid_exists(before[name]["pid"]) for name in names)
     assert all(stopped[name] == before[name] for name in NAMES - set(names))
-    with (
-        by_hand(running, BIN / "python", "server/ftpserver.py"),
-        by_hand(running, *mlflow_command(running)),
-    ):
+    with by_hand(running, BIN / "python", "server/ftpserver.py"), by_hand(running, *mlflow_command(running)):
         wait_for(lambda: all(status(running)[name]["healthy"] for name in names))
         rows = status(running)
         assert workshop(running, "up").stderr.count("started by hand and left as it is") == 2

@@ -21,15 +21,7 @@ from workplace import BIN, ROOT, clean_environment, run_program
 from workshop.cli import main
 from workshop.settings import Settings
 from workshop.teaching import checkpoints, start_page
-from workshop.teaching.checkpoints import (
-    CHAPTERS,
-    Checkpoint,
-    State,
-    examine,
-    has_executed,
-    next_step,
-    state_of,
-)
+from workshop.teaching.checkpoints import CHAPTERS, Checkpoint, State, examine, has_executed, next_step, state_of
 
 TABLE = "1_starting_point/germany.csv"
 SCORED = {"r2": 0.7}

@@ -65,12 +65,7 @@ stages:
     outs: [icy.txt]
 """
 # Counts its runs, and ends when the file `go` is there.
-COUNTED = {
-    "one": {
-        "cmd": "echo run >> ../count; while [ ! -e ../go ]; do sleep 0.1; done; echo x > x",
-        "outs": ["x"],
-    }
-}
+COUNTED = {"one": {"cmd": "echo run >> ../count; while [ ! -e ../go ]; do sleep 0.1; done; echo x > x", "outs": ["x"]}}
 COUNTING = """
 import cProfile, pstats, sys
 from dvc.repo import Repo

@@ -5,19 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 ODD_NAMES = [
-    "two words",
-    " leading",
-    "trailing ",
-    "ünïcödé-雪",
-    "100%",
-    "a%20b",
-    'quo"te',
-    "it's",
-    "#1",
-    "-x",
-    "*?",
-    "a;b=c",
-]
+    "two words", " leading", "trailing ", "ünïcödé-雪", "100%", "a%20b", 'quo"te', "it's", "#1", "-x", "*?", "a;b=c",
+]  # fmt: skip
 
 
 def describe(folder: Path) -> dict[str, bytes | None]:

@@ -162,7 +162,7 @@ def test_declared_links_into_dvcs_cache_may_travel(repository, tmp_path):
 stages:
   first: {{cmd: {RUN} a, outs: [a]}}
   second: {{cmd: {RUN} b, deps: [a], outs: [b]}}
-""",
+"""
     )
     run(tmp_path, folder, BIN / "dvc", "config", "cache.type", "symlink")
     dvc(tmp_path, folder, "repro")

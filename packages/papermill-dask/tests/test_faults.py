@@ -92,10 +92,7 @@ def test_fault_cell_error_fails_the_run(cluster, tracking_server, tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [
-        ("os._exit(3)", "exit code 3"),
-        ("import signal\nos.kill(os.getpid(), signal.SIGKILL)", "signal 9 (SIGKILL)"),
-    ],
+    [("os._exit(3)", "exit code 3"), ("import signal\nos.kill(os.getpid(), signal.SIGKILL)", "signal 9 (SIGKILL)")],
 )
 def test_fault_kernel_that_dies_is_told_with_its_end(cluster, tracking_server, tmp_path, source, words):
     """A kernel that exits or is killed (as the memory killer does it): how it ended, in which cell, and papermill's

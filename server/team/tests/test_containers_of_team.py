@@ -294,16 +294,8 @@ def test_artifacts_go_to_s3(team, colleague):
     """With ARTIFACTS a run's file lies in the bucket, and comes back through MLflow; the key is in no description."""
     secret, bucket = "s3-secret-of-the-test", team.folder.parent / "s3"
     (bucket / "team").mkdir(parents=True)
-    serve = [
-        "setpriv",
-        "--pdeathsig=KILL",
-        BIN / "rclone",
-        "serve",
-        "s3",
-        "--addr=10.98.1.1:9000",
-        f"--auth-key=key,{secret}",
-        bucket,
-    ]
+    serve = ["setpriv", "--pdeathsig=KILL", BIN / "rclone", "serve", "s3", "--addr=10.98.1.1:9000"]
+    serve += [f"--auth-key=key,{secret}", bucket]
     here = team.machine
     with running(here.command(*serve), here.environment, bucket, lambda log: "Starting s3 server" in log):
         config = re.search(r"^```text\n(\[default\]\n.*?)```", README, flags=re.DOTALL | re.MULTILINE)[1]

@@ -5,47 +5,29 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
 
 import places
 import psutil
-import pytest
 from dashboard.follower import POLL_SECONDS, UNREAD_FACTOR
 from places import answer_of, clean_environment, free_port, health_of, wait_for
 from request_bodies import URL
 
-Address = tuple[str, int]
 
-
-@pytest.fixture(scope="module")
-def dashboard(tmp_path_factory) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Return address and process of a dashboard with no data and no servers to follow."""
-    folder = tmp_path_factory.mktemp("dashboard")
-    with places.dashboard(clean_environment(), folder, f"http://127.0.0.1:{free_port()}") as running:
-        yield running
-
-
-@pytest.fixture
-def address(dashboard) -> Address:
-    """Its host and port."""
-    return "127.0.0.1", int(dashboard[0].rpartition(":")[2])
-
-
-def test_fifty_megabytes_are_refused_unread(dashboard, address):
+def test_fifty_megabytes_are_refused_unread(tmp_path):
     """A body that is far too large is answered 413 immediately, and the process grows by none of it."""
-    memory = psutil.Process(dashboard[1].pid).memory_info
-    before = memory().rss
     head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50000000\r\n\r\n"
-    with socket.create_connection(address, timeout=20) as sender:
-        sender.sendall(head.encode())
-        assert sender.recv(200).startswith(b"HTTP/1.1 413 ")
-        with contextlib.suppress(ConnectionError):
-            for _ in range(50):
-                sender.sendall(b" " * 1_000_000)
-    assert memory().rss - before < 10e6
-    assert answer_of(f"{dashboard[0]}/health")
+    with places.dashboard(clean_environment(), tmp_path, f"http://127.0.0.1:{free_port()}") as (url, process):
+        memory = psutil.Process(process.pid).memory_info
+        before = memory().rss
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as sender:
+            sender.sendall(head.encode())
+            assert sender.recv(200).startswith(b"HTTP/1.1 413 ")
+            with contextlib.suppress(ConnectionError):
+                for _ in range(50):
+                    sender.sendall(b" " * 1_000_000)
+        assert memory().rss - before < 10e6
+        assert answer_of(f"{url}/health")
 
 
 def test_first_reader_after_a_while_sees_what_is_new(data_file, tmp_path):

@@ -17,14 +17,10 @@ def _json(**changes) -> str:
 @pytest.mark.parametrize(
     "content",
     [
-        "",
-        "[]",
-        "[" * 50_000 + "]" * 50_000,
-        _json(data=[{"type": "bar", "nothing": 1}]),
-        _json(more=1),
+        "", "[]", "[" * 50_000 + "]" * 50_000, _json(data=[{"type": "bar", "nothing": 1}]), _json(more=1),
         _json(layout={"meta": "x" * 1_000_001}),
     ],
-)
+)  # fmt: skip
 def test_other_content_is_refused(content):
     """JSON that is none, unknown properties, and size."""
     with pytest.raises(ModelError, match="not a figure"):
