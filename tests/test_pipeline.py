@@ -163,7 +163,7 @@ def test_validation_is_a_notebook_and_a_run(in_workplace):
     assert run.info.status == "FINISHED"
     assert run.data.tags["pipeline.stage"] == "prepare"
     assert run.data.params == {"first_year": "2013", "last_year": "2016"}
-    assert run.data.metrics["hours_left_out"] == findings["hours_left_out"] == 48
+    assert run.data.metrics["steps_left_out"] == findings["steps_left_out"] == 48
     assert run.data.metrics["warnings"] == sum(check["verdict"] == "warning" for check in findings["checks"])
     assert mlflow.artifacts.load_dict(f"runs:/{run_id}/findings.json") == findings
     outputs = str([cell.get("outputs") for cell in executed.cells])

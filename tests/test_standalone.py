@@ -98,7 +98,7 @@ def test_other_data_gets_a_model_into_production(home):
     findings, decision = home.result("findings"), home.result("decision")
     assert (findings["source"], findings["first_year"], findings["last_year"]) == ("csv", 2022, 2023)
     # The hour that comes twice in autumn is in two rows of the file, which are distinguished.
-    assert findings["hours_kept"] == home.hours
+    assert findings["steps_kept"] == home.hours
     assert decision["promoted"], decision["reason"]
     assert "the champion is disqualified: The installed capacity is not known" in decision["reason"]
     assert home.result("candidate")["r2"] > 0.7

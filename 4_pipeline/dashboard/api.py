@@ -12,7 +12,7 @@ from forecast import problem
 from forecast.errors import DataError, ModelError
 from forecast.govern.gate import source_of
 from forecast.show import monitoring
-from forecast.table import features
+from forecast.table import features, steps
 from werkzeug.exceptions import BadRequest
 
 from . import address, predictions, requests
@@ -23,9 +23,9 @@ POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; i
 MEASURES = {
     "mae": "Mean absolute error, in the unit of the target,",
     "bias_percent": "Mean error in percent of what was measured",
-    "inside": "Share within the error band of the hours",
+    "inside": f"Share within the error band of the {steps.NAMES}",
 }
-EXAMPLE = {"utc_timestamp": "2016-06-01T12:00:00Z"} | {each.name: each.slider.first for each in problem.INPUTS}
+EXAMPLE = {"utc_timestamp": requests.EXAMPLE} | {each.name: each.slider.first for each in problem.INPUTS}
 
 
 def register(server: Flask, follower: Follower) -> None:
@@ -49,7 +49,7 @@ def register(server: Flask, follower: Follower) -> None:
 
     @server.get("/metrics")
     def metrics() -> Response:
-        """Return the state and the quality of the latest hours as Prometheus reads them."""
+        """Return the state and the quality of the latest rows as Prometheus reads them."""
         return Response("\n".join(_metrics(follower.now.comparison)) + "\n", mimetype="text/plain; version=0.0.4")
 
     @server.get("/results/report.html")

@@ -8,6 +8,7 @@ import dash_bootstrap_components as dbc
 from dash import dcc, html
 from forecast.govern.gate import stage_of
 from forecast.problem import REGION, TITLE
+from forecast.table import steps
 from forecast.table.origin import origin_of
 from mlflow_gate import Production
 
@@ -18,7 +19,8 @@ from .pages import over_time
 CLOCK_MILLISECONDS = 2000
 BADGES = {"forced": "forced past the gate", "by hand": "moved by hand, without the gate"}
 WHAT_TO_RUN = "`dvc repro` in the folder of `dvc.yaml`"
-ABOUT_TIMES = "Times are UTC unless a figure names a zone; a value is the mean of the hour from that time on."
+ABOUT_TIMES = "Times are UTC unless a figure names a zone" if not steps.IS_DAY else f"Days are those of {steps.ZONE}"
+ABOUT_TIMES += f"; a value is the mean of the {steps.NAME} from that time on."
 # Light or dark is known before anything is drawn.
 INDEX = """<!DOCTYPE html>
 <html lang="en">
@@ -44,7 +46,7 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
             dcc.Store(id="shown", data=[requested, title]),  # the address that is shown, and the window's title
             html.Header(
                 [
-                    html.H1([TITLE, html.Small(f"{REGION}, hourly")]),
+                    html.H1([TITLE, html.Small(f"{REGION}, {steps.OFTEN}")]),
                     html.Section(model(snapshot), id="model", **{"aria-label": "Model in production"}),
                 ],
                 className="masthead",

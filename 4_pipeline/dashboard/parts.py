@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 from forecast import problem
+from forecast.table import steps
 
 from .follower import Snapshot
 from .predictions import Band
@@ -48,17 +49,17 @@ def tile(name: str, number: object, unit: str, hint: str, colour: str, middle: t
 
 
 def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | None) -> list[html.Div]:
-    """Return the prediction for one hour: a tile a target, with its share of the highest hour in the data."""
+    """Return the prediction for one row: a tile a target, with its share of the highest in the data."""
     tiles, coverage = [], snapshot.champion and snapshot.champion.model.coverage
     for target in problem.TARGETS:
         value = math.nan if predicted is None else float(predicted[target.name].iloc[0])
         highest = 0.0 if snapshot.frame is None else float(snapshot.frame[target.name].max())
         is_known = not math.isnan(value) and highest
         share = min(max(value / highest, 0.0), 1.0) if is_known else 0.0
-        notes = [f"{share:.0%} of the highest hour in the data"] if is_known else []
+        notes = [f"{share:.0%} of the highest {steps.NAME} in the data"] if is_known else []
         low, high = (float(end[target.name].iloc[0]) for end in band) if band else (0.0, 0.0)
         if high - low > NO_WIDTH:  # none at night
-            notes = [f"{low:.1f} to {high:.1f} {target.unit} in {coverage:.0%} of such hours", *notes]
+            notes = [f"{low:.1f} to {high:.1f} {target.unit} in {coverage:.0%} of such {steps.NAMES}", *notes]
         big = html.Span("n/a" if math.isnan(value) else f"{value:.2f}", id=f"predicted-{target.name}")
         bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
         tiles.append(tile(target.title, big, target.unit, ". ".join(notes), target.colour, middle=(bar,)))

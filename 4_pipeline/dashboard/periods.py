@@ -1,4 +1,4 @@
-"""Periods of whole days (UTC) within the data: chosen by hand, by an address, or the latest ones."""
+"""Periods of whole days (of `steps.CALENDAR`) within the data: chosen by hand, by an address, or the latest ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import pandas as pd
+from forecast.table import steps
 
 from .follower import Comparison, Snapshot
 
@@ -18,8 +19,8 @@ def whole(snapshot: Snapshot) -> Period:
     """Return the first and the last day of the data."""
     if snapshot.frame is None:
         return None, None
-    stamps = snapshot.frame["utc_timestamp"]
-    return stamps.iloc[0].date(), stamps.iloc[-1].date()
+    first, last = steps.local(snapshot.frame["utc_timestamp"].iloc[[0, -1]])
+    return first.date(), last.date()
 
 
 def latest(snapshot: Snapshot, length_days: int = DEFAULT_DAYS) -> Period:
@@ -57,9 +58,9 @@ def day(value: object) -> date | None:
 
 
 def compared(snapshot: Snapshot, period: Period) -> Comparison | None:
-    """Return the comparison of the hours in a period; None when there is nothing to compare."""
+    """Return the comparison of the rows in a period; None when there is nothing to compare."""
     if snapshot.comparison is None or snapshot.frame is None:
         return None
-    ends = pd.Timestamp(period[0], tz="UTC"), pd.Timestamp(period[1], tz="UTC") + pd.Timedelta(days=1)
+    ends = (pd.Timestamp(day, tz=steps.CALENDAR) for day in (period[0], period[1] + timedelta(days=1)))
     rows = snapshot.frame.index[slice(*snapshot.frame["utc_timestamp"].searchsorted(ends))]
     return None if rows.empty else snapshot.comparison.at(rows)

@@ -12,21 +12,25 @@ from collections.abc import Container
 import numpy as np
 import pandas as pd
 from forecast.errors import DataError
+from forecast.problem import STEP
+from forecast.table import steps
 from forecast.table.features import INPUTS
 from forecast.table.reading import convert_text, read_text, require_columns
-from forecast.table.schema import CAPACITIES, MONTH_HOURS, RANGES, UNITS, USUAL_MEANS, check_cells
+from forecast.table.schema import CAPACITIES, RANGES, STAMP, UNITS, USUAL_MEANS, check_cells
 
-MAX_ROWS = 9000  # a year of hours
-MAX_BYTES = 2_000_000  # several times what so many rows take
+MAX_ROWS = max(375 * steps.A_DAY, 1000)  # a year
+MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times what so many rows take
 YEARS = (1900, 2100)
 HOUR = re.compile(r"(19|20)\d\d-\d\d-\d\dT\d\d:00:00Z")  # of `YEARS`
+START = f"the start of {steps.ONE}" + f" in {steps.ZONE}" * steps.IS_DAY
+EXAMPLE = f"{steps.starts(pd.Series(pd.Timestamp('2016-06-01T12:00Z')))[0]:{STAMP}}"
 _CORRECT = "correct these places, and send the weather again"
 
 
 def from_csv(content: bytes) -> pd.DataFrame:
     """Return the rows of a CSV file with `features.INPUTS` as columns, in the file's order.
 
-    ``content`` is UTF-8, separated by commas, with a header, a row an hour, nothing missing, at most `MAX_ROWS` rows;
+    ``content`` is UTF-8, separated by commas, with a header, a row a step, nothing missing, at most `MAX_ROWS` rows;
     other columns are left out, and named by the attribute `unused`. `utc_timestamp` is ISO 8601 with a zone and comes
     back as datetime64[us, UTC]; the weather (units: `schema.UNITS`) as float64. Raises DataError, which names lines and
     columns and what is allowed.
@@ -44,7 +48,7 @@ def from_csv(content: bytes) -> pd.DataFrame:
 def from_records(rows: object) -> pd.DataFrame:
     """Return the rows of a list of JSON objects with `features.INPUTS` as keys; otherwise as `from_csv`."""
     if not isinstance(rows, list):
-        what, expected = "The rows are not a list.", "a list of objects, one an hour"
+        what, expected = "The rows are not a list.", f"a list of objects, one {steps.ONE}"
         raise DataError(what, value=f"{rows!r:.40}", expected=expected, next_step=_CORRECT)
     columns = _columns({name for row in rows if isinstance(row, dict) for name in row})
     for number, row in enumerate(rows, 1):
@@ -55,7 +59,7 @@ def from_records(rows: object) -> pd.DataFrame:
         if unknown := [name for name in row if name not in columns]:
             what = f"Row {number} has unknown keys: {', '.join(unknown)[:200]}."
             raise DataError(what, expected=", ".join([*INPUTS, *CAPACITIES.values()]), next_step="leave them out")
-    if 0 < len(rows) < MONTH_HOURS and columns == INPUTS and (frame := _plain(rows)) is not None:
+    if 0 < len(rows) < steps.A_MONTH and columns == INPUTS and (frame := _plain(rows)) is not None:
         return frame
     text = pd.DataFrame([[str(row[name]) for name in columns] for row in rows], columns=columns, dtype="str")
     text.index = pd.RangeIndex(1, len(rows) + 1, name="row")
@@ -70,8 +74,10 @@ def _columns(header: Container[str]) -> list[str]:
 def _plain(rows: list[dict]) -> pd.DataFrame | None:
     """Return rows that break no rule as a frame; None for rows that `_check`, which takes 8 ms, has to judge.
 
-    Plain is a time as the example has it, and numbers within `RANGES`; there is no mean of a month.
+    Plain is an hour as the example has it, and numbers within `RANGES`; there is no mean of a month.
     """
+    if STEP != "h":
+        return None
     times = [row["utc_timestamp"] for row in rows]
     if not all(isinstance(time, str) and HOUR.fullmatch(time) for time in times) or len(set(times)) < len(times):
         return None
@@ -93,19 +99,19 @@ def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
     from pandera.pandas import Check
 
     if not len(text):
-        raise DataError("There are no rows.", expected="a row an hour", next_step="add at least one")
+        raise DataError("There are no rows.", expected=f"a row {steps.ONE}", next_step="add at least one")
     if len(text) > MAX_ROWS:
         raise _too_many(f"{len(text)} rows")
     frame = convert_text(text, name)
     times = [
-        Check(lambda stamps: stamps.dt.floor("h") == stamps, error="the start of an hour"),
+        Check(lambda stamps: steps.starts(stamps) == stamps, error=START),
         Check(lambda stamps: stamps.dt.year.between(*YEARS), error=f"of the years {YEARS[0]} to {YEARS[1]}"),
-        Check(lambda stamps: ~stamps.duplicated(keep=False), error="each hour once"),
+        Check(lambda stamps: ~stamps.duplicated(keep=False), error=f"each {steps.NAME} once"),
     ]
     check_cells(frame, name, _CORRECT, times=times)
-    # km/h taken for m/s stays within the range of an hour, but no month has such a mean. Means that are low are
+    # km/h taken for m/s stays within the range of a row, but no month has such a mean. Means that are low are
     # allowed: in winter radiation is below what is usual of a year.
-    means = frame[INPUTS[1:]].mean() if len(frame) >= MONTH_HOURS else {}
+    means = frame[INPUTS[1:]].mean() if len(frame) >= steps.A_MONTH else {}
     high = {name: means[name] for name in USUAL_MEANS if name in means and means[name] > USUAL_MEANS[name][1]}
     if high:
         raise DataError(
@@ -121,6 +127,6 @@ def _too_many(amount: str) -> DataError:
     return DataError(
         "The request is too large.",
         value=amount,
-        expected=f"at most {MAX_ROWS:,} rows, which is a year of hours, and {MAX_BYTES:,} bytes",
+        expected=f"at most {MAX_ROWS:,} rows, which is a year of {steps.NAMES}, and {MAX_BYTES:,} bytes",
         next_step="send it year by year",
     )

@@ -59,7 +59,7 @@ class TimeColumn(Section):
         pattern=r"^([^%]|%[aAbBdfGHIjmMpSuUVwWyYzZ%])+$",
         description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601",
     )
-    stamp: Literal["start", "end"] = Field("start", description="of the hour; hours 01:00 to 24:00 are ends")
+    stamp: Literal["start", "end"] = Field("start", description="of the step; times 01:00 to 24:00 are ends")
 
     @field_validator("format")
     @classmethod
@@ -169,7 +169,7 @@ class Prepare(Section):
 class Split(Section):
     """How much of the end of time is held out."""
 
-    test_fraction: float = Field(ge=0.05, le=0.5, description="share of the hours")
+    test_fraction: float = Field(ge=0.05, le=0.5, description="share of the rows")
 
 
 class TrainLinreg(Section):
@@ -191,7 +191,7 @@ class TrainGradientBoosting(Section):
 
     candidates: int = Field(ge=1, le=1000, description="combinations of hyperparameters that are tried")
     folds: int = Field(ge=2, le=20, description="of the training period")
-    coverage: Share = Field(description="share of the hours that the error band shall hold")
+    coverage: Share = Field(description="share of the rows that the error band shall hold")
     seed: Seed
 
 
@@ -224,9 +224,9 @@ class Promote(Section):
     max_bias_percent: float = Field(
         gt=0, le=100, description="mean error of each target, either sign, in % of its mean"
     )
-    max_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one hour")
+    max_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one row")
     max_size_MB: float = Field(gt=0, le=10_000, description="of the model's files")
-    refit: bool = Field(False, description="whether what passed is fitted again, on all hours, for production")
+    refit: bool = Field(False, description="whether what passed is fitted again, on all rows, for production")
 
 
 class Report(Section):

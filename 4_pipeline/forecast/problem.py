@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
 TITLE, REGION = "Solar and wind power", "Germany"  # of the dashboard and the report
+STEP = "h"  # between two rows: 15min, 30min, h, or whatever divides a day; D for days
+ZONE = "Europe/Berlin"  # of the region: in it a day begins and ends, if the step is a day
 MIDDLE = (51.0, 10.4)  # of the region, degrees north and east: where the sun is looked up
 
 # The solar constant is 1,361 W/m2: https://doi.org/10.1029/2010GL045777. The usual means of power are wide, since

@@ -1,16 +1,18 @@
 """The terms of a `problem`: targets, inputs, the weather that drives the targets, and units.
 
-Values are means, or counts, of the hour that begins at the time stamp.
+Values are means, or counts, of the step (`problem.STEP`) that begins at the time stamp.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 # Units of a quantity, ours first. A value in our unit is value * first / second + third, written so that whole numbers
-# stay exact. The energy that falls in an hour is the hour's mean power times 3,600 s.
+# stay exact. Energies (Wh, J) are those of an hour: `schema.convert` takes the step's length into account.
 Units = dict[str, tuple[float, float, float]]
 POWER: Units = {"GW": (1, 1, 0), "MW": (1, 1000, 0), "kW": (1, 10**6, 0), "W": (1, 10**9, 0)}
+POWER |= {f"{unit}h": factors for unit, factors in POWER.items()}
 SPEED: Units = {"m/s": (1, 1, 0), "kn": (1852, 3600, 0), "mph": (0.44704, 1, 0), "km/h": (1, 3.6, 0)}
 TEMPERATURE: Units = {"C": (1, 1, 0), "K": (1, 1, -273.15), "F": (5, 9, -160 / 9)}
 RADIATION: Units = {
@@ -39,9 +41,9 @@ class Quantity:
     """A column of the processed table.
 
     ``possible`` is what a country's mean or sum can be: anything else is an error. A mean beyond ``usual`` is possible,
-    but often another unit; zero for more than ``zero_hours`` in a row is unusual, too. A category or a flag, such as
-    the day of the week, has None for both. ``units`` are those that an own file may use, ``unit`` is ours as people
-    write it. ``opsd`` is its column in the files of Open Power System Data.
+    but often another unit; zero for more than ``zero_hours`` (and seven steps) in a row is unusual, too. A category or
+    a flag, such as the day of the week, has None for both. ``units`` are those that an own file may use, ``unit`` is
+    ours as people write it. ``opsd`` is its column in the files of Open Power System Data.
     """
 
     name: str
@@ -99,9 +101,14 @@ class Target(Quantity):
         return self.name.removesuffix(f"_{self.unit}") or self.name
 
     @property
+    def rate(self) -> str:
+        """Of what time it is a rate: `h` for power and bikes/h, `d` for bikes/d, `15min`; empty if of none."""
+        return "h" if self.units is POWER else "".join(re.findall(r"/(h|d|\d+min)$", self.unit))
+
+    @property
     def sum_unit(self) -> str:
-        """The unit of its sum over hours: GWh of GW, bikes of bikes/h; empty if that means nothing."""
-        return f"{self.unit}h" if self.units is POWER else self.unit.removesuffix("/h") if "/h" in self.unit else ""
+        """The unit of its sum over time: GWh of GW, bikes of bikes/h; empty if that means nothing."""
+        return f"{self.unit}h" if self.units is POWER else self.unit.removesuffix(f"/{self.rate}") if self.rate else ""
 
     def metric(self, measure: str) -> str:
         """Return the name of one of its scores: `bias_solar_percent` of `bias_percent`."""

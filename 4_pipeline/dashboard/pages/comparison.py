@@ -17,7 +17,7 @@ from forecast.learn.evaluation import in_percent
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 from forecast.show.report import signed
-from forecast.table import split
+from forecast.table import split, steps
 from forecast.table.origin import origin_of
 from forecast.table.schema import TARGETS
 
@@ -34,7 +34,7 @@ DRAG = "Drag across the figure or the strip to choose a period; a double click g
 FIRST_WEEKS = 8
 WEEKS_HEAD = ["Week"]
 WEEKS_HEAD += [word for target in problem.TARGETS for word in (f"{target.title} measured", "predicted", "mean error")]
-ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
+ZONES = {steps.CALENDAR: steps.CALENDAR} if steps.IS_DAY else {"UTC": "UTC", steps.ZONE: f"Time in {problem.REGION}"}
 DAYS = ("first-day", "last-day")
 FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month", "overview")
 
@@ -48,16 +48,21 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         _controls(snapshot, period),
         html.P(adjustment, id="comparison-adjustment", role="status"),
         parts.graph("comparison-figure", figure, "Measured and predicted over time, with error band"),
-        html.P(f"All of the data: daily means, each target by its highest hour. {DRAG}", className="hint"),
+        html.P(f"All of the data: daily means, each target by its highest {steps.NAME}. {DRAG}", className="hint"),
         parts.graph("overview", strip, "All of the data; drag across it for a period", "strip"),
     ]
     by_month = parts.graph("residuals-by-month", by_month, "Errors by month", "chart low")
     residuals = [
-        parts.graph("residuals-by-hour", by_hour, "Errors by hour of the day", "chart low"),
+        parts.graph(
+            "residuals-by-hour",
+            by_hour,
+            f"Errors by {'day of the week' if steps.IS_DAY else 'hour of the day'}",
+            "chart low",
+        ),
         html.Div(by_month, id="by-month", className=by_month_class),
     ]
     hint = f"Means in {figures.UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
-    off = "Predicted minus measured in the period: the median, and the middle half of the hours."
+    off = f"Predicted minus measured in the period: the median, and the middle half of the {steps.NAMES}."
     return [
         dcc.Store(id="latest-period", data=periods.latest(snapshot)),
         parts.panel("comparison", TITLE, modelled(snapshot), compared),
@@ -78,7 +83,7 @@ def register(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def download(_clicks: int, start: object, end: object) -> dict:
-        """Return the period's hours, measured and predicted, as CSV."""
+        """Return the period's rows, measured and predicted, as CSV."""
         snapshot = follower.now
         period, _ = periods.chosen(snapshot, start, end)
         compared = periods.compared(snapshot, period)
@@ -122,7 +127,7 @@ def _register_answers(app: Dash, follower: Follower) -> None:
         """Draw the chosen period."""
         snapshot = follower.now
         period, adjustment = periods.chosen(snapshot, start, end)
-        changed = answer(snapshot, period, zone if zone in tuple(ZONES) else "UTC")
+        changed = answer(snapshot, period, zone if zone in tuple(ZONES) else steps.CALENDAR)
         return *changed, adjustment, *button_states(snapshot, period)
 
     @app.callback(
@@ -164,7 +169,7 @@ def _register_choices(app: Dash, follower: Follower) -> None:
 
 # -- content -----------------------------------------------------------------------------------------------------------
 @once
-def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
+def answer(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> tuple:
     """Return `FIGURES`, key figures and weeks of a period (in UTC), and the class of the errors by month.
 
     Times are those of a zone. A period too short for errors by month hides them.
@@ -173,7 +178,7 @@ def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
     by_month_class = "gone" if None in period or (period[1] - period[0]).days < MONTHS_FROM_DAYS else ""
     compared = periods.compared(snapshot, period)
     if compared is None:
-        text = snapshot.missing("frame", "champion") or "There is no hour of data in this period."
+        text = snapshot.missing("frame", "champion") or f"There is no {steps.NAME} of data in this period."
         return *[figures.empty(text)] * 3, strip, [], [], by_month_class
     frame, predicted = compared.frame, compared.predicted
     local = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
@@ -189,8 +194,14 @@ def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
     week = snapshot.record.report_week
     link = address.link("/results/report.html")
     report = parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
-    hours, (start, end) = len(frame), period
-    text = f"{hours:,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
+    start, end = period
+    expected = (
+        len(
+            steps.grid(pd.Timestamp(start, tz=steps.CALENDAR), pd.Timestamp(end + timedelta(days=1), tz=steps.CALENDAR))
+        )
+        - 1
+    )
+    text = f"{len(frame):,} of {expected:,} {steps.NAMES}, {start:{periods.DAY}} to {end:{periods.DAY}}. "
     learned = compared.champion.judged_until, gate.refit_until(compared.champion.production)
     text += monitoring.training_overlap(frame, *learned)
     tiles = html.Div([_tile(each) for each in compared.qualities], className="tiles")
@@ -200,10 +211,11 @@ def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
-    """Return a strip of all data, as daily means of the targets by their highest hour, with the period marked."""
+    """Return a strip of all data, as daily means of the targets by their highest value, with the period marked."""
     if snapshot.frame is None:
         return figures.empty("")
-    means = snapshot.frame.resample("D", on="utc_timestamp")[TARGETS].mean()
+    days = steps.local(snapshot.frame["utc_timestamp"]).dt.date
+    means = snapshot.frame.groupby(days)[TARGETS].mean()
     days = (means / snapshot.frame[TARGETS].max()).sum(axis=1, min_count=1)
     figure = go.Figure(go.Scatter(x=days.index, y=days, fill="tozeroy", hoverinfo="skip", line_width=0.5))
     window = {"fillcolor": figures.MEASURED, "opacity": 0.5, "line": {"width": 2, "color": figures.INK}}
@@ -243,16 +255,17 @@ def modelled(snapshot: Snapshot) -> str:
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     """Return means and mean errors of the whole weeks (ISO 8601, UTC), the latest first; all but `FIRST_WEEKS` folded.
 
-    The worst mean error of each target is marked. Weeks that lack hours are named below.
+    The worst mean error of each target is marked. Weeks that lack rows are named below.
     """
     by_week = split.mondays(frame["utc_timestamp"])
     means = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS]}, axis=1).groupby(by_week).mean()
-    is_whole = by_week.value_counts().sort_index() >= split.WHOLE_ENOUGH * split.WEEK_HOURS
+    is_whole = by_week.value_counts().sort_index() >= split.WHOLE
     partial, means = means.index[~is_whole], means[is_whole].iloc[::-1][:MAX_WEEKS]
     errors = means["predicted"] - means["measured"]
     rows = []
     for monday, mean in means.iterrows():
-        link = f"{address.link(PATH)}?from={monday.date()}&to={(monday + pd.Timedelta(days=6)).date()}"
+        first = monday.tz_convert(steps.CALENDAR).date()
+        link = f"{address.link(PATH)}?from={first}&to={first + timedelta(days=6)}"
         cells = [html.A(split.name_of(monday), href=link, className="inside")]
         for target in TARGETS:
             error, measured = errors.loc[monday, target], mean["measured", target]
@@ -292,7 +305,7 @@ def _controls(snapshot: Snapshot, period: Period) -> html.Div:
     ]
     zones = [
         html.Label("Times of the figure", htmlFor="zone", className="visually-hidden"),
-        dbc.Select(id="zone", options=ZONES, value="UTC", size="sm"),
+        dbc.Select(id="zone", options=ZONES, value=steps.CALENDAR, size="sm"),
     ]
     saved = [parts.button("Picture", "comparison-png"), parts.button("Table", "comparison-csv", "CSV")]
     saved.append(dcc.Download(id="comparison-file"))

@@ -1,11 +1,11 @@
-"""Data: which hours the data has and lacks, and where it comes from."""
+"""Data: which steps of time the data has and lacks, and where it comes from."""
 
 from __future__ import annotations
 
-import pandas as pd
 from dash import html
 from forecast.raw import prepare
 from forecast.show import figures
+from forecast.table import steps
 from forecast.table.origin import origin_of
 
 from .. import parts
@@ -23,11 +23,14 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     if (frame := snapshot.frame) is None:
         return [parts.panel("hours", "Coverage", snapshot.missing("frame"), [])]
     first, last = frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1]
-    missing = figures.missing(prepare.missing_by_month(frame, first.year, last.year)).update_layout(margin_t=30)
-    expected = round((last - first) / pd.Timedelta(hours=1)) + 1
+    missing = figures.missing(prepare.missing_by_month(frame)).update_layout(margin_t=30)
+    expected = len(steps.grid(first, last))
+    first, last = (end.tz_convert(steps.CALENDAR) for end in (first, last))
     period = f"{first:%d %b %Y} to {last:%d %b %Y}"
-    hint = f"{len(frame):,} of {expected:,} hours from {period}. Each square counts those missing; none is filled."
-    graph = parts.graph("missing", missing, "Missing hours by month", "chart middle")
+    hint = (
+        f"{len(frame):,} of {expected:,} {steps.NAMES} from {period}. Each square counts those missing; none is filled."
+    )
+    graph = parts.graph("missing", missing, f"Missing {steps.NAMES} by month", "chart middle")
     hours = parts.panel("hours", "Coverage", hint, [graph])
     origin = origin_of(frame)
     known = [

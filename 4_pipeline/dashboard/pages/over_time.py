@@ -11,6 +11,7 @@ from forecast import problem
 from forecast.govern import gate
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
+from forecast.table import steps
 
 from .. import parts
 from ..follower import Snapshot
@@ -19,7 +20,7 @@ PATH, TITLE = "/over-time", "Over time"
 HEAD = ["Target", "State", "Mean error", "Mean absolute error", "of the capacity", "Within the band"]
 HEAD += [f"Error of {name}" for name in monitoring.BASELINES]
 UNKNOWN = "not known"
-INPUTS_HEAD = ["Input", "Learned from", "to", "Later hours beyond"]
+INPUTS_HEAD = ["Input", "Learned from", "to", f"Later {steps.NAMES} beyond"]
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
@@ -38,27 +39,29 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     later = comparison.frame[comparison.frame["utc_timestamp"] > pd.Timestamp(since)] if since else comparison.frame
     months = [
         (month, each.target.name, each.nmae_percent, each.bias_percent, 100 * each.inside)
-        for month, hours in later.groupby(later["utc_timestamp"].dt.strftime("%Y-%m-01"))
+        for month, hours in later.groupby(steps.local(later["utc_timestamp"]).dt.strftime("%Y-%m-01"))
         for each in comparison.at(hours.index).qualities
     ]
     columns = ["month", "target", "nmae_percent", "bias_percent", "inside_percent"]
     refit = gate.refit_until(comparison.champion.production)
     figure = figures.by_month(pd.DataFrame(months, columns=columns), refit_until=refit)
     label = "Errors, bias and share within the band by month"
-    about = f"Hours after {pd.Timestamp(since):%d %b %Y}, the last that the model learned." if since else ""
+    about = (
+        f"{steps.NAMES.capitalize()} after {pd.Timestamp(since):%d %b %Y}, the last that the model learned."
+        if since
+        else ""
+    )
     if refit:
         last, start = (f"{pd.Timestamp(until):%d %b %Y}" for until in (refit, since))
-        about = (
-            f"Hours to {last} are predicted by the judged model, which learned until {start}; later ones, right of the"
-        )
-        about += " dotted line, by its refit in production, which learned until there."
-    about = about or "Which hours the model learned is not known: all."
+        about = f"{steps.NAMES.capitalize()} to {last} are predicted by the judged model, which learned until {start};"
+        about += " later ones, right of the dotted line, by its refit in production, which learned until there."
+    about = about or f"Which {steps.NAMES} the model learned is not known: all."
     about += " The first and the last month may be incomplete."
-    beyond = "A model does not know what it does beyond the weather that it learned: trees stay at their last value."
+    beyond = "A model does not know what it does beyond the inputs that it learned: trees stay at their last value."
     return [
         parts.panel("state", monitoring.sentence(qualities), days, [*advice, table]),
         parts.panel("months", "Month by month", about, [parts.graph("by-month", figure, label, "chart tall")]),
-        parts.panel("inputs", "Weather beyond what was learned", beyond, [_inputs(comparison.frame, since)]),
+        parts.panel("inputs", "Inputs beyond what was learned", beyond, [_inputs(comparison.frame, since)]),
     ]
 
 

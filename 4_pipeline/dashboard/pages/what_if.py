@@ -1,12 +1,13 @@
-"""What if: the prediction for an hour that the reader sets with sliders, and how it follows each input."""
+"""What if: the prediction for a step of time that the reader sets with sliders, and how it follows each input."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dash_bootstrap_components as dbc
 import numpy as np
@@ -18,7 +19,7 @@ from forecast.errors import PipelineError
 from forecast.problem import Slider
 from forecast.quantities import RADIATION
 from forecast.show import figures
-from forecast.table import features
+from forecast.table import features, steps
 from forecast.table.schema import FEATURES, TARGETS, UNITS
 
 from .. import parts
@@ -33,11 +34,14 @@ ALIKE = 0.1  # of a slider's range, by which the other inputs of hours like the 
 FEW, FEW_SHARE = 10, 0.01  # hours like that, or the share of them, beyond the dark part on either side
 # An input may have such a name, too. Not every model knows the time.
 HOUR, DAY = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day"))
-TIME = {HOUR: "Hour of the day, UTC", DAY: "Day of the year"}
+TIME = {} if steps.IS_DAY else {HOUR: "Hour of the day, UTC"}
+WHEN = "hour and day" if TIME else "the day"
+TIME |= {DAY: "Day of the year"}
 LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIME
 AXES = {each.name: each.label for each in problem.INPUTS} | TIME
 SLIDERS = {each.name: each.slider for each in problem.INPUTS}
-SLIDERS |= {HOUR: Slider(0, 23, 1, 12), DAY: Slider(1, 365, 1, 172)}
+SLIDERS |= {HOUR: Slider(0, 24 - steps.HOURS, steps.HOURS, 12)} if HOUR in TIME else {}
+SLIDERS |= {DAY: Slider(1, 365, 1, 172)}
 IDS = {name: f"slider-{name}" for name in SLIDERS}
 FIRST = {name: slider.first for name, slider in SLIDERS.items()}
 PRESETS: dict[str, dict[str, float]] = {"Reset": {}, **problem.PRESETS}
@@ -54,14 +58,18 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         html.Div(presets, className="group"),
         html.Div([_slider(name, value, snapshot) for name, value in values.items()], className="sliders"),
     ]
-    figure = parts.graph("what-if-curves", curves(snapshot, values), "Predictions around this hour", "chart tall")
-    about = "The prediction when one input changes and the others stay; the dotted line is the hour that you set."
+    figure = parts.graph(
+        "what-if-curves", curves(snapshot, values), f"Predictions around this {steps.NAME}", "chart tall"
+    )
+    about = (
+        f"The prediction when one input changes and the others stay; the dotted line is the {steps.NAME} that you set."
+    )
     about += " Shaded are the values that the model learned from, and dark those that it learned in weather like this:"
-    about += f" few such hours, {FEW} or one in a hundred, are beyond either end. A line ends where the sun gives less"
-    about += " light than is set."
+    about += f" few such {steps.NAMES}, {FEW} or one in a hundred, are beyond either end."
+    about += " A line ends where the sun gives less light than is set."
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),
-        parts.panel("curves", "Around this hour", about, [figure]),
+        parts.panel("curves", f"Around this {steps.NAME}", about, [figure]),
     ]
     return [
         dcc.Store(id="what-if-first", data=[*FIRST.items()]),
@@ -160,7 +168,7 @@ def _is_number(value: Any) -> bool:
 
 def reading(name: str, value: float) -> str | float:
     """Return a slider's value as its field shows it: a day of the year as a date, an hour as on a clock."""
-    return {DAY: f"{_time(value):%d %b}", HOUR: f"{value:02.0f}:00"}.get(name, value)
+    return {DAY: f"{_time(value):%d %b}", HOUR: f"{_time(1, value):%H:%M}"}.get(name, value)
 
 
 def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
@@ -169,15 +177,17 @@ def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
     ``weather`` holds the value of each slider (`SLIDERS`). Hour and day are those of the data's last year: the capacity
     of that time counts.
     """
-    hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather[DAY], weather[HOUR])}])
+    hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather[DAY], weather.get(HOUR, 0))}])
     try:
         predicted, band = _predict(snapshot.champion, hour) if snapshot.champion else (None, None)
     except PipelineError as error:
-        return [parts.banner("There is no prediction for this hour:", error.what)]
+        return [parts.banner(f"There is no prediction for this {steps.NAME}:", error.what)]
     content = [html.Div(parts.prediction(snapshot, predicted, band), className="tiles")]
     light, most = (float(values.iloc[0]) for values in _light(hour))
     if light > most:
-        text = f"There is no such hour: {light:.0f} W/m² of light are set, and at this time the sun gives at most"
+        text = (
+            f"There is no such {steps.NAME}: {light:.0f} W/m² of light are set, and at this time the sun gives at most"
+        )
         text += f" {most - TWILIGHT:.0f} W/m², even without an atmosphere."
         content.append(html.P(text, className="refused"))
     if snapshot.champion and (year_ends := snapshot.champion.year_ends):
@@ -202,7 +212,7 @@ def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
 def _light(hours: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Return the light of hours in W/m², and how much there can be: what the sun gives, and twilight."""
     light = hours[[each.name for each in problem.INPUTS if each.units is RADIATION]].sum(axis=1)
-    elevation = features.sun_position(features.to_utc(hours["utc_timestamp"]), minutes=30)["elevation"]
+    elevation = features.sun_position(features.to_utc(hours["utc_timestamp"]))["elevation"]
     most = SOLAR_CONSTANT * np.sin(np.radians(elevation.to_numpy())).clip(min=0)
     return light, pd.Series(most + TWILIGHT, hours.index)
 
@@ -215,7 +225,7 @@ def seen(snapshot: Snapshot, name: str, value: float) -> str:
     times, extreme = min(((learned <= value).sum(), "little"), ((learned >= value).sum(), "much"))
     if times >= SELDOM * len(learned):
         return "seen"
-    return f"hardly seen: so {extreme} in {times:,} of {len(learned):,} hours" if times else "never seen"
+    return f"hardly seen: so {extreme} in {times:,} of {len(learned):,} {steps.NAMES}" if times else "never seen"
 
 
 def _learned_here(learned: pd.DataFrame, name: str, weather: dict[str, float]) -> list[float]:
@@ -237,7 +247,9 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
         points = np.linspace(SLIDERS[name].low, SLIDERS[name].high, POINTS)
         swept += [(name, value) for value in (np.unique(points.round()) if SLIDERS[name].step == 1 else points)]
     table = pd.DataFrame([{**weather, name: value} for name, value in swept])
-    table["utc_timestamp"] = [hour_of_year(snapshot, *when) for when in zip(table[DAY], table[HOUR], strict=True)]
+    table["utc_timestamp"] = [
+        hour_of_year(snapshot, *when) for when in zip(table[DAY], table.get(HOUR, 0 * table[DAY]), strict=True)
+    ]
     try:
         table[TARGETS] = _predict(snapshot.champion, table)[0]
     except PipelineError as error:
@@ -254,8 +266,8 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
 
 def hint(snapshot: Snapshot) -> str:
     """Return what the sliders set, and whether the model uses all of it."""
-    text = "Set the weather of an hour; the prediction follows."
-    return text + " The model in production does not use hour and day." * is_unused(snapshot)
+    text = f"Set the weather of {steps.ONE}; the prediction follows."
+    return text + f" The model in production does not use {WHEN}." * is_unused(snapshot)
 
 
 def is_unused(snapshot: Snapshot) -> bool:
@@ -271,8 +283,9 @@ def hour_of_year(snapshot: Snapshot, day: float, hour: float) -> datetime:
 
 
 def _time(day: float, hour: float = 0) -> datetime:
-    """Return the hour of a day of the year, in a year without a leap day."""
-    return datetime(2015, 1, 1, round(hour), tzinfo=UTC) + timedelta(days=round(day) - 1)
+    """Return the step of a day of the year, in a year without a leap day."""
+    began = datetime(2015, 1, 1, tzinfo=ZoneInfo(steps.CALENDAR))
+    return began + timedelta(days=round(day) - 1, hours=round(hour / steps.HOURS) * steps.HOURS)
 
 
 def _slider(name: str, value: float, snapshot: Snapshot) -> html.Div:

@@ -12,6 +12,7 @@ from dash.development.base_component import Component
 from forecast import problem
 from forecast.errors import DataError, PipelineError
 from forecast.show import figures
+from forecast.table import steps
 from forecast.table.features import INPUTS, LATER_YEARS, assume_capacity, last_year
 from forecast.table.schema import CAPACITIES, STAMP
 
@@ -37,7 +38,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     if snapshot.champion and snapshot.champion.year_ends:
         last = last_year(snapshot.champion.year_ends)
         limits += f" The installed capacity is known until the end of {last}; in the {LATER_YEARS} years after, that of"
-        limits += " then is assumed and marked. For other hours give it in the columns"
+        limits += " then is assumed and marked. For other times give it in the columns"
         limits += f" {' and '.join(CAPACITIES.values())}."
     uploading = [
         html.Div(upload, className="place"),  # Dash loads the upload after the page
@@ -46,7 +47,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         html.P([parts.button("Try the example", "weather-example"), " ", link]),
     ]
     panels = [
-        parts.panel("your-weather", "Your weather", "Upload hours of weather to get predictions.", uploading),
+        parts.panel("your-weather", "Your weather", f"Upload {steps.NAMES} of weather to get predictions.", uploading),
         parts.panel(
             "weather-columns", "Columns of the file", "CSV in UTF-8, with commas; no cell is empty.", [_columns()]
         ),
@@ -61,7 +62,14 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
 
 def _columns() -> Component:
     """Return a table of the columns that a file may have."""
-    rows = [[html.Code("utc_timestamp"), "start of the hour, with its zone", "UTC", "such as 2016-06-01T12:00Z"]]
+    rows = [
+        [
+            html.Code("utc_timestamp"),
+            requests.START.removeprefix("the ") + ", with its zone",
+            "UTC",
+            f"such as {requests.EXAMPLE}",
+        ]
+    ]
     rows += [
         [html.Code(each.name), each.meaning, each.unit, "{:,} to {:,}".format(*each.possible)]
         for each in problem.INPUTS
@@ -116,7 +124,7 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def example(snapshot: Snapshot) -> str:
-    """Return the weather of the last hours of the data as the URL of a CSV file; without data only its heading."""
+    """Return the weather of the last rows of the data as the URL of a CSV file; without data only its heading."""
     rows = pd.DataFrame(columns=INPUTS) if snapshot.frame is None else snapshot.frame[INPUTS].tail(72)
     content = rows.to_csv(index=False, date_format=STAMP).encode()
     return f"data:text/csv;base64,{base64.b64encode(content).decode()}"
@@ -136,13 +144,13 @@ def decoded(contents: object) -> bytes:
 def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str]:
     """Return the predictions for checked rows of weather, with a button to download them, and a line about them.
 
-    Raises PipelineError when the model cannot predict for these hours.
+    Raises PipelineError when the model cannot predict for these rows.
     """
     if (champion := snapshot.champion) is None:
         return [parts.banner(snapshot.missing("champion"), "Upload the file again later.")], ""
     weather, (rows, origin) = rows, assume_capacity(rows, champion.year_ends)
     predicted, band = champion.predict_with_band(rows)
-    status = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {champion.production}."
+    status = f"{name}: {len(rows):,} {steps.NAME}{'s' * (len(rows) > 1)}, by {champion.production}."
     if unused := rows.attrs.get("unused"):
         status += f" Not used: {', '.join(unused)[:200]}."
     if assumed := (origin == "assumed").sum():

@@ -14,7 +14,7 @@ from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG, PAGE_TAG
 
 from forecast import problem, tracking
 from forecast.parameters import FILE, project, read_stage
-from forecast.table import schema
+from forecast.table import schema, steps
 from forecast.tracking import DIRTY_TAG, PRODUCTION, STAGE_TAG, connect
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def rules(policy: Promote) -> dict[str, Any]:
         if target.by_day:
             most = policy.max_night[target.key]
             limits[target.metric("night")] = Rule(max=most, name=f"mean {words} predicted at night", unit=unit)
-    limits["latency_ms"] = Rule(max=policy.max_latency_ms, name="time to predict one hour", unit="ms")
+    limits["latency_ms"] = Rule(max=policy.max_latency_ms, name=f"time to predict one {steps.NAME}", unit="ms")
     limits["size_MB"] = Rule(max=policy.max_size_MB, name="size of the model's files", unit="MB")
     return limits | {"inputs and outputs": _interface}
 
@@ -136,7 +136,7 @@ def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
 
     targets = " and ".join(f"{target.key} in {target.unit}" for target in problem.TARGETS)
     signature = scores.facts.get("signature")
-    return str(signature), f"weather, or hour and weather, to {targets}", signature in SIGNATURES
+    return str(signature), f"the inputs, or time and inputs, to {targets}", signature in SIGNATURES
 
 
 def production(known: Production | None = None, client: MlflowClient | None = None) -> Production | None:

@@ -1,4 +1,4 @@
-"""Measure a model: its scores on the held-out hours, what the gate needs besides, and the effect of its inputs."""
+"""Measure a model: its scores on the held-out rows, what the gate needs besides, and the effect of its inputs."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from forecast.table import split
 from forecast.table.features import INPUTS, assume_capacity, sun_position, to_utc
 from forecast.table.schema import FEATURES, STAMP, TARGETS
 
-# The two interfaces that a model may have: weather in, or hour and weather in.
+# The two interfaces that a model may have: inputs in, or time and inputs in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
 # Below -12 degrees in the middle of Germany it is night in every federal state: the country spans about 9 degrees of
 # longitude and 8 of latitude.
 NIGHT_ELEVATION_DEGREES = -12.0
 LATENCY_TIMES = 5
-IMPORTANCE_HOURS = 2000  # spread evenly over the frame
+IMPORTANCE_ROWS = 2000  # spread evenly over the frame
 SHUFFLES = 5
 RESPONSE_VALUES = 25
-OUTER_SHARE = 0.005  # of the values at either end of an input is left out: there are hardly any hours
+OUTER_SHARE = 0.005  # of the values at either end of an input is left out: there is hardly anything
 
 
 def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
-    """Score predictions (columns `TARGETS`, one row an hour) against the processed frame of the same hours."""
+    """Score predictions (columns `TARGETS`) against the processed frame of the same rows."""
     stamps = pd.Series(to_utc(held_out["utc_timestamp"]))
     measured, values = (part[TARGETS].astype(float).set_axis(stamps.index) for part in (held_out, predicted))
     night = is_night(stamps)
@@ -78,12 +78,12 @@ def in_percent(error: float, measured: pd.Series) -> float:
 
 
 def is_night(utc_timestamp: pd.Series) -> np.ndarray:
-    """Return for each hour (named by its start) whether the sun is down over all of Germany during the whole hour.
+    """Return for each step (named by its start) whether the sun is down over all of Germany during the whole of it.
 
-    Decided by the sun's elevation: the radiation of the hours of first and last light is zero, too.
+    Decided by the sun's elevation: the radiation of the steps of first and last light is zero, too.
     """
     stamps = to_utc(utc_timestamp)
-    highest = [sun_position(stamps, minutes=minutes)["elevation"].to_numpy() for minutes in (0, 60)]
+    highest = [sun_position(stamps, share)["elevation"].to_numpy() for share in (0, 1)]
     return (highest[0] < NIGHT_ELEVATION_DEGREES) & (highest[1] < NIGHT_ELEVATION_DEGREES)
 
 
@@ -91,47 +91,47 @@ def is_night(utc_timestamp: pd.Series) -> np.ndarray:
 def judge(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
     """Score a model on a processed frame and time it, for the gate; the blocks are weeks.
 
-    Raises DataError if the model does not know the installed capacity of such hours: in use, no hour brings it along.
+    Raises DataError if the model does not know the installed capacity of such times: in use, no row brings it along.
     """
     frame = held_out.reset_index(drop=True)
-    hour, _ = assume_capacity(frame[INPUTS].head(1), model.year_ends if model.knows_time else {})
+    row, _ = assume_capacity(frame[INPUTS].head(1), model.year_ends if model.knows_time else {})
     scores = score(frame, model.predict(frame).astype(float))
-    costs = {"latency_ms": _milliseconds(model, hour), "size_MB": (model.size_bytes or 0) / 1e6}
+    costs = {"latency_ms": _milliseconds(model, row), "size_MB": (model.size_bytes or 0) / 1e6}
     weeks = {f"week {number}": error for number, error in enumerate(scores.weekly_errors, start=1)}
     facts = {"signature": model.signature}
     return mlflow_gate.Scores(scores.metrics() | costs, weeks, facts, period=scores.period, part=split.TEST_WEEKS)
 
 
-def _milliseconds(model: LoadedModel, hour: pd.DataFrame) -> float:
-    """Return the time of a prediction for one hour: the least of some, as other work only adds to it."""
+def _milliseconds(model: LoadedModel, row: pd.DataFrame) -> float:
+    """Return the time of a prediction for one row: the least of some, as other work only adds to it."""
     seconds = []
     with threadpool_limits(1):  # threads that wait for a busy core take longer than one alone
         for _ in range(LATENCY_TIMES):
             began = time.perf_counter()
-            model.predict(hour)
+            model.predict(row)
             seconds.append(time.perf_counter() - began)
     return 1000 * min(seconds)
 
 
 # -- the effect of the inputs ------------------------------------------------------------------------------------------
 def importance(model: LoadedModel, frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return by how much R2 falls when the values of one input are shuffled among the hours of a processed frame.
+    """Return by how much R2 falls when the values of one input are shuffled among the rows of a processed frame.
 
     A row for each of `utc_timestamp` (which stands for hour and season) and the weather features; columns are the
     targets and, as `<target>_spread`, the standard deviation of five shuffles. Permutation importance after Breiman
     (2001), https://doi.org/10.1023/A:1010933404324. Inputs that go together (direct and diffuse radiation) share
     theirs: each can stand in for the other.
     """
-    hours, random = _thin(frame), np.random.default_rng(seed)
-    measured = hours[TARGETS].to_numpy()
+    rows, random = _thin(frame), np.random.default_rng(seed)
+    measured = rows[TARGETS].to_numpy()
 
     columns = INPUTS if model.knows_time else FEATURES
     shuffled = [
-        hours.assign(**{column: hours[column].to_numpy()[random.permutation(len(hours))]})
+        rows.assign(**{column: rows[column].to_numpy()[random.permutation(len(rows))]})
         for column in columns
         for _ in range(SHUFFLES)
     ]
-    predicted = np.split(model.predict(pd.concat([hours, *shuffled])).to_numpy(), len(shuffled) + 1)
+    predicted = np.split(model.predict(pd.concat([rows, *shuffled])).to_numpy(), len(shuffled) + 1)
     whole, *scores = (r2_score(measured, values, multioutput="raw_values") for values in predicted)
     falls = (whole - np.array(scores)).reshape(len(columns), SHUFFLES, len(TARGETS))
     names = [*TARGETS, *(f"{name}_spread" for name in TARGETS)]
@@ -145,24 +145,24 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
     target. Partial dependence after Friedman (2001), https://doi.org/10.1214/aos/1013203451. Where inputs go together,
     some of these combinations never occur.
     """
-    hours = _thin(frame, IMPORTANCE_HOURS // 4)
-    rows = []
+    rows = _thin(frame, IMPORTANCE_ROWS // 4)
+    table = []
     for feature in FEATURES:
         low, high = frame[feature].quantile([OUTER_SHARE, 1 - OUTER_SHARE])
         values = np.linspace(low, high, RESPONSE_VALUES)
-        everywhere = pd.concat([hours.assign(**{feature: value}) for value in values], ignore_index=True)
-        means = model.predict(everywhere).groupby(np.repeat(np.arange(RESPONSE_VALUES), len(hours))).mean()
-        rows.append(means.assign(feature=feature, value=values))
-    return pd.concat(rows, ignore_index=True)[["feature", "value", *TARGETS]]
+        everywhere = pd.concat([rows.assign(**{feature: value}) for value in values], ignore_index=True)
+        means = model.predict(everywhere).groupby(np.repeat(np.arange(RESPONSE_VALUES), len(rows))).mean()
+        table.append(means.assign(feature=feature, value=values))
+    return pd.concat(table, ignore_index=True)[["feature", "value", *TARGETS]]
 
 
 def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict[str, float]:
-    """Return `coverage_<key>`: the share of hours whose value lies between ``low`` and ``high``, ends included.
+    """Return `coverage_<key>`: the share of rows whose value lies between ``low`` and ``high``, ends included.
 
-    Of a target that is there by day only the hours with the sun up count, NaN without any: at night every band that
+    Of a target that is there by day only the rows with the sun up count, NaN without any: at night every band that
     holds zero is right.
     """
-    day = sun_position(to_utc(frame["utc_timestamp"]), minutes=30)["elevation"].to_numpy() > 0
+    day = sun_position(to_utc(frame["utc_timestamp"]))["elevation"].to_numpy() > 0
     shares = {}
     for target in problem.TARGETS:
         inside = frame[target.name].between(low[target.name], high[target.name])
@@ -170,6 +170,6 @@ def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict
     return shares
 
 
-def _thin(frame: pd.DataFrame, most: int = IMPORTANCE_HOURS) -> pd.DataFrame:
+def _thin(frame: pd.DataFrame, most: int = IMPORTANCE_ROWS) -> pd.DataFrame:
     """Return at most so many rows, spread evenly over the frame."""
     return frame.iloc[np.unique(np.linspace(0, len(frame) - 1, most).round().astype(int))].reset_index(drop=True)

@@ -261,7 +261,7 @@ def load_files(folder: Path, name: str) -> LoadedModel:
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:
-    """Load a model from its local folder and let it predict two hours; ``name`` is what errors call it.
+    """Load a model from its local folder and let it predict two rows; ``name`` is what errors call it.
 
     The files that are there decide how, never what the model says of itself. Raises ModelError.
     """

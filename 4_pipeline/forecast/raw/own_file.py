@@ -14,7 +14,7 @@ from pandas import DataFrame, Series
 from forecast.errors import ParameterError
 from forecast.parameters import OwnFile, TimeColumn
 from forecast.table import reading as raw
-from forecast.table import schema
+from forecast.table import schema, steps
 from forecast.table.reading import Table
 from forecast.table.schema import RANGES
 
@@ -24,7 +24,7 @@ _FULL_HOURS = (
     ' time.format: "%Y-%m-%dT%H:30"; see own/README.md'
 )
 _MIDNIGHT = r"(?<![\d:])24(?=:00(?::00)?(?![\d:]))"
-_HOUR, _DAY = pd.Timedelta(hours=1), pd.Timedelta(days=1)
+_STEP = pd.DateOffset(days=1) if steps.IS_DAY else steps.LENGTH
 _MAX_NEGATIVE = 0.01  # of a column's highest value: what plants consume at night, and what sensors are off
 
 
@@ -62,6 +62,8 @@ def read(path: Path, mapping: OwnFile) -> Table:
             raw.require(~is_small, cells, file, "0 or more", next_step)
     times = text[mapping.time.column]
     stamps, skipped = _to_utc(times, file, mapping.time)
+    energies = [name for name, column in columns.items() if schema.is_energy(column.unit)]
+    values[energies] = values[energies].mul(steps.HOURS / steps.hours(stamps), axis="index")  # a day of 23 hours
     _require_times(text, stamps, skipped, values, mapping)
     left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
     values.insert(0, "utc_timestamp", stamps)
@@ -70,7 +72,7 @@ def read(path: Path, mapping: OwnFile) -> Table:
 
 
 def _require_times(text: DataFrame, stamps: Series, skipped: Series, values: DataFrame, mapping: OwnFile) -> None:
-    """Raise DataError for the first row with a value in an hour that the clock skips, or if no hour begins at :00."""
+    """Raise DataError for the first row with a value in an hour that the clock skips, or if no step begins in time."""
     times, file = text[mapping.time.column], mapping.file
     expected = f"a time that exists: in {mapping.time.zone} the clock skips it in spring"
     next_step = "if the file keeps winter time all year, set fetch.csv.time.zone: '+01:00' in params.yaml"
@@ -80,13 +82,19 @@ def _require_times(text: DataFrame, stamps: Series, skipped: Series, values: Dat
             "the program that wrote the file has filled that hour with 0: delete these lines, or leave the cells empty"
         )
     raw.require(~skipped | values.isna().all(axis="columns"), times, file, expected, next_step)
-    minutes = stamps.dropna().dt.minute.unique()
-    if len(minutes) == 1 and minutes[0]:
-        raw.require(stamps.isna(), times, file, f"hours that begin at :00 UTC, and not at :{minutes[0]}", _FULL_HOURS)
+    known = stamps.dropna()
+    off = (known - steps.starts(known)).unique()
+    if len(off) == 1 and off[0]:
+        minutes = off[0] // pd.Timedelta(minutes=1)
+        begin = f"{steps.NAMES} that begin at :00 UTC, and not at :{minutes:02}"
+        if steps.IS_DAY:
+            begin = f"days that begin at 00:00 in {steps.ZONE}, and not at {minutes // 60:02}:{minutes % 60:02}"
+        next_step = "set ZONE in forecast/problem.py, or time.zone in params.yaml (fetch.csv)"
+        raw.require(stamps.isna(), times, file, begin, next_step if steps.IS_DAY else _FULL_HOURS)
 
 
 def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:
-    """Return the UTC times of the hours' starts, NaT if unknown, and which are of an hour skipped by a clock change."""
+    """Return the UTC times of the steps' starts, NaT if unknown, and which are of an hour skipped by a clock change."""
     original, midnight = text, text.str.contains(_MIDNIGHT, na=False)
     text = text.str.replace(_MIDNIGHT, "00", regex=True)
     aware = raw.has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
@@ -98,24 +106,29 @@ def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:
     like = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
     raw.require(good, original, file, like, "correct that line, or fetch.csv.time.format in params.yaml")
     # 00:00 between 23:00 of the same day and 01:00 of the next, in either order, is the end of the day, too.
-    before, after = (parsed.shift(rows).fillna(parsed + _DAY + _HOUR) - parsed for rows in (1, -1))
-    midnight |= (before + after == 2 * _DAY) & ((before - after).abs() == 2 * _HOUR)
-    parsed = parsed.dt.as_unit("us").mask(midnight, parsed + _DAY)
-    by_end = time.stamp == "end"
-    next_step = "if the times are the ends of the hours, set fetch.csv.time.stamp: end in params.yaml"
-    raw.require(~midnight | by_end, original, file, "the start of an hour, 00:00 to 23:00", next_step)
+    before, after = (parsed.shift(rows).fillna(parsed + steps.DAY + steps.LENGTH) - parsed for rows in (1, -1))
+    is_late = (before + after == 2 * steps.DAY) & ((before - after).abs() == 2 * steps.LENGTH)
+    midnight |= is_late & (not steps.IS_DAY)
+    parsed = parsed.dt.as_unit("us").mask(midnight, parsed + steps.DAY)
+    by_end, last = time.stamp == "end", pd.Timestamp(0) + steps.DAY - steps.LENGTH
+    next_step = f"if the times are the ends of the {steps.NAMES}, set fetch.csv.time.stamp: end in params.yaml"
+    raw.require(~midnight | by_end, original, file, f"the start of {steps.ONE}, 00:00 to {last:%H:%M}", next_step)
     if aware.all():
-        return parsed - _HOUR * int(by_end), pd.Series(False, text.index)
-    if time.zone is None:
+        begun = (parsed.dt.tz_convert(steps.CALENDAR) - _STEP).dt.tz_convert("UTC") if by_end else parsed
+        return begun, pd.Series(False, text.index)
+    if time.zone is None and not steps.IS_DAY:
         example = f"`time: {{column: {time.column}, zone: UTC}}`"
         next_step = f"set in params.yaml, under fetch.csv: {example}, or Europe/Berlin, or +01:00"
         raw.require(aware, original, file, "an offset, or a zone for the file (fetch.csv.time.zone)", next_step)
-    zone = _zone(time.zone or "UTC")
+    zone = _zone(time.zone or steps.ZONE)
+    if steps.IS_DAY:
+        days = steps.begin(pd.DatetimeIndex(parsed - _STEP if by_end else parsed), zone)
+        return pd.Series(days, text.index), pd.Series(False, text.index)
     if not by_end:
         return _localize(parsed, zone)
     # Around a clock change some files write an hour's end by the clock, others as its start and one hour.
     by_clock, skipped = _localize(parsed, zone)
-    readings = [_localize(parsed - _HOUR, zone), (by_clock - _HOUR, skipped)]
+    readings = [_localize(parsed - _STEP, zone), (by_clock - _STEP, skipped)]
     return min(readings, key=lambda reading: reading[0].isna().sum() + reading[0].duplicated().sum())
 
 
@@ -124,8 +137,8 @@ def _localize(parsed: Series, zone: tzinfo | None) -> tuple[Series, Series]:
     twice = parsed.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
     # Many portals write the newest row first; then winter's row is the first. Files joined by hand do both: the rows
     # beside it say which way time runs.
-    steps = parsed.diff()
-    backwards = steps.where((steps != pd.Timedelta(0)) & (steps.abs() < _DAY)).ffill().bfill() < pd.Timedelta(0)
+    apart = parsed.diff()
+    backwards = apart.where((apart != pd.Timedelta(0)) & (apart.abs() < steps.DAY)).ffill().bfill() < pd.Timedelta(0)
     # A join may have doubled each row: of neighbours with one time the first half is one hour.
     neighbours = (parsed != parsed.shift()).cumsum()
     together = neighbours.groupby(neighbours).transform("size")

@@ -1,4 +1,4 @@
-"""Turn raw files into the processed table; count the hours that are left out, and invent no value."""
+"""Turn raw files into the processed table; count the steps that are left out, and invent no value."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from forecast.errors import DataError, ParameterError
 from forecast.parameters import OwnFile
 from forecast.raw import own_file, sources
 from forecast.table import reading as raw
-from forecast.table import schema
+from forecast.table import schema, steps
 from forecast.table.features import add_capacity
 from forecast.table.origin import origin_in
 from forecast.table.reading import Table
 from forecast.table.schema import STAMP
 
 logger = logging.getLogger(__name__)
-HOUR = pd.Timedelta(hours=1)
 # The columns of each quantity in the files of Open Power System Data, and of the sample.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
@@ -34,23 +33,23 @@ LAYOUT = {
 def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
     """Return the processed table of the raw files in ``raw_folder``, and the findings.
 
-    The rule, for each hour (UTC) of ``first_year`` to ``last_year``, from the first complete one to the last:
+    The rule, for each step (`steps`) of ``first_year`` to ``last_year``, from the first complete one to the last:
 
-    1. an hour that a file holds more than once: its first row is kept, the others are left out;
-    2. an hour that is absent from a file is left out;
-    3. an hour in which a needed cell is empty is left out;
+    1. a step that a file holds more than once: its first row is kept, the others are left out;
+    2. a step that is absent from a file is left out;
+    3. a step in which a needed cell is empty is left out;
     4. nothing is filled, interpolated or otherwise invented. Units are converted, no other value changes.
 
     The table has the columns `schema.COLUMNS`, sorted by time, and `schema.CAPACITIES` if the capacity is known; it
     satisfies `schema.check`, and carries its origin (`origin.origin_of`).
 
-    The findings can be written as JSON: the hours expected, kept and left out; by file (`power` and `weather`, or
-    `own`) its rows, those outside the years or before the first or after the last complete hour, those that follow a
-    later hour, those doubled, and the hours absent; the empty cells by column; the same `by_year`, with its gaps; for
+    The findings can be written as JSON: the steps expected, kept and left out; by file (`power` and `weather`, or
+    `own`) its rows, those outside the years or before the first or after the last complete step, those that follow a
+    later one, those doubled, and the steps absent; the empty cells by column; the same `by_year`, with its gaps; for
     an own file what `own_file.read` left out, and years for which a figure of capacity lacks between two that have one.
 
     Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut short,
-    a time without a zone or off the hour, no hour in the years, values out of range), and ParameterError when
+    a time without a zone or off the step, no step in the years, values out of range), and ParameterError when
     ``last_year`` is before ``first_year``.
     """
     if last_year < first_year:
@@ -60,11 +59,11 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             expected="first_year <= last_year",
             next_step="exchange them (in the pipeline: params.yaml)",
         )
-    origin, ends = origin_in(raw_folder), (f"{first_year}-01-01", f"{last_year + 1}-01-01")
-    hours = pd.date_range(*ends, freq="h", tz="UTC", inclusive="left", unit="us")
+    origin = origin_in(raw_folder)
+    grid = steps.of_years(first_year, last_year)
     tables = read(Path(raw_folder), origin.csv)
-    parts = {name: take_hours(table, hours) for name, table in tables.items()}
-    frame = join(parts, hours)
+    parts = {name: take_rows(table, grid) for name, table in tables.items()}
+    frame = join(parts, grid)
     next_step = "correct the file, or ask for other years (prepare.first_year and last_year in params.yaml)"
     schema.check(frame, f"The frame prepared from {origin.csv.file if origin.csv else raw_folder}", next_step)
     findings = {"source": origin.source, **count(parts, frame)}
@@ -105,9 +104,9 @@ def load_or_make(csv: Path) -> DataFrame:
     return add_capacity(schema.read(csv), problem.CAPACITY)
 
 
-# -- tables to hours ---------------------------------------------------------------------------------------------------
+# -- tables to steps ---------------------------------------------------------------------------------------------------
 class Part(NamedTuple):
-    """The hours of a raw table, each once, time as the index; the times of repeated rows; and counts of all rows."""
+    """The steps of a raw table, each once, time as the index; the times of repeated rows; and counts of all rows."""
 
     frame: DataFrame
     repeated: Series
@@ -116,36 +115,41 @@ class Part(NamedTuple):
 
 def _cure(step: pd.Timedelta) -> str:
     """Return what to do about rows that are ``step`` apart."""
-    if step.round("s") == HOUR:
-        cure = "round the times to full hours"
-    elif step == 24 * HOUR:
-        cure = "join date and hour, if they are in two columns; a value a day is too few"
-    else:
-        cure = "make hourly means first"
-    return f"use the file of hourly values (60min); for an own file, {cure}, by a script in own/ (see own/README.md)"
+    script = "by a script in own/ (see own/README.md)"
+    if step.round("s") == steps.LENGTH:
+        return f"round the times to full {steps.NAMES}, {script}"
+    cures, name = [], {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
+    if not steps.DAY % step:
+        cures.append(f'set STEP = "{name}" in forecast/problem.py')
+    if step < steps.LENGTH or not cures:
+        cures.append(f'make means, such as table.resample("{steps.STEP}").mean(), {script}')
+    if step == steps.DAY:
+        cures.append(f"if date and time are in two columns, join them, {script}")
+    return "; or ".join(cures)
 
 
-def take_hours(table: Table, hours: DatetimeIndex) -> Part:
-    """Take the ``hours`` out of a raw table, each once; raise DataError for rows off the hour or out of range."""
+def take_rows(table: Table, grid: DatetimeIndex) -> Part:
+    """Take the steps of a ``grid`` out of a raw table, each once; raise DataError for rows off it or out of range."""
     path, frame, names, _ = table
     every = frame["utc_timestamp"]
-    within = frame[(every >= hours[0]) & (every < hours[-1] + HOUR)]
+    within = frame[(every >= grid[0]) & (every < steps.starts(Series(grid[-1:]), later=1)[0])]
     stamps = within["utc_timestamp"]
-    steps = stamps.drop_duplicates().sort_values().diff().dropna()
-    if len(steps) > 1 and (step := steps.mode()[0]) != HOUR:
+    apart = steps.local(stamps).dt.tz_localize(None).drop_duplicates().sort_values().diff().dropna()
+    if len(apart) > 1 and (step := apart.mode()[0]) != steps.LENGTH:
         raise DataError(
-            f"{path}: the rows are {step / HOUR:.7g} hours apart.",
+            f"{path}: the rows are {steps.in_words(step)} apart.",
             value=", ".join(f"{stamp:{STAMP}}" for stamp in stamps[:3]),
-            expected="a row an hour",
+            expected=f"a row {steps.ONE}",
             next_step=_cure(step),
         )
-    odd = stamps[~stamps.isin(hours)]
+    odd = stamps[~stamps.isin(grid)]
     if len(odd):
+        column = names.get("utc_timestamp", "utc_timestamp")
         raise DataError(
-            f"{path}, line {odd.index[0]}, column {names.get('utc_timestamp', 'utc_timestamp')}: not a full hour.",
+            f"{path}, line {odd.index[0]}, column {column}: not a full {steps.NAME}.",
             value=f"{odd.iloc[0]:{STAMP}}",
-            expected="hourly data",
-            next_step="use the file of hourly values (60min)",
+            expected=f"{steps.OFTEN} data",
+            next_step=f"use the file of {steps.OFTEN} values",
         )
     again = stamps.duplicated()
     next_step = f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an"
@@ -156,18 +160,19 @@ def take_hours(table: Table, hours: DatetimeIndex) -> Part:
     return Part(within[~again].set_index("utc_timestamp"), stamps[again], counts)
 
 
-def join(parts: Mapping[str, Part], hours: DatetimeIndex) -> DataFrame:
-    """Return the hours that are complete in every part; raise DataError if there is none."""
+def join(parts: Mapping[str, Part], grid: DatetimeIndex) -> DataFrame:
+    """Return the steps that are complete in every part; raise DataError if there is none."""
     frames = {name: part.frame for name, part in parts.items()}
     joined = pd.concat(frames.values(), axis="columns", join="inner").sort_index()
     complete = joined.dropna().rename_axis("utc_timestamp").reset_index()[schema.COLUMNS]
     if complete.empty:
         empty = [column for frame in frames.values() if len(frame) for column in frame if frame[column].isna().all()]
-        counts = ", ".join(f"{len(frame)} hours of {name}" for name, frame in frames.items())
+        years = grid[[0, -1]].tz_convert(steps.CALENDAR).year
+        counts = ", ".join(f"{len(frame)} {steps.NAMES} of {name}" for name, frame in frames.items())
         raise DataError(
-            f"The raw files have no complete hour in common from {hours[0].year} to {hours[-1].year}.",
+            f"The raw files have no complete {steps.NAME} in common from {' to '.join(map(str, years))}.",
             value=counts + (f"; no value at all of {', '.join(empty)}" if empty else ""),
-            expected="hours in which nothing is missing",
+            expected=f"{steps.NAMES} in which nothing is missing",
             next_step="ask for years that the files hold (prepare.first_year and last_year in params.yaml)"
             + ("; check the values of these columns" if empty else ""),
         )
@@ -176,45 +181,45 @@ def join(parts: Mapping[str, Part], hours: DatetimeIndex) -> DataFrame:
 
 # -- counts ------------------------------------------------------------------------------------------------------------
 def count(parts: Mapping[str, Part], frame: DataFrame) -> dict[str, Any]:
-    """Return the hours expected, kept and left out by reason, the same by year with its gaps, and the rows by part."""
-    hours = pd.date_range(*frame["utc_timestamp"].iloc[[0, -1]], freq="h")
-    missing = Series(~hours.isin(frame["utc_timestamp"]), hours)
+    """Return the steps expected, kept and left out by reason, the same by year with its gaps, and the rows by part."""
+    grid = steps.grid(*frame["utc_timestamp"].iloc[[0, -1]])
+    missing, years = Series(~grid.isin(frame["utc_timestamp"]), grid), grid.tz_convert(steps.CALENDAR).year
     by_year = {}
-    for year, expected in hours.groupby(hours.year).items():
+    for year, expected in grid.groupby(years).items():
         gaps = runs(missing[missing].reindex(expected))
-        longest = gaps.loc[gaps["hours"].idxmax()] if len(gaps) else None
+        longest = gaps.loc[gaps["steps"].idxmax()] if len(gaps) else None
         by_year[str(year)] = {
-            "hours_expected": len(expected),
-            "hours_kept": int((~missing[expected]).sum()),
+            "steps_expected": len(expected),
+            "steps_kept": int((~missing[expected]).sum()),
             "gaps": len(gaps),
-            "longest_gap_hours": 0 if longest is None else int(longest["hours"]),
+            "longest_gap_steps": 0 if longest is None else int(longest["steps"]),
             "longest_gap_from": None if longest is None else f"{longest['first']:{STAMP}}",
             **_count_reasons(parts, expected),
         }
     return {
-        "first_year": hours[0].year,
-        "last_year": hours[-1].year,
-        "hours_expected": len(hours),
-        "hours_kept": len(frame),
-        "hours_left_out": len(hours) - len(frame),
+        "first_year": int(years[0]),
+        "last_year": int(years[-1]),
+        "steps_expected": len(grid),
+        "steps_kept": len(frame),
+        "steps_left_out": len(grid) - len(frame),
         **DataFrame.from_dict({name: part.counts for name, part in parts.items()}, orient="index").to_dict(),
         "incomplete_ends": {
-            name: int((~part.frame.dropna(how="all").index.isin(hours)).sum()) for name, part in parts.items()
+            name: int((~part.frame.dropna(how="all").index.isin(grid)).sum()) for name, part in parts.items()
         },
-        **_count_reasons(parts, hours),
+        **_count_reasons(parts, grid),
         "by_year": by_year,
-        "first_hour": f"{frame['utc_timestamp'].iloc[0]:{STAMP}}",
-        "last_hour": f"{frame['utc_timestamp'].iloc[-1]:{STAMP}}",
+        "first_step": f"{frame['utc_timestamp'].iloc[0]:{STAMP}}",
+        "last_step": f"{frame['utc_timestamp'].iloc[-1]:{STAMP}}",
     }
 
 
-def _count_reasons(parts: Mapping[str, Part], hours: DatetimeIndex) -> dict[str, dict[str, int]]:
-    """Return, by part, rows `doubled` and hours `absent`; by column, hours `incomplete`, of those that the part has."""
+def _count_reasons(parts: Mapping[str, Part], grid: DatetimeIndex) -> dict[str, dict[str, int]]:
+    """Return, by part, rows `doubled` and steps `absent`; by column, steps `incomplete`, of those that the part has."""
     return {
-        "doubled": {name: int(part.repeated.isin(hours).sum()) for name, part in parts.items()},
-        "absent": {name: int((~hours.isin(part.frame.index)).sum()) for name, part in parts.items()},
+        "doubled": {name: int(part.repeated.isin(grid).sum()) for name, part in parts.items()},
+        "absent": {name: int((~grid.isin(part.frame.index)).sum()) for name, part in parts.items()},
         "incomplete": {
-            column: int(values.reindex(hours.intersection(values.index)).isna().sum())
+            column: int(values.reindex(grid.intersection(values.index)).isna().sum())
             for part in parts.values()
             for column, values in part.frame.items()
         },
@@ -222,12 +227,15 @@ def _count_reasons(parts: Mapping[str, Part], hours: DatetimeIndex) -> dict[str,
 
 
 def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many rows or hours were left out, by reason in words; an hour can have more than one reason."""
+    """Return how many rows or steps were left out, by reason in words; a step can have more than one reason."""
     reasons = {
         **{f"absent from {name}": count for name, count in findings["absent"].items()},
         **{f"without {column}": count for column, count in findings["incomplete"].items()},
         **{f"doubled in {name}": count for name, count in findings["doubled"].items()},
-        **{f"before or after all complete hours in {name}": n for name, n in findings["incomplete_ends"].items()},
+        **{
+            f"before or after all complete {steps.NAMES} in {name}": n
+            for name, n in findings["incomplete_ends"].items()
+        },
         **{f"of other years in {name}": count for name, count in findings["outside_years"].items()},
         **{f"{kind} at a clock change": count for kind, count in findings.get("clock_changes", {}).items()},
     }
@@ -235,24 +243,28 @@ def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def in_words(findings: Mapping[str, Any]) -> str:
-    """Return a line that says how many hours were kept, and what was left out and why."""
-    kept = f"{findings['hours_kept']:,} of {findings['hours_expected']:,} hours kept"
-    kept += f", {findings['first_hour'][:10]} to {findings['last_hour'][:10]}"
+    """Return a line that says how many steps were kept, and what was left out and why."""
+    kept = f"{findings['steps_kept']:,} of {findings['steps_expected']:,} {steps.NAMES} kept"
+    ends = (
+        f"{pd.Timestamp(findings[name]).tz_convert(steps.CALENDAR):%Y-%m-%d}" for name in ("first_step", "last_step")
+    )
+    kept += f", {' to '.join(ends)}"
     reasons = [f"{reason} {count:,}" for reason, count in left_out(findings).items()]
     text = f"{kept}; left out: {', '.join(reasons)}" if reasons else f"{kept}; nothing left out"
     small = [f"{column} {count:,}" for column, count in findings.get("negative_as_zero", {}).items() if count]
     return f"{text}; small negative values set to 0: {', '.join(small)}" if small else text
 
 
-def missing_by_month(frame: DataFrame, first_year: int, last_year: int) -> DataFrame:
-    """Return how many hours of each month are missing: a row a year, columns 1 to 12; NaN before and after all."""
-    hours = pd.date_range(*frame["utc_timestamp"].iloc[[0, -1]], freq="h")
-    missing = Series(~hours.isin(frame["utc_timestamp"]), hours).groupby([hours.year, hours.month]).sum().unstack()
-    return missing.reindex(range(first_year, last_year + 1), columns=range(1, 13))
+def missing_by_month(frame: DataFrame) -> DataFrame:
+    """Return how many steps of each month are missing: a row a year, columns 1 to 12; NaN before and after all."""
+    grid = steps.grid(*frame["utc_timestamp"].iloc[[0, -1]])
+    missing, local = ~grid.isin(frame["utc_timestamp"]), grid.tz_convert(steps.CALENDAR)
+    missing = Series(missing, grid).groupby([local.year, local.month]).sum().unstack()
+    return missing.reindex(columns=range(1, 13))
 
 
 def runs(values: Series) -> DataFrame:
-    """Return the runs of equal values: `value`, `first` (its index) and `hours`; missing values belong to no run."""
+    """Return the runs of equal values: `value`, `first` (its index) and `steps`; missing values belong to no run."""
     starts = values.ne(values.shift()) & values.notna()
     sizes = starts.cumsum().where(values.notna()).value_counts(sort=False).sort_index()
-    return DataFrame({"value": values[starts].to_numpy(), "first": values.index[starts], "hours": sizes.to_numpy()})
+    return DataFrame({"value": values[starts].to_numpy(), "first": values.index[starts], "steps": sizes.to_numpy()})

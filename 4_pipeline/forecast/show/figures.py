@@ -1,7 +1,8 @@
-"""Figures of hourly frames and of models: frame in, plotly figure out; the same in notebooks, report and dashboard."""
+"""Figures of frames and of models: frame in, plotly figure out; the same in notebooks, report and dashboard."""
 
 from __future__ import annotations
 
+from calendar import day_abbr
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -12,20 +13,22 @@ from plotly.subplots import make_subplots
 
 from forecast import problem
 from forecast.errors import DataError
+from forecast.table import steps
 from forecast.table.reading import require_columns
 from forecast.table.schema import QUANTITIES, TARGETS, UNITS
 
 COLOURS = {target.name: target.colour for target in problem.TARGETS}
 NAMES = {target.name: target.title for target in problem.TARGETS}
-INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {each.name: each.title for each in problem.INPUTS}
+INPUT_NAMES = {"utc_timestamp": "Season" if steps.IS_DAY else f"{steps.NAME.capitalize()} and season"} | {
+    each.name: each.title for each in problem.INPUTS
+}
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # of an axis that all targets share
 SCORES = {"r2": ("all", INK)} | {each.metric("r2"): (each.title.lower(), each.colour) for each in problem.TARGETS}
-HOURS_A_DAY = 24
-DAYS_OF_HOURS = 100  # more whole days are drawn as daily means: their hours would be thinner than a pixel
+DAYS_OF_STEPS = 100  # more whole days are drawn as daily means: their steps would be thinner than a pixel
 BINS = 60
-KEY_HOURS = [0, 24, 168, 672]  # none, a day, a week, a month
-FEW_HOURS = 48
+KEY_STEPS = [0, steps.A_DAY, steps.A_WEEK, steps.A_MONTH]
+FEW_ROWS = 48
 BOTTOM = "x" if len(TARGETS) == 1 else f"x{len(TARGETS)}"  # the axis of time, below the last panel
 AXIS_TITLE = {"font": {"size": 13}, "standoff": 8}
 TIME_FORMATS = [
@@ -63,15 +66,15 @@ def measured_and_predicted(
     """Draw measured (dark) and predicted (coloured) values over time, a panel for each target.
 
     ``frame`` is a processed frame; ``predicted`` holds the targets of the same rows in the same order. An
-    hour that is absent breaks the lines. More than 100 days that have all their hours are drawn as their daily means;
-    sparse hours stay hours, however long the time. ``measured_name`` is what the legend calls the dark line. ``band``
-    are the lower and the upper end of what is to be expected in the share ``coverage`` of the hours, each as
-    ``predicted``; daily means have none, since the misses of single hours do not add up. Times are those of the zone
+    step that is absent breaks the lines. More than 100 days that have all their steps are drawn as their daily means;
+    sparse steps stay steps, however long the time. ``measured_name`` is what the legend calls the dark line. ``band``
+    are the lower and the upper end of what is to be expected in the share ``coverage`` of the steps, each as
+    ``predicted``; daily means have none, since the misses of single steps do not add up. Times are those of the zone
     of ``frame``. Raises DataError: no rows, a column missing, not as many predictions as rows.
     """
     measured, modelled = (_over_time(part) for part in _aligned(frame, predicted))
     means = [_daily_means(part) for part in (measured, modelled)]
-    daily = means[1].notna().all(axis=1).sum() > DAYS_OF_HOURS
+    daily = not steps.IS_DAY and means[1].notna().all(axis=1).sum() > DAYS_OF_STEPS
     if daily:
         measured, modelled = means
     ends = () if daily or band is None else [_over_time(_aligned(frame, end)[1]) for end in band]
@@ -90,12 +93,12 @@ def measured_and_predicted(
 
 def _label_times(figure: go.Figure, measured: pd.DataFrame, *, daily: bool) -> None:
     """Say below the last panel which times these are, and draw a line through all panels at the pointer."""
-    name = f"{measured.index.tz or 'UTC'}"
+    name = "days, " * steps.IS_DAY + f"{measured.index.tz or 'UTC'}"
     if daily:
         partial_days = int(measured.isna().any(axis=1).sum())
-        name += ", daily means" + f"; {partial_days} days lack hours and are left out" * bool(partial_days)
+        name += ", daily means" + f"; {partial_days} days lack {steps.NAMES} and are left out" * bool(partial_days)
     spike = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": MEASURED}
-    hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily)
+    hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily and not steps.IS_DAY)
     figure.update_xaxes(
         title_text=name, tickformatstops=TIME_FORMATS, hoverformat=hover, row=len(TARGETS), col=1, **spike
     )
@@ -164,9 +167,9 @@ def scores(table: pd.DataFrame) -> go.Figure:
 
 
 def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> go.Figure:
-    """Draw how many hours fall where predicted (up) and measured (across) meet, a panel for each target.
+    """Draw how many steps fall where predicted (up) and measured (across) meet, a panel for each target.
 
-    Hours are counted in 60 by 60 squares, darker for more, on a logarithmic scale; on the dotted line a prediction is
+    Steps are counted in 60 by 60 squares, darker for more, on a logarithmic scale; on the dotted line a prediction is
     exact. Arguments and errors as `measured_and_predicted`.
     """
     measured, modelled = _aligned(frame, predicted)
@@ -185,11 +188,11 @@ def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> 
             z=shades,
             customdata=counts.T,
             colorscale=_scale(COLOURS[target]),
-            zmin=-0.5,  # a single hour must still be seen
+            zmin=-0.5,  # a single one must still be seen
             showscale=False,
             hoverongaps=False,
             hovertemplate="measured %{x:.1f}, predicted %{y:.1f} "
-            f"{UNITS[target]}: %{{customdata}} hours<extra></extra>",
+            f"{UNITS[target]}: %{{customdata}} {steps.NAMES}<extra></extra>",
             row=1,
             col=column,
         )
@@ -238,7 +241,7 @@ def prediction(
     figure = measured_and_predicted(frame, predicted, band=band, coverage=coverage)
     figure.data = [trace for trace in figure.data if trace.name != "measured"]
     for trace in figure.select_traces(selector={"mode": "lines"}):
-        if len(frame) <= FEW_HOURS or _is_broken_into_points(pd.Series(trace.y)):
+        if len(frame) <= FEW_ROWS or _is_broken_into_points(pd.Series(trace.y)):
             trace.mode = "lines+markers"
     return figure
 
@@ -246,12 +249,14 @@ def prediction(
 def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour") -> go.Figure:
     """Draw by how much the model over- or underestimates, over the hours of the day or the months.
 
-    Points are medians of predicted minus measured, their bars hold the middle half of the hours. Arguments and errors
-    as `measured_and_predicted`.
+    Of daily values it is the days of the week. Points are medians of predicted minus measured, their bars hold the
+    middle half. Arguments and errors as `measured_and_predicted`.
     """
     measured, modelled = _aligned(frame, predicted)
     misses = modelled - measured
-    shares = misses.groupby(getattr(misses.index, by)).quantile([0.25, 0.5, 0.75]).unstack()
+    weekly = by == "hour" and steps.IS_DAY
+    groups = misses.index.day_of_week if weekly else getattr(misses.index, by)
+    shares = misses.groupby(groups).quantile([0.25, 0.5, 0.75]).unstack()
     figure = go.Figure()
     for target, aside in zip(TARGETS, np.linspace(-0.15, 0.15, len(TARGETS)), strict=True):
         low, middle, high = (shares[target, share] for share in (0.25, 0.5, 0.75))
@@ -264,7 +269,9 @@ def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour
             error_y={"array": high - middle, "arrayminus": middle - low, "color": COLOURS[target], "width": 0},
             hovertemplate=f"%{{y:+.2f}} {UNITS[target]}",
         )
-    if by == "hour":
+    if weekly:
+        figure.update_xaxes(range=[-0.5, 6.5], tickvals=list(range(7)), ticktext=list(day_abbr))
+    elif by == "hour":
         figure.update_xaxes(title_text=f"hour of the day, {misses.index.tz or 'UTC'}", range=[-0.5, 23.5], dtick=3)
     else:
         figure.update_xaxes(range=[0.5, 12.5], tickvals=list(range(1, 13)), ticktext=list("JFMAMJJASOND"))
@@ -276,13 +283,13 @@ def by_month(table: pd.DataFrame, refit_until: str | None = None) -> go.Figure:
     """Draw how good predictions are in each month, a panel for each measure and a line for each target.
 
     ``table`` has the columns `month` (its first day), `target` and, in percent, `nmae_percent`, `bias_percent` and
-    `inside_percent`; one that is not known at all has no panel. A dotted line marks ``refit_until``, the last hour
+    `inside_percent`; one that is not known at all has no panel. A dotted line marks ``refit_until``, the last step
     before another model predicts.
     """
     panels = {
         "nmae_percent": "Error, % of the capacity",
         "bias_percent": "Mean error, % of the mean",
-        "inside_percent": "Hours within the band, %",
+        "inside_percent": f"{steps.NAMES.capitalize()} within the band, %",
     }
     panels = {name: title for name, title in panels.items() if table.empty or table[name].notna().any()}
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.08)
@@ -313,15 +320,15 @@ def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
     for (name, values), colour in zip(errors.items(), (INK, *COLOURS.values()), strict=False):
         weeks = list(range(1, len(values) + 1))
         figure.add_scatter(x=weeks, y=values, name=name, mode="lines", line_color=colour, hovertemplate="%{y:.3f}")
-    figure.update_xaxes(title_text="week of the held-out hours")
+    figure.update_xaxes(title_text=f"week of the held-out {steps.NAMES}")
     figure.update_yaxes(title_text="error in standard deviations", rangemode="tozero")
     return figure.update_layout(template=TEMPLATE, margin_t=44)
 
 
 def missing(table: pd.DataFrame) -> go.Figure:
-    """Draw how many hours each month lacks: `prepare.missing_by_month`, a row a year, columns 1 to 12, NaN not drawn.
+    """Draw how many steps each month lacks: `prepare.missing_by_month`, a row a year, columns 1 to 12, NaN not drawn.
 
-    The darker the square, the more hours are missing, on a square-root scale: one hour of seven hundred is seen, too.
+    The darker the square, the more are missing, on a square-root scale: one hour of seven hundred is seen, too.
     """
     figure = go.Figure()
     figure.add_heatmap(
@@ -332,17 +339,17 @@ def missing(table: pd.DataFrame) -> go.Figure:
         texttemplate="%{text}",
         hoverongaps=False,
         zmin=0,
-        zmax=float(np.sqrt(max(HOURS_A_DAY, table.max(axis=None)))),
+        zmax=float(np.sqrt(max(steps.A_DAY, table.max(axis=None)))),
         colorscale=[(0, "#b7dbc8"), (0.35, "#f0d58a"), (1, "#d55e00")],
         colorbar={
-            "title": {"text": "hours", "font": {"size": 13}},
-            "tickvals": np.sqrt(KEY_HOURS),
-            "ticktext": KEY_HOURS,
+            "title": {"text": steps.NAMES, "font": {"size": 13}},
+            "tickvals": np.sqrt(KEY_STEPS),
+            "ticktext": KEY_STEPS,
             "thickness": 12,
         },
         xgap=3,
         ygap=3,
-        hovertemplate="%{x} %{y}: %{text} hours missing<extra></extra>",
+        hovertemplate="%{x} %{y}: %{text} " + steps.NAMES + " missing<extra></extra>",
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     figure.update_xaxes(showgrid=False, side="top")
@@ -360,7 +367,7 @@ def _add_band(
         figure.add_scatter(
             x=outline.index,
             y=outline,
-            name=f"{NAMES[target].lower()} band" + (f", {coverage:.0%} of hours" if coverage else ""),
+            name=f"{NAMES[target].lower()} band" + (f", {coverage:.0%} of {steps.NAMES}" if coverage else ""),
             legendgroup=f"band {target}",
             showlegend=number == 0,
             mode="none",
@@ -449,9 +456,9 @@ def _mark(figure: go.Figure, place: dict[str, int], ends: Sequence[float], point
 
 
 def learning_curve(losses: Sequence[float], watched: Sequence[float] | None = None, *, unit: str = "") -> go.Figure:
-    """Draw a network's mean squared error after each pass; ``watched`` is that on hours it does not learn from."""
+    """Draw a network's mean squared error after each pass; ``watched`` is that on rows it does not learn from."""
     figure = go.Figure()
-    for name, values in (("hours it learns from", losses), ("hours it is watched on", watched)):
+    for name, values in ((f"{steps.NAMES} it learns from", losses), (f"{steps.NAMES} it is watched on", watched)):
         if values is not None:
             epochs = list(range(1, len(values) + 1))
             figure.add_scatter(x=epochs, y=list(values), mode="lines+markers", name=name)
@@ -461,7 +468,7 @@ def learning_curve(losses: Sequence[float], watched: Sequence[float] | None = No
 
 
 def levels(table: pd.DataFrame) -> go.Figure:
-    """Draw how much there was of each target by what the weather makes expect; ``table`` is indexed by the hour."""
+    """Draw how much there was of each target by what the weather makes expect; ``table`` is indexed by time."""
     figure = go.Figure()
     for name, values in table.items():
         line = {"color": COLOURS[name], "shape": "hv"}
@@ -479,7 +486,7 @@ def empty(text: str) -> go.Figure:
 
 
 def _aligned(frame: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return both as frames of the targets, indexed by the hour."""
+    """Return both as frames of the targets, indexed by time; of days by the local one."""
     require_columns(frame.columns, ["utc_timestamp", *TARGETS], "The frame")
     require_columns(predicted.columns, TARGETS, "The frame of predictions")
     if len(frame) != len(predicted) or frame.empty:
@@ -490,20 +497,20 @@ def _aligned(frame: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame
             value=f"{len(frame)} rows in the frame, {len(predicted)} predictions",
             expected="at least one row, and one prediction for each",
         )
-    hours = pd.DatetimeIndex(frame["utc_timestamp"], name="utc_timestamp")
-    return tuple(pd.DataFrame(part[TARGETS].to_numpy(float), hours, TARGETS) for part in (frame, predicted))
+    times = pd.DatetimeIndex(steps.local(frame["utc_timestamp"]) if steps.IS_DAY else frame["utc_timestamp"])
+    return tuple(pd.DataFrame(part[TARGETS].to_numpy(float), times, TARGETS) for part in (frame, predicted))
 
 
 def _over_time(values: pd.DataFrame) -> pd.DataFrame:
-    """Give each hour from the first to the last a row; those that were absent hold no number."""
+    """Give each step from the first to the last a row; those that were absent hold no number."""
     ordered = values.sort_index()
-    return ordered.reindex(pd.date_range(ordered.index[0], ordered.index[-1], freq="h", name="utc_timestamp"))
+    return ordered.reindex(steps.grid(*ordered.index[[0, -1]]))
 
 
-def _daily_means(hourly: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of the days (UTC) that have all their hours; a mean without the night would be too high."""
-    days = hourly.resample("D")
-    return days.mean().where(days.count() == HOURS_A_DAY)
+def _daily_means(values: pd.DataFrame) -> pd.DataFrame:
+    """Return the means of the days (UTC) that have all their steps; a mean without the night would be too high."""
+    days = values.resample("D")
+    return days.mean().where(days.count() == steps.A_DAY)
 
 
 def _is_broken_into_points(values: pd.Series) -> bool:

@@ -1,4 +1,4 @@
-"""How good a model is over some hours: its errors beside two baselines, its band, inputs beyond those it learned."""
+"""How good a model is over some time: its errors beside two baselines, its band, inputs beyond those it learned."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from forecast.errors import DataError
 from forecast.learn.evaluation import coverage, in_percent
 from forecast.parameters import FILE, project, read_stage
 from forecast.problem import Target
+from forecast.table import steps
 from forecast.table.features import installed
 from forecast.table.schema import FEATURES, TARGETS
 
 WINDOW_DAYS = 56  # that the state is about: in a shorter time a few storms decide
-BASELINES = ("the same hour of the day before", "the mean of this month and hour")
+BASELINES = (
+    ("the same day of the week before", "the mean of this month and weekday")
+    if steps.IS_DAY
+    else (f"the same {steps.NAME} of the day before", f"the mean of this month and {steps.NAME}")
+)
 STATES = ("good", "watch", "bad")
-GOOD_POINTS = 10.0  # by which the share of hours within the band misses the promised one
+GOOD_POINTS = 10.0  # by which the share of rows within the band misses the promised one
 
 
 def max_bias_percent() -> float:
@@ -36,7 +41,7 @@ def max_bias_percent() -> float:
 
 def rule(max_bias_percent: float, *, band: bool) -> str:
     """Return in words how the state follows from errors and, if there is one, ``band``."""
-    share = f", and the share of hours within the band at most {GOOD_POINTS:.0f} points from the promised one"
+    share = f", and the share of {steps.NAMES} within the band at most {GOOD_POINTS:.0f} points from the promised one"
     return (
         f"Good: the mean error is at most {max_bias_percent:g} % of the mean{share * band}. Bad: more than twice as"
         " much, or a larger absolute error than one of the baselines. Watch: anything between."
@@ -45,11 +50,11 @@ def rule(max_bias_percent: float, *, band: bool) -> str:
 
 @dataclass(frozen=True)
 class Quality:
-    """How the predictions of a target do over some hours.
+    """How the predictions of a target do over some time.
 
     ``mean`` is what was measured, ``mae`` the mean absolute error and ``bias`` the mean error (below zero, too little
     is predicted), in its unit, as ``capacity``, the mean of what was installed: NaN if it is not divided by that.
-    ``bias_percent`` is the mean error by `in_percent`, ``inside`` the share of hours within the band, which promises
+    ``bias_percent`` is the mean error by `in_percent`, ``inside`` the share of rows within the band, which promises
     ``promised``: NaN without a band. ``baselines`` are the mean absolute errors of `baselines`, by name;
     ``max_bias_percent`` is the limit of a good mean error.
     """
@@ -92,13 +97,16 @@ class Quality:
 def baselines(frame: pd.DataFrame, learned_until: str | None) -> dict[str, pd.DataFrame]:
     """Return predictions that need no model for each row of a processed frame, by name (`BASELINES`).
 
-    NaN where the hour of the day before is absent, or no hour of this month and hour (UTC) was learned: means are those
-    of the hours up to ``learned_until``, or of all where that is None.
+    NaN where the row of the day before is absent, or none of this month and time of day (UTC) was learned: means are
+    those of the rows up to ``learned_until``, or of all where that is None. For days it is the same day of the week.
     """
     stamps = frame["utc_timestamp"]
-    by_time = frame.set_index("utc_timestamp")[TARGETS]
-    before = by_time.reindex(stamps - pd.Timedelta(days=1)).set_axis(frame.index)
-    keys = pd.DataFrame({"month": stamps.dt.month, "hour": stamps.dt.hour})
+    local = steps.local(stamps).dt.tz_localize(None)
+    by_time = frame.set_index(local)[TARGETS]
+    before = by_time.reindex(local - steps.DAY * (7 if steps.IS_DAY else 1)).set_axis(frame.index)
+    keys = pd.DataFrame(
+        {"month": local.dt.month, "time": local.dt.day_of_week if steps.IS_DAY else local - local.dt.normalize()}
+    )
     learned = stamps <= pd.Timestamp(learned_until) if learned_until else pd.Series(True, frame.index)
     means = frame.loc[learned, TARGETS].groupby([keys.loc[learned, name] for name in keys]).mean()
     usual = means.reindex(pd.MultiIndex.from_frame(keys)).set_axis(frame.index)
@@ -130,7 +138,7 @@ def qualities(
     measured, values = frame[TARGETS], predicted.loc[frame.index, TARGETS]
     shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and promised else {}
     errors, capacities = values - measured, {}
-    with contextlib.suppress(DataError):  # not known for all hours
+    with contextlib.suppress(DataError):  # not known for all rows
         capacities = dict(installed(frame).mean()[[*problem.CAPACITY]])
     return [
         Quality(
@@ -159,36 +167,40 @@ def sentence(qualities: Iterable[Quality]) -> str:
     known = [each for each in qualities if not math.isnan(each.inside)]
     if known:
         shares = " and ".join(f"{100 * each.inside:.0f}" for each in known)
-        text += f"; the band holds {shares} % of hours, {100 * known[0].promised:.0f} expected"
+        text += f"; the band holds {shares} % of {steps.NAMES}, {100 * known[0].promised:.0f} expected"
     return text[0].upper() + text[1:] + "."
 
 
 def training_overlap(
     frame: pd.DataFrame, learned_until: str | pd.Timestamp | None, refit_until: str | None = None
 ) -> str:
-    """Return which model predicts some hours, and how many of these it was trained on: there its errors are smaller.
+    """Return which model predicts some rows, and how many of these it was trained on: there its errors are smaller.
 
-    ``refit_until`` is the last hour that the refit of the model learned, if that is in production: it predicts the
-    hours after that one, and the judged model the hours before.
+    ``refit_until`` is the last step that the refit of the model learned, if that is in production: it predicts the
+    rows after that one, and the judged model those before.
     """
     if learned_until is None:
-        return "Whether the model was trained on these hours is not known."
+        return f"Whether the model was trained on these {steps.NAMES} is not known."
     last, model, prefix, stamps = pd.Timestamp(learned_until), "The model", "", frame["utc_timestamp"]
     if refit_until and (stamps > last).any():
         until, model = pd.Timestamp(refit_until), "The judged model"
         later = stamps > until
         if later.all():
-            return f"The refit in production was trained on hours up to {until:%d %b %Y}: all of these are new to it."
-        prefix = (
-            f"The refit in production has learned the hours up to {until:%d %b %Y}: the judged model predicts them. "
+            text = f"The refit in production was trained on {steps.NAMES} up to {until:%d %b %Y}"
+            return f"{text}: all of these are new to it."
+        prefix = f"The refit in production has learned the {steps.NAMES} up to {until:%d %b %Y}"
+        prefix += ": the judged model predicts them. "
+        prefix += (
+            f"The {later.sum():,} later {steps.NAMES} are predicted by the refit, and new to it. "
+            if later.any()
+            else ""
         )
-        prefix += f"The {later.sum():,} later hours are predicted by the refit, and new to it. " if later.any() else ""
         stamps = stamps[~later]
     known = stamps <= last
     if not known.any():
-        return f"{prefix}{model} was trained on hours up to {last:%d %b %Y}: all of these are new to it."
+        return f"{prefix}{model} was trained on {steps.NAMES} up to {last:%d %b %Y}: all of these are new to it."
     share = "all" if known.all() else f"{known.sum():,} (up to {last:%d %b %Y})"
-    return f"{prefix}{model} was trained on {share} of these hours: its errors on new ones are larger."
+    return f"{prefix}{model} was trained on {share} of these {steps.NAMES}: its errors on new ones are larger."
 
 
 def overall(qualities: Iterable[Quality]) -> str:
@@ -199,7 +211,7 @@ def overall(qualities: Iterable[Quality]) -> str:
 def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version: str) -> str:
     """Return the state of the version in production, whether the gate refused a candidate since, and what to do.
 
-    ``qualities`` are those of the `latest` hours. ``decision`` is the content of `results/decision.json`; it counts if
+    ``qualities`` are those of the `latest` rows. ``decision`` is the content of `results/decision.json`; it counts if
     it left the ``version`` in production.
     """
     state = overall(qualities)
@@ -220,7 +232,7 @@ def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version
     elif is_refused and all(candidate < champion for candidate, champion in errors):
         step = "`mlflow-gate promote --force --why REASON` overrules the gate: the candidate's errors were smaller"
     else:
-        step = "training again on the same hours does not help: wait for more of them, or change the model"
+        step = f"training again on the same {steps.NAMES} does not help: wait for more of them, or change the model"
     return f"{text} Look at the data of these weeks first (results/findings.json). If they are right, {step}."
 
 
@@ -231,9 +243,9 @@ def latest(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def unlearned(frame: pd.DataFrame, learned_until: str | None) -> dict[str, tuple[float, float, float]]:
-    """Return the lowest and highest learned value of each input, and the share of later hours that lie beyond them.
+    """Return the lowest and highest learned value of each input, and the share of later rows that lie beyond them.
 
-    Empty where it is not known which hours were learned, or none is later.
+    Empty where it is not known which rows were learned, or none is later.
     """
     is_learned = frame["utc_timestamp"] <= pd.Timestamp(learned_until or "1900-01-01T00:00Z")
     learned, later = frame[is_learned], frame[~is_learned]

@@ -23,21 +23,24 @@ from forecast.quantities import Target
 from forecast.show import monitoring
 from forecast.show.figures import INK, MEASURED
 from forecast.show.monitoring import Quality
-from forecast.table import features, split
+from forecast.table import features, split, steps
 from forecast.table.origin import Origin, origin_of
 from forecast.table.schema import FEATURES, TARGETS
 
 if TYPE_CHECKING:
     from IPython.display import Image
 
-# Of the worst hours of a target: how many, how far apart, and the smallest miss that counts, by the week's highest.
-MAX_HOURS, APART_HOURS, MIN_MISS = 3, 6, 0.002
-# What is unusual: more than 95 of 100 hours, or outside the range of eight in ten similar hours.
+# Of the worst steps of a target: how many, how far apart, and the smallest miss that counts, by the week's highest.
+MAX_MISSES, APART, MIN_MISS = 3, pd.Timedelta(hours=6), 0.002
+# What is unusual: more than 95 of 100, or outside the range of eight in ten similar ones.
 UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
-NEAR_HOURS, SAME_SEASON_DAYS, SAME_SPELL_DAYS = 3, 20, 3
+NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = steps.in_hours(3), 20, 3  # steps, and days
+ABOUT_TIMES = (
+    f"Days are those of {steps.ZONE}." if steps.IS_DAY else f"All times are UTC, {steps.ONE} is named by its start."
+)
 THIS_WEEK, EIGHT_WEEKS = "This week", "The last eight weeks"
 WEATHER = problem.INPUTS[:2]  # of which the table of days shows the means
-AMOUNTS = {target.name: "sum" if target.sum_unit else "mean" for target in problem.TARGETS}  # of the hours of a week
+AMOUNTS = {target.name: "sum" if target.sum_unit else "mean" for target in problem.TARGETS}  # of a week
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +71,11 @@ class ReportData:
 
     def of_week(self, week: str) -> Week:
         """Return the part on one week, by its ISO name or `latest`; errors as `split.select_week`."""
-        name, hours = split.select_week(self.frame, week)
-        rows = self.frame["utc_timestamp"].isin(hours["utc_timestamp"]).to_numpy()
+        name, chosen = split.select_week(self.frame, week)
+        rows = self.frame["utc_timestamp"].isin(chosen["utc_timestamp"]).to_numpy()
         predicted = None if self.predicted is None else self.predicted[rows].reset_index(drop=True)
         band = None if self.band is None else tuple(end[rows].reset_index(drop=True) for end in self.band)
-        return Week(name, hours, predicted, band)
+        return Week(name, chosen, predicted, band)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,16 @@ class Week:
         """The start of the week."""
 
         return pd.Timestamp(split.monday(self.name))
+
+    @cached_property
+    def grid(self) -> pd.DatetimeIndex:
+        """The starts of all its steps, whether the frame has them or not."""
+        last = (self.monday + pd.DateOffset(weeks=1)).tz_convert("UTC") - pd.Timedelta(microseconds=1)
+        return steps.grid(self.monday.tz_convert("UTC"), last)
+
+    def amounts(self, values: Series, target: Target) -> Series:
+        """Return what each step adds to the target's sum over time, or its value where a sum means nothing."""
+        return steps.amounts(values, self.hours["utc_timestamp"], target.rate) if target.sum_unit else values
 
 
 @dataclass(frozen=True)
@@ -160,9 +173,9 @@ def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
     errors = (predicted[target] - week.hours[target]).abs()
     stamps, rows, least = week.hours["utc_timestamp"], list[int](), MIN_MISS * week.hours[target].abs().max()
     for row in errors.sort_values(ascending=False, kind="stable").index:
-        if len(rows) == MAX_HOURS or errors[row] <= least:
+        if len(rows) == MAX_MISSES or errors[row] <= least:
             break
-        if all(abs(stamps[row] - stamps[other]).total_seconds() > APART_HOURS * 3600 for other in rows):
+        if all(abs(stamps[row] - stamps[other]) > APART for other in rows):
             rows.append(row)
     bands: list[Any] = [week.band and tuple(float(end[target][row]) for end in week.band) for row in rows]
     return [
@@ -172,9 +185,9 @@ def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
 
 
 def _surroundings(evidence: ReportData) -> DataFrame:
-    """Return all hours, absent ones as NaN: weather, `TARGETS` by capacity, and `<target>_capacity`.
+    """Return all steps, absent ones as NaN: inputs, `TARGETS` by capacity, and `<target>_capacity`.
 
-    Where the installed capacity is not known for all hours, it is 1 throughout.
+    Where the installed capacity is not known for all of them, it is 1 throughout.
     """
     frame = evidence.frame
     try:
@@ -184,7 +197,7 @@ def _surroundings(evidence: ReportData) -> DataFrame:
         capacity = pd.DataFrame(1.0, frame.index, TARGETS)
     hours = (frame[TARGETS] / capacity).join(frame[FEATURES]).join(capacity.add_suffix("_capacity"))
     hours.index = pd.DatetimeIndex(frame["utc_timestamp"])
-    return hours.asfreq("h")
+    return hours.reindex(steps.grid(*hours.index[[0, -1]]))
 
 
 def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str]:
@@ -193,30 +206,30 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
     ``recent`` is the quality of the target's predictions in the eight weeks up to the end of the week.
     """
     target = miss.quantity
-    driver, near, at = target.driver, pd.Timedelta(hours=NEAR_HOURS), miss.at
+    driver, near, at = target.driver, NEAR * steps.LENGTH, miss.at
     values = hours[list(driver.inputs)].sum(axis="columns", skipna=False)
     alike = (values - values[at]).abs() <= max(driver.alike[0], driver.alike[1] * abs(values[at]))
     what = f"at about this {driver.title}"
     if values[at - near : at + near].isna().any():
-        yield "Hours beside it are missing from the data, so its own values may be incomplete."
+        yield f"{steps.NAMES.capitalize()} beside it are missing from the data, so its own values may be incomplete."
     if target.by_day:
         season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
-        same_time = (hours.index.hour == at.hour) & (season <= SAME_SEASON_DAYS)
+        same_time = (hours.index.time == at.time()) & (season <= SAME_SEASON_DAYS)
         alike, what = alike & same_time, f"{what} and this time of day and year"
         changes = values.diff()
         middle = changes[same_time].median()
         if abs(changes[at] - middle) > (changes[same_time] - middle).abs().quantile(UNUSUAL):
             yield (
-                f"The {driver.title} changed by {signed(changes[at])} {driver.unit} from the hour before; at this time"
-                f" of day and year it usually changes by about {signed(middle)} {driver.unit}."
+                f"The {driver.title} changed by {signed(changes[at])} {driver.unit} from the {steps.NAME} before; at"
+                f" this time of day and year it usually changes by about {signed(middle)} {driver.unit}."
             )
     else:
-        spans = values.rolling(2 * NEAR_HOURS + 1, center=True)
+        spans = values.rolling(2 * NEAR + 1, center=True)
         swings = spans.max() - spans.min()
         if swings[at] > (usual := swings.quantile(UNUSUAL)):
             yield (
-                f"The {driver.title} changed by {swings[at]:.1f} {driver.unit} within {2 * NEAR_HOURS} hours; in 95 of"
-                f" 100 hours it changes by less than {usual:.1f} {driver.unit}."
+                f"The {driver.title} changed by {swings[at]:.1f} {driver.unit} within {steps.in_words(2 * near)};"
+                f" in 95 of 100 {steps.NAMES} it changes by less than {usual:.1f} {driver.unit}."
             )
     is_level = abs(recent.bias_percent) > recent.max_bias_percent and recent.bias * miss.error > 0
     if is_level and abs(recent.bias_percent) / 100 * miss.measured > abs(miss.error) / 2:  # most of the miss
@@ -230,17 +243,17 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
 
 
 def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Iterator[str]:
-    """Yield how the hour differs from hours of about the same weather, at the capacity of this hour."""
+    """Yield how the step differs from others of about the same weather, at the capacity of this one."""
     other = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
     brought = hours[miss.target][alike & other].dropna() * hours[f"{miss.target}_capacity"][miss.at]
     if len(brought) < FEWEST_ALIKE:
-        yield f"Only {len(brought)} other hours in the data are {what}: there was little to learn from."
+        yield f"Only {len(brought)} other {steps.NAMES} in the data are {what}: there was little to learn from."
         return
     low, high = brought.quantile(OUTER), brought.quantile(1 - OUTER)
-    usual = f"{low:.1f} to {high:.1f} {miss.quantity.unit} in eight of ten hours"
+    usual = f"{low:.1f} to {high:.1f} {miss.quantity.unit} in eight of ten {steps.NAMES}"
     words = miss.quantity.words
     if not low <= miss.measured <= high:
-        yield f"The {words} was unusual {what}: {usual}. The model sees no weather that explains it."
+        yield f"The {words} was unusual {what}: {usual}. The model sees nothing that explains it."
     elif not low <= miss.predicted <= high:
         yield f"The {words} was usual {what}, the prediction was not: {usual}."
     else:
@@ -257,11 +270,11 @@ def summary(evidence: ReportData, week: Week, decision: Mapping[str, Any] | None
     known = qualities(evidence, week)
     lines = [
         f"# {problem.TITLE} in {problem.REGION}, week {week.name}",
-        f"{week.monday:%A, %-d %B %Y}, and the six days after it. All times are UTC, an hour is named by its start.",
+        f"{week.monday:%A, %-d %B %Y}, and the six days after it. {ABOUT_TIMES}",
         *(f"**{when}.** {monitoring.sentence(each)}" for when, each in known.items()),
     ]
     if evidence.origin.modelled:
-        lines[1] += " The data are **modelled**: they say nothing about a real hour."
+        lines[1] += f" The data are **modelled**: they say nothing about a real {steps.NAME}."
     if known:
         lines[-1] += f" The state over these weeks: **{monitoring.overall(known[EIGHT_WEEKS])}**."
         is_latest = week.name == split.select_week(evidence.frame, "latest")[0]
@@ -274,13 +287,12 @@ def summary(evidence: ReportData, week: Week, decision: Mapping[str, Any] | None
     else:
         reason = escape(evidence.unable) or "No model is in production, so nothing was predicted."
         lines.append(f"{reason} Why is written in `results/decision.json`.")
-    last = min(evidence.frame["utc_timestamp"].iloc[-1], week.monday + pd.Timedelta(weeks=1, hours=-1))
-    grid = pd.date_range(week.monday, last, freq="h")
+    grid = week.grid[week.grid <= evidence.frame["utc_timestamp"].iloc[-1]]
     if absent := gaps(week, grid):
         more = f"; and {len(absent) - 4} more gaps" if len(absent) > 4 else ""
         lines.append(
-            f"> **{len(grid) - len(week.hours)} of the week's {len(grid)} hours"
-            f"{' so far' if len(grid) < split.WEEK_HOURS else ''} are missing from the data**"
+            f"> **{len(grid) - len(week.hours)} of the week's {len(grid)} {steps.NAMES}"
+            f"{' so far' if len(grid) < steps.A_WEEK else ''} are missing from the data**"
             f" ({'; '.join(absent[:4])}{more}). Nothing was filled in: sums and means leave them out, and lines"
             " break there."
         )
@@ -293,11 +305,11 @@ def totals(evidence: ReportData, week: Week) -> DataFrame:
     rows = {}
     for target, quality in zip(problem.TARGETS, known, strict=True):
         unit, how = target.sum_unit or target.unit, AMOUNTS[target.name]
-        row = {"Actual": f"{week.hours[target.name].agg(how):,.0f} {unit}"}
+        row = {"Actual": f"{week.amounts(week.hours[target.name], target).agg(how):,.0f} {unit}"}
         if week.predicted is not None and quality:
-            row["Predicted"] = f"{week.predicted[target.name].agg(how):,.0f} {unit}"
+            row["Predicted"] = f"{week.amounts(week.predicted[target.name], target).agg(how):,.0f} {unit}"
             row["Difference"] = f"{signed(quality.bias_percent)} %"
-            row["Off by, mean of all hours"] = f"{quality.mae:.2f} {target.unit}"
+            row[f"Off by, mean of all {steps.NAMES}"] = f"{quality.mae:.2f} {target.unit}"
             if quality.inside >= 0:  # NaN without a band, or never by day
                 by_day = " (by day)" if target.by_day else ""
                 row[f"In the band, {100 * quality.promised:.0f} % expected"] = f"{100 * quality.inside:.0f} %{by_day}"
@@ -307,18 +319,24 @@ def totals(evidence: ReportData, week: Week) -> DataFrame:
 
 def by_day(week: Week) -> DataFrame:
     """Return a row for each day of a week: the targets by `AMOUNTS`, also as predicted, and the mean weather."""
-    day, columns = week.hours["utc_timestamp"].dt.normalize(), list[Series]()
+    day = steps.local(week.hours["utc_timestamp"]).dt.tz_localize(None).dt.normalize()
+    columns = list[Series]()
     for target in problem.TARGETS:
         values = {f"{target.title}, {target.sum_unit or target.unit}": week.hours[target.name]}
         if week.predicted is not None:
             values["Predicted"] = week.predicted[target.name]
         for title, value in values.items():
-            columns.append(value.groupby(day).agg(AMOUNTS[target.name]).map("{:,.1f}".format).rename(title))
+            columns.append(
+                week.amounts(value, target).groupby(day).agg(AMOUNTS[target.name]).map("{:,.1f}".format).rename(title)
+            )
     for each in WEATHER:
         form = partial(signed, digits=1) if each.possible[0] < 0 else "{:,.1f}".format
         columns.append(week.hours[each.name].groupby(day).mean().map(form).rename(each.label))
     hours = day.value_counts()
-    names = [f"{each:%a %-d %b}" + (f" ({hours[each]} h)" if hours[each] < 24 else "") for each in columns[0].index]
+    names = [
+        f"{each:%a %-d %b}" + (f" ({hours[each] * steps.HOURS:g} h)" if hours[each] < steps.A_DAY else "")
+        for each in columns[0].index
+    ]
     return pd.concat(columns, axis="columns", sort=True).set_axis(names).rename_axis(columns="Day")
 
 
@@ -328,7 +346,7 @@ def worst_table(misses: list[WorstHour]) -> DataFrame | None:
     for miss in misses:
         unit = miss.quantity.unit
         rows[miss.number] = {
-            "Hour": f"{miss.quantity.title}, {miss.at:%a %-d %b, %H:%M}",
+            steps.NAME.capitalize(): f"{miss.quantity.title}, {_named(miss.at)}",
             "Actual": f"{miss.measured:,.1f} {unit}",
             "Predicted": f"{miss.predicted:,.1f} {unit}",
             "Off by": f"{signed(miss.error, 1)} {unit}",
@@ -347,9 +365,9 @@ def model_in_words(evidence: ReportData) -> str:
     text = f"The predictions are those of **{name} version {version}** ({stage}; `models:/{name}/{version}` in MLflow)"
     if move.when:
         text += f", in production since {datetime.fromisoformat(move.when).astimezone(UTC):%-d %B %Y, %H:%M} UTC"
-    text += ". It is given the weather of an hour."
+    text += f". It is given the inputs of {steps.ONE}."
     if move.held_out:
-        text += f" The gate judged it by {move.held_out['rows']:,} hours: {move.label} {move.score}."
+        text += f" The gate judged it by {move.held_out['rows']:,} {steps.NAMES}: {move.label} {move.score}."
     rows = {}
     for link in evidence.lineage:
         facts = "; ".join(f"{name}: {fact}" for name, fact in link.facts.items()) if link.known else "not recorded"
@@ -371,7 +389,7 @@ def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
     """Return the quality of each target's predictions in a week, and in the eight weeks up to its end; {} without."""
     if evidence.predicted is None:
         return {}
-    stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.Timedelta(weeks=1)
+    stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.DateOffset(weeks=1)
     days = {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
     until = gate.learned_until(evidence.production.evidence) if evidence.production else None
@@ -381,11 +399,15 @@ def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
 
 
 def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:
-    """Return the gaps of a week in the hours of a ``grid`` in words: the first and the last absent hour of each."""
+    """Return the gaps of a week in the steps of a ``grid`` in words: the first and the last absent one of each."""
     absent = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
-    parts = absent.groupby((absent.diff() != pd.Timedelta(hours=1)).cumsum())
+    parts = absent.groupby(Series(grid.isin(week.hours["utc_timestamp"]).cumsum(), grid)[absent])
     ends = (dict.fromkeys((part.iloc[0], part.iloc[-1])) for _, part in parts)
-    return [" to ".join(f"{hour:%a %-d %b, %H:%M}" for hour in each) for each in ends]
+    return [" to ".join(map(_named, each)) for each in ends]
+
+
+def _named(step: Timestamp) -> str:
+    return f"{step.tz_convert(steps.CALENDAR):{'%a %-d %b' if steps.IS_DAY else '%a %-d %b, %H:%M'}}"
 
 
 def signed(value: float, digits: int = 0) -> str:
@@ -395,16 +417,16 @@ def signed(value: float, digits: int = 0) -> str:
 
 # -- the figure --------------------------------------------------------------------------------------------------------
 def draw(evidence: ReportData, week: Week, misses: list[WorstHour]) -> Image:
-    """Draw the hours of a week, a panel for each target: measured, predicted, band, the numbers of the worst hours.
+    """Draw the steps of a week, a panel for each target: measured, predicted, band, the numbers of the worst ones.
 
-    Absent hours break the lines.
+    Absent ones break the lines.
     """
     from IPython.display import Image
     from matplotlib import style
     from matplotlib.dates import DateFormatter, DayLocator, HourLocator
     from matplotlib.figure import Figure
 
-    grid = pd.date_range(week.monday, periods=split.WEEK_HOURS, freq="h")
+    grid = week.grid.tz_convert(steps.CALENDAR)
     frames = [week.hours, *([] if week.predicted is None else [week.predicted]), *(week.band or ())]
     measured, *others = (frame[TARGETS].set_axis(week.hours["utc_timestamp"]).reindex(grid) for frame in frames)
     ranges, name, content = list[str](), evidence.origin.measured_name, io.BytesIO()
@@ -416,7 +438,7 @@ def draw(evidence: ReportData, week: Week, misses: list[WorstHour]) -> Image:
             if others:
                 axes.plot(others[0][target.name], color=target.colour, label="predicted")
             if week.band:
-                band = f"band for {100 * (evidence.coverage or 0):.0f} of 100 hours"
+                band = f"band for {100 * (evidence.coverage or 0):.0f} of 100 {steps.NAMES}"
                 axes.fill_between(
                     grid, *(end[target.name] for end in others[1:]), color=target.colour, alpha=0.25, label=band
                 )
@@ -434,4 +456,6 @@ def draw(evidence: ReportData, week: Week, misses: list[WorstHour]) -> Image:
             low, high = measured[target.name].agg(["min", "max"])
             ranges.append(f"{target.title} from {low:.1f} to {high:.1f} {target.unit}")
         figure.savefig(content)
-    return Image(content.getvalue(), alt=f"{name.capitalize()} values, hour by hour: {', '.join(ranges)}.")
+    return Image(
+        content.getvalue(), alt=f"{name.capitalize()} values, {steps.NAME} by {steps.NAME}: {', '.join(ranges)}."
+    )

@@ -1,5 +1,6 @@
-"""The processed table of hours.
+"""The processed table.
 
 - `schema` says what it holds, reads and writes it; `reading` reads CSV files strictly, `files` writes files whole.
-- `features` are the inputs and targets of the models; `split` holds out hours and names weeks.
+- `features` are the inputs and targets of the models; `split` holds out rows and names weeks.
+- `steps` is the time between two rows.
 """

@@ -15,6 +15,7 @@ from forecast import problem
 from forecast.errors import DataError
 from forecast.problem import DERIVED
 from forecast.quantities import YearEnds
+from forecast.table import steps
 from forecast.table.reading import require_columns
 from forecast.table.schema import CAPACITIES, FEATURES, STAMP, TARGETS
 
@@ -37,7 +38,7 @@ def targets(frame: DataFrame) -> DataFrame:
 
 
 def inputs(frame: DataFrame) -> DataFrame:
-    """Return the hour (its start, UTC, datetime64[us] without a zone) and the weather features.
+    """Return the time (its start, UTC, datetime64[us] without a zone) and the weather features.
 
     They are the inputs of a model that knows the time, and so are columns of `CAPACITIES` that are there. The zone is
     left out because a model's signature has no type for it. Raises DataError: a column missing, no time.
@@ -50,17 +51,17 @@ def inputs(frame: DataFrame) -> DataFrame:
 
 
 def derive(frame: DataFrame) -> DataFrame:
-    """Return the columns `DERIVED`, from which models learn, for each hour: its start (UTC) and its weather.
+    """Return the columns `DERIVED`, from which models learn, for each row: its start (UTC) and its weather.
 
     `problem` says what they are. Each row is derived from itself alone, so that a model can predict a single
-    hour. The sun is where it is half an hour after the stamp. Raises DataError: a column missing, no time.
+    one. The sun is where it is at the middle of the step. Raises DataError: a column missing, no time.
     """
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
     stamps = to_utc(frame["utc_timestamp"])
-    sun = sun_position(stamps, minutes=30)
-    hours = weather.assign(utc_timestamp=stamps, **{f"sun_{name}": sun[name].to_numpy() for name in sun})
-    return hours.assign(**problem.COMPUTED)[DERIVED]
+    sun = sun_position(stamps)
+    rows = weather.assign(utc_timestamp=stamps, **{f"sun_{name}": sun[name].to_numpy() for name in sun})
+    return rows.assign(**problem.COMPUTED)[DERIVED]
 
 
 def sun_is_up(derived: DataFrame) -> np.ndarray:
@@ -68,14 +69,14 @@ def sun_is_up(derived: DataFrame) -> np.ndarray:
     return derived["sun_elevation"].to_numpy() > 0 if "sun_elevation" in derived else np.zeros(len(derived), bool)
 
 
-def sun_position(stamps: DatetimeIndex, *, minutes: float = 0) -> DataFrame:
-    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of the region, so long after each stamp.
+def sun_position(stamps: DatetimeIndex, share: float = 0.5) -> DataFrame:
+    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of the region, at a share of each step.
 
     To a hundredth of a degree, in a tenth of the time that the algorithm of full precision takes.
     """
     from pvlib.solarposition import ephemeris
 
-    return ephemeris(stamps + pd.Timedelta(minutes=minutes), *problem.MIDDLE)[["elevation", "azimuth"]]
+    return ephemeris(stamps + share * steps.LENGTH, *problem.MIDDLE)[["elevation", "azimuth"]]
 
 
 def to_utc(stamps: Series) -> DatetimeIndex:
@@ -90,7 +91,7 @@ def to_utc(stamps: Series) -> DatetimeIndex:
         raise DataError(
             "The column utc_timestamp holds a value that is not a time.",
             value=str(error).splitlines()[0],
-            expected="the start of an hour in UTC, such as 2016-06-01T12:00:00Z",
+            expected=f"the start of {steps.ONE} in UTC, such as 2016-06-01T12:00:00Z",
         ) from None
     return times
 
@@ -104,16 +105,16 @@ def _select(frame: DataFrame, columns: list[str]) -> DataFrame:
 def capacity_factors(frame: DataFrame) -> DataFrame:
     """Return the targets as a share of the capacity installed at the time (`installed`).
 
-    Raises DataError: a column missing, hours without a figure of capacity.
+    Raises DataError: a column missing, rows without a figure of capacity.
     """
     return targets(frame) / installed(frame)
 
 
 def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
-    """Return the installed capacity at each hour, columns `TARGETS`; a target that is not divided by it has 1.
+    """Return the installed capacity at each time, columns `TARGETS`; a target that is not divided by it has 1.
 
     It is what a row has in the columns `CAPACITIES`; with ``year_ends`` these may be absent or empty, see
-    `add_capacity`. Raises DataError for columns that are absent, and for hours without a figure.
+    `add_capacity`. Raises DataError for columns that are absent, and for rows without a figure.
     """
     if year_ends is None:
         columns = {target: CAPACITIES[target] for target in problem.CAPACITY}
@@ -129,7 +130,7 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
         ends = sorted(int(year) for figures in (year_ends or {}).values() for year in figures)
         years = f"{ends[0] + 1}-01-01 to {ends[-1] + 1}-01-01" if ends else ""
         raise DataError(
-            f"There is no figure of installed capacity for {unknown.sum()} of {len(frame)} hours.",
+            f"There is no figure of installed capacity for {unknown.sum()} of {len(frame)} {steps.NAMES}.",
             value=str(first),
             expected=years or ", ".join(CAPACITIES[target] for target in known),
             next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml, for a"
@@ -158,10 +159,10 @@ def _capacities(frame: DataFrame, year_ends: YearEnds) -> dict[str, np.ndarray]:
 
 
 def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Series]:
-    """Return rows to predict from, with the last known figure for later hours, and where each row's figure is from.
+    """Return rows to predict from, with the last known figure for later times, and where each row's figure is from.
 
-    That is `known`, `given` (the columns `CAPACITIES`), or `assumed`, for hours up to `LATER_YEARS` after the last
-    known one; `not used` without figures. Raises DataError for other hours.
+    That is `known`, `given` (the columns `CAPACITIES`), or `assumed`, for times up to `LATER_YEARS` after the last
+    known one; `not used` without figures. Raises DataError for other times.
     """
     stamps, brought = rows["utc_timestamp"], rows.columns.intersection(list(CAPACITIES.values()))
     if not year_ends or len(brought):
@@ -172,10 +173,10 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
     outside, later = stamps[(stamps < first) | (stamps >= end)], stamps > last
     if len(outside):
         raise DataError(
-            f"The installed capacity is not known for {len(outside)} of {len(stamps)} hours.",
+            f"The installed capacity is not known for {len(outside)} of {len(stamps)} {steps.NAMES}.",
             value=f"{outside.iloc[0]:{STAMP}}",
-            expected=f"hours from {first:%Y-%m-%d} until {end:%Y-%m-%d}: after {last:%Y-%m-%d} the last figure is used",
-            next_step=f"give the capacity in these hours: columns {' and '.join(CAPACITIES.values())}",
+            expected=f"{steps.NAMES} from {first:%Y-%m-%d} until {end:%Y-%m-%d}, after {last:%Y-%m-%d} with its figure",
+            next_step=f"give the capacity in these {steps.NAMES}: columns {' and '.join(CAPACITIES.values())}",
         )
     if later.any():
         figures = {CAPACITIES[target]: ends[max(ends, key=int)] for target, ends in year_ends.items()}
@@ -186,7 +187,7 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
 def year_ends_of(frame: DataFrame) -> YearEnds:
     """Return the figures at the ends of years by which `add_capacity` makes a frame's columns `CAPACITIES`.
 
-    The first and the last hour of a year define its line, and so the figures at both of its ends. Raises DataError as
+    The first and the last row of a year define its line, and so the figures at both of its ends. Raises DataError as
     `installed`.
     """
     capacities, stamps = installed(frame), to_utc(frame["utc_timestamp"])

@@ -19,6 +19,7 @@ from pandas import DataFrame, Series
 from pyarrow import csv as arrow
 
 from forecast.errors import DataError
+from forecast.table import steps
 
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how Excel's files begin, of today and of before 2007
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
@@ -65,7 +66,7 @@ def read_text(
     filled = text.index[text.notna().any(axis="columns")]
     if not len(filled):
         what = f"{name}, line {lines_before + 1}: there is a header, and no row after it."
-        raise DataError(what, expected="a row an hour", next_step=next_step)
+        raise DataError(what, expected=f"a row {steps.ONE}", next_step=next_step)
     return text.loc[: filled[-1]]
 
 
@@ -121,7 +122,7 @@ def _read_header(
     if lines and lines[0].startswith(WORKBOOKS):
         raise DataError(
             f"{name} is not CSV: it is an Excel file, or a packed one.",
-            expected="text with a header, and a row an hour",
+            expected=f"text with a header, and a row {steps.ONE}",
             next_step="save the sheet as CSV UTF-8, or unpack the file",
         )
     line, number = b"".join(lines[lines_before : lines_before + 1]), lines_before + 1
@@ -132,7 +133,7 @@ def _read_header(
         raise DataError(
             f"{name}, line {number}: the line is empty." if lines else f"{name} is empty.",
             value="no header" if lines else "0 bytes",
-            expected="a header, and a row an hour",
+            expected=f"a header, and a row {steps.ONE}",
             next_step=next_step,
         )
     _require_separator(header, columns, separator, f"{name}, line {number}")

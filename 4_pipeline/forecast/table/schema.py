@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from forecast import problem
 from forecast.errors import DataError
+from forecast.table import steps
 from forecast.table.files import write_atomically
 from forecast.table.reading import convert_text, read_text, require_columns
 
@@ -26,10 +27,9 @@ STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how a time is written
 UNITS = {"utc_timestamp": "UTC"} | {name: quantity.unit for name, quantity in QUANTITIES.items()}
 RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
 USUAL_MEANS = {name: quantity.usual for name, quantity in QUANTITIES.items() if quantity.usual}
-# Columns that a table may have besides: the capacity installed in its hours, with unit and range of the target.
+# Columns that a table may have besides: the capacity installed in its steps, with unit and range of the target.
 CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
 CONVERSIONS = {name: quantity.units for name, quantity in QUANTITIES.items()}
-MONTH_HOURS = 24 * 28  # the mean of fewer hours may be anything
 A_DAY = timedelta(days=1)  # by which this machine's clock may be late
 SHOWN = 5  # faults that an error names; the rest are counted
 
@@ -39,7 +39,7 @@ _MAKE_AGAIN = "make the file again (python -m forecast csv FILE)"
 def check(frame: DataFrame, name: str = "frame", next_step: str = _MAKE_AGAIN) -> DataFrame:
     """Return ``frame`` if it is a processed table: see `COLUMNS`, `UNITS` and `RANGES`; further columns are allowed.
 
-    `utc_timestamp` is in UTC, each hour once and increasing; the other columns are float64 within range; no cell is
+    `utc_timestamp` is in UTC, each step once and increasing; the other columns are float64 within range; no cell is
     missing; there is at least one row. Raises DataError that counts the failures and names, of the first five, row (or
     line, if the index has that name), time, column, value and rule.
     """
@@ -57,7 +57,7 @@ def check(frame: DataFrame, name: str = "frame", next_step: str = _MAKE_AGAIN) -
             next_step='frame["utc_timestamp"] = pandas.to_datetime(frame["utc_timestamp"], utc=True)',
         )
     rules = [
-        Check(lambda stamps: stamps.diff() != timedelta(0), error="each hour once"),
+        Check(lambda stamps: stamps.diff() != timedelta(0), error=f"each {steps.NAME} once"),
         Check(lambda stamps: ~(stamps.diff() < timedelta(0)), error="increasing"),
         Check(lambda stamps: ~(stamps > datetime.now(UTC) + A_DAY), error="not in the future"),
     ]
@@ -99,7 +99,7 @@ def check_cells(
     raise DataError(
         f"{name} breaks the schema: {count} failure{'' if count == 1 else 's'}.",
         value="\n".join(faults),
-        expected="each hour once, no cell missing, values within their ranges",
+        expected=f"each {steps.NAME} once, no cell missing, values within their ranges",
         next_step=f"{next_step}; if a whole column is out of range, look at its unit",
     )
 
@@ -125,9 +125,15 @@ def _faults(cases: DataFrame, frame: DataFrame, theirs: Mapping[str, str] | None
     return len(cases), faults
 
 
+def is_energy(unit: str) -> bool:
+    """Tell whether a unit is one of energy, such as kWh or MJ/m2."""
+    return unit.partition("/")[0].endswith(("Wh", "J"))
+
+
 def convert(values: Series, column: str, unit: str) -> Series:
-    """Return ``values`` of ``unit`` in the unit of ``column`` (`UNITS`)."""
+    """Return ``values`` of ``unit`` in the unit of ``column`` (`UNITS`); an energy is that of a step."""
     factor, divisor, offset = CONVERSIONS[column][unit]
+    divisor *= steps.HOURS if is_energy(unit) else 1
     return values * factor / divisor + offset
 
 

@@ -94,8 +94,11 @@ def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        (columns(solar_GW={"column": "PV"}), ["columns.solar_GW.unit is missing", "one of ['GW', 'MW', 'kW', 'W']"]),
-        (columns(solar_GW=PV | {"unit": "MWh"}), ["columns.solar_GW.unit is not allowed", "'MWh'", "one of ['GW',"]),
+        (
+            columns(solar_GW={"column": "PV"}),
+            ["columns.solar_GW.unit is missing", "one of ['GW', 'MW', 'kW', 'W', 'GWh'"],
+        ),
+        (columns(solar_GW=PV | {"unit": "TWh"}), ["columns.solar_GW.unit is not allowed", "'TWh'", "one of ['GW',"]),
         (columns(solar_GW=PV | {"units": "MW"}), ["units is unknown", "Did you mean `unit`?", ": column, unit\n"]),
         (columns(solar_MW=PV), ["csv.columns.solar_MW is unknown", "Did you mean `solar_GW`?", "wind_GW, windspeed"]),
         ({"time": {"column": "Zeit", "format": "%d.%Q"}}, ["csv.time.format is not allowed", "%d.%m.%Y %H:%M"]),

@@ -205,7 +205,7 @@ def test_rows_of_other_years(reader):
     _, findings = reader.read()
     assert findings["outside_years"][reader.kind] == 1
     assert findings["rows"][reader.kind] == ROWS
-    assert findings["hours_kept"] == ROWS - 1
+    assert findings["steps_kept"] == ROWS - 1
 
 
 def test_future_dates(reader):

@@ -91,7 +91,7 @@ def test_processed_table_is_taken_as_it_is(prepared, tmp_path):
         frame.to_csv(tmp_path / described.file, index=False, date_format=stamp)
         again, findings = _prepare(tmp_path, described)
         pd.testing.assert_frame_equal(again, frame[schema.COLUMNS])
-        assert findings["hours_kept"] == len(frame)
+        assert findings["steps_kept"] == len(frame)
         assert findings["absent"] == {"own": 48}
 
 
@@ -235,7 +235,12 @@ def test_ends_of_hours_around_a_clock_change(put, by_clock):
 # -- other distances than an hour --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("step", "words", "cure"),
-    [("15min", "0.25 hours", "hourly means"), ("3h", "3 hours", "hourly means"), ("D", "24 hours", "in two columns")],
+    [
+        ("15min", "15 minutes", '"15min" in'),
+        ("15min", "15 minutes", '("h").mean()'),
+        ("7h", "7 hours", "mean()"),
+        ("D", "24 hours", "two columns"),
+    ],
 )
 def test_rows_that_are_not_an_hour_apart_are_refused(put, tmp_path, step, words, cure):
     """Quarters of an hour, and days, are no hours: the distance and the cure; a few gaps change nothing."""
@@ -253,7 +258,7 @@ def test_times_that_a_spreadsheet_has_cut_are_refused(put, tmp_path):
     """A thousandth of a second less than an hour: the error shows it, and says to round."""
     times = pd.date_range("2015-07-01", periods=60, freq=pd.Timedelta(hours=1) - pd.Timedelta(milliseconds=1))
     put(times.strftime("%d.%m.%Y %H:%M:%S.%f"))
-    with pytest.raises(DataError, match=r"are 0\.9999997 hours apart") as caught:
+    with pytest.raises(DataError, match=r"are 59\.99998 minutes apart") as caught:
         _prepare(tmp_path, _own(time=GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S.%f"}), 2015, 2015)
     assert "round the times" in caught.value.next_step
 

@@ -25,9 +25,9 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
         "source": "sample",
         "first_year": 2013,
         "last_year": 2016,
-        "hours_expected": 35_064,
-        "hours_kept": 35_016,
-        "hours_left_out": 48,
+        "steps_expected": 35_064,
+        "steps_kept": 35_016,
+        "steps_left_out": 48,
         "rows": {"power": 35_040, "weather": 35_056},
         "incomplete_ends": {"power": 0, "weather": 0},
         "outside_years": {"power": 0, "weather": 0},
@@ -42,10 +42,10 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
             "rad_horizontal": 1,
             "rad_diffuse": 0,
         },
-        "first_hour": "2013-01-01T00:00:00Z",
-        "last_hour": "2016-12-31T23:00:00Z",
+        "first_step": "2013-01-01T00:00:00Z",
+        "last_step": "2016-12-31T23:00:00Z",
     }
-    assert {year: counts["hours_kept"] for year, counts in by_year.items()} == {
+    assert {year: counts["steps_kept"] for year, counts in by_year.items()} == {
         "2013": 8755, "2014": 8745, "2015": 8759, "2016": 8757,
     }  # fmt: skip
 

@@ -37,7 +37,7 @@ def test_part_of_a_year_gives_no_warning_of_its_own(cut, first, last, hours):
     """Hours before the first and after the last are not missing, and no winter is taken for another unit."""
     frame, findings, warnings = cut(first, last)
     assert warnings.keys() <= OF_SAMPLE
-    assert hours.items() <= {year: counts["hours_expected"] for year, counts in findings["by_year"].items()}.items()
+    assert hours.items() <= {year: counts["steps_expected"] for year, counts in findings["by_year"].items()}.items()
     months = missing_by_month(frame, 2013, 2016)  # those without data are not drawn
     assert months.notna().sum(axis=None) == frame["utc_timestamp"].dt.strftime("%Y-%m").nunique()
     assert figures.missing(months).data[0].zmax < 30

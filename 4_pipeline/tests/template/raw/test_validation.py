@@ -80,8 +80,8 @@ def test_gap_is_named_with_its_length_and_its_begin(damaged):
     assert missing.note == "2015 lacks 401 hours"
     year = validated.findings["by_year"]["2015"]
     assert year["absent"] == {"power": 400, "weather": 0}
-    assert (year["hours_kept"], year["longest_gap_hours"]) == (8359, 400)
-    assert validated.metrics()["longest_gap_hours"] == 400
+    assert (year["steps_kept"], year["longest_gap_steps"]) == (8359, 400)
+    assert validated.metrics()["longest_gap_steps"] == 400
 
 
 @pytest.mark.parametrize(

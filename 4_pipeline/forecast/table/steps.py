@@ -1,0 +1,101 @@
+"""The step of time between the rows of a processed table, `problem.STEP`: its length, grid, calendar and words.
+
+A row is named by the start of its step, in UTC. Steps shorter than a day divide a day of UTC; a day is one of
+`problem.ZONE`, 23 to 25 hours long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import timedelta, tzinfo
+
+import numpy as np
+import pandas as pd
+from pandas import DatetimeIndex, Series, Timedelta, Timestamp
+from pandas.tseries.frequencies import to_offset
+
+from forecast.errors import ParameterError
+from forecast.problem import STEP, ZONE
+
+HOUR, DAY, WEEK = Timedelta(hours=1), Timedelta(days=1), timedelta(weeks=1)
+IS_DAY = STEP == "D"
+CALENDAR = ZONE if IS_DAY else "UTC"  # of days, weeks and years
+
+
+def _length() -> Timedelta:
+    length = Timedelta(0)
+    with contextlib.suppress(ValueError, TypeError):
+        length = DAY if IS_DAY else Timedelta(to_offset(STEP))
+    if length <= Timedelta(0) or DAY % length:
+        expected = "what divides a day, such as 15min, 30min or h, or a day, D"
+        raise ParameterError(
+            "The step of time cannot be used.", value=STEP, expected=expected, next_step="STEP in problem.py"
+        )
+    return length
+
+
+LENGTH = _length()
+HOURS = LENGTH / HOUR
+A_DAY = round(DAY / LENGTH)
+A_WEEK, A_MONTH, A_YEAR = 7 * A_DAY, 28 * A_DAY, 365 * A_DAY
+NAME = {"h": "hour", "D": "day", "30min": "half hour", "15min": "quarter hour"}.get(STEP, "step")
+NAMES, ONE = f"{NAME}s", f"{'an' if NAME == 'hour' else 'a'} {NAME}"
+OFTEN = {"h": "hourly", "D": "daily", "30min": "half-hourly", "15min": "quarter-hourly"}.get(STEP, f"every {STEP}")
+WRITTEN = "%Y-%m-%d" if IS_DAY else "%Y-%m-%d %H:%M"  # a start, in the calendar's time
+
+
+def grid(first: Timestamp, last: Timestamp) -> DatetimeIndex:
+    """Return the starts of all steps from ``first`` to ``last``, both included, in their zone."""
+    if not IS_DAY:
+        return pd.date_range(first, last, freq=to_offset(STEP), unit="us")
+    dates = (moment.tz_convert(ZONE).tz_localize(None).normalize() for moment in (first, last))
+    return begin(pd.date_range(*dates, unit="us")).tz_convert(first.tz)
+
+
+def of_years(first: int, last: int) -> DatetimeIndex:
+    """Return the starts (UTC) of all steps of the calendar's years ``first`` to ``last``."""
+    ends = (Timestamp(year, 1, 1, tz=CALENDAR).tz_convert("UTC") for year in (first, last + 1))
+    return grid(*ends)[:-1]
+
+
+def begin(dates: DatetimeIndex, zone: str | tzinfo | None = ZONE) -> DatetimeIndex:
+    """Return when days begin in UTC: where the clock changes at midnight, at the first moment of that date."""
+    is_first = np.ones(len(dates), bool)
+    return dates.tz_localize(zone, ambiguous=is_first, nonexistent="shift_forward").tz_convert("UTC")
+
+
+def local(stamps: Series) -> Series:
+    """Return a column of UTC times in the time of the calendar."""
+    return stamps.dt.tz_convert(CALENDAR)
+
+
+def starts(stamps: Series, later: int = 0) -> Series:
+    """Return, for each of a column of UTC times, the start of its step, or of one so many steps ``later``."""
+    if not IS_DAY:
+        return stamps.dt.floor(STEP) + later * LENGTH
+    dates = DatetimeIndex(stamps).tz_convert(ZONE).tz_localize(None).normalize() + later * DAY
+    return Series(begin(dates), stamps.index)
+
+
+def hours(stamps: Series) -> Series:
+    """Return the length in hours of each of the steps that start at ``stamps``."""
+    return (starts(stamps, later=1) - stamps) / HOUR
+
+
+def amounts(values: Series, stamps: Series, rate: str) -> Series:
+    """Return what a rate makes of each step: GWh of GW, whose ``rate`` is `h`; of a count a step that count."""
+    return values if rate in (STEP, STEP.lower()) else values * hours(stamps) / (Timedelta(f"1{rate}") / HOUR)
+
+
+def in_hours(hours: float, least: int = 1) -> int:
+    """Return how many steps are in so many hours, at ``least`` so many."""
+    return max(round(hours / HOURS), least)
+
+
+def in_words(length: Timedelta) -> str:
+    """Return a length of time for people: `6 hours`, `2 days`."""
+    unit, name = next(
+        (each for each in ((DAY, "day"), (HOUR, "hour")) if length > each[0] and not length % each[0]),
+        (HOUR, "hour") if length % HOUR == Timedelta(0) else (Timedelta(minutes=1), "minute"),
+    )
+    return f"{length / unit:.7g} {name}{'' if length == unit else 's'}"
