@@ -38,7 +38,7 @@ def test_part_of_a_year_gives_no_warning_of_its_own(cut, first, last, hours):
     frame, findings, warnings = cut(first, last)
     assert warnings.keys() <= OF_SAMPLE
     assert hours.items() <= {year: counts["steps_expected"] for year, counts in findings["by_year"].items()}.items()
-    months = missing_by_month(frame, 2013, 2016)  # those without data are not drawn
+    months = missing_by_month(frame)  # those without data are not drawn
     assert months.notna().sum(axis=None) == frame["utc_timestamp"].dt.strftime("%Y-%m").nunique()
     assert figures.missing(months).data[0].zmax < 30
 
