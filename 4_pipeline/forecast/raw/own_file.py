@@ -136,9 +136,10 @@ def _localize(parsed: Series, zone: tzinfo | None) -> tuple[Series, Series]:
     """Return local times in UTC, NaT if unknown, and which are of an hour skipped by the clock change in spring."""
     twice = parsed.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
     # Many portals write the newest row first; then winter's row is the first. Files joined by hand do both: the rows
-    # beside it say which way time runs.
+    # before it say which way time runs: from 02:45 to the other 02:00 it seems to run back.
     apart = parsed.diff()
-    backwards = apart.where((apart != pd.Timedelta(0)) & (apart.abs() < steps.DAY)).ffill().bfill() < pd.Timedelta(0)
+    known = ~twice & (apart != pd.Timedelta(0)) & (apart.abs() < steps.DAY)
+    backwards = apart.where(known).ffill().bfill() < pd.Timedelta(0)
     # A join may have doubled each row: of neighbours with one time the first half is one hour.
     neighbours = (parsed != parsed.shift()).cumsum()
     together = neighbours.groupby(neighbours).transform("size")

@@ -1,0 +1,87 @@
+"""Other steps of time: own files of minutes and of days, read by a copy of the package with another `STEP`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from places import PROJECT
+
+READ = """
+import json, sys, pandas as pd
+from pathlib import Path
+from forecast.errors import DataError
+from forecast.parameters import Fetch
+from forecast.raw import prepare, sources
+csv = {"file": "own.csv", "time": {"column": "time", "zone": sys.argv[1]}, "attribution": "ours"}
+csv["columns"] = {"solar_GW": {"column": "solar_GW", "unit": sys.argv[2]}}
+csv["capacity"] = {year: {"solar_GW": 100, "wind_GW": 100} for year in (2014, 2015)}
+try:
+    sources.fetch("csv", Path("raw"), Fetch(source="csv", csv=csv))
+    frame, findings = prepare.prepare(Path("raw"), 2015, 2015)
+except DataError as error:
+    sys.exit(str(error))
+frame.to_parquet("frame.parquet")
+"""
+OTHERS = {"wind_GW": 1.0, "windspeed": 5.0, "temperature": 8.0, "rad_horizontal": 90.0, "rad_diffuse": 80.0}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read local times with a step as an own file; return the frame, or what is said against it."""
+
+    def read(step: str, times: list[str], values: object = 2.0, zone: str = "Europe/Berlin", unit: str = "GW"):
+        shutil.copytree(PROJECT / "forecast", tmp_path / "forecast", dirs_exist_ok=True)
+        problem = tmp_path / "forecast" / "problem.py"
+        problem.write_text(problem.read_text().replace('STEP = "h"', f'STEP = "{step}"').replace(" by_day=True,", ""))
+        pd.DataFrame({"time": times, "solar_GW": values} | OTHERS).to_csv(tmp_path / "own.csv", index=False)
+        command = [sys.executable, "-c", READ, zone, unit]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.stderr if done.returncode else pd.read_parquet(tmp_path / "frame.parquet")
+
+    return read
+
+
+def local(first: str, last: str, freq: str) -> list[str]:
+    """Return all times of Berlin's clock from ``first`` to before ``last``, without their offset."""
+    times = pd.date_range(first, last, freq=freq, tz="Europe/Berlin", inclusive="left")
+    return [f"{time:%Y-%m-%dT%H:%M}" for time in times]
+
+
+@pytest.mark.parametrize("step", ["15min", "30min"])
+@pytest.mark.parametrize(
+    ("first", "last", "hours"), [("2015-10-25", "2015-10-27", 49), ("2015-03-29", "2015-03-31", 47)]
+)
+def test_rows_of_a_clock_change_keep_their_order(read, step, first, last, hours):
+    """In autumn each time of an hour is there twice, in spring none of its times is."""
+    times = local(first, last, step)
+    frame = read(step, times, range(len(times)))
+    assert len(frame) * pd.Timedelta(step) == pd.Timedelta(hours=hours)
+    assert set(frame["utc_timestamp"].diff().dropna()) == {pd.Timedelta(step)}
+    assert frame["solar_GW"].tolist() == list(range(len(times)))
+
+
+def test_day_is_one_of_the_zone(read):
+    """Dates begin at local midnight, in Chile too, whose clock skips it; GWh are divided by the day's own hours."""
+    days = local("2015-01-01", "2016-01-01", "D")
+    frame = read("D", [day[:10] for day in days], 24.0, unit="GWh")
+    starts = pd.date_range("2015-01-01", "2015-12-31", freq="D", tz="Europe/Berlin")
+    assert frame["utc_timestamp"].tolist() == starts.tz_convert("UTC").tolist()
+    hours = (24 / frame["solar_GW"]).round(6).set_axis(starts)
+    assert hours[hours != 24].to_dict() == {starts[87]: 23, starts[297]: 25}
+
+
+@pytest.mark.parametrize(
+    ("step", "of_file", "words"),
+    [
+        ("D", "h", ["are 1 hour apart", "a row a day", 'STEP = "h"', 'resample("D").mean()']),
+        ("15min", "h", ["are 1 hour apart", "a row a quarter hour", 'STEP = "h" in forecast/problem.py\n']),
+    ],
+)
+def test_other_step_is_refused_with_the_line_that_would_change_it(read, step, of_file, words):
+    """Of finer rows means can be made; of coarser ones nothing can."""
+    said = read(step, local("2015-05-01", "2015-05-20", of_file))
+    assert [word for word in words if word not in said] == []
