@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, sync_playwright
 from workplace import required
 
 PAGES = {
-    "/": "Predicted and measured", "/over-time": "Over time", "/what-if": "What if", "/your-weather": "Your weather",
+    "/": "Predicted and measured", "/over-time": "Over time", "/what-if": "What if", "/your-weather": "Your inputs",
     "/model": "Model", "/data": "Data",
 }  # fmt: skip
 ALIAS_SECONDS = 20.0  # from the alias's move to every open page; 5 s on a quiet machine

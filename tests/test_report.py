@@ -175,7 +175,7 @@ def test_reason_is_what_was_unusual_about_the_hour(evidence):
     miss = planted(evidence, "2016-10-06T12:00", wind_GW=5)
     assert miss.beyond > 3
     assert miss.reason.startswith("The wind power was unusual at about this wind speed")
-    assert "The model sees no weather that explains it" in miss.reason
+    assert "The model sees nothing that explains it" in miss.reason
     gust = planted(evidence, "2016-10-06T12:00", wind_GW=5, windspeed=2.5)
     assert gust.reason.startswith("The wind speed changed by")
     flash = planted(evidence, "2016-10-06T10:00", solar_GW=4, rad_horizontal=9)

@@ -19,8 +19,9 @@ from .pages import over_time
 CLOCK_MILLISECONDS = 2000
 BADGES = {"forced": "forced past the gate", "by hand": "moved by hand, without the gate"}
 WHAT_TO_RUN = "`dvc repro` in the folder of `dvc.yaml`"
-ABOUT_TIMES = "Times are UTC unless a figure names a zone" if not steps.IS_DAY else f"Days are those of {steps.ZONE}"
-ABOUT_TIMES += f"; a value is the mean of the {steps.NAME} from that time on."
+ABOUT_TIMES = f"Times are UTC unless a figure names a zone; a value is the mean of the {steps.NAME} from that time on."
+if steps.IS_DAY:
+    ABOUT_TIMES = f"Days are those of {steps.ZONE}."
 # Light or dark is known before anything is drawn.
 INDEX = """<!DOCTYPE html>
 <html lang="en">

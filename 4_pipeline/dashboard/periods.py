@@ -61,6 +61,6 @@ def compared(snapshot: Snapshot, period: Period) -> Comparison | None:
     """Return the comparison of the rows in a period; None when there is nothing to compare."""
     if snapshot.comparison is None or snapshot.frame is None:
         return None
-    ends = (pd.Timestamp(day, tz=steps.CALENDAR) for day in (period[0], period[1] + timedelta(days=1)))
+    ends = [pd.Timestamp(day, tz=steps.CALENDAR) for day in (period[0], period[1] + timedelta(days=1))]
     rows = snapshot.frame.index[slice(*snapshot.frame["utc_timestamp"].searchsorted(ends))]
     return None if rows.empty else snapshot.comparison.at(rows)

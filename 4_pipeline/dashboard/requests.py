@@ -24,7 +24,7 @@ YEARS = (1900, 2100)
 HOUR = re.compile(r"(19|20)\d\d-\d\d-\d\dT\d\d:00:00Z")  # of `YEARS`
 START = f"the start of {steps.ONE}" + f" in {steps.ZONE}" * steps.IS_DAY
 EXAMPLE = f"{steps.starts(pd.Series(pd.Timestamp('2016-06-01T12:00Z')))[0]:{STAMP}}"
-_CORRECT = "correct these places, and send the weather again"
+_CORRECT = "correct these places, and send the rows again"
 
 
 def from_csv(content: bytes) -> pd.DataFrame:
@@ -63,7 +63,7 @@ def from_records(rows: object) -> pd.DataFrame:
         return frame
     text = pd.DataFrame([[str(row[name]) for name in columns] for row in rows], columns=columns, dtype="str")
     text.index = pd.RangeIndex(1, len(rows) + 1, name="row")
-    return _check(text, "the weather")
+    return _check(text, "the rows")
 
 
 def _columns(header: Container[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Your weather in a browser: a file handed in, its predictions looked at and taken home, and files that are refused."""
+"""Your inputs in a browser: a file handed in, its predictions looked at and taken home, and files that are refused."""
 
 from __future__ import annotations
 

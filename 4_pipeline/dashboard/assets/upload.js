@@ -19,6 +19,6 @@
 
   new MutationObserver(() => {
     const input = document.querySelector("#weather-upload input:not([aria-label])");
-    if (input) input.setAttribute("aria-label", "CSV file of your weather");
+    if (input) input.setAttribute("aria-label", "CSV file of your inputs");
   }).observe(document, { childList: true, subtree: true });
 })();

@@ -46,13 +46,9 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     refit = gate.refit_until(comparison.champion.production)
     figure = figures.by_month(pd.DataFrame(months, columns=columns), refit_until=refit)
     label = "Errors, bias and share within the band by month"
-    about = (
-        f"{steps.NAMES.capitalize()} after {pd.Timestamp(since):%d %b %Y}, the last that the model learned."
-        if since
-        else ""
-    )
+    about = f"{steps.NAMES.capitalize()} after {steps.date(since)}, the last that the model learned." if since else ""
     if refit:
-        last, start = (f"{pd.Timestamp(until):%d %b %Y}" for until in (refit, since))
+        last, start = map(steps.date, (refit, since))
         about = f"{steps.NAMES.capitalize()} to {last} are predicted by the judged model, which learned until {start};"
         about += " later ones, right of the dotted line, by its refit in production, which learned until there."
     about = about or f"Which {steps.NAMES} the model learned is not known: all."

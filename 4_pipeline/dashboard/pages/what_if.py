@@ -29,6 +29,7 @@ from ..predictions import Champion, Prediction
 PATH, TITLE = "/what-if", "What if"
 SELDOM = 0.005  # of the learned hours: what fewer of them had is hardly seen
 SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; what there may be more, as the sun is higher elsewhere in the region
+LIGHT = [each.name for each in problem.INPUTS if each.units is RADIATION]
 POINTS = 33  # values of an input that a curve is drawn through
 ALIKE = 0.1  # of a slider's range, by which the other inputs of hours like the chosen one differ at most
 FEW, FEW_SHARE = 10, 0.01  # hours like that, or the share of them, beyond the dark part on either side
@@ -64,9 +65,11 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     about = (
         f"The prediction when one input changes and the others stay; the dotted line is the {steps.NAME} that you set."
     )
-    about += " Shaded are the values that the model learned from, and dark those that it learned in weather like this:"
+    about += (
+        " Shaded are the values that the model learned from, and dark those that it learned where the others are alike:"
+    )
     about += f" few such {steps.NAMES}, {FEW} or one in a hundred, are beyond either end."
-    about += " A line ends where the sun gives less light than is set."
+    about += " A line ends where the sun gives less light than is set." * bool(LIGHT)
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),
         parts.panel("curves", f"Around this {steps.NAME}", about, [figure]),
@@ -211,7 +214,7 @@ def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
 
 def _light(hours: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Return the light of hours in W/m², and how much there can be: what the sun gives, and twilight."""
-    light = hours[[each.name for each in problem.INPUTS if each.units is RADIATION]].sum(axis=1)
+    light = hours[LIGHT].sum(axis=1)
     elevation = features.sun_position(features.to_utc(hours["utc_timestamp"]))["elevation"]
     most = SOLAR_CONSTANT * np.sin(np.radians(elevation.to_numpy())).clip(min=0)
     return light, pd.Series(most + TWILIGHT, hours.index)
@@ -266,7 +269,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
 
 def hint(snapshot: Snapshot) -> str:
     """Return what the sliders set, and whether the model uses all of it."""
-    text = f"Set the weather of {steps.ONE}; the prediction follows."
+    text = f"Set the inputs of {steps.ONE}; the prediction follows."
     return text + f" The model in production does not use {WHEN}." * is_unused(snapshot)
 
 

@@ -1,4 +1,4 @@
-"""Your weather: predictions for hours that the reader uploads as CSV; nothing of the file is kept."""
+"""Your inputs: predictions for rows that the reader uploads as CSV; nothing of the file is kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from forecast.table.schema import CAPACITIES, STAMP
 from .. import parts, predictions, requests
 from ..follower import Follower, Snapshot
 
-PATH, TITLE = "/your-weather", "Your weather"
+PATH, TITLE = "/your-weather", "Your inputs"
 MAX_BYTES = requests.MAX_BYTES
 
 
@@ -47,7 +47,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         html.P([parts.button("Try the example", "weather-example"), " ", link]),
     ]
     panels = [
-        parts.panel("your-weather", "Your weather", f"Upload {steps.NAMES} of weather to get predictions.", uploading),
+        parts.panel("your-weather", TITLE, f"Upload inputs of {steps.NAMES} to get predictions.", uploading),
         parts.panel(
             "weather-columns", "Columns of the file", "CSV in UTF-8, with commas; no cell is empty.", [_columns()]
         ),
@@ -160,7 +160,7 @@ def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str
         content = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     else:
         figure = figures.prediction(rows, predicted, band=band, coverage=champion.model.coverage)
-        content = parts.graph("weather-figure", figure.update_layout(margin_t=44), "Predictions for your weather")
+        content = parts.graph("weather-figure", figure.update_layout(margin_t=44), "Predictions for your inputs")
     table = predictions.to_csv(weather.assign(capacity=origin), predicted, band, champion)
     filename = f"predicted by version {champion.production.version}.csv"
     download = [

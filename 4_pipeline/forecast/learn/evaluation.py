@@ -15,7 +15,7 @@ from forecast import problem
 from forecast.learn.scores import Scores, TargetScore
 from forecast.learn.storage import LoadedModel
 from forecast.quantities import Target
-from forecast.table import split
+from forecast.table import split, steps
 from forecast.table.features import INPUTS, assume_capacity, sun_position, to_utc
 from forecast.table.schema import FEATURES, STAMP, TARGETS
 
@@ -40,6 +40,7 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
         target.key: _score_target(target, measured[target.name], values[target.name], night)
         for target in problem.TARGETS
     }
+    ends = steps.local(stamps).iloc[[stamps.argmin(), stamps.argmax()]]
     finite = bool(np.isfinite(values).all(axis=None))
     errors = ((values - measured).abs() / measured.std(ddof=0).replace(0, 1)).mean(axis="columns")
     return Scores(
@@ -48,7 +49,7 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
         finite=finite,
         hours=len(stamps),
         weekly_errors=tuple(map(float, split.week_means(errors, stamps))) if finite else (),
-        period=(f"{stamps.min():{STAMP}}", f"{stamps.max():{STAMP}}"),
+        period=tuple(end.isoformat() if steps.IS_DAY else f"{end:{STAMP}}" for end in ends),
     )
 
 

@@ -62,8 +62,9 @@ def read(path: Path, mapping: OwnFile) -> Table:
             raw.require(~is_small, cells, file, "0 or more", next_step)
     times = text[mapping.time.column]
     stamps, skipped = _to_utc(times, file, mapping.time)
-    energies = [name for name, column in columns.items() if schema.is_energy(column.unit)]
-    values[energies] = values[energies].mul(steps.HOURS / steps.hours(stamps), axis="index")  # a day of 23 hours
+    if steps.IS_DAY:  # of 23 hours, too
+        energies = [name for name, column in columns.items() if schema.is_energy(column.unit)]
+        values[energies] = values[energies].mul(steps.HOURS / steps.hours(stamps), axis="index")
     _require_times(text, stamps, skipped, values, mapping)
     left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
     values.insert(0, "utc_timestamp", stamps)

@@ -137,7 +137,7 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
     apart = steps.local(stamps).dt.tz_localize(None).drop_duplicates().sort_values().diff().dropna()
     if len(apart) > 1 and (step := apart.mode()[0]) != steps.LENGTH:
         raise DataError(
-            f"{path}: the rows are {steps.in_words(step)} apart.",
+            f"{path}: the rows are {step / steps.HOUR:.7g} hours apart.",
             value=", ".join(f"{stamp:{STAMP}}" for stamp in stamps[:3]),
             expected=f"a row {steps.ONE}",
             next_step=_cure(step),
@@ -148,7 +148,6 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
         raise DataError(
             f"{path}, line {odd.index[0]}, column {column}: not a full {steps.NAME}.",
             value=f"{odd.iloc[0]:{STAMP}}",
-            expected=f"{steps.OFTEN} data",
             next_step=f"use the file of {steps.OFTEN} values",
         )
     again = stamps.duplicated()

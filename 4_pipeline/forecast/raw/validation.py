@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -185,10 +184,6 @@ def _years(stamps: pd.DatetimeIndex) -> pd.Index:
     return stamps.tz_convert(steps.CALENDAR).year
 
 
-def _written(stamp: datetime) -> str:
-    return f"{pd.Timestamp(stamp).tz_convert(steps.CALENDAR):{steps.WRITTEN}}"
-
-
 def _check_rows(findings: Mapping[str, Any]) -> Iterator[Check]:
     years = findings["by_year"]
     absent = {year: counts["steps_expected"] - counts["steps_kept"] for year, counts in years.items()}
@@ -201,7 +196,7 @@ def _check_rows(findings: Mapping[str, Any]) -> Iterator[Check]:
     )
     longest = max(years.values(), key=lambda counts: counts["longest_gap_steps"])
     start = longest["longest_gap_from"]
-    note = f"from {_written(datetime.fromisoformat(start))} on" if start else ""
+    note = f"from {steps.written(pd.Timestamp(start))} on" if start else ""
     hours = longest["longest_gap_steps"] * steps.HOURS
     yield Check("longest gap", steps.NAMES, hours, (None, LONGEST_GAP_HOURS), "h", note)
     for name, count in findings["doubled"].items():
@@ -357,7 +352,9 @@ def _check_same(values: Series) -> Iterator[Check]:
         hours = of_kind["steps"] * steps.HOURS
         most = max(most, LEAST_SAME * steps.HOURS)
         long = of_kind.assign(hours=hours)[hours > most].sort_values("hours", ascending=False).itertuples()
-        note = _listed(f"{number(r.value)} {UNITS[column]} for {r.hours:g} h from {_written(r.first)} on" for r in long)
+        note = _listed(
+            f"{number(r.value)} {UNITS[column]} for {r.hours:g} h from {steps.written(r.first)} on" for r in long
+        )
         note += "; frozen, or filled in?" if note else ""
         yield Check(f"{name} {steps.NAME} after {steps.NAME}", column, max(hours, default=0), (None, most), "h", note)
 
@@ -375,7 +372,10 @@ def _check_correlation(table: DataFrame, target: Target) -> Iterator[Check]:
     for year, correlation in correlations.items():
         others = np.median([other for key, other in correlations.items() if key != year] or [0])
         least = max(MIN_CORRELATION, round(float(others) - MAX_BELOW_OTHERS, 2))
-        name, note = f"rank correlation with the weather of {year}", "are target and inputs of the same time?"
+        name, note = (
+            f"rank correlation with the {target.driver.title} of {year}",
+            "are target and inputs of the same time?",
+        )
         yield Check(name, target.name, correlation, (least, None), "", note)
 
 
@@ -392,7 +392,7 @@ def _check_night(table: DataFrame, target: Target) -> Check:
 def _places_of(values: Series, distances: Series, most: float) -> str:
     """Return the steps whose distance is above the limit, the farthest first, with their values."""
     far = distances[distances > most].sort_values(ascending=False)
-    return _listed(f"{_written(at)} ({number(values[at])} {UNITS[values.name]})" for at in far.index)
+    return _listed(f"{steps.written(at)} ({number(values[at])} {UNITS[values.name]})" for at in far.index)
 
 
 def _listed(places: Iterable[str]) -> str:

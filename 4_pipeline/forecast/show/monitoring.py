@@ -186,9 +186,9 @@ def training_overlap(
         until, model = pd.Timestamp(refit_until), "The judged model"
         later = stamps > until
         if later.all():
-            text = f"The refit in production was trained on {steps.NAMES} up to {until:%d %b %Y}"
+            text = f"The refit in production was trained on {steps.NAMES} up to {steps.date(until)}"
             return f"{text}: all of these are new to it."
-        prefix = f"The refit in production has learned the {steps.NAMES} up to {until:%d %b %Y}"
+        prefix = f"The refit in production has learned the {steps.NAMES} up to {steps.date(until)}"
         prefix += ": the judged model predicts them. "
         prefix += (
             f"The {later.sum():,} later {steps.NAMES} are predicted by the refit, and new to it. "
@@ -198,8 +198,8 @@ def training_overlap(
         stamps = stamps[~later]
     known = stamps <= last
     if not known.any():
-        return f"{prefix}{model} was trained on {steps.NAMES} up to {last:%d %b %Y}: all of these are new to it."
-    share = "all" if known.all() else f"{known.sum():,} (up to {last:%d %b %Y})"
+        return f"{prefix}{model} was trained on {steps.NAMES} up to {steps.date(last)}: all of these are new to it."
+    share = "all" if known.all() else f"{known.sum():,} (up to {steps.date(last)})"
     return f"{prefix}{model} was trained on {share} of these {steps.NAMES}: its errors on new ones are larger."
 
 

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 MAX_MISSES, APART, MIN_MISS = 3, pd.Timedelta(hours=6), 0.002
 # What is unusual: more than 95 of 100, or outside the range of eight in ten similar ones.
 UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
-NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = steps.in_hours(3), 20, 3  # steps, and days
+NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = max(round(3 / steps.HOURS), 1), 20, 3  # steps, and days
 ABOUT_TIMES = (
     f"Days are those of {steps.ZONE}." if steps.IS_DAY else f"All times are UTC, {steps.ONE} is named by its start."
 )
+NAMED = "%a %-d %b", ", %H:%M"  # how a step is written
 THIS_WEEK, EIGHT_WEEKS = "This week", "The last eight weeks"
 WEATHER = problem.INPUTS[:2]  # of which the table of days shows the means
 AMOUNTS = {target.name: "sum" if target.sum_unit else "mean" for target in problem.TARGETS}  # of a week
@@ -228,7 +229,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
         swings = spans.max() - spans.min()
         if swings[at] > (usual := swings.quantile(UNUSUAL)):
             yield (
-                f"The {driver.title} changed by {swings[at]:.1f} {driver.unit} within {steps.in_words(2 * near)};"
+                f"The {driver.title} changed by {swings[at]:.1f} {driver.unit} within {2 * near / steps.HOUR:g} hours;"
                 f" in 95 of 100 {steps.NAMES} it changes by less than {usual:.1f} {driver.unit}."
             )
     is_level = abs(recent.bias_percent) > recent.max_bias_percent and recent.bias * miss.error > 0
@@ -319,24 +320,19 @@ def totals(evidence: ReportData, week: Week) -> DataFrame:
 
 def by_day(week: Week) -> DataFrame:
     """Return a row for each day of a week: the targets by `AMOUNTS`, also as predicted, and the mean weather."""
-    day = steps.local(week.hours["utc_timestamp"]).dt.tz_localize(None).dt.normalize()
-    columns = list[Series]()
+    day, columns = steps.local(week.hours["utc_timestamp"]).dt.tz_localize(None).dt.normalize(), list[Series]()
     for target in problem.TARGETS:
         values = {f"{target.title}, {target.sum_unit or target.unit}": week.hours[target.name]}
         if week.predicted is not None:
             values["Predicted"] = week.predicted[target.name]
         for title, value in values.items():
-            columns.append(
-                week.amounts(value, target).groupby(day).agg(AMOUNTS[target.name]).map("{:,.1f}".format).rename(title)
-            )
+            amounts = week.amounts(value, target).groupby(day).agg(AMOUNTS[target.name])
+            columns.append(amounts.map("{:,.1f}".format).rename(title))
     for each in WEATHER:
         form = partial(signed, digits=1) if each.possible[0] < 0 else "{:,.1f}".format
         columns.append(week.hours[each.name].groupby(day).mean().map(form).rename(each.label))
-    hours = day.value_counts()
-    names = [
-        f"{each:%a %-d %b}" + (f" ({hours[each] * steps.HOURS:g} h)" if hours[each] < steps.A_DAY else "")
-        for each in columns[0].index
-    ]
+    hours = day.value_counts() * steps.HOURS
+    names = [f"{each:%a %-d %b}" + (f" ({hours[each]:g} h)" if hours[each] < 24 else "") for each in columns[0].index]
     return pd.concat(columns, axis="columns", sort=True).set_axis(names).rename_axis(columns="Day")
 
 
@@ -346,7 +342,7 @@ def worst_table(misses: list[WorstHour]) -> DataFrame | None:
     for miss in misses:
         unit = miss.quantity.unit
         rows[miss.number] = {
-            steps.NAME.capitalize(): f"{miss.quantity.title}, {_named(miss.at)}",
+            steps.NAME.capitalize(): f"{miss.quantity.title}, {steps.written(miss.at, *NAMED)}",
             "Actual": f"{miss.measured:,.1f} {unit}",
             "Predicted": f"{miss.predicted:,.1f} {unit}",
             "Off by": f"{signed(miss.error, 1)} {unit}",
@@ -403,11 +399,7 @@ def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:
     absent = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
     parts = absent.groupby(Series(grid.isin(week.hours["utc_timestamp"]).cumsum(), grid)[absent])
     ends = (dict.fromkeys((part.iloc[0], part.iloc[-1])) for _, part in parts)
-    return [" to ".join(map(_named, each)) for each in ends]
-
-
-def _named(step: Timestamp) -> str:
-    return f"{step.tz_convert(steps.CALENDAR):{'%a %-d %b' if steps.IS_DAY else '%a %-d %b, %H:%M'}}"
+    return [" to ".join(steps.written(each, *NAMED) for each in both) for both in ends]
 
 
 def signed(value: float, digits: int = 0) -> str:
@@ -448,7 +440,7 @@ def draw(evidence: ReportData, week: Week, misses: list[WorstHour]) -> Image:
                 place = (miss.at, max(miss.measured, miss.predicted))
                 axes.annotate(str(miss.number), place, (0, 10), textcoords="offset points", ha="center", bbox=circle)
             axes.set_title(target.label, loc="left", fontweight="bold")
-            axes.margins(x=0, y=0.25)
+            axes.margins(x=0.05 * steps.IS_DAY, y=0.25)
             axes.set_ylim(bottom=0 if target.possible[0] >= 0 else None)
             axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
             axes.xaxis.set(major_locator=DayLocator(), major_formatter="", minor_locator=HourLocator(12))
@@ -456,6 +448,5 @@ def draw(evidence: ReportData, week: Week, misses: list[WorstHour]) -> Image:
             low, high = measured[target.name].agg(["min", "max"])
             ranges.append(f"{target.title} from {low:.1f} to {high:.1f} {target.unit}")
         figure.savefig(content)
-    return Image(
-        content.getvalue(), alt=f"{name.capitalize()} values, {steps.NAME} by {steps.NAME}: {', '.join(ranges)}."
-    )
+    alt = f"{name.capitalize()} values, {steps.NAME} by {steps.NAME}: {', '.join(ranges)}."
+    return Image(content.getvalue(), alt=alt)

@@ -41,7 +41,6 @@ A_WEEK, A_MONTH, A_YEAR = 7 * A_DAY, 28 * A_DAY, 365 * A_DAY
 NAME = {"h": "hour", "D": "day", "30min": "half hour", "15min": "quarter hour"}.get(STEP, "step")
 NAMES, ONE = f"{NAME}s", f"{'an' if NAME == 'hour' else 'a'} {NAME}"
 OFTEN = {"h": "hourly", "D": "daily", "30min": "half-hourly", "15min": "quarter-hourly"}.get(STEP, f"every {STEP}")
-WRITTEN = "%Y-%m-%d" if IS_DAY else "%Y-%m-%d %H:%M"  # a start, in the calendar's time
 
 
 def grid(first: Timestamp, last: Timestamp) -> DatetimeIndex:
@@ -87,15 +86,11 @@ def amounts(values: Series, stamps: Series, rate: str) -> Series:
     return values if rate in (STEP, STEP.lower()) else values * hours(stamps) / (Timedelta(f"1{rate}") / HOUR)
 
 
-def in_hours(hours: float, least: int = 1) -> int:
-    """Return how many steps are in so many hours, at ``least`` so many."""
-    return max(round(hours / HOURS), least)
+def date(stamp: Timestamp | str) -> str:
+    """Return the day that a step is in, for people: `31 Dec 2016`."""
+    return f"{Timestamp(stamp).tz_convert(CALENDAR):%d %b %Y}"
 
 
-def in_words(length: Timedelta) -> str:
-    """Return a length of time for people: `6 hours`, `2 days`."""
-    unit, name = next(
-        (each for each in ((DAY, "day"), (HOUR, "hour")) if length > each[0] and not length % each[0]),
-        (HOUR, "hour") if length % HOUR == Timedelta(0) else (Timedelta(minutes=1), "minute"),
-    )
-    return f"{length / unit:.7g} {name}{'' if length == unit else 's'}"
+def written(stamp: Timestamp, date: str = "%Y-%m-%d", time: str = " %H:%M") -> str:
+    """Return the start of a step for people, in the time of the calendar; of a day without a time."""
+    return stamp.tz_convert(CALENDAR).strftime(date + time * (not IS_DAY))

@@ -236,8 +236,8 @@ def test_ends_of_hours_around_a_clock_change(put, by_clock):
 @pytest.mark.parametrize(
     ("step", "words", "cure"),
     [
-        ("15min", "15 minutes", '"15min" in'),
-        ("15min", "15 minutes", '("h").mean()'),
+        ("15min", "0.25 hours", '"15min" in'),
+        ("15min", "0.25 hours", '("h").mean()'),
         ("7h", "7 hours", "mean()"),
         ("D", "24 hours", "two columns"),
     ],
@@ -258,7 +258,7 @@ def test_times_that_a_spreadsheet_has_cut_are_refused(put, tmp_path):
     """A thousandth of a second less than an hour: the error shows it, and says to round."""
     times = pd.date_range("2015-07-01", periods=60, freq=pd.Timedelta(hours=1) - pd.Timedelta(milliseconds=1))
     put(times.strftime("%d.%m.%Y %H:%M:%S.%f"))
-    with pytest.raises(DataError, match=r"are 59\.99998 minutes apart") as caught:
+    with pytest.raises(DataError, match=r"are 0\.9999997 hours apart") as caught:
         _prepare(tmp_path, _own(time=GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S.%f"}), 2015, 2015)
     assert "round the times" in caught.value.next_step
 

@@ -77,8 +77,8 @@ def test_day_is_one_of_the_zone(read):
 @pytest.mark.parametrize(
     ("step", "of_file", "words"),
     [
-        ("D", "h", ["are 1 hour apart", "a row a day", 'STEP = "h"', 'resample("D").mean()']),
-        ("15min", "h", ["are 1 hour apart", "a row a quarter hour", 'STEP = "h" in forecast/problem.py\n']),
+        ("D", "h", ["are 1 hours apart", "a row a day", 'STEP = "h"', 'resample("D").mean()']),
+        ("15min", "h", ["are 1 hours apart", "a row a quarter hour", 'STEP = "h" in forecast/problem.py\n']),
     ],
 )
 def test_other_step_is_refused_with_the_line_that_would_change_it(read, step, of_file, words):
