@@ -41,6 +41,7 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
         for target in problem.TARGETS
     }
     ends = steps.local(stamps).iloc[[stamps.argmin(), stamps.argmax()]]
+    first, last = (end.isoformat() if steps.IS_DAY else f"{end:{STAMP}}" for end in ends)
     finite = bool(np.isfinite(values).all(axis=None))
     errors = ((values - measured).abs() / measured.std(ddof=0).replace(0, 1)).mean(axis="columns")
     return Scores(
@@ -49,7 +50,7 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
         finite=finite,
         hours=len(stamps),
         weekly_errors=tuple(map(float, split.week_means(errors, stamps))) if finite else (),
-        period=tuple(end.isoformat() if steps.IS_DAY else f"{end:{STAMP}}" for end in ends),
+        period=(first, last),
     )
 
 
