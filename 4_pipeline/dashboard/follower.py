@@ -22,7 +22,7 @@ from forecast.govern import gate
 from forecast.learn import storage
 from forecast.show import monitoring
 from forecast.show.monitoring import Quality
-from forecast.table import schema, split
+from forecast.table import schema, split, steps
 from mlflow_gate import GateError, Move, Production
 
 from . import address, record
@@ -231,7 +231,8 @@ class Follower:
         if stamp != self.now.data_stamp:
             frame = schema.read(self.data_file)
             self._replace(frame=frame, predictions=_predict(self.now.champion, frame), data_stamp=stamp)
-            log.info("data: %d hours from %s to %s", len(frame), frame["utc_timestamp"].iloc[0], frame.iloc[-1, 0])
+            ends = frame["utc_timestamp"].iloc[[0, -1]]
+            log.info("data: %d %s from %s to %s", len(frame), steps.NAMES, *ends)
         self._remove_fault("data")
 
     def _check_registry(self) -> None:
