@@ -82,8 +82,11 @@ class Hours:
         if not level_days:
             return [np.ones(len(self.stamps))] * len(self.factors)
         if level_days not in self._levels:
-            parts = [find_levels(self.values, factor, self.stamps, level_days) for factor in self.factors]
-            self._levels[level_days] = parts
+            self._levels[level_days] = [
+                # what may be below zero has no sum to be compared by
+                np.ones(len(factor)) if least < 0 else find_levels(self.values, factor, self.stamps, level_days)
+                for factor, least in zip(self.factors, LEAST, strict=True)
+            ]
         return self._levels[level_days]
 
 
