@@ -86,7 +86,7 @@ def is_night(utc_timestamp: pd.Series) -> np.ndarray:
     """
     stamps = to_utc(utc_timestamp)
     highest = [sun_position(stamps, share)["elevation"].to_numpy() for share in (0, 1)]
-    return (highest[0] < NIGHT_ELEVATION_DEGREES) & (highest[1] < NIGHT_ELEVATION_DEGREES)
+    return (np.max(highest, axis=0) < NIGHT_ELEVATION_DEGREES) & (not steps.IS_DAY)
 
 
 # -- what the gate needs ----------------------------------------------------------------------------------------------

@@ -118,14 +118,13 @@ def _cure(step: pd.Timedelta) -> str:
     script = "by a script in own/ (see own/README.md)"
     if step.round("s") == steps.LENGTH:
         return f"round the times to full {steps.NAMES}, {script}"
-    cures, name = [], {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
-    if not steps.DAY % step:
-        cures.append(f'set STEP = "{name}" in forecast/problem.py')
-    if step < steps.LENGTH or not cures:
-        cures.append(f'make means, such as table.resample("{steps.STEP}").mean(), {script}')
-    if step == steps.DAY:
-        cures.append(f"if date and time are in two columns, join them, {script}")
-    return "; or ".join(cures)
+    name = {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
+    cures = {
+        f'set STEP = "{name}" in forecast/problem.py': not steps.DAY % step,
+        f'make means, such as table.resample("{steps.STEP}").mean(), {script}': step < steps.LENGTH or steps.DAY % step,
+        f"if date and time are in two columns, join them, {script}": step == steps.DAY,
+    }
+    return "; or ".join(cure for cure, helps in cures.items() if helps)
 
 
 def take_rows(table: Table, grid: DatetimeIndex) -> Part:

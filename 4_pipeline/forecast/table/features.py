@@ -150,7 +150,9 @@ def add_capacity(frame: DataFrame, year_ends: YearEnds) -> DataFrame:
 def _capacities(frame: DataFrame, year_ends: YearEnds) -> dict[str, np.ndarray]:
     stamps, capacities = to_utc(frame["utc_timestamp"]), {}
     for target, figures in year_ends.items():
-        ends = {pd.Timestamp(int(year) + 1, 1, 1, tz="UTC"): figures[year] for year in sorted(figures, key=int)}
+        ends = {
+            pd.Timestamp(int(year) + 1, 1, 1, tz=steps.CALENDAR): figures[year] for year in sorted(figures, key=int)
+        }
         first, column = min(ends), CAPACITIES[target]
         seconds = [(end - first).total_seconds() for end in ends]
         known = np.interp((stamps - first).total_seconds(), seconds, list(ends.values()), left=np.nan, right=np.nan)
@@ -168,7 +170,7 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
     if not year_ends or len(brought):
         return rows, Series("given" if year_ends else "not used", rows.index)
     years = [int(year) for ends in year_ends.values() for year in ends]
-    first, last = (pd.Timestamp(year + 1, 1, 1, tz="UTC") for year in (min(years), last_year(year_ends)))
+    first, last = (pd.Timestamp(year + 1, 1, 1, tz=steps.CALENDAR) for year in (min(years), last_year(year_ends)))
     end = last + pd.DateOffset(years=LATER_YEARS)
     outside, later = stamps[(stamps < first) | (stamps >= end)], stamps > last
     if len(outside):
@@ -192,13 +194,14 @@ def year_ends_of(frame: DataFrame) -> YearEnds:
     """
     capacities, stamps = installed(frame), to_utc(frame["utc_timestamp"])
     year_ends: YearEnds = {target: {} for target in problem.CAPACITY}
-    for year in stamps.year.unique():
-        first, last = rows = np.flatnonzero(stamps.year == year)[[0, -1]]
+    years = stamps.tz_convert(steps.CALENDAR).year
+    for year in years.unique():
+        first, last = rows = np.flatnonzero(years == year)[[0, -1]]
         seconds = max(1.0, (stamps[last] - stamps[first]).total_seconds())
         for target, figures in year_ends.items():
             before, after = capacities[target].iloc[rows]
             for end in (year, year + 1):
-                share = (pd.Timestamp(end, 1, 1, tz="UTC") - stamps[first]).total_seconds() / seconds
+                share = (pd.Timestamp(end, 1, 1, tz=steps.CALENDAR) - stamps[first]).total_seconds() / seconds
                 figures[str(end - 1)] = round(float(before + share * (after - before)), 6)
     return year_ends
 

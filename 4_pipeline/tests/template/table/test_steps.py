@@ -70,6 +70,7 @@ def test_day_is_one_of_the_zone(read):
     frame = read("D", [day[:10] for day in days], 24.0, unit="GWh")
     starts = pd.date_range("2015-01-01", "2015-12-31", freq="D", tz="Europe/Berlin")
     assert frame["utc_timestamp"].tolist() == starts.tz_convert("UTC").tolist()
+    assert set(frame["solar_capacity_GW"]) == {100}  # from the first day on
     hours = (24 / frame["solar_GW"]).round(6).set_axis(starts)
     assert hours[hours != 24].to_dict() == {starts[87]: 23, starts[297]: 25}
 
