@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from mlflow_gate import sqlite
 from mlflow_gate.errors import ServerError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     """Return a client of a tracking server, by default of the one that MLflow is set to; the server is asked once.
 
     Raises ServerError when the server does not answer, its certificate is not trusted, or it refuses the credentials.
+    Records in SQLite need no server: they are made if there are none, and ServerError says why MLflow cannot open them.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -48,7 +50,12 @@ def connect(uri: str | None = None) -> MlflowClient:
         if answer.status_code >= 400:
             step = "set MLFLOW_TRACKING_URI to the address of an MLflow server; if it is busy, try again"
             raise ServerError(f"{what} does not answer.", value=value, next_step=step)
-    return mlflow.MlflowClient(uri)
+    try:
+        sqlite.make(uri)
+        return mlflow.MlflowClient(uri)
+    except MlflowException as error:
+        what, step = f"The records at {without_password(uri)} cannot be opened.", f"mlflow db upgrade {uri}"
+        raise ServerError(what, value=error.message, next_step=step) from None
 
 
 def outage(what: str, error: BaseException) -> ServerError:

@@ -1,0 +1,57 @@
+"""Records in SQLite without a server: made whole, and with their artifacts where `mlflow server` keeps them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+SCHEME = "sqlite:///"
+ARTIFACTS = "mlartifacts"  # the server's default for `--artifacts-destination`
+
+
+def file_of(uri: str) -> Path | None:
+    """Return the file of an address of SQLite; None for another database, and for one in memory.
+
+    >>> file_of("sqlite:////srv/mlflow.db?timeout=60")
+    PosixPath('/srv/mlflow.db')
+    """
+    name = uri.removeprefix(SCHEME).partition("?")[0]
+    return Path(name).absolute() if uri.startswith(SCHEME) and name not in ("", ":memory:") else None
+
+
+def make(uri: str) -> None:
+    """Make the tables of new records in SQLite; their file appears with all of them, or not at all.
+
+    From two processes at once MLflow itself fails, or leaves a file without some of the tables.
+    """
+    import mlflow
+
+    if (file := file_of(uri)) is None or file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{file.name}.", dir=file.parent) as folder:
+        mlflow.MlflowClient(f"{SCHEME}{folder}/{file.name}")
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            os.link(Path(folder, file.name), file)
+
+
+def open_repository(artifact_uri: str, tracking_uri: str | None = None, **registry: str | None) -> ArtifactRepository:
+    """Return the repository of an address of the scheme `mlflow-artifacts`, which in MLflow itself needs a server.
+
+    Where records in SQLite have a folder `mlartifacts` beside them, each address is a folder in it.
+    """
+    import mlflow
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+    file, parts = file_of(tracking_uri or mlflow.get_tracking_uri()), urlsplit(artifact_uri)
+    if file and not parts.netloc and (folder := file.with_name(ARTIFACTS)).is_dir():
+        return LocalArtifactRepository(folder.as_uri() + parts.path)
+    return MlflowArtifactsRepository(artifact_uri, tracking_uri, **registry)
