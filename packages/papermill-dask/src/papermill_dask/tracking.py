@@ -127,6 +127,16 @@ def _attach_page(notebook: dict[str, Any], name: str, run_ids: list[str], client
         logging.getLogger(__name__).warning(words, name, error)
 
 
+def default_variables() -> dict[str, str]:
+    """Return MLFLOW_TRACKING_URI as MLflow itself chooses it in the current folder: its `mlflow.db`, if it is there.
+
+    Empty if the variable is set. A worker that does not see the folder cannot use it.
+    """
+    file = Path(str(Path.cwd()).partition("/.dvc/tmp/exps/")[0], "mlflow.db")  # `dvc exp run --temp` works in a copy
+    is_chosen = is_installed() and not os.environ.get(URI_VARIABLE) and file.exists()
+    return {URI_VARIABLE: f"sqlite:///{file}"} if is_chosen else {}
+
+
 # -- the commit ----------------------------------------------------------------------------------------------------
 def git_state(folder: Path | None = None) -> tuple[str, list[str]] | None:
     """Return the commit of a folder's repository and the tracked files that differ from it; None outside of one.

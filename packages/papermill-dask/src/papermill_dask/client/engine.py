@@ -113,7 +113,7 @@ def _run(
                 if "scheduler" not in error.what:
                     error.next_step = f"see the worker's log ({worker.log}), then {error.next_step}"
                 executed.mark_aborted()  # and save it, before the tracking server is asked
-                runs = tracking.NotebookRuns(attempt.key, os.environ)
+                runs = tracking.NotebookRuns(attempt.key, attempt.environment)
                 runs.find()
                 runs.end("FAILED")
                 tries = options.retries - len(losses)
@@ -178,7 +178,7 @@ def _attach(client: Client, attempt: Attempt, notebook: nbformat.NotebookNode, i
     plain, run_ids = json.loads(json.dumps(notebook)), [run["run_id"] for run in attempt.runs]
     try:
         client.submit(
-            tracking.attach, plain, name, run_ids, os.environ.get(tracking.URI_VARIABLE),
+            tracking.attach, plain, name, run_ids, attempt.environment.get(tracking.URI_VARIABLE),
             pure=False, workers=[attempt.worker.address], allow_other_workers=True,
         ).result(ATTACH_SECONDS)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - no error here may hide how the notebook ended
@@ -324,6 +324,9 @@ class Attempt:
         # Dask's pages group tasks by the part before the hexadecimal one: the notebook's name.
         self.key = f"{name}-{uuid.uuid4().hex[:8]}"
         timeout = execution_timeout or keywords.get("timeout")
+        self.environment = _forwarded_environment(options)
+        if worker.sees_folder:
+            self.environment |= tracking.default_variables()
         document = json.loads(json.dumps(executed.nb))  # plain dicts, which unpickle without nbformat
         for index in filter(executed.is_skipped, range(len(document["cells"]))):
             document["cells"][index]["source"] = ""  # nbclient does not run empty cells
@@ -334,7 +337,7 @@ class Attempt:
             options=keywords | {"startup_timeout": start_timeout, "timeout": timeout},
             worker=worker.id,
             folder=str(Path.cwd()),
-            environment=_forwarded_environment(options),
+            environment=self.environment,
             output=cluster.this_output(executed.output_path),
             resources=options.resources,
         )
