@@ -13,6 +13,7 @@ import waitress
 import yaml
 from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 from dash.exceptions import PreventUpdate
+from forecast import tracking
 from forecast.errors import ServiceError
 from forecast.parameters import project
 from waitress.server import BaseWSGIServer
@@ -134,8 +135,9 @@ def main(host: str, port: int, log_config: Path | None) -> None:
     Example:  python -m dashboard --port 8051
     """
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs each request that has to wait
-    # A frozen server is noticed within seconds; the dashboard tries again by itself.
+    # A frozen server is noticed within seconds, and a database that was replaced; the dashboard tries again by itself.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
     if log_config:
         logging.config.dictConfig(yaml.safe_load(log_config.read_text(encoding="utf-8")))
     else:
@@ -147,6 +149,8 @@ def main(host: str, port: int, log_config: Path | None) -> None:
             expected=" or ".join(LOOPBACK),
             next_step=f"from another machine use a tunnel: ssh -L {port}:127.0.0.1:{port} HOST",
         )
+    if tracking.tracking_uri().startswith("sqlite:"):
+        logging.getLogger(__name__).info(tracking.NO_SERVER)
     follower = Follower(project() / "data" / "germany.parquet")
     server = _listen(follower, host, port)
     follower.start()

@@ -60,9 +60,12 @@ def state(folder: Path) -> None:
     \b
     Example:  python -m forecast state --to data
     """
+    from forecast import tracking
     from forecast.govern.state import write_state
 
     read(project() / FILE)  # the pipeline's first stage: fail before anything has run
+    if tracking.tracking_uri().startswith("sqlite:"):
+        click.echo(tracking.NO_SERVER, err=True)
     write_state(folder, project() / "results" / "decision.json")
 
 
@@ -86,7 +89,8 @@ def tidy(days: int, dry_run: bool) -> None:
                 client.delete_logged_model(model.model_id)
             client.delete_run(run.info.run_id)
     click.echo(f"{len(runs)} runs {'would be' if dry_run else 'are'} marked as deleted. To free the disk:", err=True)
-    click.echo("mlflow gc --backend-store-uri DATABASE  # the server's\ndvc gc --workspace --all-commits", err=True)
+    gc = "mlflow gc --backend-store-uri DATABASE --tracking-uri ADDRESS  # take_it_home.md names both"
+    click.echo(f"{gc}\ndvc gc --workspace --all-commits", err=True)
 
 
 @main.command("csv")

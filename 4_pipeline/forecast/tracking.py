@@ -1,4 +1,4 @@
-"""The tracking server: how to reach it, which store it keeps, and runs that carry their lineage."""
+"""The tracking server or the records without one: how to reach them, which store it is, and runs with their lineage."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow_gate
 
 from forecast.errors import ServiceError
+from forecast.parameters import project
 from forecast.problem import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -28,14 +29,20 @@ DATA_TAG, EXPERIMENT_TAG, OVERRIDES_TAG = "mlflow_gate.data.", "mlflow_gate.expe
 STORE_ID_TAG = "pipeline.store_id"  # of the experiment
 MADE = ("dvc.lock", "results/metrics.json")  # what the pipeline itself writes does not make a tree dirty
 START = "start one (`mlflow server`), and set MLFLOW_TRACKING_URI to its address"
+RECORDS, ARTIFACTS = "mlflow.db", "mlartifacts"  # as `mlflow server` names them in the folder where it is started
+NO_SERVER = (
+    f"No MLFLOW_TRACKING_URI: runs and models are kept here, in {RECORDS} and {ARTIFACTS}/. For their pages, and for"
+    " others: `mlflow server --port 5500` here, and export MLFLOW_TRACKING_URI=http://127.0.0.1:5500"
+)
 
 
 # -- the server --------------------------------------------------------------------------------------------------------
 def connect(uri: str | None = None) -> mlflow.MlflowClient:
     """Point MLflow at the tracking server and return a client; raise ServiceError when it does not answer.
 
-    ``uri`` is the server's address, by default MLFLOW_TRACKING_URI. The server is asked once, with MLflow's own
-    credentials, certificates, time-outs and retries: a program connects once and passes the client on.
+    ``uri`` is the server's address, by default that of `tracking_uri`. The server is asked once, with MLflow's own
+    credentials, certificates, time-outs and retries: a program connects once and passes the client on. Records without
+    a server keep their artifacts where `mlflow server` looks for them.
     """
     uri = uri or tracking_uri()
     try:
@@ -48,17 +55,28 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     import mlflow
 
     mlflow.set_tracking_uri(uri)
+    if uri.startswith("sqlite:"):
+        Path(uri.removeprefix("sqlite:///")).with_name(ARTIFACTS).mkdir(exist_ok=True)
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            with contextlib.suppress(mlflow.MlflowException):  # another process was faster
+                client.create_experiment(EXPERIMENT, f"mlflow-artifacts:/{EXPERIMENT}")
     return client
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI; raise ServiceError when it is not the address of a server."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    """Return MLFLOW_TRACKING_URI; without it the address of the records in a repository of the project's own.
+
+    Raises ServiceError when there is neither: in a folder of another repository, or on a worker that does not see it.
+    """
+    uri, folder = os.environ.get("MLFLOW_TRACKING_URI", ""), str(project())
+    folder = folder.partition("/.dvc/tmp/exps/")[0]  # `dvc exp run --temp` works in a copy
+    records = f"sqlite:///{folder}/{RECORDS}"
+    if uri in ("", records) and Path(folder, ".dvc").is_dir():
+        return records
     if not uri.startswith(("http://", "https://")):
-        what = "The tracking address does not name a server."
-        raise ServiceError(
-            what, value=uri or "MLFLOW_TRACKING_URI is not set", expected="http://HOST:PORT", next_step=START
-        )
+        what, value = "The tracking address does not name a server.", f"MLFLOW_TRACKING_URI is not set ({folder})"
+        expected = "http://HOST:PORT; it may be left out in a repository of the project's own, with its folder .dvc"
+        raise ServiceError(what, value=uri or value, expected=expected, next_step=START)
     return uri
 
 
@@ -169,13 +187,14 @@ def log_explanations(**figures: Figure) -> None:
         mlflow.log_text(figure.to_json(), f"explanations/{name}.json")
 
 
-def run_url(run_id: str, experiment_id: str) -> str:
-    """Return the page of a run in the MLflow UI."""
-    return f"{tracking_uri()}/#/experiments/{experiment_id}/runs/{run_id}"
+def run_url(run_id: str, experiment_id: str) -> str | None:
+    """Return the page of a run in the MLflow UI; None without a server."""
+    uri = tracking_uri()
+    return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}" if uri.startswith("http") else None
 
 
 def show_run(run_id: str) -> None:
-    """Show a link to a run in the notebook."""
+    """Show a link to a run in the notebook; without a server its name and its id."""
     import mlflow
     from IPython import get_ipython
     from IPython.display import display
@@ -183,11 +202,6 @@ def show_run(run_id: str) -> None:
     if get_ipython() is None:
         return
     run = mlflow.get_run(run_id)
-    url = run_url(run_id, run.info.experiment_id)
-    display(
-        {
-            "text/html": f'MLflow run <a href="{url}">{run.info.run_name}</a>',
-            "text/plain": f"MLflow run {run.info.run_name}: {url}",
-        },
-        raw=True,
-    )
+    name, url = run.info.run_name, run_url(run_id, run.info.experiment_id)
+    html = f'MLflow run <a href="{url}">{name}</a>' if url else f"MLflow run {name}, <code>{run_id}</code>"
+    display({"text/html": html, "text/plain": f"MLflow run {name}: {url or run_id}"}, raw=True)

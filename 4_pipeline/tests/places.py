@@ -149,14 +149,14 @@ def git(folder: Path, *words: str) -> str:
 
 
 @contextlib.contextmanager
-def tracking_server(folder: Path, database: Path | None = None) -> Iterator[str]:
+def tracking_server(folder: Path, database: Path | None = None, artifacts: str = "artifacts") -> Iterator[str]:
     """Run a tracking server in a folder, on a copy of a database if there is one, and yield its address."""
     port = free_port()
     if database:
         shutil.copy(database, folder / "mlflow.db")
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
+    command += ["--artifacts-destination", str(folder / artifacts)]
     environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with running(command, environment, folder, lambda _: answer_of(f"http://127.0.0.1:{port}/health")):
         yield f"http://127.0.0.1:{port}"

@@ -101,7 +101,7 @@ def _links(run: Run | None, tags: Mapping[str, str]) -> list[Link]:
     if names and run is not None:
         path = f"notebook/{names[0]}"
         url = tracking.run_url(run.info.run_id, run.info.experiment_id)
-        url = f"{url}/artifacts/{tags.get(PAGE_TAG + names[0], path)}"
+        url = url and f"{url}/artifacts/{tags.get(PAGE_TAG + names[0], path)}"
         notebook = Link("notebook", names[0], {"artifact": path, "sha256": tags[NOTEBOOK_TAG + names[0]]}, url=url)
     return [stage, notebook]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
+import mlflow
 import pytest
 from forecast.errors import ServiceError
-from forecast.tracking import connect, experiment_tags
+from forecast.tracking import connect, experiment_tags, run_url, start_run, tracking_uri
 from places import clean_environment, environment_of, free_port, git
 
 
@@ -22,13 +23,27 @@ def test_connect_to_a_dead_server_fails_within_seconds():
     assert "mlflow server" in str(caught.value)
 
 
-def test_connect_to_a_file_is_refused():
-    """MLflow's own fallback, a database in the current folder, is not a server."""
-    with (
-        environment_of(clean_environment() | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}),
-        pytest.raises(ServiceError, match="MLFLOW_TRACKING_URI"),
-    ):
-        connect()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, to MLflow
+def test_repository_of_its_own_needs_no_server(tmp_path, monkeypatch):
+    """Records and artifacts are beside dvc.yaml, also of `dvc exp run --temp`; elsewhere, or in a file, refused."""
+    temporary = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1"
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with environment_of(clean_environment() | {"MLFLOW_TRACKING_URI": ""}):
+        with pytest.raises(ServiceError, match="MLFLOW_TRACKING_URI is not set"):
+            connect()  # as on a worker without this disk
+        temporary.mkdir(parents=True)
+        with start_run("train_rf") as run:
+            mlflow.log_text("kept", "note.txt")
+        [file] = (tmp_path / "mlartifacts").rglob("note.txt")
+        assert run.info.run_id in file.parts
+        assert run_url(run.info.run_id, "1") is None
+        (temporary / "dvc.yaml").touch()
+        monkeypatch.chdir(temporary)
+        assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+        with pytest.raises(ServiceError, match="MLFLOW_TRACKING_URI"):
+            connect()
 
 
 def test_experiment_carries_the_parameters_that_differ_from_the_commit(tmp_path, monkeypatch):
