@@ -85,10 +85,8 @@ take-home: .venv/installed
 	@# Without an identity git commits nothing; the first model in production would have no commit.
 	@cd "$(TO)" && git commit --quiet --message "Take the pipeline home" 2>/dev/null || echo '  git commit --message "Take the pipeline home"'
 	@echo "  python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
-	@echo "  mlflow server --port 5500 >mlflow.log 2>&1 &"
-	@echo "  export MLFLOW_TRACKING_URI=http://127.0.0.1:5500"
-	@echo '  until curl -sf $$MLFLOW_TRACKING_URI/health; do sleep 1; done'
-	@echo "  dvc repro && python -m dashboard"
+	@echo "  dvc repro"
+	@echo "  python -m dashboard"
 
 test: .venv/tests
 	@$(BIN)/python -m pytest

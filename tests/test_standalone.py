@@ -13,8 +13,8 @@ import requests
 from forecast.raw.prepare import load_or_make
 from forecast.table import schema
 from machines import connect, machine
-from places import health_of, running, tracking_server
-from test_take_it_home import CHANGES
+from places import health_of, running
+from test_take_it_home import CHANGES, PAGE
 from walk import merge
 from workplace import BIN, PERSON, clean_environment, free_port, git, run_program, take_home
 
@@ -65,22 +65,20 @@ def write_plants(file: Path) -> int:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The copy with the packages of its requirements.txt; `dvc repro` on the sample, then the page's checklist."""
+    """The copy with its own packages and no server: `dvc repro` on the sample, then the page's checklist."""
     place = Home(take_home(tmp_path_factory.mktemp("home")))
     place.types(BIN / "uv", "venv", "--quiet", "--python", BIN / "python", ".venv")
     place.types(BIN / "uv", "pip", "install", "--quiet", "--python", ".venv/bin/python", "-r", "requirements.txt")
-    with tracking_server(tmp_path_factory.mktemp("store")) as uri:
-        place.environment["MLFLOW_TRACKING_URI"] = uri
-        place.output, place.status = place.types("dvc", "repro"), place.types("mlflow-gate", "status")
-        place.again = place.types("dvc-parallel", "repro")
-        place.hours = write_plants(place.folder / CHANGES["fetch"]["csv"]["file"])
-        merge(place.folder / "params.yaml", CHANGES)
-        place.types("dvc", "remote", "add", "--default", "team", tmp_path_factory.mktemp("remote"))
-        place.types("dvc", "repro")
-        place.types("git", "add", "params.yaml", "dvc.lock", ".dvc/config")
-        place.types("git", "commit", "--message", "Our plants")
-        place.types("dvc", "push")
-        yield place
+    place.output, place.status = place.types("dvc", "repro"), place.types("mlflow-gate", "status")
+    place.again = place.types("dvc-parallel", "repro")
+    place.hours = write_plants(place.folder / CHANGES["fetch"]["csv"]["file"])
+    merge(place.folder / "params.yaml", CHANGES)
+    place.types("dvc", "remote", "add", "--default", "team", tmp_path_factory.mktemp("remote"))
+    place.types("dvc", "repro")
+    place.types("git", "add", "params.yaml", "dvc.lock", ".dvc/config")
+    place.types("git", "commit", "--message", "Our plants")
+    place.types("dvc", "push")
+    return place
 
 
 def test_pipeline_of_the_copy_puts_a_model_into_production(home):
@@ -108,7 +106,7 @@ def test_other_data_gets_a_model_into_production(home):
 
 
 def test_dashboard_of_the_copy_serves_the_model(home):
-    """`python -m dashboard` finds data, server and alias; a program is answered for 2023, and 2016 is refused."""
+    """`python -m dashboard` finds data, records and alias; a program is answered for 2023, and 2016 is refused."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [home.folder / ".venv/bin/python", "-m", "dashboard", "--port", port]
     with running(command, home.environment, home.folder, lambda _: (health_of(url) or {}).get("version")):
