@@ -14,7 +14,7 @@ from forecast.raw.prepare import load_or_make
 from forecast.table import schema
 from machines import connect, machine
 from places import health_of, running
-from test_take_it_home import CHANGES, PAGE
+from test_take_it_home import CHANGES
 from walk import merge
 from workplace import BIN, PERSON, clean_environment, free_port, git, run_program, take_home
 
