@@ -29,13 +29,14 @@ class Example(NamedTuple):
     much: dict[str, Any]
     little: dict[str, Any]
 
-    def blocks(self, language: str) -> dict[str, str]:
-        """Return the files, or the changes of files, that are typed; the second example changes dvc.yaml likewise."""
+    def blocks(self, language: str) -> list[tuple[str, str]]:
+        """Return the files, or the changes of files, that are typed: those of the first example that others share."""
         first, part = (
-            dict(re.findall(rf"^```{language} (\S+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
+            re.findall(rf"^```{language} (\S+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
             for text in (FIRST, self.part)
         )
-        return part | {name: text.replace("price", self.name) for name, text in first.items() if name == "dvc.yaml"}
+        shared = [(name, text.replace("price", self.name)) for name, text in first if name.endswith(".yaml")]
+        return shared + [block for block in part if block not in first or not shared]
 
     def commands(self) -> list[str]:
         """Return the lines of the shell."""
@@ -66,9 +67,9 @@ def place(example, tmp_path_factory):
     root, environment = new_workplace(tmp_path_factory.mktemp(example.name))
     place = Servers(root, environment | PERSON)
     try:
-        for name, text in example.blocks("python").items():
+        for name, text in example.blocks("python"):
             (place.pipeline / name).write_text(text)
-        for name, diff in example.blocks("diff").items():
+        for name, diff in example.blocks("diff"):
             file = place.pipeline / name
             for part in diff.split("@@\n"):
                 old, new = (
