@@ -65,10 +65,9 @@ def decision_on(scores, **changes):
 
 
 def test_data_become_the_table(table):
-    """More hours are kept than left out; the checks of the data have an answer, whatever it is."""
+    """It is whole and within range; the checks of the data have an answer, whatever it is."""
     frame, findings = table
     assert schema.check(frame) is frame
-    assert len(frame) == findings["hours_kept"] > findings["hours_left_out"]
     assert validate(frame, findings).checks
 
 
