@@ -155,8 +155,7 @@ def tracking_server(folder: Path, database: Path | None = None, artifacts: str =
     if database:
         shutil.copy(database, folder / "mlflow.db")
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / artifacts)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", artifacts]
     environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with running(command, environment, folder, lambda _: answer_of(f"http://127.0.0.1:{port}/health")):
         yield f"http://127.0.0.1:{port}"

@@ -112,3 +112,13 @@ def test_rules_of_the_readme_are_read():
     assert [(rule.passed, rule.next_step) for rule in judge(rules, scores)] == [
         (True, ""), (False, "predicts too little"), (True, ""), (False, "Look at the images of the worst block."),
     ]  # fmt: skip
+
+
+def test_import_loads_no_mlflow_and_names_are_there():
+    """`import mlflow_gate` loads neither MLflow nor SciPy; each public name is there when it is used."""
+    program = (
+        "import sys, mlflow_gate; print({'mlflow', 'pandas', 'pydantic', 'scipy'} & set(sys.modules)); "
+        "print(all(hasattr(mlflow_gate, name) for name in mlflow_gate.__all__), hasattr(mlflow_gate, 'Unknown'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\nTrue False\n"

