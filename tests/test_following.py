@@ -35,7 +35,7 @@ def followed(in_workplace, data_file, monkeypatch) -> Iterator[Follower]:
     monkeypatch.setattr(problem, "REGISTERED_MODEL", MODEL)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # as the dashboard sets them for itself
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    trained = json.loads((in_workplace.pipeline / "results" / "train_gradient_boosting.json").read_text())
+    trained = json.loads((in_workplace.pipeline / "results" / "trained" / "train_gradient_boosting.json").read_text())
     with contextlib.suppress(MlflowException):  # what a test that failed has left
         connect().delete_registered_model(MODEL)
     connect().create_registered_model(MODEL)

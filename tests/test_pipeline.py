@@ -117,7 +117,7 @@ def test_runs_carry_their_lineage(in_workplace):
     hashes = {out["path"]: out["md5"] for out in lock["split"]["outs"] if out["path"].startswith("data/")}
     del hashes["data/test.parquet"]  # which no training reads
     for stage in TRAINING:
-        summary = json.loads((in_workplace.pipeline / "results" / f"{stage}.json").read_text())
+        summary = json.loads((in_workplace.pipeline / "results" / "trained" / f"{stage}.json").read_text())
         run = client.get_run(summary["run_id"])
         tags = run.data.tags
         assert run.info.status == "FINISHED"
@@ -240,7 +240,7 @@ def test_repro_after_a_failing_cell_goes_on_from_there(restored):
 def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
     """`dvc exp run` with the gate in it, here or in a copy: the better candidate is named, and the alias stays."""
     registry, started = Registry(), restored.run("git", "rev-parse", "HEAD").stdout.strip()
-    line = ("results/train_linreg.json", "--force", "--why", "a worse one, for a test")
+    line = ("results/trained/train_linreg.json", "--force", "--why", "a worse one, for a test")
     restored.run(BIN / "mlflow-gate", "promote", *line, cwd=restored.pipeline)
     before = registry.production()
     try:
@@ -295,7 +295,7 @@ def test_extension_of_vs_code_sees_the_pipeline(restored):
         (plot,) = plots["results/scores.csv"]
         assert (plot["type"], plot["revisions"][-1]) == ("vega", "origin")
         status = answer("data", "status", "--granular", "--unchanged")
-        assert "4_pipeline/results/train_linreg.json" in status["committed"]["modified"]
+        assert "4_pipeline/results/trained/train_linreg.json" in status["committed"]["modified"]
     finally:
         dvc(restored, "exp", "remove", "origin")
         restored.run("git", "reset", "--quiet", started)
@@ -313,7 +313,7 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
     from forecast.learn import storage
 
     folder = restored.pipeline
-    before = storage.load(json.loads((folder / "results" / f"{stage}.json").read_text())["model_uri"])
+    before = storage.load(json.loads((folder / "results" / "trained" / f"{stage}.json").read_text())["model_uri"])
     validation = schema.read(folder / "data" / "validation.parquet")
     wrong = validation.copy()
     for column in schema.RANGES:
@@ -322,10 +322,10 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
         (folder / "data" / f"{name}.parquet").unlink()  # it may be a link into DVC's cache
     wrong.to_parquet(folder / "data" / "validation.parquet", index=False)
     parameters = yaml.safe_load((folder / "params.yaml").read_text())[stage]
-    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+    words = [word for name in parameters["limits"] for word in ("-p", name, str(parameters[name]))]
     command = [f"{stage}.ipynb", tmp_path / "executed.ipynb", "--engine", "dask", *words]
     restored.run(BIN / "papermill", *command, cwd=folder)
-    summary = json.loads((folder / "results" / f"{stage}.json").read_text())
+    summary = json.loads((folder / "results" / "trained" / f"{stage}.json").read_text())
     assert summary["r2"] < 0.5  # the hours it is scored on are others indeed
     after = storage.load(summary["model_uri"])
     assert after.predict(validation).equals(before.predict(validation))

@@ -33,7 +33,7 @@ def copy(tmp_path_factory) -> Path:
 def test_server_takes_the_records_over(copy):
     """Started in the folder, it has the run of the notebook, with the executed notebook as page and as file."""
     with tracking_server(copy, artifacts="mlartifacts") as uri:
-        client, run = MlflowClient(uri), json.loads((copy / "results" / "train_linreg.json").read_text())["run_id"]
+        client, run = MlflowClient(uri), json.loads((copy / "results" / "trained" / "train_linreg.json").read_text())["run_id"]
         files = {file.path for file in client.list_artifacts(run, "notebook")}
     assert files == {"notebook/train_linreg.ipynb", "notebook/train_linreg.html"}
 
@@ -53,6 +53,45 @@ def test_copy_holds_no_word_of_this_repository(copy):
     assert [link for link in links if not (copy / link[0]).parent.joinpath(link[1]).exists()] == []
     changes = git(copy, "status", "--porcelain", "--untracked-files=all").split()[1::2]
     assert set(changes) <= {"dvc.lock", "results/metrics.json"}
+
+
+def test_fifth_model_takes_three_files(copy, environment):
+    """The page's ridge regression is compared, has its title, and is forgotten with its stage; a title trains nothing.
+
+    The others are deleted first, from the same files.
+    """
+
+    def types(*words: object) -> str:
+        return run_program(BIN / words[0], *words[1:], cwd=copy, env=environment).stdout
+
+    def compared() -> set[str]:
+        return set(json.loads((copy / "results" / "metrics.json").read_text()))
+
+    pipeline, parameters = (yaml.safe_load((copy / name).read_text()) for name in ("dvc.yaml", "params.yaml"))
+    for content in (pipeline["stages"], parameters):
+        for name in [name for name in content if name.startswith("train_") and name != "train_linreg"]:
+            del content[name]
+    [section] = re.findall(r"^  ```yaml\n(.*?)^  ```", PAGE, flags=re.DOTALL | re.MULTILINE)
+    stage, lines = yaml.safe_dump(pipeline["stages"]["train_linreg"]), {"train_linreg": "train_ridge"}
+    stage = re.sub("-y .*}'", "-p alpha ${train_ridge.alpha}", stage.replace("\n    ", " ")).replace("fit_intercept", "alpha")
+    pipeline["stages"]["train_ridge"] = yaml.safe_load(stage.replace("train_linreg", "train_ridge"))
+    for name, content in (("dvc.yaml", pipeline), ("params.yaml", parameters | yaml.safe_load(section))):
+        (copy / name).write_text(yaml.safe_dump(content, sort_keys=False))
+    lines |= {"fit_intercept: bool = True": "alpha: float = 1.0", "(fit_intercept=fit_intercept)": "(alpha)"}
+    notebook = (copy / "train_linreg.ipynb").read_text()
+    for old, new in (lines | {"LinearRegression": "Ridge"}).items():
+        notebook = notebook.replace(old, new)
+    (copy / "train_ridge.ipynb").write_text(notebook)
+    types("dvc-parallel", "repro", "compare")
+    assert compared() == {"train_linreg", "train_ridge"}
+    (copy / "params.yaml").write_text((copy / "params.yaml").read_text().replace("ridge regression", "ridges"))
+    assert types("python", "-c", "from dashboard.parts import kind; print(kind('train_ridge', ''))") == "ridges\n"
+    assert "Running" not in types("dvc", "repro", "compare").replace("Running stage 'tracking_store'", "")
+    del pipeline["stages"]["train_ridge"]
+    (copy / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    (copy / "params.yaml").write_text(yaml.safe_dump(parameters))
+    types("dvc", "repro", "compare")
+    assert compared() == {"train_linreg"}
 
 
 def test_checklist_is_short_and_names_what_there_is():

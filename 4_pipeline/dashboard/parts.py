@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -12,15 +13,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 from forecast import problem
+from forecast.errors import PipelineError
+from forecast.parameters import FILE, load, project
 from forecast.table import steps
 
 from .follower import Snapshot
 from .predictions import Band
 
-KINDS = {
-    "train_linreg": "linear regression", "train_rf": "random forest", "train_keras": "neural network",
-    "train_gradient_boosting": "gradient boosting",
-}  # fmt: skip
 NO_WIDTH = 0.05  # of a band: it would be shown as "0.0 to 0.0"
 
 
@@ -91,9 +90,10 @@ def external_link(text: object, href: str, **options: object) -> html.A:
 
 
 def kind(stage: str | None, otherwise: str) -> str:
-    """Return the kind of model that a stage of the pipeline trains, or the stage's own name."""
-    name = stage or otherwise
-    return KINDS.get(name, name)
+    """Return the title in params.yaml of the model that a stage of the pipeline trains, or the stage's own name."""
+    with contextlib.suppress(PipelineError, LookupError, TypeError):
+        return str(load(project() / FILE)[stage or ""]["title"])
+    return stage or otherwise
 
 
 def copied(text: str) -> object:

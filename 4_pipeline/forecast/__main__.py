@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import click
 
 from forecast.fetch import fetch
-from forecast.parameters import FILE, STAGES, allowed, project, read, read_stage
+from forecast.parameters import FILE, allowed, project, read, read_stage, trainings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -28,8 +27,7 @@ main.add_command(fetch)
 
 @main.command()
 @click.argument("stage", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def params(stage: str | None, as_json: bool) -> None:
+def params(stage: str | None) -> None:
     """Check params.yaml, or one STAGE of it, and show its values and what is allowed.
 
     \b
@@ -38,13 +36,10 @@ def params(stage: str | None, as_json: bool) -> None:
     file = project() / FILE
     checked = {stage: read_stage(file, stage)} if stage else read(file)
     rows = [
-        {"parameter": f"{name}.{key}", "value": value, "allowed": allowed(STAGES[name], key)}
+        {"parameter": f"{name}.{key}", "value": value, "allowed": allowed(type(section), key)}
         for name, section in checked.items()
         for key, value in section.model_dump().items()
     ]
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
     from tabulate import tabulate
 
     widest = max(20, shutil.get_terminal_size().columns // 2)
@@ -55,7 +50,7 @@ def params(stage: str | None, as_json: bool) -> None:
 @main.command()
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
 def state(folder: Path) -> None:
-    """Check params.yaml, then write there what DVC cannot see: the tracking store, and where the alias went.
+    """Check params.yaml, write there which tracking store this is and where the alias went, delete stale summaries.
 
     \b
     Example:  python -m forecast state --to data
@@ -66,6 +61,10 @@ def state(folder: Path) -> None:
     read(project() / FILE)  # the pipeline's first stage: fail before anything has run
     if tracking.tracking_uri().startswith("sqlite:"):
         click.echo(tracking.NO_SERVER, err=True)
+    known = trainings(project())
+    for summary in (project() / "results" / "trained").glob("*.json"):
+        if summary.stem not in known:
+            summary.unlink()
     write_state(folder, project() / "results" / "decision.json")
 
 

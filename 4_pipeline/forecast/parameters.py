@@ -34,8 +34,6 @@ class Section(BaseModel):
         return getattr(self, name)
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
-Share = Annotated[float, Field(gt=0, lt=1)]
 R2 = Annotated[float, Field(ge=-1, le=1, description="held out")]
 Positive = Annotated[float, Field(gt=0)]
 Year = Annotated[int, Field(ge=1900, le=2100)]
@@ -172,36 +170,23 @@ class Split(Section):
     test_fraction: float = Field(ge=0.05, le=0.5, description="share of the rows")
 
 
-class TrainLinreg(Section):
-    """Linear regression."""
+class Limit(Section):
+    """What a value of a training may be: its type, and limits in the words of pydantic's `Field`."""
 
-    fit_intercept: bool
-
-
-class TrainRf(Section):
-    """Random forest."""
-
-    n_estimators: int = Field(ge=1, le=2000, description="trees")
-    max_depth: int = Field(ge=1, le=100, description="levels of a tree")
-    seed: Seed
+    type: Literal["bool", "float", "int", "str"]
+    ge: int | float | None = None
+    gt: int | float | None = None
+    le: int | float | None = None
+    lt: int | float | None = None
+    pattern: str | None = None
+    description: str | None = None
 
 
-class TrainGradientBoosting(Section):
-    """Gradient boosting, and the search for its hyperparameters."""
+class Training(Section):
+    """What the section of a training holds beside its values."""
 
-    candidates: int = Field(ge=1, le=1000, description="combinations of hyperparameters that are tried")
-    folds: int = Field(ge=2, le=20, description="of the training period")
-    coverage: Share = Field(description="share of the rows that the error band shall hold")
-    seed: Seed
-
-
-class TrainKeras(Section):
-    """Neural network, small and dense."""
-
-    epochs: int = Field(ge=1, le=1000, description="passes over the data, at most")
-    hidden_units: int = Field(ge=1, le=4096, description="in each of two layers")
-    learning_rate: float = Field(gt=0, le=1)
-    seed: Seed
+    title: str = Field(description="what the dashboard calls the model")
+    limits: dict[str, Limit] = Field(description="of each value: {alpha: {type: float, gt: 0}}")
 
 
 class Compare(Section):
@@ -236,37 +221,52 @@ class Report(Section):
 
 
 STAGES: dict[str, type[Section]] = {
-    "fetch": Fetch, "prepare": Prepare, "split": Split, "train_linreg": TrainLinreg, "train_rf": TrainRf,
-    "train_keras": TrainKeras, "train_gradient_boosting": TrainGradientBoosting, "compare": Compare,
-    "promote": Promote, "report": Report,
+    "fetch": Fetch, "prepare": Prepare, "split": Split, "compare": Compare, "promote": Promote, "report": Report,
 }  # fmt: skip
-NEW_STAGE = "a new stage has a class in forecast/parameters.py, and its name in STAGES"
+NEW_STAGE = "a training has a stage `train_...` in dvc.yaml, any other stage a class in forecast/parameters.py"
+
+
+def trainings(folder: Path) -> list[str]:
+    """Return the names of the stages of dvc.yaml that train a model, each `train_...`."""
+    return [name for name in load(folder / "dvc.yaml")["stages"] if name.startswith("train_")]
 
 
 def read(file: Path) -> dict[str, Section]:
     """Return the checked parameters of all stages; raise ParameterError for the first that is not allowed."""
-    content = load(file)
+    content, known = load(file), [*STAGES, *trainings(file.parent)]
     for stage in content:
-        if stage not in STAGES:
-            raise _unknown(stage, list(STAGES), file, f"; {NEW_STAGE}")
-    return {stage: check(stage, content.get(stage), file) for stage in STAGES}
+        if stage not in known:
+            raise _unknown(stage, known, file, f"; {NEW_STAGE}")
+    return {stage: check(stage, content.get(stage), file) for stage in content | STAGES}
 
 
 def read_stage(file: Path, stage: str) -> Any:
     """Return the checked parameters of one stage, without a check of the other sections."""
-    if stage not in STAGES:
-        raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES), next_step=NEW_STAGE)
-    return check(stage, load(file).get(stage), file)
+    content = load(file)
+    if stage not in STAGES and stage not in content:
+        raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(content), next_step=NEW_STAGE)
+    return check(stage, content.get(stage), file)
 
 
 def check(stage: str, values: object, file: Path = Path(FILE)) -> Any:
-    """Return the parameters of a stage as its model; raise ParameterError naming key, value and what is allowed."""
-    model = STAGES[stage]
+    """Return the parameters of a stage as its model; raise ParameterError naming key, value and what is allowed.
+
+    Those of a training are its values alone; its `limits` say what they may be.
+    """
+    model = STAGES.get(stage, Training)
     try:
+        if model is Training and isinstance(values, dict):
+            about = {name: values[name] for name in Training.model_fields if name in values}
+            limits = Training.model_validate(about).limits
+            fields = {name: (each.type, Field(**each.model_dump(exclude={"type"}))) for name, each in limits.items()}
+            model = create_model(stage, __base__=Section, **fields)  # type: ignore[call-overload]
+            values = {name: values[name] for name in values if name not in about}
         return model.model_validate(values)
     except ValidationError as error:
         # An unknown key first: it may be the missing one, misspelt.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    except TypeError as error:
+        raise ParameterError(f"{file.name}: {stage}.limits do not fit their types.", value=error) from None
     fault = first.get("ctx", {}).get("error")  # of a validator here
     place = [word for word in first["loc"] if word != "[key]"]
     name, missing = ".".join(map(str, [stage, *place])), first["type"] == "missing"
@@ -294,7 +294,9 @@ def allowed(model: type[Section], *place: str | int) -> str:
 
 def of_notebook(stage: str, variables: Mapping[str, Any]) -> Any:
     """Return the checked parameters of a stage from a notebook's variables (`globals()`), which papermill has set."""
-    return check(stage, {name: variables[name] for name in STAGES[stage].model_fields if name in variables})
+    known = STAGES[stage].model_fields if stage in STAGES else load(project() / FILE).get(stage) or {}
+    about = {name: known[name] for name in Training.model_fields if name in known}
+    return check(stage, {name: variables[name] for name in known if name in variables} | about)
 
 
 def _schema(model: type[Section], place: Sequence[str | int]) -> dict[str, Any]:

@@ -84,5 +84,8 @@ def test_command_sets_each_parameter_of_its_notebook(stage):
     names = set(re.findall(r"^(\w+):", "\n".join(sources), re.MULTILINE))
     command, section = str(STAGES[stage]["cmd"]), yaml.safe_load((PROJECT / "params.yaml").read_text())[stage]
     assert set(re.findall(rf"\$\{{{stage}\.(\w+)\}}", command)) == names
+    if stage.startswith("train_"):
+        assert set(STAGES[stage]["params"]) == {f"{stage}.{name}" for name in names}, "its title trains again"
+        section = section["limits"]
     assert names in (set(), set(section))
     assert stage in " ".join(STAGES[stage]["params"])

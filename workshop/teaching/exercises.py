@@ -457,8 +457,8 @@ def touched_stages(answer: set[str]) -> None:
 def failed_rules(answer: set[str]) -> None:
     """Ask the gate about the linear regression, as `mlflow-gate promote --dry-run` does, and compare what fails."""
     pipeline = get_settings().pipeline
-    file = pipeline / "results" / "train_linreg.json"
-    expect(file.exists(), f"results/{file.name} does not exist: run `dvc repro` in 4_pipeline.")
+    file = pipeline / "results" / "trained" / "train_linreg.json"
+    expect(file.exists(), f"results/trained/{file.name} does not exist: run `dvc repro` in 4_pipeline.")
     candidate = json.loads(file.read_text())
     decision, _ = gate.Registry(client=connect()).judge(candidate["run_id"], candidate["model_uri"])
     failed, names = {each.name for each in decision.failed}, ", ".join(each.name for each in decision.findings)
@@ -471,7 +471,7 @@ def winner_as_stage(answer: str) -> None:
     """Look at the stage and the score of a finished run."""
     run = _finished_run(answer)
     stage = run.data.tags.get(STAGE_TAG)
-    expect(stage, "this is not a run of the pipeline: `results/train_last_year.json` names the run.")
+    expect(stage, "this is not a run of the pipeline: `results/trained/train_last_year.json` names the run.")
     expect(stage == WINNER_STAGE, f"this is a run of `{stage}`: write `{WINNER_STAGE}` in `start_run`.")
     r2, (least, most) = run.data.metrics["r2"], R2_OF_WINNER_STAGE
     hint = f"its R2 is {r2:.3f}, not about 0.899: does `train = train.tail(8760)` stand above the line with `forest`?"

@@ -25,7 +25,7 @@ def unnamed_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
 
     texts = [
         *(str(dict(each)) for each in [*versions, *registered]),
-        *(file.read_text() for file in results.glob("*.json")),
+        *(file.read_text() for file in results.rglob("*.json")),
     ]
     named = set(re.findall("[0-9a-f]{32}", " ".join(texts)))
     runs = mlflow.search_runs(

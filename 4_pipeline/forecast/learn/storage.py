@@ -172,6 +172,7 @@ def log_training(model: Any, example: pd.DataFrame, scores: Scores, figure: Figu
     # After the model and by its name: MLflow asks for the history of each metric that is there before.
     mlflow.log_metrics(scores.metrics(), model_id=model_uri.rpartition("/")[2])
     content = {"run_id": run.info.run_id if run else None, "model_uri": model_uri} | scores.metrics()
+    Path(summary).parent.mkdir(exist_ok=True)
     Path(summary).write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def changed(tmp_path):
     def write(stage, key, value):
         content = yaml.safe_load(COMMITTED.read_text())
         content[stage][key] = value
-        file = tmp_path / "params.yaml"
+        file = Path(shutil.copy(PROJECT / "dvc.yaml", tmp_path)).with_name("params.yaml")
         file.write_text(yaml.safe_dump(content))
         return file
 
@@ -46,7 +47,10 @@ def changed(tmp_path):
         ("fetch", "sha256", {"weather.csv": "0"}, ["fetch.sha256", "weather.csv", "weather_data.csv"]),
         ("report", "week", "2016-40", ["report.week", "2016-40", "latest"]),
         ("prepare", "last_year", 1980, ["prepare is not allowed", "is after last_year 1980"]),
-        ("train_keras", "learning_rate", float("nan"), ["train_keras.learning_rate", "nan"]),
+        ("train_gradient_boosting", "coverage", float("nan"), ["train_gradient_boosting.coverage", "nan"]),
+        ("train_rf", "title", 5, ["train_rf.title is not allowed", "5", "string (what the dashboard calls the model)"]),
+        ("train_rf", "limits", {"seed": {"gee": 0}}, ["limits.seed.gee is unknown", "Did you mean `ge`?"]),
+        ("train_rf", "limits", {"seed": {"type": "int", "pattern": "a"}}, ["train_rf.limits do not fit", "'pattern'"]),
         ("compare", "rank_by", "r2_sun", ["compare.rank_by", "'r2_sun'", "one of ['r2', 'r2_solar', 'r2_wind']"]),
         ("promote", "min_r2", {"solar": 0.5}, ["promote.min_r2.wind is missing", "number, from -1, to 1"]),
         ("promote", "min_r2", {"solar": 0, "wnd": 0}, ["min_r2.wnd is unknown", "Did you mean `wind`?", "solar, wind"]),
@@ -76,7 +80,7 @@ def test_parameter_of_another_stage_does_not_matter(changed):
         ("split: {test_fraction: 0.2, test_fraction: 0.3}", "is not YAML(?s:.)*duplicate key"),
         ("split: {test_fraction: 0.2} # gr\u00fcn".encode("cp1252"), "is not YAML in UTF-8(?s:.)*decode"),
         ("fetch: {source: csv}", r"fetch is not allowed(?s:.)*without the section csv(?s:.)*own/README\.md"),
-        ("moon: {a: 1}", r"moon is unknown(?s:.)*a new stage has a class in forecast/parameters\.py"),
+        ("moon: {a: 1}", r"moon is unknown(?s:.)*a training has a stage `train_...` in dvc\.yaml"),
         ("a: 1\nreport:\n  week: 2016-02-30", r"day is out of range(?s:.)*params\.yaml\", line 3"),
         ("a: 1\nb: " + "[" * 5000 + "]" * 5000, r"depth(?s:.)*params\.yaml\", line 2"),
     ],
@@ -85,6 +89,7 @@ def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
     """A file that is no mapping of stages is told in words."""
     file = tmp_path / "params.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    shutil.copy(PROJECT / "dvc.yaml", tmp_path)
     with pytest.raises(ParameterError, match=words):
         read(file)
     with pytest.raises(ParameterError, match=r"no\.yaml"):
