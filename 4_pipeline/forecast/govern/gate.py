@@ -81,14 +81,13 @@ class Registry(mlflow_gate.Registry):
 
 def _refit(run: Run, model_uri: str) -> tuple[str, str]:
     """Fit the recipe of a run on data/germany.parquet; return run and model of that fit."""
-    from forecast.govern import refit
     from forecast.learn import storage
 
     table, stage = "data/germany.parquet", run.data.tags.get(STAGE_TAG, run.info.run_name)
     facts = {"data": [table], "learned_from": table, "parameters": run.data.params, "refit_of": run.info.run_id}
     with contextlib.chdir(project()), tracking.start_run(stage, **facts) as fitted:
         frame = schema.read(table)
-        model = refit.refit(storage.load(model_uri), frame, run.data.params)
+        model = storage.load(model_uri).refit(frame, run.data.params)
         return fitted.info.run_id, storage.log_model(model, frame.tail())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,11 +21,8 @@ from tqdm.auto import tqdm
 
 from forecast import problem
 from forecast.errors import DataError, ServiceError
-from forecast.learn.compat import strip_fitting_state
-from forecast.quantities import YearEnds
 from forecast.table.features import (
     INPUTS,
-    capacity_factors,
     derive,
     inputs,
     installed,
@@ -35,15 +32,12 @@ from forecast.table.features import (
     year_ends_of,
 )
 from forecast.table.reading import require_columns
-from forecast.table.split import split_by_time
 
 if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
-WATCHED_SHARE, PATIENCE_EPOCHS = 0.15, 6  # of a network
 BATCH_CANDIDATES = 6  # of a search, fitted together: what they share takes as long as two fits
-BATCH_HOURS = 4096  # Keras's own 32 take several times as long
 # They learn as much as 40 at the usual rate of 0.1, in half the time: 0.8 ** 19 is 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
 LEAST = [target.possible[0] for target in problem.TARGETS]
@@ -193,7 +187,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             if not self.refit:
                 return regressor
             regressor = clone(self.regressor).set_params(early_stopping=False, max_iter=regressor.n_iter_)
-        return strip_fitting_state(regressor.fit(derived, factor))
+        return _strip_fitting_state(regressor.fit(derived, factor))
 
     def _fit_band(self, derived: np.ndarray, factor: np.ndarray) -> tuple[list[Any], float]:
         """Return the regressors of both ends, and how much (as a capacity factor) each has to be moved outwards.
@@ -210,7 +204,15 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             low, high = (end.predict(derived[after]) for end in fitted)
             missed.append(np.maximum(low - factor[after], factor[after] - high))
         margin = float(np.quantile(np.concatenate(missed), self.coverage))
-        return [strip_fitting_state(end.fit(derived, factor)) for end in ends], margin
+        return [_strip_fitting_state(end.fit(derived, factor)) for end in ends], margin
+
+
+def _strip_fitting_state(regressor: Any) -> Any:
+    """Remove what only fitting needs, so that there are fewer types to trust when the model is loaded."""
+    if isinstance(regressor, HistGradientBoostingRegressor):  # private names: a new scikit-learn may change them
+        regressor._feature_subsample_rng = None
+        regressor._loss.closs = None
+    return regressor
 
 
 def find_levels(derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeIndex, level_days: int) -> np.ndarray:
@@ -230,44 +232,6 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeInde
         sums = np.bincount(part, factor), np.bincount(part, expected)
         level = np.divide(*sums, out=np.ones(part.max() + 1), where=(sums[0] > 0) & (sums[1] > 0))[part]
     return level
-
-
-class CapacityFactorNetwork:
-    """A fitted Keras network from `features.DERIVED` to capacity factors, which is given raw weather.
-
-    ``year_ends`` are the figures of capacity of the frame that the network was fitted on (`features.year_ends_of`).
-    """
-
-    def __init__(self, network: Any, year_ends: YearEnds) -> None:
-        self.network = network
-        self.year_ends_ = year_ends
-
-    def predict(self, X: pd.DataFrame) -> np.ndarray:
-        """Return an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=BATCH_HOURS, verbose=0)
-        return np.clip(factors * installed(X, self.year_ends_).to_numpy(), LEAST, None)
-
-
-def fit_network(
-    network: Any, frame: pd.DataFrame, *, epochs: int, learning_rate: float, callbacks: Sequence[Any] = ()
-) -> dict[str, list[float]]:
-    """Fit a Keras network from `features.DERIVED` to capacity factors on a processed frame; return loss by epoch.
-
-    The last 15 % of the hours are not learned from: training stops after six epochs without a smaller error on them
-    (`val_loss`), and goes back to the best. Normalizations take their means from the hours that are learned.
-    """
-    import keras
-
-    (learned, watched), size = split_by_time(frame, WATCHED_SHARE), {"batch_size": 512, "verbose": 0}
-    derived, later = (derive(part).to_numpy("float32") for part in (learned, watched))
-    factors, later_factors = (capacity_factors(part).to_numpy("float32") for part in (learned, watched))
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.adapt(derived)
-    network.compile(optimizer=keras.optimizers.Adam(learning_rate), loss="mse", steps_per_execution=16)
-    stop = keras.callbacks.EarlyStopping(patience=PATIENCE_EPOCHS, restore_best_weights=True)
-    options = {"validation_data": (later, later_factors), "callbacks": [stop, *callbacks]} | size
-    return network.fit(derived, factors, epochs=epochs, **options).history
 
 
 # -- the search for hyperparameters ------------------------------------------------------------------------------------

@@ -1,25 +1,26 @@
-"""Log models, and load them without running their code: skops with a list of types, Keras in safe mode."""
+"""Log models, and load them without running their code: skops with a list of types; networks as `network` does."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
 
 from forecast import problem
 from forecast.errors import ModelError
-from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor
+from forecast.learn.models import CapacityFactorRegressor
 from forecast.learn.scores import Scores
 from forecast.quantities import YearEnds
-from forecast.table.features import features, inputs, last_year
+from forecast.table.features import features, inputs, last_year, targets
 from forecast.table.schema import CAPACITIES, FEATURES, QUANTITIES, RANGES, TARGETS, UNITS
 from forecast.tracking import connect
 
@@ -35,20 +36,9 @@ TRUSTED_TYPES = [
     "sklearn.tree._tree.Tree",
     "forecast.learn.models.CapacityFactorRegressor",
 ]
-# What a Keras model may hold. Safe mode refuses Python code; some of Keras' own layers read files (CVE-2025-12058).
-TRUSTED_LAYERS = {
-    "keras": {"Sequential", "DTypePolicy"},
-    "keras.initializers": {"Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Ones", "Zeros"},
-    "keras.layers": {"Activation", "BatchNormalization", "Dense", "Dropout", "InputLayer", "Normalization"},
-    "keras.regularizers": {"L1", "L1L2", "L2"},
-}
-KERAS_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
-# Where MLflow keeps a model of each kind; the network that is given raw weather has its figures of capacity beside it.
-SKOPS_FILE, KERAS_FILE, NETWORK_FILE = "model.skops", "data/model.keras", "data/capacity_factors/network.keras"
-
-SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
-KERAS_REQUIREMENTS = ("keras", "pandas", "numpy")
-DERIVING_REQUIREMENTS = ("pvlib",)
+SKOPS_FILE = "model.skops"  # where MLflow keeps one
+REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
+LOG_IT = "log it with forecast.learn.storage.log_model; if others did, find out who can write to the store"
 MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
 # Predictions are at most so many times what is possible: a linear model predicts more for a storm than there can be.
 MAX_TIMES = 50
@@ -77,13 +67,13 @@ class LoadedModel:
     @classmethod
     def of(cls, model: Any) -> LoadedModel:
         """Wrap a fitted scikit-learn or Keras model, so that it predicts as it will once it is loaded."""
-        if isinstance(model, CapacityFactorNetwork):
-            return cls("keras", model.predict, inputs, year_ends=model.year_ends_, fitted=model)
-        if type(model).__module__.startswith("keras"):
-            return cls("keras", lambda weather: model.predict(weather.to_numpy("float32"), verbose=0), fitted=model)
         if isinstance(model, CapacityFactorRegressor):
             band, coverage = (model.predict_with_band, model.coverage) if model.bands_ else (None, None)
             return cls("sklearn", model.predict, inputs, band, coverage, year_ends=model.year_ends_, fitted=model)
+        if hasattr(model, "year_ends_"):
+            return cls("keras", model.predict, inputs, year_ends=model.year_ends_, fitted=model)
+        if type(model).__module__.startswith("keras"):
+            return cls("keras", lambda weather: model.predict(weather.to_numpy("float32"), verbose=0), fitted=model)
         return cls("sklearn", model.predict, fitted=model)
 
     @property
@@ -105,6 +95,18 @@ class LoadedModel:
             return self.predict(frame), None
         predicted, low, high = self._predict_with_band(self.select_inputs(frame))
         return self._frame(predicted, frame), (self._frame(low, frame), self._frame(high, frame))
+
+    def refit(self, frame: pd.DataFrame, parameters: Mapping[str, str]) -> Any:
+        """Return a model of the same kind and hyperparameters, fitted on a processed frame.
+
+        ``parameters`` are those of the run that trained it; a network needs its `epochs`, `learning_rate` and `seed`.
+        Raises ModelError for a network that cannot be fitted again.
+        """
+        if self.kind == "keras":
+            from forecast.learn import network
+
+            return network.refit(self.fitted, frame, parameters)
+        return clone(self.fitted).fit(self.select_inputs(frame), targets(frame))
 
     @staticmethod
     def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
@@ -142,7 +144,7 @@ def predict_as_new(
 
 # -- logging -----------------------------------------------------------------------------------------------------------
 def log_model(model: Any, example: pd.DataFrame) -> str:
-    """Log a fitted scikit-learn or Keras model to the active run; return its `models:/` address.
+    """Log a fitted scikit-learn model or a `CapacityFactorNetwork` to the active run; return its `models:/` address.
 
     ``example`` are a few rows of the processed frame: from them come the signature (raw weather in, the targets
     out) and the input example.
@@ -150,16 +152,14 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
     import mlflow
 
     example = example.drop(columns=list(CAPACITIES.values()), errors="ignore")  # a row may leave them out
-    weather = LoadedModel.of(model).select_inputs(example)
-    if isinstance(model, CapacityFactorNetwork):
+    loaded = LoadedModel.of(model)
+    weather = loaded.select_inputs(example)
+    if loaded.kind == "keras":
+        from forecast.learn import network
+
         with tempfile.TemporaryDirectory() as folder:
-            return mlflow.pyfunc.log_model(name="model", **_network_options(model, weather, Path(folder))).model_uri
-    if type(model).__module__.startswith("keras"):
-        outputs = model.predict(weather.to_numpy("float32"), verbose=0)
-        # float64, as frames and JSON bring it: a tensor signature is strict, and float32 would refuse every frame.
-        signature = mlflow.models.infer_signature(weather.to_numpy(), outputs)
-        pins = requirements(KERAS_REQUIREMENTS) + tensorflow_requirements()
-        return mlflow.keras.log_model(model, name="model", signature=signature, pip_requirements=pins).model_uri
+            options = _interface(model, weather) | network.options(model, Path(folder))
+            return mlflow.pyfunc.log_model(name="model", **options).model_uri
     return mlflow.sklearn.log_model(model, name="model", **_sklearn_options(model, weather)).model_uri
 
 
@@ -176,51 +176,13 @@ def log_training(model: Any, example: pd.DataFrame, scores: Scores, figure: Figu
     Path(summary).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def requirements(names: tuple[str, ...]) -> list[str]:
-    """Return exact pins of the installed versions, as MLflow's ``pip_requirements`` (inferring them takes 7 s)."""
-    return [f"{name}=={version(name)}" for name in names]
-
-
-def tensorflow_requirements() -> list[str]:
-    """Return pins of the installed TensorFlow: `tensorflow-cpu`, on its one platform, is `tensorflow` on the others."""
-    try:
-        pin = version("tensorflow-cpu")
-    except PackageNotFoundError:
-        return requirements(("tensorflow",))
-    return [
-        f"tensorflow-cpu=={pin}; sys_platform == 'linux' and platform_machine == 'x86_64'",
-        f"tensorflow=={pin}; sys_platform != 'linux' or platform_machine != 'x86_64'",
-    ]
-
-
 def _sklearn_options(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
-    derives = isinstance(model, CapacityFactorRegressor)
+    names = REQUIREMENTS + ("pvlib",) * isinstance(model, CapacityFactorRegressor)
     return _interface(model, weather) | {
         "serialization_format": "skops",
         "skops_trusted_types": TRUSTED_TYPES,
-        "pip_requirements": requirements(SKLEARN_REQUIREMENTS + DERIVING_REQUIREMENTS * derives),
+        "pip_requirements": [f"{name}=={version(name)}" for name in names],  # which MLflow takes 7 s to infer
     }
-
-
-def _network_options(model: CapacityFactorNetwork, weather: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    """Save a network to ``folder`` and return what MLflow keeps of it: its files, and the module that opens them."""
-    files = folder / Path(NETWORK_FILE).parent.name
-    files.mkdir()
-    model.network.save(files / "network.keras")
-    (files / "capacity.json").write_text(json.dumps(model.year_ends_))
-    return _interface(model, weather) | {
-        "loader_module": __name__,
-        "data_path": str(files),
-        "pip_requirements": requirements(KERAS_REQUIREMENTS + DERIVING_REQUIREMENTS) + tensorflow_requirements(),
-    }
-
-
-def _load_pyfunc(path: str) -> LoadedModel:
-    """Open a network for `mlflow models serve`, which calls the function of this name.
-
-    https://mlflow.org/docs/latest/api_reference/python_api/mlflow.pyfunc.html#filesystem-format
-    """
-    return LoadedModel.of(_read_network(Path(path, "network.keras")))
 
 
 def _interface(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
@@ -266,18 +228,22 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
 
     The files that are there decide how, never what the model says of itself. Raises ModelError.
     """
-    readers = {SKOPS_FILE: _read_skops, KERAS_FILE: _read_keras, NETWORK_FILE: _read_network}
+    readers: dict[str, Callable[[Path], Any]] = {SKOPS_FILE: _read_skops}
+    with contextlib.suppress(ImportError):  # of a copy without networks
+        from forecast.learn.network import READERS
+
+        readers |= READERS
     try:
         for file, read in readers.items():
             if (folder / file).is_file():
                 return _check_prediction(LoadedModel.of(read(folder / file)))
-        raise _refusal("This kind of model cannot be loaded here.", f"no {', '.join(readers)}", "one of these")
+        found = f"no {', '.join(readers)}"
+        raise ModelError("This kind of model cannot be loaded here.", value=found, expected="one of these")
     except ModelError as error:
-        error.value = f"{name}: {error.value}"
+        error.value, error.next_step = f"{name}: {error.value}", error.next_step or LOG_IT
         raise
     except Exception as error:  # noqa: BLE001 - skops, Keras and the model itself raise whatever they like
-        refusal = _refusal("The model cannot be loaded.", f"{name}: {error!r:.300}")
-        raise refusal from None
+        raise ModelError("The model cannot be loaded.", value=f"{name}: {error!r:.300}", next_step=LOG_IT) from None
 
 
 def _signature(folder: Path) -> str | None:
@@ -306,36 +272,8 @@ def _read_skops(file: Path) -> Any:
     try:
         return skops.io.load(file, trusted=TRUSTED_TYPES)
     except UntrustedTypesFoundException as error:
-        raise _refusal("The model holds types that are not trusted.", str(error).splitlines()[0]) from None
-
-
-def _read_keras(file: Path) -> Any:
-    with zipfile.ZipFile(file) as archive:
-        kinds, members = set(_kinds(json.loads(archive.read("config.json")))), set(archive.namelist())
-    trusted = {f"{module}.{name}" for module, names in TRUSTED_LAYERS.items() for name in names}
-    if untrusted := (kinds - trusted) | (members - KERAS_MEMBERS):
-        raise _refusal("The Keras model holds what is not trusted.", ", ".join(sorted(untrusted)), ", ".join(trusted))
-    import keras
-
-    return keras.saving.load_model(file, compile=False, safe_mode=True)
-
-
-def _kinds(part: Any) -> Iterator[str]:
-    """Yield the classes that a part of a Keras model's description names, but those that only training needs."""
-    if isinstance(part, list):
-        for inner in part:
-            yield from _kinds(inner)
-    elif isinstance(part, dict):
-        if "class_name" in part:
-            registered = f" registered as {name}" if (name := part.get("registered_name")) else ""
-            yield f"{part.get('module')}.{part['class_name']}{registered}"
-        for key, inner in part.items():
-            if key != "compile_config":
-                yield from _kinds(inner)
-
-
-def _read_network(file: Path) -> CapacityFactorNetwork:
-    return CapacityFactorNetwork(_read_keras(file), json.loads(file.with_name("capacity.json").read_text()))
+        found = str(error).splitlines()[0][:500]
+        raise ModelError("The model holds types that are not trusted.", value=found) from None
 
 
 def _check_prediction(model: LoadedModel) -> LoadedModel:
@@ -355,8 +293,3 @@ def _check_prediction(model: LoadedModel) -> LoadedModel:
             " VERSION names it), or promote a model of the present problem",
         ) from None
     return model
-
-
-def _refusal(what: str, value: str, expected: str | None = None) -> ModelError:
-    next_step = "log it with forecast.learn.storage.log_model; if others did, find out who can write to the store"
-    return ModelError(what, value=value[:500], expected=expected, next_step=next_step)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import fetch
+from forecast.table.features import add_capacity
 from forecast.table.schema import FEATURES, TARGETS
 from served import germany_csv  # noqa: F401 - a fixture
 from small_server import candidates, logged, small_hours, small_server  # noqa: F401 - fixtures
@@ -66,3 +68,12 @@ def web():
 def frame(prepared):
     """A processed frame for a test to change."""
     return prepared[0].copy()
+
+
+@pytest.fixture(scope="session")
+def later_hours(prepared):
+    """Some hours of the sample, re-dated: of years, and of a capacity, that only what comes with the data knows."""
+    hours = prepared[0].iloc[4000:6000].reset_index(drop=True)
+    hours["utc_timestamp"] += pd.DateOffset(years=10)
+    figures = {"solar_GW": {"2022": 100.2, "2023": 100.3}, "wind_GW": {"2022": 60.0, "2023": 60.0}}
+    return add_capacity(hours, figures)

@@ -1,0 +1,160 @@
+"""Neural networks of Keras: fit, log, load in safe mode, and fit again. The rest of the package works without."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from forecast.errors import ModelError
+from forecast.learn.models import LEAST
+from forecast.quantities import YearEnds
+from forecast.table.features import capacity_factors, derive, installed, year_ends_of
+from forecast.table.schema import TARGETS
+from forecast.table.split import split_by_time
+
+WATCHED_SHARE, PATIENCE_EPOCHS = 0.15, 6
+BATCH_HOURS = 4096  # Keras's own 32 take several times as long
+# What a Keras model may hold. Safe mode refuses Python code; some of Keras' own layers read files (CVE-2025-12058).
+TRUSTED_LAYERS = {
+    "keras": {"Sequential", "DTypePolicy"},
+    "keras.initializers": {"Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Ones", "Zeros"},
+    "keras.layers": {"Activation", "BatchNormalization", "Dense", "Dropout", "InputLayer", "Normalization"},
+    "keras.regularizers": {"L1", "L1L2", "L2"},
+}
+MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+# Where MLflow keeps a network; one that is given raw weather has its figures of capacity beside it.
+KERAS_FILE, NETWORK_FILE = "data/model.keras", "data/capacity_factors/network.keras"
+
+
+class CapacityFactorNetwork:
+    """A fitted Keras network from `features.DERIVED` to capacity factors, which is given raw weather.
+
+    ``year_ends`` are the figures of capacity of the frame that the network was fitted on (`features.year_ends_of`).
+    """
+
+    def __init__(self, network: Any, year_ends: YearEnds) -> None:
+        self.network = network
+        self.year_ends_ = year_ends
+
+    def predict(self, X: pd.DataFrame) -> pd.DataFrame:
+        """Return the targets of each row; errors as `features.derive`."""
+        factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=BATCH_HOURS, verbose=0)
+        powers = np.clip(factors * installed(X, self.year_ends_).to_numpy(), LEAST, None)
+        return pd.DataFrame(powers, index=X.index, columns=TARGETS)
+
+
+def fit_network(
+    network: Any, frame: pd.DataFrame, *, epochs: int, learning_rate: float, callbacks: Sequence[Any] = ()
+) -> dict[str, list[float]]:
+    """Fit a Keras network from `features.DERIVED` to capacity factors on a processed frame; return loss by epoch.
+
+    The last 15 % of the hours are not learned from: training stops after six epochs without a smaller error on them
+    (`val_loss`), and goes back to the best. Normalizations take their means from the hours that are learned.
+    """
+    import keras
+
+    (learned, watched), size = split_by_time(frame, WATCHED_SHARE), {"batch_size": 512, "verbose": 0}
+    derived, later = (derive(part).to_numpy("float32") for part in (learned, watched))
+    factors, later_factors = (capacity_factors(part).to_numpy("float32") for part in (learned, watched))
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.adapt(derived)
+    network.compile(optimizer=keras.optimizers.Adam(learning_rate), loss="mse", steps_per_execution=16)
+    stop = keras.callbacks.EarlyStopping(patience=PATIENCE_EPOCHS, restore_best_weights=True)
+    options = {"validation_data": (later, later_factors), "callbacks": [stop, *callbacks]} | size
+    return network.fit(derived, factors, epochs=epochs, **options).history
+
+
+def refit(model: Any, frame: pd.DataFrame, parameters: Mapping[str, str]) -> CapacityFactorNetwork:
+    """Return a network of the same layers, fitted on a processed frame with the parameters of the run that trained it.
+
+    Raises ModelError for a network of another kind, or without usable `epochs`, `learning_rate` and `seed`.
+    """
+    import keras
+
+    try:
+        epochs, rate, seed = int(parameters["epochs"]), float(parameters["learning_rate"]), int(parameters["seed"])
+        keras.utils.set_random_seed(seed)
+        network = keras.models.clone_model(model.network)
+    except (AttributeError, KeyError, ValueError) as error:
+        raise ModelError(
+            "The model cannot be fitted again on all hours.",
+            value=f"{type(error).__name__}: {error}",
+            expected="a `CapacityFactorNetwork` whose run logged epochs, learning_rate and seed",
+            next_step="set promote.refit to false in params.yaml, or teach forecast/learn/network.py this kind",
+        ) from None
+    fit_network(network, frame, epochs=epochs, learning_rate=rate)
+    return CapacityFactorNetwork(network, year_ends_of(frame))
+
+
+# -- logging and loading -----------------------------------------------------------------------------------------------
+def options(model: Any, folder: Path) -> dict[str, Any]:
+    """Save a network to ``folder`` and return what MLflow keeps of it: its files, and the module that opens them."""
+    if not isinstance(model, CapacityFactorNetwork):
+        raise ModelError("This network cannot be logged.", value=type(model), expected="a `CapacityFactorNetwork`")
+    files = folder / Path(NETWORK_FILE).parent.name
+    files.mkdir()
+    model.network.save(files / "network.keras")
+    (files / "capacity.json").write_text(json.dumps(model.year_ends_))
+    return {"loader_module": __name__, "data_path": str(files), "pip_requirements": requirements()}
+
+
+def requirements() -> list[str]:
+    """Return pins of the installed packages: `tensorflow-cpu`, on its one platform, is `tensorflow` on the others."""
+    pins = [f"{name}=={version(name)}" for name in ("keras", "pandas", "numpy", "pvlib")]
+    try:
+        pin = version("tensorflow-cpu")
+    except PackageNotFoundError:
+        return [*pins, f"tensorflow=={version('tensorflow')}"]
+    pins.append(f"tensorflow-cpu=={pin}; sys_platform == 'linux' and platform_machine == 'x86_64'")
+    return [*pins, f"tensorflow=={pin}; sys_platform != 'linux' or platform_machine != 'x86_64'"]
+
+
+def _load_pyfunc(path: str) -> CapacityFactorNetwork:
+    """Open a network for `mlflow models serve`, which calls the function of this name.
+
+    https://mlflow.org/docs/latest/api_reference/python_api/mlflow.pyfunc.html#filesystem-format
+    """
+    return read_network(Path(path, "network.keras"))
+
+
+def read_network(file: Path) -> CapacityFactorNetwork:
+    """Read a network and its figures of capacity, as `read_keras` does."""
+    return CapacityFactorNetwork(read_keras(file), json.loads(file.with_name("capacity.json").read_text()))
+
+
+def read_keras(file: Path) -> Any:
+    """Read a Keras model without running its code; raise ModelError for what is not trusted."""
+    with zipfile.ZipFile(file) as archive:
+        kinds, members = set(_kinds(json.loads(archive.read("config.json")))), set(archive.namelist())
+    trusted = {f"{module}.{name}" for module, names in TRUSTED_LAYERS.items() for name in names}
+    if untrusted := (kinds - trusted) | (members - MEMBERS):
+        found, expected = ", ".join(sorted(untrusted)), ", ".join(trusted)
+        raise ModelError("The Keras model holds what is not trusted.", value=found[:500], expected=expected)
+    import keras
+
+    return keras.saving.load_model(file, compile=False, safe_mode=True)
+
+
+def _kinds(part: Any) -> Iterator[str]:
+    """Yield the classes that a part of a Keras model's description names, but those that only training needs."""
+    if isinstance(part, list):
+        for inner in part:
+            yield from _kinds(inner)
+    elif isinstance(part, dict):
+        if "class_name" in part:
+            registered = f" registered as {name}" if (name := part.get("registered_name")) else ""
+            yield f"{part.get('module')}.{part['class_name']}{registered}"
+        for key, inner in part.items():
+            if key != "compile_config":
+                yield from _kinds(inner)
+
+
+READERS = {KERAS_FILE: read_keras, NETWORK_FILE: read_network}
