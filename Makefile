@@ -30,7 +30,7 @@ help:
 	@echo "make status  which servers run, and which model is in production"
 	@echo "make lab     the workshop: JupyterLab at its start page, with the servers' pages inside"
 	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
-	@echo "make take-home TO=../plants NAME=plants   the pipeline of chapter 4 as a repository of your own"
+	@echo "make take-home TO=../plants NAME=plants   the pipeline of chapter 4 as a repository of your own; KERAS=1: with its neural network"
 	@echo "make test    the tests; touches no running servers"
 	@echo "make test-packages   the tests of the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
 	@echo "make dist PACKAGE=... ADDRESS=https://...   a package's wheel and source, to be published"
@@ -66,6 +66,12 @@ offline: .venv/installed
 	@git bundle create --quiet "$(FOLDER)/workshop.bundle" HEAD $$(git branch --show-current)
 	@echo "On the other machine: git clone '$(FOLDER)/workshop.bundle' workshop; cd workshop; make run OFFLINE='$(FOLDER)'"
 
+# What a copy has of Keras: notebook, module, tests, stage, section, extra and pins.
+leave-keras-out = rm train_keras.ipynb forecast/learn/network.py && find tests -name test_network.py -delete && \
+	perl -0pi -e 's/^  train_keras:\n.*?\n\n//ms' dvc.yaml && perl -0pi -e 's/^train_keras:\n(  .*\n)+//m' params.yaml && \
+	perl -0pi -e 's/^keras = \[.*?^\]\n//ms' pyproject.toml && perl -0pi -e 's/^\# keras\n.*//ms' requirements.txt && \
+	perl -ni -e 'print unless /train_keras\.ipynb/' split.ipynb
+
 # The pipeline as a repository of its own: what is committed of 4_pipeline, without the chapter's pages.
 take-home: NAME ?= forecast
 take-home: .venv/installed
@@ -75,6 +81,7 @@ take-home: .venv/installed
 		or (n != "forecast" and (n in ("tests", "own") or u.find_spec(n) is not None)))' "$(NAME)" || \
 		{ echo "Not copied: $(NAME) cannot be the name of a package, or is one already" >&2; echo "  next: NAME=plants" >&2; exit 1; }
 	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json && \
+		$(if $(KERAS),,$(leave-keras-out) &&) \
 		{ [ "$(NAME)" = forecast ] || { mv forecast "$(NAME)" && grep -rlZw forecast . | xargs -0 perl -pi -e 's/\bforecast\b/$(NAME)/g'; }; }
 	@wheels="$$(cd "$(TO)" && pwd)/wheels" && $(call build-wheels,"$$wheels")
 	@cd "$(TO)" && { printf '# $(NAME)\n\n' && sed -n '3,/^$$/p' take_it_home.md && \
@@ -168,9 +175,12 @@ lock: .venv/installed
 		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
 	@# As a copy of the pipeline installs it: the four tools are wheels beside it, since no index has them yet.
 	@wheels=$$(mktemp -d) && trap 'rm -rf "$$wheels"' EXIT && $(call build-wheels,"$$wheels") && \
-		{ echo "--find-links wheels"; grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
-		--no-annotate --custom-compile-command "make lock" --constraint - --find-links "$$wheels" --extra test \
-		4_pipeline/pyproject.toml; } >"$$wheels/requirements.txt" && cp "$$wheels/requirements.txt" 4_pipeline
+		grep -v '^-e' requirements.txt >"$$wheels/pins" && printf '# make lock; the parts are the extras of pyproject.toml\n--find-links wheels\n' >"$$wheels/requirements.txt" && extras= && \
+		for part in run look test keras; do [ $$part = run ] || extras="$$extras --extra $$part"; \
+		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --constraint "$$wheels/pins" \
+		--find-links "$$wheels" $$extras 4_pipeline/pyproject.toml >"$$wheels/part" || exit 1; \
+		{ echo "# $$part"; grep -vxFf "$$wheels/requirements.txt" "$$wheels/part"; } >"$$wheels/new"; \
+		cat "$$wheels/new" >>"$$wheels/requirements.txt"; done && cp "$$wheels/requirements.txt" 4_pipeline
 
 # uv puts locks, which every user may write to, into the folder for temporary files: into that of the environment.
 .venv/installed .venv/tests .venv/examples: export TMPDIR = $(CURDIR)/.venv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 
@@ -19,6 +20,7 @@ RANGES = [
         Requirement,
         PROJECT["project"]["dependencies"]
         + PIPELINE["project"]["dependencies"]
+        + [*itertools.chain(*PIPELINE["project"]["optional-dependencies"].values())]
         + PROJECT["dependency-groups"]["tests"],
     )
     if requirement.name != "forecast" and not (ROOT / "packages" / requirement.name).exists()

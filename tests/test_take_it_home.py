@@ -58,40 +58,58 @@ def test_copy_holds_no_word_of_this_repository(copy):
 def test_fifth_model_takes_three_files(copy, environment):
     """The page's ridge regression is compared, has its title, and is forgotten with its stage; a title trains nothing.
 
-    The others are deleted first, from the same files.
+    The other models are deleted first, from the same files.
     """
 
-    def types(*words: object) -> str:
-        return run_program(BIN / words[0], *words[1:], cwd=copy, env=environment).stdout
+    def compared(*command: object) -> list[str]:
+        done = run_program(BIN / command[0], *command[1:], "repro", "compare", cwd=copy, env=environment)
+        assert copy.joinpath("results/trained/train_ridge.json").exists() == ("train_ridge" in pipeline["stages"])
+        return [
+            *json.loads((copy / "results" / "metrics.json").read_text()),
+            *re.findall(r"stage '(\w+)'", done.stdout),
+        ]
 
-    def compared() -> set[str]:
-        return set(json.loads((copy / "results" / "metrics.json").read_text()))
-
-    pipeline, parameters = (yaml.safe_load((copy / name).read_text()) for name in ("dvc.yaml", "params.yaml"))
-    for content in (pipeline["stages"], parameters):
-        for name in [name for name in content if name.startswith("train_") and name != "train_linreg"]:
-            del content[name]
+    texts = {name: (copy / name).read_text() for name in ("dvc.yaml", "params.yaml", "train_linreg.ipynb")}
+    pipeline, parameters = (yaml.safe_load(texts[name]) for name in ("dvc.yaml", "params.yaml"))
+    for name in ("train_rf", "train_gradient_boosting"):
+        del pipeline["stages"][name], parameters[name]
+    stage = json.dumps(pipeline["stages"]["train_linreg"]).replace("train_linreg", "train_ridge")
+    stage = re.sub("-y '.*?'", "-p alpha ${train_ridge.alpha}", stage).replace("fit_intercept", "alpha")
+    pipeline["stages"]["train_ridge"] = json.loads(stage)
     [section] = re.findall(r"^  ```yaml\n(.*?)^  ```", PAGE, flags=re.DOTALL | re.MULTILINE)
-    stage, lines = yaml.safe_dump(pipeline["stages"]["train_linreg"]), {"train_linreg": "train_ridge"}
-    stage = re.sub("-y .*}'", "-p alpha ${train_ridge.alpha}", stage.replace("\n    ", " ")).replace("fit_intercept", "alpha")
-    pipeline["stages"]["train_ridge"] = yaml.safe_load(stage.replace("train_linreg", "train_ridge"))
-    for name, content in (("dvc.yaml", pipeline), ("params.yaml", parameters | yaml.safe_load(section))):
-        (copy / name).write_text(yaml.safe_dump(content, sort_keys=False))
-    lines |= {"fit_intercept: bool = True": "alpha: float = 1.0", "(fit_intercept=fit_intercept)": "(alpha)"}
-    notebook = (copy / "train_linreg.ipynb").read_text()
-    for old, new in (lines | {"LinearRegression": "Ridge"}).items():
-        notebook = notebook.replace(old, new)
-    (copy / "train_ridge.ipynb").write_text(notebook)
-    types("dvc-parallel", "repro", "compare")
-    assert compared() == {"train_linreg", "train_ridge"}
-    (copy / "params.yaml").write_text((copy / "params.yaml").read_text().replace("ridge regression", "ridges"))
-    assert types("python", "-c", "from dashboard.parts import kind; print(kind('train_ridge', ''))") == "ridges\n"
-    assert "Running" not in types("dvc", "repro", "compare").replace("Running stage 'tracking_store'", "")
+    code = texts["train_linreg.ipynb"].replace("train_linreg", "train_ridge").replace("LinearRegression", "Ridge")
+    code = code.replace("(fit_intercept=fit_intercept)", "(alpha)").replace(
+        "fit_intercept: bool = True", "alpha: float = 1.0"
+    )
+    (copy / "train_ridge.ipynb").write_text(code)
+    (copy / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    (copy / "params.yaml").write_text(yaml.safe_dump(parameters) + section)
+    assert {"train_linreg", "train_ridge"} <= {*compared("dvc-parallel")}
+    (copy / "params.yaml").write_text(yaml.safe_dump(parameters) + section.replace("ridge regression", "ridges"))
+    show = "from dashboard.parts import kind; print(kind('train_ridge', ''))"
+    assert run_program(BIN / "python", "-c", show, cwd=copy, env=environment).stdout == "ridges\n"
+    assert "compare" not in compared("dvc")
     del pipeline["stages"]["train_ridge"]
     (copy / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     (copy / "params.yaml").write_text(yaml.safe_dump(parameters))
-    types("dvc", "repro", "compare")
-    assert compared() == {"train_linreg"}
+    assert compared("dvc")[0] == "train_linreg"
+
+
+@pytest.mark.parametrize("words", [(), ("KERAS=1",)], ids=["without", "with"])
+def test_keras_is_left_out_unless_it_is_wanted(tmp_path, words):
+    """Its notebook, module, tests, stage, section, extra, pins and link; nothing else goes with them."""
+    home, name = take_home(tmp_path, *words), "train_keras"
+    files = [f"{name}.ipynb", "plants/learn/network.py", "tests/learn/test_network.py"]
+    texts = {
+        "dvc.yaml": name,
+        "params.yaml": name,
+        "split.ipynb": name,
+        "pyproject.toml": "keras>=",
+        "requirements.txt": "keras=",
+    }
+    parts = [text in (home / file).read_text() for file, text in texts.items()]
+    assert {*parts, *((home / file).exists() for file in files)} == {bool(words)}
+    assert {"train_rf", "compare"} <= {*yaml.safe_load((home / "dvc.yaml").read_text())["stages"]}
 
 
 def test_checklist_is_short_and_names_what_there_is():

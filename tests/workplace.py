@@ -115,10 +115,10 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def take_home(folder: Path) -> Path:
+def take_home(folder: Path, *options: str) -> Path:
     """Copy the pipeline by `make take-home NAME=plants` into a repository ``plants`` below ``folder``."""
     clone, home = copy_tree(folder / "clone"), folder / "plants"
-    words = ["-o", ".venv/installed", f"BIN={BIN}", "take-home", f"TO={home}", "NAME=plants"]
+    words = ["-o", ".venv/installed", f"BIN={BIN}", "take-home", f"TO={home}", "NAME=plants", *options]
     assert "git commit" not in run_program("make", *words, cwd=clone, env=os.environ | PERSON).stdout
     shutil.rmtree(clone)
     return home

@@ -17,7 +17,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from forecast import problem
 from forecast.errors import DataError, ServiceError

@@ -113,55 +113,42 @@ def write_skops(folder, inside, arrays=()):
             archive.writestr(name, content.getvalue())
 
 
-def skops_constructor(folder, mark):
-    """A class that is built with arguments."""
-    write_skops(folder, part("ConstructorFromReduceNode", "os.mkdir", content=several(text(mark))))
-
-
-def skops_operator(folder, mark):
-    """A function of `operator`, which calls another."""
-    write_skops(
-        folder, part("OperatorFuncNode", "operator.call", attrs=several(part("TypeNode", "os.mkdir"), text(mark)))
-    )
-
-
-def skops_list(folder, mark):
-    """A list whose class is a function."""
-    call = several(text("mkdir"), text(mark), loader="ListNode", kind="subprocess.check_call")
-    write_skops(folder, call)
-
-
-def skops_array(folder, mark):
-    """An array whose class is a function."""
-    array = part("NdArrayNode", "subprocess.check_call", type="numpy", file="words.npy")
-    write_skops(folder, array, [("words.npy", ["mkdir", str(mark)])])
-
-
-def skops_key(folder, mark):
-    """A dict whose keys are made by a function."""
-    write_skops(folder, mapping({str(mark): text(1)}, key="os.mkdir"))
-
-
-def skops_loss(folder, mark):
-    """A loss, which is built by what it reduces to."""
-    write_skops(folder, part("LossNode", "os.mkdir", __reduce__={"args": several(text(mark))}, content=mapping({})))
-
-
-def skops_pickle(folder, mark):
+def pickled(mark):
     """An array of objects, which numpy can unpickle."""
-    inside = np.array([Trap(mark)], dtype=object)
-    write_skops(folder, part("NdArrayNode", "numpy.ndarray", type="numpy", file="x.npy"), [("x.npy", inside)])
+    return np.array([Trap(mark)], dtype=object)
+
+
+# What is in the file, and the arrays beside it; each builds something when it is read carelessly.
+SKOPS = {
+    "constructor": lambda mark: [part("ConstructorFromReduceNode", "os.mkdir", content=several(text(mark)))],
+    "operator": lambda mark: [
+        part("OperatorFuncNode", "operator.call", attrs=several(part("TypeNode", "os.mkdir"), text(mark)))
+    ],
+    "list": lambda mark: [several(text("mkdir"), text(mark), loader="ListNode", kind="subprocess.check_call")],
+    "array": lambda mark: [
+        part("NdArrayNode", "subprocess.check_call", type="numpy", file="words.npy"),
+        [("words.npy", ["mkdir", str(mark)])],
+    ],
+    "key": lambda mark: [mapping({str(mark): text(1)}, key="os.mkdir")],
+    "loss": lambda mark: [
+        part("LossNode", "os.mkdir", __reduce__={"args": several(text(mark))}, content=mapping({}))
+    ],
+    "pickle": lambda mark: [
+        part("NdArrayNode", "numpy.ndarray", type="numpy", file="x.npy"), [("x.npy", pickled(mark))]
+    ],
+}  # fmt: skip
 
 
 def skops_that_trusts_itself(folder, mark):
     """The description lists the types that are to be trusted."""
-    skops_constructor(folder, mark)
+    write_skops(folder, *SKOPS["constructor"](mark))
     describe(folder, sklearn={"pickled_model": "model.skops", "skops_trusted_types": ["os.mkdir", "posix.mkdir"]})
 
 
 HOSTILE = [
-    pickle_for_skops, pickle_alone, python_model, code_with_a_loader, model_from_code, yaml_tag, skops_constructor,
-    skops_operator, skops_list, skops_array, skops_key, skops_loss, skops_pickle, skops_that_trusts_itself,
+    pickle_for_skops, pickle_alone, python_model, code_with_a_loader, model_from_code, yaml_tag,
+    skops_that_trusts_itself,
+    *(lambda folder, mark, make=make: write_skops(folder, *make(mark)) for make in SKOPS.values()),
 ]  # fmt: skip
 
 

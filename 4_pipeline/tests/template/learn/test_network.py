@@ -60,38 +60,24 @@ def test_network_comes_back_as_it_was(saved, later_hours):
     pd.testing.assert_frame_equal(served, model.predict(later_hours))
 
 
-@pytest.mark.parametrize("flavor", ["keras", "tensorflow"])
-def test_keras_model_comes_back_as_it_was(tmp_path, flavor):
-    """Saved as the chapters train it and loaded, it predicts the same; both of MLflow's ways to save are one format."""
-    hours = pd.DataFrame(np.random.default_rng(0).random((8, 6)), columns=[*FEATURES, *TARGETS])
-    normalise = keras.layers.Normalization()
-    normalise.adapt(np.array([[1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]]))
-    constant = keras.initializers.Constant(1.5)
-    layers = [normalise, keras.layers.Dense(32, activation="relu", bias_initializer=constant)]
-    output = keras.layers.Dense(2, activation="softplus")
-    model = keras.Sequential([keras.Input((len(FEATURES),)), *layers, output])
-    model.compile(optimizer="adam", loss="mse")
-    model.fit(hours[FEATURES].to_numpy("float32"), hours[TARGETS].to_numpy("float32"), verbose=0)
-    getattr(mlflow, flavor).save_model(model, str(tmp_path / "model"), pip_requirements=[])
-    predicted = load_folder(tmp_path / "model", "test").predict(hours)
-    assert predicted.equals(LoadedModel.of(model).predict(hours))
+def test_plain_network_comes_back_as_it_was(good):
+    """One that the chapters log, from weather to power, predicts the same; the pipeline logs none."""
+    hours = pd.DataFrame(np.random.default_rng(0).random((8, 4)), columns=FEATURES)
+    plain = load_folder(good, NAME)
+    assert np.array_equal(plain.predict(hours), plain.fitted.predict(hours.to_numpy("float32"), verbose=0))
     with pytest.raises(ModelError, match=r"expected: +a `CapacityFactorNetwork`"):
-        network.options(model, tmp_path)
+        network.options(plain.fitted, good)
 
 
-def test_requirements_of_a_network_name_tensorflow_for_each_platform(saved):
+def test_requirements_of_a_network_name_tensorflow_for_each_platform():
     """Here it is pinned as it is installed; elsewhere by the name under which that platform has wheels."""
-    lines = (saved / "requirements.txt").read_text().splitlines()
-    pins = [Requirement(line) for line in lines]
-
-    def names(**platform):
-        met = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(platform)]
-        return [pin.name for pin in met if pin.name.startswith("tensorflow")]
-
-    [here] = names()
-    assert f"{here}=={version(here)}" in [line.partition(";")[0] for line in lines]
-    assert names(sys_platform="linux", platform_machine="aarch64") == ["tensorflow"]
-    assert names(sys_platform="darwin", platform_machine="arm64") == ["tensorflow"]
+    pins = [Requirement(pin) for pin in network.requirements() if pin.startswith("tensorflow")]
+    places = {}, {"platform_machine": "aarch64"}, {"sys_platform": "darwin", "platform_machine": "arm64"}
+    [here], [arm], [mac] = (
+        [pin for pin in pins if pin.marker is None or pin.marker.evaluate(place)] for place in places
+    )
+    assert str(here.specifier) == f"=={version(here.name)}"
+    assert arm.name == mac.name == "tensorflow"
 
 
 def test_refit_is_what_the_recipe_makes_of_all_hours(later_hours):
@@ -118,63 +104,55 @@ def good(tmp_path_factory):
     return folder
 
 
-def insert_layer(folder, layer):
-    """Add a layer to a network's description."""
-    file = folder / "data" / "model.keras"
-    with zipfile.ZipFile(file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    described = json.loads(members["config.json"])
-    described["config"]["layers"].insert(1, layer)
-    members["config.json"] = json.dumps(described)
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
 def keras_lambda(folder, mark):
-    """A layer that is Python code."""
+    """Save a network with a layer that is Python code."""
     source = f"lambda inputs: (__import__('os').makedirs({str(mark)!r}, exist_ok=True), inputs[:, :2])[1]"
     model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(eval(source))])
     model.save(folder / "data" / "model.keras")
     mark.rmdir()
 
 
-def keras_function(folder, mark):
-    """A layer that is a function of another module (CVE-2025-1550)."""
-    config = {"module": "os", "class_name": "function", "config": "mkdir", "registered_name": "mkdir"}
-    inbound = [{"args": [str(mark)], "kwargs": {}}]
-    insert_layer(folder, {**config, "name": "layer", "inbound_nodes": inbound})
+def inserted(layer):
+    """Return a function that adds a layer to a network's description, with the paths of a secret and of a mark."""
+
+    def build(folder, mark):
+        file, secret = folder / "data" / "model.keras", folder.parent / "secret.txt"
+        with zipfile.ZipFile(file) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        described = json.loads(members["config.json"])
+        paths = json.dumps(layer).replace("MARK", str(mark)).replace("SECRET", str(secret))
+        described["config"]["layers"].insert(1, json.loads(paths.replace("TRAP", pickle.dumps(Trap(mark)).hex())))
+        members["config.json"] = json.dumps(described)
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+    return build
 
 
-def keras_class(folder, mark):
-    """A layer that is a class of another module."""
-    arguments = {"args": ["mkdir", str(mark)]}
-    insert_layer(folder, {"module": "subprocess", "class_name": "Popen", "config": arguments})
+def of_keras(kind, **config):
+    """Return the description of a layer of Keras' own."""
+    return inserted({"module": "keras.layers", "class_name": kind, "config": config, "registered_name": None})
 
 
-def keras_reader(folder, mark):
-    """A layer of Keras' own that reads another file (CVE-2025-12058)."""
-    config = {"vocabulary": str(folder.parent / "secret.txt"), "name": "lookup"}
-    insert_layer(
-        folder, {"module": "keras.layers", "class_name": "StringLookup", "config": config, "registered_name": None}
-    )
+HOSTILE = {
+    "lambda": keras_lambda,
+    # functions and classes of other modules (CVE-2025-1550)
+    "function": inserted(
+        {
+            "module": "os", "class_name": "function", "config": "mkdir", "registered_name": "mkdir", "name": "layer",
+            "inbound_nodes": [{"args": ["MARK"], "kwargs": {}}],
+        }
+    ),
+    "class": inserted({"module": "subprocess", "class_name": "Popen", "config": {"args": ["mkdir", "MARK"]}}),
+    # layers that read another file (CVE-2025-12058), are a program of TensorFlow's, or unpickle a module of PyTorch
+    "reader": of_keras("StringLookup", vocabulary="SECRET", name="lookup"),
+    "saved model": of_keras("TFSMLayer", filepath="SECRET", name="other"),
+    "torch": of_keras("TorchModuleWrapper", module="TRAP", name="torch"),
+}  # fmt: skip
 
 
-def keras_saved_model(folder, mark):
-    """A layer that is another program, in TensorFlow's own form."""
-    config = {"filepath": str(folder.parent / "secret.txt"), "name": "other"}
-    insert_layer(folder, {"module": "keras.layers", "class_name": "TFSMLayer", "config": config})
-
-
-def keras_torch(folder, mark):
-    """A layer that unpickles a module of PyTorch."""
-    config = {"module": pickle.dumps(Trap(mark)).hex(), "name": "torch"}
-    insert_layer(folder, {"module": "keras.layers", "class_name": "TorchModuleWrapper", "config": config})
-
-
-@pytest.mark.parametrize(
-    "build", [keras_lambda, keras_function, keras_class, keras_reader, keras_saved_model, keras_torch]
-)
+@pytest.mark.parametrize("build", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_network_runs_nothing(good, tmp_path, monkeypatch, build):
     """It is refused by a ModelError that names the model."""
     monkeypatch.chdir(tmp_path)
