@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import tomllib
 
@@ -20,7 +19,7 @@ RANGES = [
         Requirement,
         PROJECT["project"]["dependencies"]
         + PIPELINE["project"]["dependencies"]
-        + [*itertools.chain(*PIPELINE["project"]["optional-dependencies"].values())]
+        + PIPELINE["project"]["optional-dependencies"]["look"]
         + PROJECT["dependency-groups"]["tests"],
     )
     if requirement.name != "forecast" and not (ROOT / "packages" / requirement.name).exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -56,18 +57,13 @@ def test_copy_holds_no_word_of_this_repository(copy):
 
 
 def test_fifth_model_takes_three_files(copy, environment):
-    """The page's ridge regression is compared, has its title, and is forgotten with its stage; a title trains nothing.
-
-    The other models are deleted first, from the same files.
-    """
+    """The page's ridge regression is compared, has its title, and goes with its stage; a title trains nothing."""
 
     def compared(*command: object) -> list[str]:
         done = run_program(BIN / command[0], *command[1:], "repro", "compare", cwd=copy, env=environment)
         assert copy.joinpath("results/trained/train_ridge.json").exists() == ("train_ridge" in pipeline["stages"])
-        return [
-            *json.loads((copy / "results" / "metrics.json").read_text()),
-            *re.findall(r"stage '(\w+)'", done.stdout),
-        ]
+        models = json.loads((copy / "results" / "metrics.json").read_text())
+        return [*models, *re.findall(r"stage '(\w+)'", done.stdout)]
 
     texts = {name: (copy / name).read_text() for name in ("dvc.yaml", "params.yaml", "train_linreg.ipynb")}
     pipeline, parameters = (yaml.safe_load(texts[name]) for name in ("dvc.yaml", "params.yaml"))
@@ -76,11 +72,10 @@ def test_fifth_model_takes_three_files(copy, environment):
     stage = json.dumps(pipeline["stages"]["train_linreg"]).replace("train_linreg", "train_ridge")
     stage = re.sub("-y '.*?'", "-p alpha ${train_ridge.alpha}", stage).replace("fit_intercept", "alpha")
     pipeline["stages"]["train_ridge"] = json.loads(stage)
-    [section] = re.findall(r"^  ```yaml\n(.*?)^  ```", PAGE, flags=re.DOTALL | re.MULTILINE)
+    section = textwrap.dedent(*re.findall(r"^  ```yaml\n(.*?)^  ```", PAGE, flags=re.DOTALL | re.MULTILINE))
     code = texts["train_linreg.ipynb"].replace("train_linreg", "train_ridge").replace("LinearRegression", "Ridge")
-    code = code.replace("(fit_intercept=fit_intercept)", "(alpha)").replace(
-        "fit_intercept: bool = True", "alpha: float = 1.0"
-    )
+    code = code.replace("(fit_intercept=fit_intercept)", "(alpha)")
+    code = code.replace("fit_intercept: bool = True", "alpha: float = 1.0")
     (copy / "train_ridge.ipynb").write_text(code)
     (copy / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     (copy / "params.yaml").write_text(yaml.safe_dump(parameters) + section)
@@ -100,13 +95,8 @@ def test_keras_is_left_out_unless_it_is_wanted(tmp_path, words):
     """Its notebook, module, tests, stage, section, extra, pins and link; nothing else goes with them."""
     home, name = take_home(tmp_path, *words), "train_keras"
     files = [f"{name}.ipynb", "plants/learn/network.py", "tests/learn/test_network.py"]
-    texts = {
-        "dvc.yaml": name,
-        "params.yaml": name,
-        "split.ipynb": name,
-        "pyproject.toml": "keras>=",
-        "requirements.txt": "keras=",
-    }
+    texts = dict.fromkeys(["dvc.yaml", "params.yaml", "split.ipynb"], name)
+    texts |= {"pyproject.toml": "keras>=", "requirements.txt": "keras="}
     parts = [text in (home / file).read_text() for file, text in texts.items()]
     assert {*parts, *((home / file).exists() for file in files)} == {bool(words)}
     assert {"train_rf", "compare"} <= {*yaml.safe_load((home / "dvc.yaml").read_text())["stages"]}

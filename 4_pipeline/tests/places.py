@@ -177,3 +177,20 @@ def health_of(url: str) -> dict | None:
     """Return what a dashboard says of itself, once it answers."""
     answer = answer_of(f"{url}/health")
     return answer and answer.json()
+
+
+def check_refusal(good: Path, build: Callable, place: Path) -> None:
+    """Make a hostile model of a good one in a folder; it is refused, and nothing has run, been read or been written."""
+    (place / "secret.txt").write_text("a line of another file")
+    folder, mark = place / "model", place / "sprung"
+    shutil.copytree(good, folder)
+    build(folder, mark)
+    from forecast.errors import ModelError
+    from forecast.learn.storage import load_folder
+
+    before = sorted(place.rglob("*"))
+    with pytest.raises(ModelError) as refused:
+        load_folder(folder, "a model")
+    assert sorted(place.rglob("*")) == before
+    assert "a model" in str(refused.value)
+    assert "a line of another file" not in str(refused.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import zipfile
 
@@ -13,8 +14,18 @@ import pytest
 import yaml
 from forecast.learn.storage import TRUSTED_TYPES, load_folder
 from forecast.table.schema import FEATURES
-from hostile import NAME, Trap, check_refusal
+from places import check_refusal
 from sklearn.linear_model import LinearRegression
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +37,7 @@ def good(tmp_path_factory):
     weather = pd.DataFrame(np.random.default_rng(0).random((20, 4)), columns=FEATURES)
     line = LinearRegression().fit(weather, weather.to_numpy()[:, :2])
     mlflow.sklearn.save_model(line, folder, skops_trusted_types=TRUSTED_TYPES, pip_requirements=[])
-    load_folder(folder, NAME)
+    load_folder(folder, "good")
     return folder
 
 
@@ -113,11 +124,6 @@ def write_skops(folder, inside, arrays=()):
             archive.writestr(name, content.getvalue())
 
 
-def pickled(mark):
-    """An array of objects, which numpy can unpickle."""
-    return np.array([Trap(mark)], dtype=object)
-
-
 # What is in the file, and the arrays beside it; each builds something when it is read carelessly.
 SKOPS = {
     "constructor": lambda mark: [part("ConstructorFromReduceNode", "os.mkdir", content=several(text(mark)))],
@@ -130,11 +136,10 @@ SKOPS = {
         [("words.npy", ["mkdir", str(mark)])],
     ],
     "key": lambda mark: [mapping({str(mark): text(1)}, key="os.mkdir")],
-    "loss": lambda mark: [
-        part("LossNode", "os.mkdir", __reduce__={"args": several(text(mark))}, content=mapping({}))
-    ],
+    "loss": lambda mark: [part("LossNode", "os.mkdir", __reduce__={"args": several(text(mark))}, content=mapping({}))],
     "pickle": lambda mark: [
-        part("NdArrayNode", "numpy.ndarray", type="numpy", file="x.npy"), [("x.npy", pickled(mark))]
+        part("NdArrayNode", "numpy.ndarray", type="numpy", file="x.npy"),
+        [("x.npy", np.array([Trap(mark)], dtype=object))],
     ],
 }  # fmt: skip
 

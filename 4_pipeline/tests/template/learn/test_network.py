@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
 import zipfile
 from importlib.metadata import version
@@ -21,8 +20,8 @@ from forecast.problem import CAPACITY
 from forecast.table.features import DERIVED, INPUTS, inputs, year_ends_of
 from forecast.table.schema import FEATURES, TARGETS
 from forecast.table.split import split_by_time
-from hostile import NAME, Trap, check_refusal
 from packaging.requirements import Requirement
+from places import check_refusal
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # in Keras, of TensorFlow
 RUN = {"epochs": "2", "learning_rate": "0.01", "seed": "1"}
@@ -63,7 +62,7 @@ def test_network_comes_back_as_it_was(saved, later_hours):
 def test_plain_network_comes_back_as_it_was(good):
     """One that the chapters log, from weather to power, predicts the same; the pipeline logs none."""
     hours = pd.DataFrame(np.random.default_rng(0).random((8, 4)), columns=FEATURES)
-    plain = load_folder(good, NAME)
+    plain = load_folder(good, "good")
     assert np.array_equal(plain.predict(hours), plain.fitted.predict(hours.to_numpy("float32"), verbose=0))
     with pytest.raises(ModelError, match=r"expected: +a `CapacityFactorNetwork`"):
         network.options(plain.fitted, good)
@@ -100,7 +99,7 @@ def good(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good") / "network"
     layered = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)])
     mlflow.keras.save_model(layered, str(folder), pip_requirements=[])
-    load_folder(folder, NAME)
+    load_folder(folder, "good")
     return folder
 
 
@@ -121,7 +120,9 @@ def inserted(layer):
             members = {name: archive.read(name) for name in archive.namelist()}
         described = json.loads(members["config.json"])
         paths = json.dumps(layer).replace("MARK", str(mark)).replace("SECRET", str(secret))
-        described["config"]["layers"].insert(1, json.loads(paths.replace("TRAP", pickle.dumps(Trap(mark)).hex())))
+        described["config"]["layers"].insert(
+            1, json.loads(paths.replace("TRAP", f"cos\nmkdir\n(V{mark}\ntR.".encode().hex()))
+        )
         members["config.json"] = json.dumps(described)
         with zipfile.ZipFile(file, "w") as archive:
             for name, content in members.items():
@@ -138,12 +139,10 @@ def of_keras(kind, **config):
 HOSTILE = {
     "lambda": keras_lambda,
     # functions and classes of other modules (CVE-2025-1550)
-    "function": inserted(
-        {
-            "module": "os", "class_name": "function", "config": "mkdir", "registered_name": "mkdir", "name": "layer",
-            "inbound_nodes": [{"args": ["MARK"], "kwargs": {}}],
-        }
-    ),
+    "function": inserted({
+        "module": "os", "class_name": "function", "config": "mkdir", "registered_name": "mkdir", "name": "layer",
+        "inbound_nodes": [{"args": ["MARK"], "kwargs": {}}],
+    }),
     "class": inserted({"module": "subprocess", "class_name": "Popen", "config": {"args": ["mkdir", "MARK"]}}),
     # layers that read another file (CVE-2025-12058), are a program of TensorFlow's, or unpickle a module of PyTorch
     "reader": of_keras("StringLookup", vocabulary="SECRET", name="lookup"),

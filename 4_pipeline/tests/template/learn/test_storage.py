@@ -11,10 +11,11 @@ import pytest
 from forecast.errors import ModelError
 from forecast.learn import storage
 from forecast.learn.models import CapacityFactorRegressor
-from forecast.learn.storage import TRUSTED_TYPES, LoadedModel, load_folder
+from forecast.learn.storage import TRUSTED_TYPES, LoadedModel, load_folder, predict_as_new
 from forecast.problem import CAPACITY
-from forecast.table.features import INPUTS, inputs, targets, year_ends_of
+from forecast.table.features import INPUTS, features, inputs, targets, year_ends_of
 from forecast.table.schema import FEATURES, TARGETS
+from forecast.table.split import split_by_time
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 
@@ -67,10 +68,18 @@ def test_model_that_predicts_no_power_is_not_loaded(hours, tmp_path, answer):
 
 
 # -- models that derive features --------------------------------------------------------------------------------------
+def fit(kind: str, frame: pd.DataFrame) -> LoadedModel:
+    """Return a model of a kind, fitted on a processed frame."""
+    if kind == "forest":
+        return LoadedModel.of(RandomForestRegressor(5, random_state=0).fit(features(frame), targets(frame)))
+    trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
+    model = CapacityFactorRegressor(trees, watched_share=0.15, band=trees, folds=2)
+    return LoadedModel.of(model.fit(inputs(frame), targets(frame)))
+
+
 def test_deriving_model_comes_back_as_it_was(later_hours, tmp_path):
     """Loaded safely it knows the time and its figures of capacity, and predicts finite GW with a band."""
-    trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
-    regressor = CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(later_hours), targets(later_hours))
+    regressor = fit("boosting", later_hours).fitted
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in MLflow
         options = storage._sklearn_options(regressor, inputs(later_hours.head())[INPUTS])
@@ -80,6 +89,29 @@ def test_deriving_model_comes_back_as_it_was(later_hours, tmp_path):
     assert model.year_ends == year_ends_of(later_hours) != CAPACITY
     assert np.isfinite(model.predict(later_hours)).all(axis=None)
     assert model.predict_with_band(later_hours)[1] is not None
+
+
+@pytest.mark.parametrize("kind", ["forest", "boosting"])
+def test_refit_is_what_the_recipe_makes_of_all_hours(later_hours, kind):
+    """It predicts as a model that was fitted on all hours in the first place, and not as the one on fewer.
+
+    Hours up to the last one that it learned are predicted by the judged model, with its band, later ones by the refit.
+    """
+    train, later = split_by_time(later_hours, 1 / 3)
+    judged, direct = fit(kind, train), fit(kind, later_hours)
+    again = LoadedModel.of(judged.refit(later_hours, {}))
+    pd.testing.assert_frame_equal(again.predict(later), direct.predict(later))
+    assert not again.predict(later).equals(judged.predict(later))
+    assert (again.coverage, again.year_ends) == (judged.coverage, direct.year_ends)
+    last = later["utc_timestamp"].iloc[99].isoformat()
+    predicted, band = predict_as_new(again, judged, last, later)
+    parts = judged.predict_with_band(later.iloc[:100]), again.predict_with_band(later.iloc[100:])
+    pd.testing.assert_frame_equal(predicted, pd.concat([parts[0][0], parts[1][0]]))
+    for number, end in enumerate(band or ()):
+        pd.testing.assert_frame_equal(end, pd.concat([parts[0][1][number], parts[1][1][number]]))
+    assert (band is None) == (kind == "forest")
+    for without in ((None, last), (judged, None)):
+        pd.testing.assert_frame_equal(predict_as_new(again, *without, later)[0], again.predict(later))
 
 
 @pytest.mark.parametrize(
