@@ -34,7 +34,8 @@ def copy(tmp_path_factory) -> Path:
 def test_server_takes_the_records_over(copy):
     """Started in the folder, it has the run of the notebook, with the executed notebook as page and as file."""
     with tracking_server(copy, artifacts="mlartifacts") as uri:
-        client, run = MlflowClient(uri), json.loads((copy / "results" / "trained" / "train_linreg.json").read_text())["run_id"]
+        summary = json.loads((copy / "results" / "trained" / "train_linreg.json").read_text())
+        client, run = MlflowClient(uri), summary["run_id"]
         files = {file.path for file in client.list_artifacts(run, "notebook")}
     assert files == {"notebook/train_linreg.ipynb", "notebook/train_linreg.html"}
 
