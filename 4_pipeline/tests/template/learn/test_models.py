@@ -230,7 +230,7 @@ with Client(sys.argv[1], timeout=60) as client:
 
 CHANGES = [
     ("problem.py", "MIDDLE = (51.0, 10.4)", "MIDDLE = (51.0, -100.0)"),
-    ("table/features.py", "minutes=30)\n", "minutes=300)\n"),
+    ("table/features.py", "share: float = 0.5", "share: float = 5.0"),
     ("learn/models.py", "np.clip(np.column_stack(factors) *", "np.clip(np.clip(np.column_stack(factors), 0, 0.1) *"),
 ]
 
