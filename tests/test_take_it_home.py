@@ -57,8 +57,10 @@ def test_copy_holds_no_word_of_this_repository(copy):
     assert set(changes) <= {"dvc.lock", "results/metrics.json"}
 
 
-def test_fifth_model_takes_three_files(copy, environment):
+def test_fifth_model_takes_three_files(copy):
     """The page's ridge regression is compared, has its title, and goes with its stage; a title trains nothing."""
+
+    environment = clean_environment() | PERSON
 
     def compared(*command: object) -> list[str]:
         done = run_program(BIN / command[0], *command[1:], "repro", "compare", cwd=copy, env=environment)
@@ -95,7 +97,7 @@ def test_fifth_model_takes_three_files(copy, environment):
 def test_keras_is_left_out_unless_it_is_wanted(tmp_path, words):
     """Its notebook, module, tests, stage, section, extra, pins and link; nothing else goes with them."""
     home, name = take_home(tmp_path, *words), "train_keras"
-    files = [f"{name}.ipynb", "plants/learn/network.py", "tests/learn/test_network.py"]
+    files = [f"{name}.ipynb", "plants/learn/network.py", "tests/template/learn/test_network.py"]
     texts = dict.fromkeys(["dvc.yaml", "params.yaml", "split.ipynb"], name)
     texts |= {"pyproject.toml": "keras>=", "requirements.txt": "keras="}
     parts = [text in (home / file).read_text() for file, text in texts.items()]

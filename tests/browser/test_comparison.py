@@ -71,7 +71,7 @@ def test_comparison_follows_the_mouse_and_can_be_taken_home(page, url):
     expect(last).to_have_value(re.compile("2014-0[6-9]"))
     expect(page.locator("#comparison-figure .x2tick").first).to_contain_text("2014")
     expect(page.get_by_role("button", name="2 weeks")).not_to_have_class(re.compile("active"))
-    page.get_by_label("Times of the figure").select_option("German time")
+    page.get_by_label("Times of the figure").select_option("Time in Germany")
     expect(page.locator("#comparison-figure")).to_contain_text("Europe/Berlin")
     page.wait_for_url(re.compile("from=2014"))
     row = page.locator("#comparison-weeks tbody tr").first
