@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from forecast import problem
 from forecast.errors import DataError, ServiceError
+from forecast.table import steps
 from forecast.table.features import (
     INPUTS,
     derive,
@@ -61,9 +62,9 @@ class Hours:
                 next_step='frame.sort_values("utc_timestamp")',
             )
         if len(X) < MIN_HOURS:
-            raise DataError(
-                "There are too few hours to learn from.", value=f"{len(X)} hours", expected=f"at least {MIN_HOURS}"
-            )
+            rows, least = f"{len(X)} {steps.NAMES}", f"at least {MIN_HOURS}, in the first of `folds`, too"
+            what = f"There are too few {steps.NAMES} to learn from."
+            raise DataError(what, value=rows, expected=least, next_step="take more years, or fewer folds")
         self.year_ends = year_ends_of(X)
         self.factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
         derived = derive(X)
