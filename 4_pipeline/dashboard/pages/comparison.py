@@ -195,12 +195,7 @@ def answer(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> tu
     link = address.link("/results/report.html")
     report = parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
     start, end = period
-    expected = (
-        len(
-            steps.grid(pd.Timestamp(start, tz=steps.CALENDAR), pd.Timestamp(end + timedelta(days=1), tz=steps.CALENDAR))
-        )
-        - 1
-    )
+    expected = len(steps.of_days(start, end + timedelta(days=1)))
     text = f"{len(frame):,} of {expected:,} {steps.NAMES}, {start:{periods.DAY}} to {end:{periods.DAY}}. "
     learned = compared.champion.judged_until, gate.refit_until(compared.champion.production)
     text += monitoring.training_overlap(frame, *learned)
@@ -214,8 +209,8 @@ def overview(snapshot: Snapshot, period: Period) -> go.Figure:
     """Return a strip of all data, as daily means of the targets by their highest value, with the period marked."""
     if snapshot.frame is None:
         return figures.empty("")
-    days = steps.local(snapshot.frame["utc_timestamp"]).dt.date
-    means = snapshot.frame.groupby(days)[TARGETS].mean()
+    local = snapshot.frame.assign(utc_timestamp=steps.local(snapshot.frame["utc_timestamp"]))
+    means = local.resample("D", on="utc_timestamp")[TARGETS].mean()
     days = (means / snapshot.frame[TARGETS].max()).sum(axis=1, min_count=1)
     figure = go.Figure(go.Scatter(x=days.index, y=days, fill="tozeroy", hoverinfo="skip", line_width=0.5))
     window = {"fillcolor": figures.MEASURED, "opacity": 0.5, "line": {"width": 2, "color": figures.INK}}

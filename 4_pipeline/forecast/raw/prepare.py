@@ -60,7 +60,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             next_step="exchange them (in the pipeline: params.yaml)",
         )
     origin = origin_in(raw_folder)
-    grid = steps.of_years(first_year, last_year)
+    grid = steps.of_days(f"{first_year}-01-01", f"{last_year + 1}-01-01")
     tables = read(Path(raw_folder), origin.csv)
     parts = {name: take_rows(table, grid) for name, table in tables.items()}
     frame = join(parts, grid)

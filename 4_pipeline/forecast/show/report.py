@@ -215,7 +215,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
         yield f"{steps.NAMES.capitalize()} beside it are missing from the data, so its own values may be incomplete."
     if target.by_day:
         season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
-        same_time = (hours.index.time == at.time()) & (season <= SAME_SEASON_DAYS)
+        same_time = (hours.index.hour == at.hour) & (hours.index.minute == at.minute) & (season <= SAME_SEASON_DAYS)
         alike, what = alike & same_time, f"{what} and this time of day and year"
         changes = values.diff()
         middle = changes[same_time].median()

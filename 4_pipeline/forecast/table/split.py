@@ -111,7 +111,7 @@ def mondays(stamps: Series) -> Series:
     """Return, for each of a column of UTC times, the time (UTC) at which its week starts."""
     days = steps.local(stamps).dt.tz_localize(None).dt.normalize()
     starts = days - pd.to_timedelta(days.dt.day_of_week, unit="D")
-    return starts.dt.tz_localize(steps.CALENDAR, nonexistent="shift_forward").dt.tz_convert("UTC")
+    return Series(steps.begin(pd.DatetimeIndex(starts), steps.CALENDAR), stamps.index, name=stamps.name)
 
 
 def week_means(values: Series, stamps: Series) -> Series:

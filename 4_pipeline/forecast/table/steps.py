@@ -51,10 +51,9 @@ def grid(first: Timestamp, last: Timestamp) -> DatetimeIndex:
     return begin(pd.date_range(*dates, unit="us")).tz_convert(first.tz)
 
 
-def of_years(first: int, last: int) -> DatetimeIndex:
-    """Return the starts (UTC) of all steps of the calendar's years ``first`` to ``last``."""
-    ends = (Timestamp(year, 1, 1, tz=CALENDAR).tz_convert("UTC") for year in (first, last + 1))
-    return grid(*ends)[:-1]
+def of_days(first: object, end: object) -> DatetimeIndex:
+    """Return the starts (UTC) of all steps of the calendar's days from ``first`` to before ``end``, both dates."""
+    return grid(*(Timestamp(day, tz=CALENDAR).tz_convert("UTC") for day in (first, end)))[:-1]
 
 
 def begin(dates: DatetimeIndex, zone: str | tzinfo | None = ZONE) -> DatetimeIndex:
@@ -83,7 +82,8 @@ def hours(stamps: Series) -> Series:
 
 def amounts(values: Series, stamps: Series, rate: str) -> Series:
     """Return what a rate makes of each step: GWh of GW, whose ``rate`` is `h`; of a count a step that count."""
-    return values if rate in (STEP, STEP.lower()) else values * hours(stamps) / (Timedelta(f"1{rate}") / HOUR)
+    length = Timedelta(rate if rate[0].isdigit() else f"1{rate}") / HOUR
+    return values if rate in (STEP, STEP.lower()) else values * hours(stamps) / length
 
 
 def date(stamp: Timestamp | str) -> str:
