@@ -19,6 +19,7 @@ EXPECTED = {
     "get_executable": [],
     "prepare_kwargs": ["stage", "run_env"],
     "modify_yaml": ["path", "fs"],
+    "dumps_yaml": ["d"],
 }
 STAGE = ["changed", "commit", "dump", "remove_outs", "reproduce", "save", "save_deps"]
 

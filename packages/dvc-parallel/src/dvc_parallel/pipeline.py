@@ -22,6 +22,7 @@ from dvc_parallel.stop import Stopped, StopRequest
 
 FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # of a repository; git ignores it
 BUSY_SECONDS = 0.2
+HEAD = "schema: '2.0'\nstages:\n"  # of a lock file
 MAX_NAME_BYTES = 200  # of a log's name, of which file systems take 255
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Pipeline:
         self._repo, self._stop, self._notice = repo, stop, notice
         self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
         self._new: set[Stage] = set()  # stages whose first entry in a lock file this run has written
+        self._texts: dict[Path, tuple[bytes, dict[str, str]]] = {}  # of lock files: what was written, and each entry
         self.outdated: set[Stage] = set()  # stages that have changed, but could not start
         self._folder = Path(repo.root_dir, FOLDER)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -167,26 +169,43 @@ class Pipeline:
         if not isinstance(stage.dvcfile, compat.ProjectFile):
             stage.dump(update_pipeline=False)
             return
-        entry, entries = compat.to_lockfile(stage), stage.dvcfile.lockfile_contents.get("stages", {})
-        if entry[stage.name] == entries.get(stage.name):
+        lock_file, copy, data = compat.lock_file(stage), self._folder / "dvc.lock", compat.to_lockfile(stage)[stage.name]
+        path = Path(lock_file.path)
+        written, texts = self._texts.get(path, (b"", {}))
+        is_ours = path.exists() and path.read_bytes() == written
+        entries = texts if is_ours else stage.dvcfile.lockfile_contents.get("stages", {})
+        entry = _text_of(stage.name, data) if is_ours else data
+        if entry == entries.get(stage.name):
             return  # reading and writing the file takes the longest
         if stage.name not in entries:
             self._new.add(stage)
-        lock_file = compat.lock_file(stage)
-        path = Path(lock_file.path)
-        copy = self._folder / "dvc.lock"
         copy.unlink(missing_ok=True)
         if path.exists():
             shutil.copy2(path, copy)
-        with compat.modify_yaml(copy) as content:
-            content.setdefault("schema", "2.0")
-            stages = content.setdefault("stages", {})
-            stages.update(entry)
-            for other in self.steps:
-                if other in self._new and compat.lock_file(other).path == lock_file.path:
-                    stages[other.name] = stages.pop(other.name)
+        if is_ours:  # DVC would read and write the entries of all stages, for each of them
+            self._enter(texts := dict(texts), stage, entry, lock_file)
+            copy.write_text(HEAD + "".join(texts.values()), "utf-8")
+        else:
+            with compat.modify_yaml(copy) as content:
+                content.setdefault("schema", "2.0")
+                self._enter(content.setdefault("stages", {}), stage, entry, lock_file)
+            texts = {name: _text_of(name, data) for name, data in content["stages"].items()}
+        if (written := copy.read_bytes()) == (HEAD + "".join(texts.values())).encode():
+            self._texts[path] = written, texts
         _put_in_place(copy, path)
         self._repo.scm_context.track_file(lock_file.relpath)
+
+    def _enter(self, entries: dict[str, object], stage: Stage, entry: object, lock_file: compat.Lockfile) -> None:
+        """Enter a stage among the entries of its lock file, and the new ones in order."""
+        entries[stage.name] = entry
+        for other in self.steps:
+            if other in self._new and compat.lock_file(other).path == lock_file.path:
+                entries[other.name] = entries.pop(other.name)
+
+
+def _text_of(name: str, entry: object) -> str:
+    """Return how DVC writes the entry of a stage."""
+    return compat.dumps_yaml({"stages": {name: entry}}).partition("\n")[2]
 
 
 def _put_in_place(new: Path, file: Path) -> None:
