@@ -63,7 +63,8 @@ def reproduce_and_ask(settings: Settings, targets: Sequence[str] = (), **options
     """Bring the pipeline up to date, with the options of `reproduce`; return the line of `finish_run`."""
     # MLflow's imports, and a table, take as long as to find that nothing has changed, and threads import one after the
     # other. This answers once, while nothing else needs the processor, and again when its input ends, or this process.
-    code = "import sys; from workshop.cli.pipeline import finish_run as end; end(); sys.stdin.read(); print(end())"
+    code = "import os, sys; os.nice(10); from workshop.cli.pipeline import finish_run as end; "
+    code += "end(); sys.stdin.read(); print(end())"
     how: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     how |= {"cwd": settings.pipeline, "start_new_session": True}
     with subprocess.Popen([sys.executable, "-c", code], **how) as asked:

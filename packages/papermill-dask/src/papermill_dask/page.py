@@ -47,6 +47,11 @@ def convert(notebook: dict[str, Any], name: str) -> str:
         compressor = compressor.copy()
         rest += compressor.compress(f"\nconst figures = {json.dumps(figures)}".encode()) + compressor.flush()
         resources["packed"] = begin + base64.b64encode(rest).decode()
+    return str(_exporter().from_notebook_node(node, resources)[0])
+
+
+@functools.cache
+def _exporter() -> HTMLExporter:
+    """Return the exporter, which compiles its templates once."""
     template, style = Path(__file__).with_name("page.html.j2"), {"style": "default"}
-    exporter = HTMLExporter(template_file=str(template), config=Config(CSSHTMLHeaderPreprocessor=style))
-    return str(exporter.from_notebook_node(node, resources)[0])
+    return HTMLExporter(template_file=str(template), config=Config(CSSHTMLHeaderPreprocessor=style))

@@ -16,10 +16,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from distributed import Worker
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 TASK_VARIABLE = "PAPERMILL_DASK_TASK"  # in the kernel's environment: which task of the cluster it is
@@ -31,6 +35,7 @@ PAGE_TAG = "papermill_dask.page."  # and its name: the artifact that shows it in
 COMMIT_TAG = "mlflow.source.git.commit"
 MAX_CHANGES = 100
 CONNECT_SECONDS = 2.0
+PAGE_SECONDS, CHECK_SECONDS = 30.0, 0.2
 
 
 def is_installed() -> bool:
@@ -110,14 +115,19 @@ def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) ->
         client.set_tag(run_id, NOTEBOOK_TAG + name, hashlib.sha256(text.encode()).hexdigest())
     if importlib.util.find_spec("nbconvert"):
         # Its thread is no slot for notebooks, and a local cluster that closes waits for it.
-        get_worker().executors["actor"].submit(_attach_page, notebook, name, run_ids, client)
+        worker = get_worker()
+        worker.executors["actor"].submit(_attach_page, notebook, name, run_ids, client, worker)
 
 
-def _attach_page(notebook: dict[str, Any], name: str, run_ids: list[str], client: Any) -> None:
-    """Log an executed notebook as an HTML page beside itself."""
+def _attach_page(notebook: dict[str, Any], name: str, run_ids: list[str], client: Any, worker: Worker) -> None:
+    """Log an executed notebook as an HTML page beside itself, once this worker has nothing else to do."""
     try:
         from papermill_dask import page
+        from papermill_dask.worker.notebook import RUNS
 
+        deadline = time.monotonic() + PAGE_SECONDS
+        while (RUNS or worker.state.executing) and worker.status.name == "running" and time.monotonic() < deadline:
+            time.sleep(CHECK_SECONDS)
         text, path = page.convert(notebook, name), f"notebook/{Path(name).stem}.html"
         for run_id in run_ids:
             client.log_text(run_id, text, path)
