@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import runpy
 import sys
 import time
 from collections import defaultdict
@@ -70,9 +71,8 @@ def _run(words: list[str], parameters: dict) -> None:
     if program == "papermill":
         _run_cells(Path(arguments[0]), parameters)
     elif program == "python":
-        from forecast.__main__ import main as forecast
-
-        forecast(arguments[2:], standalone_mode=False)
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
 
 
 def _run_cells(notebook: Path, parameters: dict) -> None:
