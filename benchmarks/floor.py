@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import runpy
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -54,7 +55,7 @@ def _measure(commands: list[str], parameters: dict | None) -> tuple[float, float
     if (child := os.fork()) == 0:
         with contextlib.suppress(SystemExit):
             for command in commands:
-                _run(command.split(), parameters or {})
+                _run(shlex.split(command), parameters or {})
         os._exit(0)
     if os.waitpid(child, 0)[1]:
         raise RuntimeError(f"a stage failed: {commands}")
@@ -71,8 +72,11 @@ def _run(words: list[str], parameters: dict) -> None:
     if program == "papermill":
         _run_cells(Path(arguments[0]), parameters)
     elif program == "python":
-        sys.argv = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        option, name, *sys.argv[1:] = arguments
+        if option == "-m":
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            exec(name)
 
 
 def _run_cells(notebook: Path, parameters: dict) -> None:
