@@ -76,7 +76,7 @@ def _run(words: list[str], parameters: dict) -> None:
         if option == "-m":
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
-            exec(name)
+            exec(name)  # noqa: S102 - a command of dvc.yaml
 
 
 def _run_cells(notebook: Path, parameters: dict) -> None:

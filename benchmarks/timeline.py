@@ -56,7 +56,7 @@ def _watch(clone: Clone) -> tuple[float, pd.DataFrame, dict[str, list[float]]]:
     kinds: dict[psutil.Process, str] = {}
     for process in processes_of(clone.folder):
         seen[process] = sum(process.cpu_times()[:2])
-    roots = [process for process in seen if process.ppid() == 1] 
+    roots = [process for process in seen if process.ppid() == 1]
     began = time.time()
     with subprocess.Popen(
         ["workshop", "repro", "--force"], cwd=clone.pipeline, env=clone.environment, stderr=subprocess.DEVNULL
@@ -70,7 +70,10 @@ def _watch(clone: Clone) -> tuple[float, pd.DataFrame, dict[str, list[float]]]:
                     busy = sum(process.cpu_times()[:2])
                     used[(now - began) // BIN_SECONDS * BIN_SECONDS][kind] += busy - seen.get(process, 0)
                     seen[process] = busy
-                    if kind == "commands of stages" and (log := Path(f"/proc/{process.pid}/fd/1").readlink()).suffix == ".log":
+                    if (
+                        kind == "commands of stages"
+                        and (log := Path(f"/proc/{process.pid}/fd/1").readlink()).suffix == ".log"
+                    ):
                         name = log.stem.rpartition(":")[2]
                         commands.setdefault(name, [now - began, 0])[1] = now - began
             time.sleep(TICK_SECONDS)
@@ -91,10 +94,24 @@ def _parts(clone: Clone, commands: dict[str, list[float]], began: float) -> pd.D
         if file.exists():
             notebook = nbformat.read(file, 4)
             cells = [cell.metadata.papermill for cell in notebook.cells if cell.cell_type == "code"]
-            times = [notebook.metadata.papermill.start_time, cells[0].start_time, cells[-1].end_time, notebook.metadata.papermill.end_time]
-            row = [start, *(datetime.datetime.fromisoformat(each).replace(tzinfo=datetime.UTC).timestamp() - began for each in times), end]
+            times = [
+                notebook.metadata.papermill.start_time,
+                cells[0].start_time,
+                cells[-1].end_time,
+                notebook.metadata.papermill.end_time,
+            ]
+            row = [
+                start,
+                *(
+                    datetime.datetime.fromisoformat(each).replace(tzinfo=datetime.UTC).timestamp() - began
+                    for each in times
+                ),
+                end,
+            ]
         rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["command", "papermill", "cells", "cells end", "kernel ended", "end"])
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=["command", "papermill", "cells", "cells end", "kernel ended", "end"]
+    )
 
 
 def _draw(parts: pd.DataFrame, used: pd.DataFrame) -> None:
@@ -106,7 +123,9 @@ def _draw(parts: pd.DataFrame, used: pd.DataFrame) -> None:
     top.invert_yaxis()
     top.legend(loc="lower left")
     used = used[used.sum().sort_values(ascending=False).index]
-    bottom.stackplot(used.index, (used / BIN_SECONDS).T, labels=[f"{kind}: {used[kind].sum():.1f} s" for kind in used], step="post")
+    bottom.stackplot(
+        used.index, (used / BIN_SECONDS).T, labels=[f"{kind}: {used[kind].sum():.1f} s" for kind in used], step="post"
+    )
     bottom.legend(loc="upper left", ncols=2, fontsize=8)
     bottom.set(xlabel="seconds", ylabel="processors")
     figure.savefig(Path(__file__).with_name("timeline.png"), dpi=80)

@@ -55,6 +55,7 @@ PROGRAMS = {
     "error": "1 / 0",
     "no module": "import nothing_of_this_name",
 }
+LINE = """run-file program.py a 'b "*' "c: 'd" e"f g"''"""
 RUN = """
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def run(commands: Commands, line: str, folder: Path, **environment: str) -> tupl
 @pytest.mark.parametrize(
     "line",
     ["dvc a b | cat", "dvc $IN b", "X=1 dvc a", "dvc *.ipynb -", "dvc a > b", "'dvc", "dvc a && dvc b", "dvc `ls`",
-     "dvc a\nls", "dvc ~/a", "dvc -p x [1,2]", 'dvc "a b"', "", " ", "python x.py", "ls"],
+     "dvc a\nls", "dvc ~/a", "dvc -p x [1,2]", 'dvc "$IN"', "", " ", "python x.py", "ls"],
 )  # fmt: skip
 def test_command_that_needs_a_shell_goes_to_one(line):
     """Anything a shell might expand or act on is left to it, and so is what is no console script."""
@@ -132,7 +133,7 @@ def test_forked_program_does_what_it_does_in_a_shell(python, tmp_path, program):
     (tmp_path / "program.py").write_text(PROGRAMS[program])
     environment = ENVIRONMENT | {"PATH": f"{python.parent}:{ENVIRONMENT['PATH']}", "GIVEN": "to it"}
     outputs = []
-    for words in ([python, "-c", RUN, "run-file program.py a"], ["sh", "-c", "run-file program.py a >log 2>&1"]):
+    for words in ([python, "-c", RUN, LINE], ["sh", "-c", f"{LINE} >log 2>&1"]):
         done = subprocess.run(
             words, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, check=False,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # pytest itself may ignore Ctrl-C

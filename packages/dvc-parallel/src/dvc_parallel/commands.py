@@ -7,6 +7,7 @@ import functools
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,7 +21,8 @@ from subprocess import DEVNULL
 from dvc_parallel.compat import get_executable, shell_words
 from dvc_parallel.runner import PID_BYTES
 
-PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)  # blanks, and what `shlex.quote` leaves as it is
+# Blanks, what `shlex.quote` leaves as it is, and quotes around what a shell leaves as it is.
+PLAIN = re.compile(r"""(?:[\w@%+=:,./ -]|'[^'\n]*'|"[^"$`\\\n]*")+""", re.ASCII)
 # Without the current folder, where a file may have the name of a module, and without names in `__main__`.
 SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
 __import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
@@ -29,12 +31,12 @@ __import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
 def console_script(line: str, environment: Mapping[str, str]) -> EntryPoint | None:
     """Return the entry point of a plain call of a console script that is installed beside this Python.
 
-    Return None for other commands: quotes and other signs need a shell. Forks are safe only on Linux.
+    Return None for other commands: most signs need a shell. Forks are safe only on Linux.
 
     >>> console_script("dvc status | cat", os.environ)
     """
-    name = (line.split() or [""])[0]
-    if sys.platform != "linux" or not PLAIN.fullmatch(line) or name not in _scripts():
+    name = shlex.split(line)[0] if PLAIN.fullmatch(line) and line.strip() else ""
+    if sys.platform != "linux" or name not in _scripts():
         return None
     is_ours = shutil.which(name, path=environment.get("PATH")) == str(Path(sys.executable).with_name(name))
     return _scripts()[name] if is_ours else None
@@ -123,7 +125,7 @@ class Commands:
         arguments, shell = (cwd, environment, str(log), self._ignored), shell_words(get_executable(), line)
         with contextlib.suppress(OSError):  # the process to fork from was killed
             if self.modules and (program := console_script(line, environment)):
-                path, *words = line.split()
+                path, *words = shlex.split(line)
                 words.insert(0, str(Path(sys.executable).with_name(path)))
                 return Command(self.warm_up(self.modules), program, words, *arguments)
             return Command(self.warm_up(()), None, shell, *arguments)
