@@ -123,10 +123,9 @@ def _attach_page(notebook: dict[str, Any], name: str, run_ids: list[str], client
     """Log an executed notebook as an HTML page beside itself, once this worker has nothing else to do."""
     try:
         from papermill_dask import page
-        from papermill_dask.worker.notebook import RUNS
 
         deadline = time.monotonic() + PAGE_SECONDS
-        while (RUNS or worker.state.executing) and worker.status.name == "running" and time.monotonic() < deadline:
+        while worker.state.all_running_tasks and worker.status.name == "running" and time.monotonic() < deadline:
             time.sleep(CHECK_SECONDS)
         text, path = page.convert(notebook, name), f"notebook/{Path(name).stem}.html"
         for run_id in run_ids:
