@@ -96,7 +96,7 @@ take-home: .venv/installed
 	@echo "  python -m dashboard"
 
 test: .venv/tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=4
 
 # RESOLUTION=lowest-direct or highest: in new environments of PYTHON, with the oldest or newest versions that are allowed.
 test-packages: .venv/tests

@@ -25,14 +25,14 @@ BUDGETS = {
     "4_pipeline/forecast/": 6_005,
     "4_pipeline/dashboard/": 2_515,
     "workshop/": 3_865,
-    "packages/papermill-dask/": 3_830,
-    "packages/dvc-parallel/": 1_115,
+    "packages/papermill-dask/": 3_910,
+    "packages/dvc-parallel/": 1_140,
     "packages/mlflow-ftp/": 1_200,
     "packages/mlflow-gate/": 2_295,
     "server/room/": 940,
     "server/team/": 440,
     "examples/": 1_000,
-    "benchmarks/": 950,
+    "benchmarks/": 1_055,
 }
 
 

@@ -169,7 +169,11 @@ class Pipeline:
         if not isinstance(stage.dvcfile, compat.ProjectFile):
             stage.dump(update_pipeline=False)
             return
-        lock_file, copy, data = compat.lock_file(stage), self._folder / "dvc.lock", compat.to_lockfile(stage)[stage.name]
+        lock_file, copy, data = (
+            compat.lock_file(stage),
+            self._folder / "dvc.lock",
+            compat.to_lockfile(stage)[stage.name],
+        )
         path = Path(lock_file.path)
         written, texts = self._texts.get(path, (b"", {}))
         is_ours = path.exists() and path.read_bytes() == written

@@ -115,16 +115,17 @@ def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) ->
         client.set_tag(run_id, NOTEBOOK_TAG + name, hashlib.sha256(text.encode()).hexdigest())
     if importlib.util.find_spec("nbconvert"):
         # Its thread is no slot for notebooks, and a local cluster that closes waits for it.
-        worker = get_worker()
-        worker.executors["actor"].submit(_attach_page, notebook, name, run_ids, client, worker)
+        worker, deadline = get_worker(), time.monotonic() + PAGE_SECONDS
+        worker.executors["actor"].submit(_attach_page, notebook, name, run_ids, client, worker, deadline)
 
 
-def _attach_page(notebook: dict[str, Any], name: str, run_ids: list[str], client: Any, worker: Worker) -> None:
+def _attach_page(
+    notebook: dict[str, Any], name: str, run_ids: list[str], client: Any, worker: Worker, deadline: float
+) -> None:
     """Log an executed notebook as an HTML page beside itself, once this worker has nothing else to do."""
     try:
         from papermill_dask import page
 
-        deadline = time.monotonic() + PAGE_SECONDS
         while worker.state.all_running_tasks and worker.status.name == "running" and time.monotonic() < deadline:
             time.sleep(CHECK_SECONDS)
         text, path = page.convert(notebook, name), f"notebook/{Path(name).stem}.html"
