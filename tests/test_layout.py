@@ -25,7 +25,7 @@ BUDGETS = {
     "4_pipeline/forecast/": 6_005,
     "4_pipeline/dashboard/": 2_515,
     "workshop/": 3_865,
-    "packages/papermill-dask/": 3_910,
+    "packages/papermill-dask/": 3_915,
     "packages/dvc-parallel/": 1_140,
     "packages/mlflow-ftp/": 1_200,
     "packages/mlflow-gate/": 2_295,

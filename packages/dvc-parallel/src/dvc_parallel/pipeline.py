@@ -199,7 +199,7 @@ class Pipeline:
         _put_in_place(copy, path)
         self._repo.scm_context.track_file(lock_file.relpath)
 
-    def _enter(self, entries: dict[str, object], stage: Stage, entry: object, lock_file: compat.Lockfile) -> None:
+    def _enter(self, entries: dict[str, T], stage: Stage, entry: T, lock_file: compat.Lockfile) -> None:
         """Enter a stage among the entries of its lock file, and the new ones in order."""
         entries[stage.name] = entry
         for other in self.steps:
