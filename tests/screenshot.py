@@ -56,9 +56,6 @@ def take_model_page(browser: Browser) -> None:
     address = f"{client.tracking_uri}/#/experiments/{experiment}/models/{run.outputs.model_outputs[0].model_id}"
     page = browser.new_page(viewport={"width": 980, "height": 560})
     page.goto(address)
-    page.get_by_text("Model training", exact=True).click()
-    page.goto(address)
-    page.get_by_role("button", name="Close").last.click()  # the assistant
     places = [page.get_by_role("button", name="Register model"), page.get_by_role("link", name="Model registry")]
     for number, place in enumerate(places, start=1):
         page.evaluate(RED_BOX, [place.bounding_box(), number])

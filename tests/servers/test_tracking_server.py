@@ -93,6 +93,11 @@ def test_other_sites_are_refused(server, header):
     assert answer.status_code == 403
 
 
+def test_page_opens_with_the_runs(server):
+    """Without MLflow's view for language models, its assistant and its notice, unless the reader chooses them."""
+    assert requests.get(server.uri, timeout=60).text.count("<script>\nfor (const [key, value] of") == 1
+
+
 def write_run(client: MlflowClient, experiment: str) -> str:
     """Make a run of fifty metrics and as many parameters in four requests."""
     run = client.create_run(experiment).info.run_id
