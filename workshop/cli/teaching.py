@@ -9,7 +9,7 @@ from dataclasses import asdict
 import click
 from forecast.errors import typeable
 
-from workshop.cli import json_option, print_rows, report
+from workshop.cli import WholeNumber, json_option, print_rows, report
 from workshop.settings import get_settings
 from workshop.teaching import chapter_files, checkpoints, start_page
 from workshop.teaching.doctor import WRONG, examine
@@ -18,7 +18,7 @@ DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 
 
 @click.command()
-@click.argument("chapter", required=False, type=click.IntRange(1, 4))
+@click.argument("chapter", required=False, type=WholeNumber(1, 4))
 @json_option
 def check(chapter: int | None, as_json: bool) -> None:
     """Show which steps are done and which one is next; exit 1 when CHAPTER is given and not complete.
@@ -83,7 +83,7 @@ def doctor(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("chapter", type=click.IntRange(1, 4))
+@click.argument("chapter", type=WholeNumber(1, 4))
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 def reset(chapter: int, yes: bool) -> None:
     """Put the files of CHAPTER back to their start; your own copies are kept.
