@@ -31,13 +31,6 @@ PROBLEM_PAGE = """<!DOCTYPE html>
 <h1>{title}</h1><p>{problem}</p>
 <p>Open a terminal (File, New, Terminal) and type <code>{command}</code>. This page then reloads by itself.</p></body>
 </html>"""
-# MLflow's pages open with a view for language models, and an assistant whose closing button is out of sight in a tab
-# of JupyterLab. The browser remembers a reader's choice; a reader who has not chosen yet gets the runs.
-OPEN_WITH_RUNS = b"""<script>
-for (const [key, value] of [
-  ["mlflow.workflowType_v1", '"machine_learning"'], ["mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true"]
-]) localStorage.getItem(key) ?? localStorage.setItem(key, value)
-</script>"""
 
 
 class RunningServerHandler(NamedLocalProxyHandler):
@@ -110,11 +103,6 @@ class MLflowHandler(RunningServerHandler):
 
     name, title, setting, services = "mlflow", "MLflow", "mlflow_port", ("mlflow",)
 
-    def rewrite(self, response: RewritableResponse, path: str) -> None:
-        """Open with the runs."""
-        if path == "/":
-            response.body = response.body.replace(b"<head>", b"<head>" + OPEN_WITH_RUNS, 1)
-
 
 class DaskHandler(RunningServerHandler):
     """Shows the pages of the scheduler."""
@@ -173,7 +161,7 @@ class Tile(ServerProcess):
 
     def __init__(self, handler: type[RunningServerHandler | ReportHandler], path: str = "") -> None:
         icon = get_settings().jupyter / "icons" / f"{handler.name}.svg"
-        entry = LauncherEntry(icon_path=str(icon))
+        entry = LauncherEntry(icon_path=str(icon), category="Workshop")
         super().__init__(name=handler.name, launcher_entry=entry, new_browser_tab=False)
         entry.title, entry.path_info = handler.title, f"{handler.name}/{path}"  # the parent writes its own there
         self._handler = handler
