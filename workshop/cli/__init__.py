@@ -45,18 +45,10 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-class WholeNumber(click.IntRange):
-    """A whole number whose range help and errors give in words."""
-
-    def _describe_range(self) -> str:
-        return f"{self.min} or more" if self.max is None else f"{self.min} to {self.max}"
-
-
-NAMES = {name: click.Command(name) for name in COMMANDS}  # for the suggestion after a misspelled one
-
-
 @click.group(
-    cls=LazyGroup, commands=NAMES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=LazyGroup,
+    commands=[click.Command(name) for name in COMMANDS],  # for the suggestion after a misspelled one
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="workshop")
 @click.pass_context

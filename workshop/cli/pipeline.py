@@ -15,7 +15,7 @@ import click
 import dvc_parallel
 from forecast.parameters import read_stage
 
-from workshop.cli import WholeNumber, json_option, print_rows, report
+from workshop.cli import json_option, print_rows, report
 from workshop.settings import EXPORT_COMMAND, Settings, get_settings
 from workshop.tracking import connect, own_or_given_uri
 
@@ -94,7 +94,7 @@ def run_and_show(settings: Settings) -> None:
 @click.command()
 @click.argument("targets", nargs=-1)
 @click.option(
-    "-j", "--jobs", type=WholeNumber(min=1), help="Maximum of simultaneous stages; by default one a Dask worker."
+    "-j", "--jobs", type=click.IntRange(min=1), help="Maximum of simultaneous stages; by default one a Dask worker."
 )
 @click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")

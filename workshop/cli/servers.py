@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from workshop import port_owners
-from workshop.cli import WholeNumber, json_option, print_rows, report
+from workshop.cli import json_option, print_rows, report
 from workshop.servers import supervisor
 from workshop.servers.services import is_free, program
 from workshop.settings import Settings, get_settings
@@ -23,9 +23,9 @@ from workshop.tracking import connect
 
 @click.command()
 @click.argument("services", nargs=-1)
-@click.option("--chapter", type=WholeNumber(2, 4), help="Also prepare the state that the chapters before it leave.")
+@click.option("--chapter", type=click.Choice("234"), help="Also prepare the state that the chapters before it leave.")
 @click.option("--repro", is_flag=True, help="Also run the pipeline, and show the model in production.")
-def up(services: tuple[str, ...], chapter: int | None, repro: bool) -> None:
+def up(services: tuple[str, ...], chapter: str | None, repro: bool) -> None:
     """Start the servers that do not run, or those of the SERVICES, and wait until each answers.
 
     With --chapter, tables, runs, a registered version and a project's run of the earlier chapters are made as well.
@@ -46,7 +46,7 @@ def up(services: tuple[str, ...], chapter: int | None, repro: bool) -> None:
     if chapter:
         from workshop.teaching import chapter_files, start_page  # imports pandas
 
-        chapter_files.prepare_for(settings, chapter, report)
+        chapter_files.prepare_for(settings, int(chapter), report)
         report(f"next: {start_page.write(settings)} shows the next step")
 
 
@@ -119,7 +119,7 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=WholeNumber(1, 65535), default=8888, help="The port, or the first free one above it.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="The port, or the first free one above it.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lab(port: int, options: tuple[str, ...]) -> None:
     """Start the servers that do not run, then JupyterLab at the start page; OPTIONS go to `jupyter lab`.

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import click
 from forecast.errors import typeable
 
-from workshop.cli import WholeNumber, json_option, print_rows, report
+from workshop.cli import json_option, print_rows, report
 from workshop.settings import get_settings
 from workshop.teaching import chapter_files, checkpoints, start_page
 from workshop.teaching.doctor import WRONG, examine
@@ -18,9 +18,9 @@ DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 
 
 @click.command()
-@click.argument("chapter", required=False, type=WholeNumber(1, 4))
+@click.argument("chapter", required=False, type=click.Choice("1234"), metavar="[CHAPTER]")
 @json_option
-def check(chapter: int | None, as_json: bool) -> None:
+def check(chapter: str | None, as_json: bool) -> None:
     """Show which steps are done and which one is next; exit 1 when CHAPTER is given and not complete.
 
     It looks at files, the tracking server, git and DVC, and writes the start page, START.md.
@@ -31,7 +31,7 @@ def check(chapter: int | None, as_json: bool) -> None:
     settings = get_settings()
     steps = checkpoints.examine(checkpoints.state_of(settings))
     start_page.write(settings, steps)
-    chosen = [step for step in steps if chapter in (None, step.chapter)]
+    chosen = [step for step in steps if chapter in (None, str(step.chapter))]
     is_complete = all(step.done for step in chosen)
     if as_json:
         print_rows([asdict(step) for step in chosen], as_json)
@@ -83,9 +83,9 @@ def doctor(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("chapter", type=WholeNumber(1, 4))
+@click.argument("chapter", type=click.Choice("1234"), metavar="CHAPTER")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
-def reset(chapter: int, yes: bool) -> None:
+def reset(chapter: str, yes: bool) -> None:
     """Put the files of CHAPTER back to their start; your own copies are kept.
 
     The start is the state that you cloned: your commits stay in git and do not count. Runs in the tracking store,
@@ -95,10 +95,10 @@ def reset(chapter: int, yes: bool) -> None:
     Example:  workshop reset 2
     """
     settings = get_settings()
-    start, folder = chapter_files.find_start(settings.root), checkpoints.CHAPTERS[chapter - 1].folder
+    start, folder = chapter_files.find_start(settings.root), checkpoints.CHAPTERS[int(chapter) - 1].folder
     report(f"{folder} is put back to the commit {start[:7]}, its exercises to unsolved; your files are moved away")
     if not yes:
         click.confirm("  Continue?", abort=True, err=True)
-    report(f"your files are in {chapter_files.restore_chapter(settings, chapter, start)}")
+    report(f"your files are in {chapter_files.restore_chapter(settings, int(chapter), start)}")
     report("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
     start_page.write(settings)

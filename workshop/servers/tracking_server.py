@@ -17,14 +17,6 @@ from sqlalchemy import Connection, Engine, event, make_url
 
 from workshop.settings import get_settings
 
-# MLflow's pages open with a view for language models, an assistant, and a notice of telemetry, which is off here. The
-# browser remembers a reader's choice; a reader who has not chosen yet gets the runs.
-OPEN_WITH_RUNS = b"""<head><script>
-for (const [key, value] of [
-  ["mlflow.workflowType_v1", '"machine_learning"'], ["mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true"],
-  ["mlflow.telemetry.info.alert.dismissed_v1", "true"]
-]) localStorage.getItem(key) ?? localStorage.setItem(key, value)
-</script>"""
 WRITER, WRITER_SECONDS = threading.Lock(), 60  # MLflow's client waits for an answer for 120 s
 
 
@@ -40,9 +32,8 @@ def make_app() -> Any:
     hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))
     # MLflow's application reads it when it is imported.
     os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(f"{host},{host}:*" for host in hosts)
-    from mlflow.server import app as pages
     from mlflow.server import constants, handlers
-    from mlflow.server.fastapi_app import app
+    from mlflow.server.fastapi_app import app, flask_app
 
     # What `mlflow server` hands on to the uvicorn that it starts; it would stay beside it, with all its imports.
     address = os.environ.get(constants.BACKEND_STORE_URI_ENV_VAR) or os.environ["MLFLOW_BACKEND_STORE_URI"]
@@ -60,7 +51,7 @@ def make_app() -> Any:
         ensure_database(Path(url.database))
     queue_writers(Engine)
     handlers.initialize_backend_stores()
-    pages.after_request(open_with_runs)
+    flask_app.after_request(open_with_runs)
     return app
 
 
@@ -68,7 +59,8 @@ def open_with_runs(response: Response) -> Response:
     """Let MLflow's page, the only one in HTML at its address, open with the runs."""
     if response.mimetype == "text/html" and response.status_code == 200 and request.path == "/":
         response.direct_passthrough = False  # the page is sent from a file
-        response.data = response.data.replace(b"<head>", OPEN_WITH_RUNS, 1)
+        head = Path(__file__).with_name("open_with_runs.html").read_bytes()
+        response.data = response.data.replace(b"<head>", head, 1)
     return response
 
 
