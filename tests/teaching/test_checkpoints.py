@@ -347,7 +347,7 @@ def test_links_lead_to_pages_and_headings_that_exist():
     """Each link of the page resolves from the repository's top; a step's heading is one of its page."""
     targets = re.findall(r"\]\(([^)]+)\)", start_page.render(all_in(False), STEPS[0]))
     assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
-    assert len(targets) == len(CHAPTERS) + len(STEPS) + 2  # the next step and its chapter once more
+    assert len(targets) == len(CHAPTERS) + len(STEPS) + 3  # the glossary; the next step and its chapter once more
     for step in STEPS:
         page, mark, heading = step.where.partition("#")
         assert not mark or f"# {heading}\n" in (ROOT / page).read_text(), step.title

@@ -55,9 +55,9 @@ class Chapter(NamedTuple):
 
 
 CHAPTERS = (
-    Chapter(1, "1_starting_point", "The starting point", (25, 45, 75)),
-    Chapter(2, "2_tracking", "Tracking", (55, 90, 120)),
-    Chapter(3, "3_projects", "Projects", (30, 35, 65)),
+    Chapter(1, "1_starting_point", "The starting point", (35, 55, 85)),
+    Chapter(2, "2_tracking", "Tracking", (80, 115, 155)),
+    Chapter(3, "3_projects", "Projects", (45, 55, 80)),
     Chapter(4, "4_pipeline", "The pipeline", (65, 65, 95)),
 )
 

@@ -29,9 +29,9 @@ LEGEND = "✔ done · ○ to do · ? not known (is a server down?)"
 PAGE = """\
 # From a messy notebook to a governed pipeline
 
-Four chapters, {minutes}. Hourly German weather goes in, solar and wind power (GW) comes out,
-and each chapter solves problems of the one before. If you are in a hurry, run the first two notebooks of
-chapter 1 and the first of chapter 2 (their pages can wait): in some 15 minutes you have a tracked model of your own.
+Four chapters, {minutes}. Hourly German weather goes in, solar and wind power (GW) comes out, and each chapter solves
+problems of the one before ([glossary](workshop/teaching/glossary.md)). In a hurry, run the first two notebooks of
+chapter 1 and the first of chapter 2, without their cells to write: in 15 minutes you have a tracked model of your own.
 
 {following}
 
