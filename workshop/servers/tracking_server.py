@@ -12,7 +12,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from flask import Response, request
 from sqlalchemy import Connection, Engine, event, make_url
 
 from workshop.settings import get_settings
@@ -51,17 +50,18 @@ def make_app() -> Any:
         ensure_database(Path(url.database))
     queue_writers(Engine)
     handlers.initialize_backend_stores()
-    flask_app.after_request(open_with_runs)
+    serve = flask_app.view_functions["serve"]
+    flask_app.view_functions["serve"] = lambda: open_with_runs(serve())
     return app
 
 
-def open_with_runs(response: Response) -> Response:
-    """Let MLflow's page, the only one in HTML at its address, open with the runs."""
-    if response.mimetype == "text/html" and response.status_code == 200 and request.path == "/":
-        response.direct_passthrough = False  # the page is sent from a file
+def open_with_runs(page: Any) -> Any:
+    """Let MLflow's page, as its application answers it, open with the runs."""
+    if page.status_code == 200:
+        page.direct_passthrough = False  # it is sent from a file
         head = Path(__file__).with_name("open_with_runs.html").read_bytes()
-        response.data = response.data.replace(b"<head>", head, 1)
-    return response
+        page.data = page.data.replace(b"<head>", head, 1)
+    return page
 
 
 def queue_writers(engine: Engine | type[Engine]) -> None:
