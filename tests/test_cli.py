@@ -65,7 +65,7 @@ def test_help_has_a_line_for_each_command():
 
 def test_error_suggests_a_command_and_lists_the_chapters():
     """A misspelled name leads to the right one; no reader needs Click's inequalities."""
-    assert "Did you mean 'check'?" in invoke("chek").stderr
+    assert "Did you mean 'check'?" in invoke("checks").stderr
     assert "'9' is not one of '1', '2', '3', '4'." in invoke("check", 9).stderr
 
 
