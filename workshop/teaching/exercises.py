@@ -82,8 +82,8 @@ LESSONS = {
     "2.2": f"at depth 12, 50 trees win {PAIRS_WON[12]} of 25 pairs: a small lead, but not luck; "
     f"at depth 6 they win {PAIRS_WON[6]}: one run of each can show the opposite",
     "2.3": "programs that load `wind_solar@reviewed` get this version; those that load `@production` notice nothing",
-    "3a": "the height of the sun adds only 0.002, all of it for wind. For solar power the height alone brings nothing: "
-    "it does not tell morning from afternoon. Your winner of step 5 has an R2 of 0.927 without it",
+    "3a": "the height of the sun adds only 0.002, all of it for wind. A forest of solar alone gains 0.003 from it, and "
+    "0.005 from the hour, which tells morning from afternoon. Your winner of step 5 has an R2 of 0.927 without either",
     "3.1": "the run records the fraction: its R2 is of other hours than those of step 2, so do not compare the two",
     "3.2": "the commit leads to the code, if nothing was changed after it: with its parameters and the same data, "
     "anyone can repeat the run",
