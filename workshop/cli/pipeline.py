@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -62,12 +63,13 @@ def finish_run() -> str:
 def reproduce_and_ask(settings: Settings, targets: Sequence[str] = (), **options: Any) -> str:
     """Bring the pipeline up to date, with the options of `reproduce`; return the line of `finish_run`."""
     # MLflow's imports, and a table, take as long as to find that nothing has changed, and threads import one after the
-    # other. This answers once, while nothing else needs the processor, and again when its input ends, or this process.
-    code = "import os, sys; os.nice(10); from workshop.cli.pipeline import finish_run as end; "
-    code += "end(); sys.stdin.read(); print(end())"
+    # other. This answers once, when nothing else needs the processor, and again when its input ends, or this process.
+    code = "import sys; from workshop.cli.pipeline import finish_run as end; end(); sys.stdin.read(); print(end())"
     how: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     how |= {"cwd": settings.pipeline, "start_new_session": True}
-    with subprocess.Popen([sys.executable, "-c", code], **how) as asked:
+    with subprocess.Popen(["nice", sys.executable, "-c", code], **how) as asked:
+        with contextlib.suppress(OSError):  # Linux weighs sessions, and `nice` within each
+            Path(f"/proc/{asked.pid}/autogroup").write_text("10")
         reproduce(settings, targets, **options)
         answer = asked.communicate()[0]
     return finish_run() if asked.returncode else answer.strip()  # asked again here, an error that it met is raised
