@@ -66,7 +66,7 @@ def _watch(clone: Clone) -> tuple[pd.DataFrame, pd.DataFrame]:
             now = time.time() - began
             for process in [*roots, *(each for root in roots for each in root.children(recursive=True))]:
                 with contextlib.suppress(psutil.Error, OSError):
-                    kind = kinds.setdefault(process, kinds.get(process) or _kind(process))
+                    kind = kinds.get(process) or kinds.setdefault(process, _kind(process))
                     seconds = sum(process.cpu_times()[:2])
                     used[now // BIN_SECONDS * BIN_SECONDS][kind] += seconds - busy.get(process, 0)
                     busy[process] = seconds
