@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PARENT_TAG = "mlflow.parentRunId"
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"  # what `mlflow_gate.Move.action` may be
 LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # a folder of this repository, and one of another
+EXERCISE = "Exercise"  # which the title of an exercise begins with
 MAX_RUNS = 2000  # of each kind; the latest ones
 
 
@@ -175,9 +176,11 @@ def has_other_intercept(project: str, state: State) -> bool:
 
 
 def has_run_winner(state: State) -> bool:
-    """Return whether a run of `rf` learned capacity factors from the last year."""
-    parameters = {"last_hours": "8760", "by_capacity": "true"}
-    return any(run.data.params.items() >= parameters.items() for run in runs_of_forest("main", state))
+    """Return whether a run of `rf` learned capacity factors from the last year, which its `MLproject` offers."""
+    file, parameters = state.root / "3_projects/rf/MLproject", {"last_hours": "8760", "by_capacity": "true"}
+    # MLflow passes on parameters, too, that `MLproject` does not name.
+    is_offered = file.is_file() and "{by_capacity}" in file.read_text(errors="replace")
+    return is_offered and any(run.data.params.items() >= parameters.items() for run in runs_of_forest("main", state))
 
 
 def has_run_from_git(state: State) -> bool:
@@ -292,7 +295,7 @@ STEPS = {
         ),
         Step(
             "The weekly report", "1_starting_point/README.md", partial(has_file, REPORT),
-            "Type `python make_report.py` in the folder 1_starting_point/report.",
+            "Type `python make_report.py` in the folder 1_starting_point/report, then `python app.py` in dashboard.",
         ),
     ),
     2: (
@@ -343,7 +346,8 @@ STEPS = {
         ),
         Step(
             "Your winner as a project", "3_projects/README.md#5. Package your winner", has_run_winner,
-            f"{TYPE}`mlflow run rf --env-manager local -P last_hours=8760 -P by_capacity=true`.",
+            f"{TYPE}`mlflow run rf --env-manager local -P last_hours=8760 -P by_capacity=true`. "
+            "`rf/MLproject` must name `by_capacity` and give it to the command.",
         ),
         Step(
             "A run of the entry point validate", "3_projects/README.md#6. Use another entry point",
@@ -422,7 +426,7 @@ def steps_of(chapter: Chapter) -> Iterator[Step]:
     for number, each in exercises.of_chapter(chapter.number).items():
         reason = f'Run its cells. The cell with `check("{number}", ...)` has to print "solved".'
         is_solved = partial(lambda number, state: number in state.solved, number)
-        yield Step(f"Exercise {number}: {each.title}", f"{chapter.folder}/{each.notebook}.ipynb", is_solved, reason)
+        yield Step(f"{EXERCISE} {number}: {each.title}", f"{chapter.folder}/{each.notebook}.ipynb", is_solved, reason)
 
 
 # -- progress --------------------------------------------------------------------------------------------------------
@@ -468,15 +472,22 @@ def examine(state: State) -> list[Checkpoint]:
 
 
 def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Checkpoint | None:
-    """Return the first open step after the last one that is done; then come skipped steps, earlier chapters last.
+    """Return the first open step after the last one that is done; then come the skipped ones, its chapter's first.
 
-    `make run` does what *Before you start* of chapter 4 asks for, so that step does not count as the last one.
+    An exercise does not count as the last one, because it follows all steps of its chapter in the list; nor does what
+    `make run` does, *Before you start* of chapter 4.
     """
     steps = list(checkpoints)
-    done = [place for place, step in enumerate(steps, start=1) if step.done and "#Before you start" not in step.where]
-    last = max(done, default=0)
+    done = [step for step in steps if step.done and "#Before you start" not in step.where]
+    done = [step for step in done if not step.title.startswith(EXERCISE)]
+    last, chapter = (steps.index(done[-1]) + 1, done[-1].chapter) if done else (0, first_chapter)
     open_steps = [step for step in steps[last:] + steps[:last] if not step.done]
-    return min(open_steps, key=lambda each: each.chapter < first_chapter, default=None)
+    # The chapter of the last one, then the next ones, and then the earlier ones.
+    return min(
+        open_steps,
+        key=lambda each: (each.chapter < first_chapter, (each.chapter - chapter) % len(CHAPTERS)),
+        default=None,
+    )
 
 
 def summary(checkpoints: Iterable[Checkpoint]) -> str:
