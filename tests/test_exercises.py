@@ -1,15 +1,23 @@
-"""The exercises: no check passes before it is solved, each does with its solution, and odd answers get a hint."""
+"""The exercises: a check passes with the work that it asks for, and not without; each known mistake has its hint."""
 
 from __future__ import annotations
 
 import json
+import linecache
 import re
+from types import SimpleNamespace
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from forecast.errors import PipelineError
+from forecast.problem import EXPERIMENT
+from forecast.table.schema import FEATURES, TARGETS
 from nbclient import NotebookClient
-from walk import solution_of, solve
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.metrics import mean_absolute_error, r2_score
+from walk import execute, solution_of, solve
 from workplace import ROOT
 
 from workshop.settings import get_settings
@@ -104,7 +112,7 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
     numbers = [number for number in exercises.of_chapter(chapter_of(path)) if "." in number]
     for number, before, after in zip(numbers, unsolved, checks, strict=True):
         assert printed(before).startswith(f"Exercise {number}, not yet: ")
-        assert printed(after) == f"Exercise {number}, solved: {exercises.LESSONS[number]}.\n"
+        assert printed(after) == f"Exercise {number}, solved: {exercises.EXERCISES[number].lesson}.\n"
     assert list(json.loads(solved_file.read_text())) == numbers
 
 
@@ -118,6 +126,126 @@ def test_odd_answers_are_told_in_words(path, in_workplace, solved_file, capsys):
             output = capsys.readouterr().out
             assert re.match(rf"Exercise {number}, not yet: .{{10,}}", output), (answer, output)
     assert not solved_file.exists()
+
+
+RANDOM = np.random.default_rng(0)
+MEASURED = pd.DataFrame(RANDOM.uniform(0, 20, (2000, 2)), columns=TARGETS)
+PREDICTED = MEASURED.to_numpy() + RANDOM.normal(0, 2.65, (2000, 2))
+LEARNED = np.vstack([PREDICTED, PREDICTED])  # for training hours, which are more
+BELOW, R2 = (PREDICTED[:, 1] < 0).mean(), r2_score(MEASURED, PREDICTED, multioutput="raw_values")
+TEST = MEASURED.assign(**dict.fromkeys(FEATURES, 1.0))
+BOTH, MAE, WITH, WITHOUT = R2.mean(), "mean_absolute_error", [0.988, 0.914], [0.9, 0.743]
+REMEDIES = ["GW", "GW, last year", "capacity factor", "capacity factor, last year"]
+LATE = {month: int(4 <= month <= 10) for month in range(1, 13)}
+
+
+def network(epochs: int, steps=99) -> SimpleNamespace:
+    """A network that has learned some epochs of 99 steps."""
+    parts = {"history": SimpleNamespace(params={"steps": steps}), "optimizer": SimpleNamespace(iterations=99 * epochs)}
+    return SimpleNamespace(**parts, predict=lambda *_, **__: PREDICTED)
+
+
+def score(*changes):
+    """The function of exercise 2a as its solution has it, with some of its text changed, defined as in a notebook."""
+    cells = nbformat.read(ROOT / "2_tracking" / "model_linreg.ipynb", as_version=4).cells
+    text = solution_of(tagged(cells, "solution")[0])
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    names, name = {MAE: mean_absolute_error, "r2_score": r2_score}, f"<cell {text}>"
+    linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
+    exec(compile(text, name, "exec"), names)
+    return names["score"]
+
+
+# Exercise, answer, a part of what `check` prints, and what else the cell gives to `check`.
+TESTED, TRAINED = (PREDICTED, MEASURED), (LEARNED, MEASURED)
+ANSWERS = [
+    ("1a", {1: 1.24}, "a number, and has the type `dict`"), ("1a", pd.Series([1.2, 1.3]), "size (2,)"),
+    ("1a", pd.Series([1.246]), "solved"), ("1a", np.float64(1.246), "solved"), ("1a", 124.6, "100 times"),
+    ("1a", 1.2, "too few decimals"), ("1a", 0.8048, "earlier year"), ("1a", 1.42, "all wind power"),
+    ("1a", 0.038, "a difference"), ("1a", "1.24", "type `str`"), ("1a", 1.2426, "solved"),
+    ("1b", np.mean(PREDICTED[:, 0] < 0), "for solar power", *TESTED), ("1b", 100 * BELOW, "100 times", *TESTED),
+    ("1b", np.mean(PREDICTED[:, 1] < 1), "below 1 GW", *TESTED), ("1b", BELOW, "4000 predictions for 2000", *TRAINED),
+    ("1b", 2000 * BELOW, "divide", *TESTED), ("1b", BELOW, "solved", *TESTED), ("1b", 0.03, "is near", *TESTED),
+    ("1c", f"R2 {BOTH:.2f} (n_estimators=50, max_depth=3)".replace("0.", "0,"), "solved", *TESTED),
+    ("1c", "50 trees, depth 3: 0.99", "`predicted` has an R2 of 1.000", MEASURED, MEASURED),
+    ("1c", f"50 trees, depth 3: {BOTH + 0.01:.3f}", "other hours", *TESTED), ("1c", BOTH, "a text", *TESTED),
+    ("1c", f"50 trees, depth 3: {BOTH:.2f}", "4000 predictions", *TRAINED),
+    ("1c", f"# depth 3, 50 trees: {BOTH:.3f}", "solved", *TESTED), ("1c", "3 trees, depth 50: 0.79", "name", *TESTED),
+    ("1c", f"50 trees, depth 3: {BOTH:.2f}", "solved", *TESTED), ("1d", {"solar": 1, "wind": ...}, "still", *TESTED),
+    ("1d", {"solar_GW": R2[0], "wind_GW": R2[1]}, "'solar_GW' is not among 'solar', 'wind'", *TESTED),
+    ("1d", {"solar": R2[0], "wind": R2[1] + 0.004}, "`wind` is not", *TESTED),
+    ("1d", {"solar": BOTH, "wind": BOTH}, "mean of both", *TESTED),
+    ("1d", {"solar": R2[0], "wind": R2[1]}, "solved", *TESTED),
+    ("1d", {"wind": R2[0], "solar": R2[1]}, "order", *TESTED),
+    ("1.1", {"with": [0.994, 0.944], "without": WITHOUT}, "score the forest of the task on `week` alone"),
+    ("1.1", {"with": 0.95, "without": 0.82}, "`with` must be a list of 2 numbers"),
+    ("1.1", {"with": np.array(WITH), "without": tuple(WITHOUT)}, "solved"),
+    ("1.1", {"with": WITH, "without": WITH}, "drop its hours"), ("1.2", list(LATE.values()), "a dict with"),
+    ("1.2", {month: -lag for month, lag in LATE.items()}, "the wrong sign"), ("1.2", dict.fromkeys(LATE, 1), "`1`"),
+    ("1.2", pd.Series(LATE), "solved"), ("1.2", LATE, "solved"), ("1.3", float("nan"), "is missing in"),
+    ("1.3", 0.865, "on `test`"), ("1.3", 0.1, "decimals"), ("1.3", -0.1141, "sign"), ("1.3", 0.11, "solved"),
+    ("2a", score(("predicted_GW - GW", "GW - predicted_GW")), "`bias_solar` has the wrong sign"),
+    ("2a", score((f"{MAE}(GW, predicted_GW)", f"{MAE}(...)")), "some `...` are left"), ("2a", score(), "solved"),
+    ("2a", score(("(predicted_GW - GW).mean()", "...")), "`bias_solar` is still"),
+    ("2a", score(("return numbers", "return")), "must be a dict"), ("2a", {"r2": 1}, "named `score`"),
+    ("2a", score((f"    from sklearn.metrics import {MAE}, r2_score\n", "")), "uses `r2_score`, which is not"),
+    ("2b", pd.Series([0.7316, 0.9008, 0.8637, 0.9252], REMEDIES), "makes the step larger"),
+    ("2b", pd.Series([0.7984, 0.9008, 0.9111, 0.9252], REMEDIES), "as given"),
+    ("2b", pd.Series([0.8605, 0.9008, 0.9333, 0.9252], REMEDIES), "solved"), ("2b", 1.25, "a dict with the keys 'GW'"),
+    ("2d", BOTH, "27 epochs", network(30, steps=110), TEST), ("2d", 0.774, "not right", network(30), TEST),
+    ("2d", 0.774, "12 epochs", network(12), TEST), ("2d", BOTH, "48 epochs", network(48), TEST),
+    ("2d", ..., "in place", network(12), TEST), ("2d", BOTH, "solved", network(30), TEST), ("2e", [11.7, 7.4], "order"),
+    ("2e", np.ones((7003, 2)), "size (7003, 2)"), ("2e", np.array([[7.39, 11.72]]), "solved"),
+    ("2e", [0.185, 0.255], "multiply it"), ("2e", [8.48, 10.2], "other column"), ("2e", [7.39, 11.72], "solved"),
+    ("2e", [7390, 11720], "of 1000"),
+    ("2f", MEASURED, "must be a text, and has the type `DataFrame` and the size (2000, 2)"),
+    ("2.2", {"12": 25, "6": 22}, "'12' is not among"), ("2.2", {12: 1.0, 6: 0.88}, "do not divide"),
+    ("2.2", {12: 0, 6: 3}, "whose wins"), ("2.2", {12: 25, 6: 22}, "solved"),
+    ("3.1", SimpleNamespace(run_id=""), "a text"), ("3.2", "0" * 32, "the pair"), ("4.1", "split", "a set of names"),
+    ("3a", 0.0016, "in place of all", SimpleNamespace(), ...),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", dict.fromkeys(row[0] for row in ANSWERS))
+def test_answers_get_their_sentences(number, tmp_path, monkeypatch, capsys):
+    """The work in any natural form solves an exercise; every other answer gets the sentence that fits it, in a line."""
+    monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path))
+    for answer, words, *evidence in (row[1:] for row in ANSWERS if row[0] == number):
+        assert callable(exercises.check(number, answer, *evidence)) == (number == "2a")
+        assert re.fullmatch(rf"Exercise {number}, .*{re.escape(words)}.{{,400}}\n", capsys.readouterr().out), words
+        (tmp_path / "exercises.json").unlink(missing_ok=words != "solved")
+
+
+def test_parameter_must_have_changed_the_forest(in_workplace, solved_file, capsys):
+    """A parameter that the forest does not have, its usual value, an R2 from elsewhere: none of these solves 2c."""
+    import mlflow
+
+    mlflow.set_tracking_uri(in_workplace.tracking_uri)
+    mlflow.set_experiment(EXPERIMENT)
+    forest = RandomForestRegressor(2, min_samples_leaf=20, random_state=0).fit(TEST[FEATURES], MEASURED)
+    r2 = r2_score(MEASURED, forest.predict(TEST[FEATURES]))
+    for parameters, metric, words in (
+        ({"min_samples_leaf": 20}, r2, "solved"), ({"min_samples_leaf": 20}, 0.9, "not that of its forest"),
+        ({"min_samples_leaf": 10}, r2, "not fitted with min_samples_leaf"), ({"max_features": 1.0}, r2, "usual value"),
+        ({"n_estimators": 2}, r2, "no parameter besides"), ({"min_samples_leaf": 20}, None, "lacks a model"),
+    ):  # fmt: skip
+        with mlflow.start_run(tags={"chapter": "2", "model": "rf"}) as run:
+            mlflow.log_params(parameters)
+            mlflow.log_metric("r2", metric or r2)
+            if metric:
+                types = ["sklearn.tree._tree.Tree"]
+                mlflow.sklearn.log_model(forest, name="model", pip_requirements=[], skops_trusted_types=types)
+        exercises.check("2c", run.info.run_id, TEST)
+        assert words in capsys.readouterr().out
+        mlflow.delete_run(run.info.run_id)
+
+
+@pytest.mark.walk
+def test_notebook_of_a_class_runs(servers):
+    """The figures for a class are drawn from what `make run` makes."""
+    execute(servers.root / "workshop" / "teaching", "class", servers.environment)
 
 
 def test_unknown_exercise_is_told_with_the_known_ones():

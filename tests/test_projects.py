@@ -261,20 +261,23 @@ def test_validation_loads_nothing_it_does_not_trust(file, words, tmp_path, monke
 
 def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
     """An answer to an exercise that is nearly right gets a hint, and is not kept."""
+    import mlflow
+
     lr, rf = (run_id_of(typed_run(typed, pattern)) for pattern in (".*lr .*=false", ".*rf .*max_depth=8"))
+    theirs = mlflow.MlflowClient(in_workplace.tracking_uri).get_run(lr)
     answers = [
         ("3.1", lr, "test_fraction 0.2; 0.1 is asked for"),
-        ("3a", -0.0016, "not positive"),
-        ("3a", 0.1, "another one"),
+        ("3a", 0.0016, "differs from `theirs` in n_estimators, max_depth", theirs, rf),
+        ("3a", 0.0016, "another project than `rf`", theirs, lr),
         ("3.1", rf, "another project"),
         ("3.1", "0" * 32, "has no run"),
         ("3.2", (lr, "0" * 40), "another commit"),
-        ("3.2", lr, "cannot be checked"),
+        ("3.2", (lr, theirs.data.tags["mlflow.source.git.commit"][:8]), "the beginning of the right commit"),
         ("3.3", lr, "entry point `validate`"),
     ]
     before = exercises.solved(in_workplace.settings)
-    for number, answer, words in answers:
-        exercises.check(number, answer)
+    for number, answer, words, *evidence in answers:
+        exercises.check(number, answer, *evidence)
         printed = capsys.readouterr().out
         assert printed.startswith(f"Exercise {number}, not yet")
         assert words in printed
@@ -299,6 +302,7 @@ def reproduced(servers) -> dict[str, str]:
     notebook.cells.append(nbformat.v4.new_code_cell("print(theirs.data.metrics == ours.data.metrics, len(table))"))
     notebook.cells[-1]["id"] = "compared"
     solve(notebook)
+    notebook.cells.append(nbformat.v4.new_code_cell('check("3a", -answer, theirs, plain)', id="turned"))
     client = NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": folder}})
     client.execute(env=servers.environment)
     return {
@@ -323,7 +327,8 @@ def test_reproduced_run_is_equal_to_the_digit(reproduced):
 
 def test_gain_of_the_colleagues_input_is_measured(reproduced):
     """The notebook's cell to write, solved: the same forest without the height of the sun is worse by a little."""
-    assert reproduced["gain"].endswith(f"Exercise 3a, solved: {exercises.LESSONS['3a']}.\n")
+    assert reproduced["gain"].endswith(f"Exercise 3a, solved: {exercises.EXERCISES['3a'].lesson}.\n")
+    assert "has the wrong sign" in reproduced["turned"]
 
 
 def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(tmp_path):
