@@ -178,9 +178,9 @@ def has_other_intercept(project: str, state: State) -> bool:
 def has_run_winner(state: State) -> bool:
     """Return whether a run of `rf` learned capacity factors from the last year, which its `MLproject` offers."""
     file, parameters = state.root / "3_projects/rf/MLproject", {"last_hours": "8760", "by_capacity": "true"}
+    has_run = any(run.data.params.items() >= parameters.items() for run in runs_of_forest("main", state))
     # MLflow passes on parameters, too, that `MLproject` does not name.
-    is_offered = file.is_file() and "{by_capacity}" in file.read_text(errors="replace")
-    return is_offered and any(run.data.params.items() >= parameters.items() for run in runs_of_forest("main", state))
+    return has_run and file.is_file() and "{by_capacity}" in file.read_text(errors="replace")
 
 
 def has_run_from_git(state: State) -> bool:
