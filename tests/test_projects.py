@@ -193,6 +193,7 @@ def test_runs_are_whole(typed, servers):
     assert f"`bias_wind` is {first['metrics']['bias_wind']:.2f}:" in README
     assert f"R2 is {winner['metrics']['r2']:.3f}, the number of" in README
     assert winner["tags"]["target"] == "capacity_factor"
+    assert ["{by_capacity}" in run["tags"]["MLproject"] for run in (rf, plain, winner)] == [False, False, True]
     assert [run["tags"]["target"] for run in (rf, plain)] == ["GW", "GW"]
     assert winner["parameters"].items() >= {"last_hours": "8760", "by_capacity": "true"}.items()
     assert max(map(max, winner["predicted"])) < 1

@@ -34,6 +34,8 @@ def main() -> None:
     metrics = hourly.measure(test, model.predict(test[hourly.FEATURES]), by_capacity=by_capacity)
     with mlflow.start_run() as run:
         mlflow.set_tag("target", "capacity_factor" if by_capacity else "GW")
+        # The run's commit does not show a change of this file that is not committed.
+        mlflow.set_tag("MLproject", Path(__file__).with_name("MLproject").read_text())
         # `mlflow run` has logged its parameters already, as they were typed.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)

@@ -151,9 +151,10 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
     with attendee.ticks():
         run(forest, last_hours=8760)
         run(by_capacity="true", last_hours=8760)  # of another project
-        run(forest, by_capacity="true", last_hours=8760)  # which MLproject does not name
-    with attendee.ticks("Your winner as a project"), (forest / "MLproject").open("a") as file:
-        file.write("# {by_capacity}")
+        winner = run(forest, by_capacity="true", last_hours=8760).run_id
+        attendee.client.set_tag(winner, "MLproject", (forest / "MLproject").read_text())  # which has no such parameter
+    with attendee.ticks("Your winner as a project"):
+        attendee.client.set_tag(winner, "MLproject", 'command: "python train.py --by_capacity {by_capacity}"')
     with attendee.ticks("A run of the entry point validate"):
         run(entry_point="validate")
     with attendee.ticks("A failed run"), pytest.raises(mlflow.exceptions.ExecutionException):

@@ -176,11 +176,11 @@ def has_other_intercept(project: str, state: State) -> bool:
 
 
 def has_run_winner(state: State) -> bool:
-    """Return whether a run of `rf` learned capacity factors from the last year, which its `MLproject` offers."""
-    file, parameters = state.root / "3_projects/rf/MLproject", {"last_hours": "8760", "by_capacity": "true"}
-    has_run = any(run.data.params.items() >= parameters.items() for run in runs_of_forest("main", state))
-    # MLflow passes on parameters, too, that `MLproject` does not name.
-    return has_run and file.is_file() and "{by_capacity}" in file.read_text(errors="replace")
+    """Return whether a run of `rf` with the added parameter learned capacity factors from the last year."""
+    # MLflow also passes on parameters that MLproject does not name: the run's own do not show that it was changed.
+    runs = [run.data for run in runs_of_forest("main", state) if "{by_capacity}" in run.data.tags.get("MLproject", "")]
+    values = ((run.params.get("last_hours"), run.params.get("by_capacity", "").lower()) for run in runs)
+    return ("8760", "true") in values
 
 
 def has_run_from_git(state: State) -> bool:

@@ -25,8 +25,9 @@ UV = Path(sys.executable).with_name("uv")
 
 
 def salient(text: str) -> list[str]:
-    """Return lines without what differs from one machine to another: spaces, times, hashes, the second decimal."""
+    """Return lines without what differs from one machine to another: spaces, times, hashes, second decimals."""
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00", "TIME", text)
+    text = re.sub(r"(\(probability\): )[\d.]+", r"\1P", text)  # one image more or less doubles it
     text = re.sub(r"(\d\.\d)\d+", r"\1", text)
     text = re.sub(r"\(rows \w{16}\)", "(rows HASH)", text)
     return [" ".join(line.split()) for line in text.splitlines()]
