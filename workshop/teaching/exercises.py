@@ -403,8 +403,9 @@ def finished_run(answer: Any) -> Run:
 def _gain_of_sun(answer: float, theirs: Run, plain: Any) -> None:
     """Compare the difference of the R2 of two runs, of which the second must be of the same forest."""
     number_of(answer)
-    expect(hasattr(plain, "run_id"), f"`plain` must be what `mlflow.projects.run` returns, and has {kind_of(plain)}.")
-    run = project_run(plain.run_id).data
+    is_run = isinstance(plain, str) or hasattr(plain, "run_id")
+    expect(is_run, f"`plain` must be what `mlflow.projects.run` returns, and has {kind_of(plain)}.")
+    run = project_run(getattr(plain, "run_id", plain)).data
     expect(run.params.keys() >= PLAIN_FOREST.keys(), "`plain` is a run of another project than `rf`.")
     parameters = PLAIN_FOREST | {"test_fraction": theirs.data.params["test_fraction"]}
     others = [name for name, value in parameters.items() if float(run.params[name]) != float(value)]
