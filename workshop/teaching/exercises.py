@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forecast.errors import PipelineError
 from forecast.govern import gate
-from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL, TARGETS
+from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
 from forecast.table.files import write_atomically
 from forecast.tracking import PRODUCTION, STAGE_TAG
 from papermill_dask import COMMIT_TAG
@@ -36,11 +36,9 @@ SCORE_EXERCISE = "2a"  # its answer, a function, is used by the rest of the chap
 TOLERANCE = 0.001
 R2_OF_WEEK = {"with": (0.988, 0.914), "without": (0.900, 0.743)}  # solar and wind: means of twenty forests
 # What the notebooks log, and what changes no forest.
-FOREST_PARAMETERS = {"split", "test_fraction", "n_estimators", "max_depth", "last_hours", "n_jobs"} | {
-    "verbose",
-    "oob_score",
-    "warm_start",
-}
+FOREST_PARAMETERS = {
+    "split", "test_fraction", "n_estimators", "max_depth", "last_hours", "n_jobs", "verbose", "oob_score", "warm_start",
+}  # fmt: skip
 PLAIN_FOREST = {"n_estimators": 20, "max_depth": 10, "seed": 0, "last_hours": 0}  # of `rf`: those of the project `sun`
 BELOW_SPLIT = {
     "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting", "compare", "promote", "report",
@@ -210,14 +208,19 @@ def kind_of(answer: Any) -> str:
     return f"the type `{type(answer).__name__}`" + (f" and the size {size}" if size else "")
 
 
-def r2_of(measured: DataFrame, predicted: Any) -> list[float]:
-    """Return the R2 of solar and of wind, if there is a prediction for each hour."""
-    from sklearn.metrics import r2_score
-
+def require_hours(measured: DataFrame, predicted: Any) -> None:
+    """Raise NotYetError unless there is a prediction of solar and wind for each hour."""
     is_table = getattr(predicted, "ndim", 0) == 2
     expect(is_table, f"the predictions must be a table of solar and wind, and have {kind_of(predicted)}.")
     rows, hours = len(predicted), len(measured)
     expect(rows == hours, f"there are {rows} predictions for {hours} held-out hours: predict these, and no others.")
+
+
+def r2_of(measured: DataFrame, predicted: Any) -> list[float]:
+    """Return the R2 of solar and of wind, if there is a prediction for each hour."""
+    from sklearn.metrics import r2_score
+
+    require_hours(measured, predicted)
     return [float(r2) for r2 in r2_score(measured, predicted, multioutput="raw_values")]
 
 
@@ -225,7 +228,7 @@ def r2_of(measured: DataFrame, predicted: Any) -> list[float]:
 def _negative_wind(answer: float, y_pred: np.ndarray, y_test: DataFrame) -> None:
     import numpy as np
 
-    r2_of(y_test, y_pred)  # the predictions must be those of the test hours
+    require_hours(y_test, y_pred)
     solar, wind = np.asarray(y_pred).T
     expect(0.01 < (wind < 0).mean() < 0.1, "`y_pred` is not what the line predicts: run the cells above again.")
     mistakes = {
@@ -273,8 +276,7 @@ def _own_score(answer: Callable[[DataFrame, DataFrame], dict[str, float]]) -> No
     measured = DataFrame({"solar_GW": [0.0, 2.0, 5.0, 3.0], "wind_GW": [1.0, 4.0, 9.0, 16.0]})
     predicted = DataFrame({"solar_GW": [1.0, 2.0, 4.0, 2.0], "wind_GW": [-1.0, 2.0, 9.0, 11.0]})
     expect(getattr(answer, "__name__", "") == "score", f"give a function named `score`: it has {kind_of(answer)}.")
-    alone: dict[str, Any] = {}
-    source = ""
+    source, alone = "", dict[str, Any]()
     try:
         source = inspect.getsource(answer)
         exec(compile(source, "scores.py", "exec", dont_inherit=True), alone)  # noqa: S102 -- the reader's own lines
@@ -294,6 +296,7 @@ def _own_score(answer: Callable[[DataFrame, DataFrame], dict[str, float]]) -> No
 def _own_parameter(answer: str, test: DataFrame) -> None:
     """Look for a parameter that the notebook does not log in a finished run, and in the forest that the run logged."""
     from forecast.learn.storage import load
+    from forecast.table.schema import TARGETS
 
     run = finished_run(answer)
     of_chapter = run.data.tags.get("chapter") == "2" and run.data.tags.get("model") == "rf"
@@ -308,20 +311,21 @@ def _own_parameter(answer: str, test: DataFrame) -> None:
     expect(used, f"the forest of this run was not fitted with {', '.join(extra)}: give the parameter to `fit`, too.")
     is_other = any(fitted[name] != usual[name] for name in used)
     expect(is_other, "the parameter has its usual value, which changes nothing.")
-    r2 = sum(r2_of(test[[each.name for each in TARGETS]], forest.predict(test))) / 2
+    r2 = sum(r2_of(test[TARGETS], forest.predict(test))) / 2
     hint = "the `r2` of this run is not that of its forest on `test`: `track` logs it, so log none yourself."
     expect(abs(run.data.metrics["r2"] - r2) < TOLERANCE, hint)
 
 
 def _more_epochs(answer: float, model: Any, test: DataFrame) -> None:
     """Count the epochs of a network by the steps of its optimizer; compare the R2 with that of its predictions."""
+    from forecast.table.schema import FEATURES, TARGETS
+
     number_of(answer)
     epochs = int(model.optimizer.iterations) / model.history.params["steps"]
     hint = f"`model` has learned {epochs:.3g} epochs in place of 12 and, with all else the same, 18 more. "
     hint += "It had more than 12 before, or has now: run the notebook again from its first cell." * (epochs > 12)
     expect(math.isclose(epochs, 30), hint)
-    inputs, targets = (test[[each.name for each in quantities]] for quantities in (INPUTS, TARGETS))
-    r2 = sum(r2_of(targets, model.predict(inputs.to_numpy(), verbose=0))) / 2
+    r2 = sum(r2_of(test[TARGETS], model.predict(test[FEATURES].to_numpy(), verbose=0))) / 2
     compare(answer, Number(r2, 0.0001, "score what `model` predicts for `test` now, after the training.", decimals=3))
 
 
@@ -403,9 +407,9 @@ def finished_run(answer: Any) -> Run:
 def _gain_of_sun(answer: float, theirs: Run, plain: Any) -> None:
     """Compare the difference of the R2 of two runs, of which the second must be of the same forest."""
     number_of(answer)
-    is_run = isinstance(plain, str) or hasattr(plain, "run_id")
-    expect(is_run, f"`plain` must be what `mlflow.projects.run` returns, and has {kind_of(plain)}.")
-    run = project_run(getattr(plain, "run_id", plain)).data
+    run_id = getattr(plain, "run_id", plain)
+    expect(isinstance(run_id, str), f"`plain` must be what `mlflow.projects.run` returns, and has {kind_of(plain)}.")
+    run = project_run(run_id).data
     expect(run.params.keys() >= PLAIN_FOREST.keys(), "`plain` is a run of another project than `rf`.")
     parameters = PLAIN_FOREST | {"test_fraction": theirs.data.params["test_fraction"]}
     others = [name for name, value in parameters.items() if float(run.params[name]) != float(value)]
