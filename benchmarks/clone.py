@@ -34,7 +34,8 @@ class Clone(Servers):
 
     def do(self, *command: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
         """Run a program to its end and return what it printed; raise RuntimeError when it fails."""
-        done = self.run(*command, cwd=cwd, env=environment or self.environment, timeout=TIMEOUT_SECONDS)
+        options = {"env": environment or self.environment, "timeout": TIMEOUT_SECONDS, "exit_code": None}
+        done = self.run(*command, cwd=cwd, **options)
         if done.returncode:
             words = (done.stdout + done.stderr)[-TAIL_CHARACTERS:]
             raise RuntimeError(f"{' '.join(map(str, command))} exited with {done.returncode}:\n{words}")

@@ -16,15 +16,16 @@ from tests.workplace import BIN
 
 TITLE = "Small notebooks"
 VALUES = range(1, 21)
+TRAINING = "train_gradient_boosting.ipynb"
 ONE, ONE_DASK = "`papermill`, nothing imported", "`papermill --engine dask`, nothing imported"
-IMPORTS, IMPORTS_DASK = "`papermill`, the pipeline's imports", "`papermill --engine dask`, the pipeline's imports"
+IMPORTS, IMPORTS_DASK = "`papermill`, a training's imports", "`papermill --engine dask`, a training's imports"
 STOCK, STOCK_PAIR = "`papermill`, one after another", "`papermill`, two at a time"
 PEER = "Snakemake, two jobs"
 OURS, OURS_PAIR = "a sweep of `papermill-sweep`", "`papermill --engine dask`, two at a time"
 STOCK_STAGES, OURS_STAGES = "`dvc repro`, papermill's own engine", "`dvc-parallel repro`, engine"
 ROWS = (
     Row("one notebook, nothing imported", ONE, ONE_DASK),
-    Row("one notebook, the pipeline's imports", IMPORTS, IMPORTS_DASK),
+    Row("one notebook, a training's imports", IMPORTS, IMPORTS_DASK),
     Row("20 tiny notebooks", STOCK, OURS),
     Row("20 tiny notebooks", STOCK_PAIR, OURS),
     Row("20 tiny notebooks", PEER, OURS),
@@ -57,7 +58,7 @@ def sides(clone: Clone) -> list[Side]:
     """Return papermill alone, Snakemake, and ours."""
     folder = clone.new_folder("notebooks")
     empty = write_notebook(folder / "empty.ipynb", "", "print(1 + 1)")
-    imports = write_notebook(folder / "imports.ipynb", import_lines(clone.pipeline / "notebooks"), "print(1 + 1)")
+    imports = write_notebook(folder / "imports.ipynb", import_lines(clone.pipeline / TRAINING), "print(1 + 1)")
     cells = ("import time\n\nimport pandas as pd", "time.sleep(0.5)\nprint(pd.DataFrame({'i': [i]}))")
     tiny = write_notebook(folder / "tiny.ipynb", *cells, parameters="i = 0")
     snakemake = install_snakemake(clone)
@@ -97,11 +98,10 @@ def write_notebook(file: Path, *cells: str, parameters: str | None = None) -> Pa
     return file
 
 
-def import_lines(folder: Path) -> str:
-    """Return the imports of all notebooks in ``folder``, as the text of one cell."""
-    cells = [cell for file in sorted(folder.glob("*.ipynb")) for cell in nbformat.read(file, as_version=4).cells]
-    lines = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()]
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("import ", "from "))))
+def import_lines(file: Path) -> str:
+    """Return the imports of a notebook, as the text of one cell."""
+    lines = "\n".join(cell.source for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code")
+    return "\n".join(line for line in lines.splitlines() if line.startswith(("import ", "from ")))
 
 
 def papermill(clone: Clone, notebook: Path, output: Path, *options: object) -> None:
