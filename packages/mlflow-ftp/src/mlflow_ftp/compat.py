@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import select
-import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 
 from OpenSSL import SSL
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler
@@ -18,7 +14,7 @@ from mlflow_ftp.uploads import Incoming, Upload
 
 THREADS = ThreadPoolExecutor(8, "fsync")
 WAIT_SECONDS = 0.01
-END_SECONDS = 0.05  # the two connections of a killed client end one after the other; the server waits meanwhile
+END_SECONDS = 0.05  # the two connections of a killed client end one after the other, and the second closes the first
 
 
 class TransferHandler(TLS_DTPHandler):
@@ -38,17 +34,25 @@ class TransferHandler(TLS_DTPHandler):
             super().close()
         elif isinstance(self.file_obj, Upload):
             self.ioloop.unregister(self._fileno)
-            self._work = THREADS.submit(self.file_obj.keep, not self._is_cut())
-            self._wait()
+            is_cut = not isinstance(sys.exception(), SSL.ZeroReturnError | None)  # the client did not end TLS
+            self._work = THREADS.submit(self.file_obj.sync, not is_cut)
+            self.ioloop.call_later(END_SECONDS, self._wait)
         else:
             self._end(self.file_obj.flush)
 
     def _wait(self) -> None:
         """Wait until the file is on the disk, or until the connection is closed."""
+        if self._closed:
+            return
         if self._work and self._work.done():
-            self._end(self._work.result)
-        elif not self._closed:
+            self._end(self._keep)
+        else:
             self.ioloop.call_later(WAIT_SECONDS, self._wait)
+
+    def _keep(self) -> None:
+        if self._work and isinstance(self.file_obj, Upload):
+            self._work.result()
+            self.file_obj.keep()
 
     def _end(self, work: Callable[[], None]) -> None:
         """Close the connection with an answer that says how the work has ended."""
@@ -58,18 +62,6 @@ class TransferHandler(TLS_DTPHandler):
             self.transfer_finished: bool = False
             self._resp = f"426 {getattr(error, 'strerror', error)}; the file was not stored.", logger.warning
         super().close()
-
-    def _is_cut(self) -> bool:
-        """Return whether the client is gone: TLS was cut off, or the control connection ends as well."""
-        if not isinstance(sys.exception(), SSL.ZeroReturnError | None):
-            return True
-        with socket.socket(fileno=os.dup(self.cmd_channel.socket.fileno())) as control:
-            if not select.select([control], [], [], END_SECONDS)[0]:
-                return False
-            with suppress(OSError):
-                waiting = control.recv(100, socket.MSG_PEEK)
-                return not waiting or b"ABOR" in waiting
-        return True
 
     def handle_error(self) -> None:
         """End the transfer with an answer."""

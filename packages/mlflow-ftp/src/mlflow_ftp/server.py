@@ -23,6 +23,8 @@ from mlflow_ftp.uploads import WholeFiles
 
 __all__ = ["Server", "ensure_certificate", "main", "serve"]
 
+MAX_WAIT_SECONDS = 0.5
+
 logger = logging.getLogger(__name__)
 
 
@@ -88,8 +90,15 @@ def serve(server: Server) -> None:
     if count := remove_temporaries(server.artifacts):
         logger.info("Removed %d files of interrupted uploads.", count)
     click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
-    # Python handles a signal that comes just before the wait only after the wait: so limit the wait.
-    server.serve_forever(timeout=0.5)
+    # Python handles a signal that comes just before a wait only after it: so limit each wait. The argument `timeout` of
+    # `serve_forever` would delay all that is to be called later.
+    server.ioloop.call_every(MAX_WAIT_SECONDS, lambda: None)
+    wait = 0.0
+    try:
+        while True:
+            wait = server.ioloop.loop(wait, blocking=False)
+    finally:
+        server.close_all()
 
 
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)

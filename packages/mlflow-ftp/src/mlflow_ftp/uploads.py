@@ -35,12 +35,15 @@ class Upload(Incoming):
         self._path, self._hidden = path, path.with_name(new_temporary(path.name))
         super().__init__(self._hidden, str(path))
 
-    def keep(self, is_whole: bool) -> None:
-        """Write the file to the disk and give it its name; raise an OSError if it is not whole."""
+    def sync(self, is_whole: bool) -> None:
+        """Write the file to the disk; raise an OSError if it is not whole."""
         self.flush()
         os.fsync(self.fileno())
         if not is_whole:
             raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
+
+    def keep(self) -> None:
+        """Give the file its own name."""
         self._hidden.replace(self._path)
 
     def close(self) -> None:
