@@ -104,11 +104,9 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
     answers = [nbformat.v4.new_code_cell(solution_of(cell)) for cell in tagged(notebook.cells, "solution")]
     checks = [nbformat.v4.new_code_cell(cell.source) for cell in unsolved]
     between = nbformat.v4.new_code_cell(f"from pathlib import Path\nassert not Path({str(solved_file)!r}).exists()")
-    solving = [cell for pair in zip(answers, checks, strict=True) for cell in pair]
-    notebook.cells = [*cells, between, *solving]
+    notebook.cells = [*cells, between, *(cell for pair in zip(answers, checks, strict=True) for cell in pair)]
     folder = servers.root / path.parent.name
-    client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}})
-    client.execute(env=servers.environment)
+    NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": folder}}).execute(env=servers.environment)
     numbers = [number for number in exercises.of_chapter(chapter_of(path)) if "." in number]
     for number, before, after in zip(numbers, unsolved, checks, strict=True):
         assert printed(before).startswith(f"Exercise {number}, not yet: ")
@@ -253,9 +251,8 @@ def test_parameter_must_have_changed_the_forest(in_workplace, solved_file, capsy
 def test_notebook_of_a_class_runs(servers):
     """The figures for a class are drawn from what `make run` makes."""
     folder = servers.root / "workshop" / "teaching"
-    notebook = nbformat.read(folder / "class.ipynb", as_version=4)  # which stays as it is: it is a tracked file
-    client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}})
-    client.execute(env=servers.environment)
+    notebook = nbformat.read(folder / "class.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": folder}}).execute(env=servers.environment)
 
 
 def test_unknown_exercise_is_told_with_the_known_ones():
