@@ -42,22 +42,16 @@ class TransferHandler(TLS_DTPHandler):
 
     def _wait(self) -> None:
         """Wait until the file is on the disk, or until the connection is closed."""
-        if self._closed:
-            return
-        if self._work and self._work.done():
-            self._end(self._keep)
-        else:
+        if self._work and self._work.done() and isinstance(self.file_obj, Upload):
+            self._end(self._work.result, self.file_obj.keep)
+        elif not self._closed:
             self.ioloop.call_later(WAIT_SECONDS, self._wait)
 
-    def _keep(self) -> None:
-        if self._work and isinstance(self.file_obj, Upload):
-            self._work.result()
-            self.file_obj.keep()
-
-    def _end(self, work: Callable[[], None]) -> None:
+    def _end(self, *work: Callable[[], None]) -> None:
         """Close the connection with an answer that says how the work has ended."""
         try:
-            work()
+            for each in work:
+                each()
         except (OSError, ValueError) as error:  # the second if the file was closed meanwhile
             self.transfer_finished: bool = False
             self._resp = f"426 {getattr(error, 'strerror', error)}; the file was not stored.", logger.warning

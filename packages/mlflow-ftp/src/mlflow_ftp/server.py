@@ -23,8 +23,6 @@ from mlflow_ftp.uploads import WholeFiles
 
 __all__ = ["Server", "ensure_certificate", "main", "serve"]
 
-MAX_WAIT_SECONDS = 0.5
-
 logger = logging.getLogger(__name__)
 
 
@@ -92,7 +90,7 @@ def serve(server: Server) -> None:
     click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
     # Python handles a signal that comes just before a wait only after it: so limit each wait. The argument `timeout` of
     # `serve_forever` would delay all that is to be called later.
-    server.ioloop.call_every(MAX_WAIT_SECONDS, lambda: None)
+    server.ioloop.call_every(0.5, lambda: None)
     wait = 0.0
     try:
         while True:
