@@ -50,10 +50,6 @@ def sides(clone: Clone) -> list[Side]:
 
 def _seconds(processes: list[psutil.Process]) -> float:
     """Return the processor seconds of these processes in the next minute."""
-
-    def used() -> float:
-        return sum(sum(each.cpu_times()[:2]) for each in processes if each.is_running())
-
-    before = used()
+    before = {each: sum(each.cpu_times()[:2]) for each in processes}
     time.sleep(SECONDS)
-    return used() - before
+    return sum(sum(each.cpu_times()[:2]) - before[each] for each in processes if each.is_running())
