@@ -64,7 +64,7 @@ def test_server_takes_the_settings_and_ends_cleanly(tmp_path, environment, cwd, 
     assert (state / "tls" / "127.0.0.1.pem").exists()
     assert (state / "logs" / "transfers.log").exists()
     passive = int(environment["WORKSHOP_FTP_PASSIVE_FIRST"])
-    assert f"passive ports: {passive}->{passive + 39}" in (tmp_path / "state.log").read_text()
+    assert f"Passive ports: {passive} to {passive + 39}." in (tmp_path / "state.log").read_text()
 
 
 def test_artifact_goes_over_tls_to_a_server_that_requires_it(environment, tmp_path):

@@ -87,6 +87,8 @@ def serve(server: Server) -> None:
     # Only now: the process that has the port is the only server of this folder.
     if count := remove_temporaries(server.artifacts):
         logger.info("Removed %d files of interrupted uploads.", count)
+    ports = server.handler.passive_ports
+    logger.info("Passive ports: %d to %d.", ports[0], ports[-1])
     click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
     # Python handles a signal that comes just before a wait only after it: so limit each wait. The argument `timeout` of
     # `serve_forever` would delay all that is to be called later.
