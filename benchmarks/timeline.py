@@ -27,7 +27,7 @@ TICK_SECONDS, BIN_SECONDS = 0.05, 0.5
 PARTS = ["papermill connects", "kernel starts", "cells", "kernel ends", "MLflow gets the notebook"]
 KINDS = {  # of processes, by a part of their command line
     "kernels": "serve_forks", "workers: fits, pages": "spawn_main", "commands of stages": "dvc_parallel.runner",
-    "end of workshop repro": "finish_run", "scheduler": "dask", "tracking server": "mlflow", "FTP server": "ftpserver",
+    "scheduler": "dask", "tracking server": "mlflow", "FTP server": "ftpserver",
     "workshop repro": "workshop repro", "dashboard": "dashboard",
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ LIGHT_MODULES = [
 BUDGETS = {
     "4_pipeline/forecast/": 6_005,
     "4_pipeline/dashboard/": 2_515,
-    "workshop/": 3_994,
+    "workshop/": 3_978,
     "packages/papermill-dask/": 3_915,
     "packages/dvc-parallel/": 1_140,
     "packages/mlflow-ftp/": 1_200,

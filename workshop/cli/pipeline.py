@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +13,13 @@ from typing import Any
 import click
 import dvc_parallel
 from forecast.parameters import read_stage
+from mlflow_gate.decision import read_decision
 
 from workshop.cli import json_option, print_rows, report
 from workshop.settings import EXPORT_COMMAND, Settings, get_settings
-from workshop.tracking import connect, own_or_given_uri
+from workshop.tracking import own_or_given_uri
+
+NOTHING = "nothing is in production"
 
 
 def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options: Any) -> None:
@@ -40,14 +41,12 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     )
 
 
-def finish_run() -> str:
+def finish_run(settings: Settings) -> str:
     """Return what is in production, as a line for a person; first make the tables of chapters 2 and 3 that are missing.
 
-    A pipeline of other data may have another problem, in whose terms there is no such table.
+    What the gate left in production is there: a run begins with a stage that asks, and decides again if it is not. A
+    pipeline of other data may have another problem, in whose terms there is no such table.
     """
-    from forecast.govern import gate  # imports pandas
-
-    settings = get_settings()
     tables = [settings.root / folder / "germany.csv" for folder in ("2_tracking", "3_projects")]
     missing = [table for table in tables if table.parent.exists() and not table.exists()]
     if missing and read_stage(settings.pipeline / "params.yaml", "fetch").source == "sample":
@@ -56,29 +55,15 @@ def finish_run() -> str:
         load_or_make(missing[0])
         for table in missing[1:]:
             shutil.copyfile(missing[0], table)
-    status = gate.Registry(client=connect()).status()
-    return status.line.partition("; this tree's decision")[0] if status.agrees else status.line
-
-
-def reproduce_and_ask(settings: Settings, targets: Sequence[str] = (), **options: Any) -> str:
-    """Bring the pipeline up to date, with the options of `reproduce`; return the line of `finish_run`."""
-    # MLflow's imports, and a table, take as long as to find that nothing has changed, and threads import one after the
-    # other. This answers once, when nothing else needs the processor, and again when its input ends, or this process.
-    code = "import sys; from workshop.cli.pipeline import finish_run as end; end(); sys.stdin.read(); print(end())"
-    how: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    how |= {"cwd": settings.pipeline, "start_new_session": True}
-    with subprocess.Popen(["nice", sys.executable, "-c", code], **how) as asked:
-        with contextlib.suppress(OSError):  # Linux weighs sessions, and `nice` within each
-            Path(f"/proc/{asked.pid}/autogroup").write_text("10")
-        reproduce(settings, targets, **options)
-        answer = asked.communicate()[0]
-    return finish_run() if asked.returncode else answer.strip()  # asked again here, an error that it met is raised
+    left = (read_decision(settings.pipeline / "results" / "decision.json") or {}).get("production")
+    return left.get("line", "{name} version {version} is in production".format(**left)) if left else NOTHING
 
 
 def run_and_show(settings: Settings) -> None:
     """Run the pipeline and print the addresses and the model in production."""
     click.echo("Pipeline", err=True)
-    production = reproduce_and_ask(settings, folder=settings.pipeline)
+    reproduce(settings, folder=settings.pipeline)
+    production = finish_run(settings)
     rows = {
         "Dashboard": settings.dashboard_url,
         "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
@@ -111,10 +96,9 @@ def repro(targets: tuple[str, ...], **options: Any) -> None:
     """
     settings = get_settings()
     folder = Path.cwd() if targets or options["all_pipelines"] else settings.pipeline
-    if folder == settings.pipeline:
-        click.echo(reproduce_and_ask(settings, targets, shell_first=True, folder=folder, **options))
-    else:
-        reproduce(settings, targets, shell_first=True, folder=folder, **options)
+    reproduce(settings, targets, shell_first=True, folder=folder, **options)
+    if folder == settings.pipeline and not targets:
+        click.echo(finish_run(settings))
 
 
 @click.command()

@@ -118,16 +118,9 @@ class Registry:
         ``decision`` is the file of a `Decision` as JSON, by default the one of this registry.
         """
         read, decided = self._record(), verdicts.read_decision(decision or self._decision_file)
-        now, line = None, f"{self.name}: nothing is in production"
-        if read.version:
-            now = self._describe(read)
-            commit, branch = now.tags.get(chain.COMMIT_TAG, "")[:10], now.move.run.get("branch")
-            parts = [f"since {now.move.when}" if now.move.when else "", now.move.action]
-            parts += [f"from commit {commit or 'unknown'}" + (f" (branch {branch})" if branch else "")]
-            parts += ["with uncommitted changes" if chain.is_dirty(now.tags) else ""]
-            parts += [f"{now.move.label} {now.move.score}" if now.move.score else ""]
-            line = f"{now} is in production " + ", ".join(filter(None, parts))
-        elif read.moves:
+        now = self._describe(read) if read.version else None
+        line = _line(now) if now else f"{self.name}: nothing is in production"
+        if not now and read.moves:
             last = read.moves[-1]
             line += f": the alias was taken away from version {last.version}, in production since {last.when}"
         if decided is None:
@@ -478,4 +471,14 @@ def _rounded(scores: Scores | None) -> dict[str, float]:
 
 def _identity(production: Production | None) -> dict[str, Any]:
     names = ("name", "version", "run_id", "model_uri")
-    return {name: getattr(production, name) for name in names} if production else {}
+    return {name: getattr(production, name) for name in names} | {"line": _line(production)} if production else {}
+
+
+def _line(now: Production) -> str:
+    """Return what is in production, since when and from where, for a person."""
+    commit, branch = now.tags.get(chain.COMMIT_TAG, "")[:10], now.move.run.get("branch")
+    parts = [f"since {now.move.when}" if now.move.when else "", now.move.action]
+    parts += [f"from commit {commit or 'unknown'}" + (f" (branch {branch})" if branch else "")]
+    parts += ["with uncommitted changes" if chain.is_dirty(now.tags) else ""]
+    parts += [f"{now.move.label} {now.move.score}" if now.move.score else ""]
+    return f"{now} is in production " + ", ".join(filter(None, parts))
