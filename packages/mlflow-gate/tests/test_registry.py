@@ -170,7 +170,7 @@ def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
     file = tmp_path / "decision.json"
     file.write_text(json.dumps(gate.promote(gate.runs[1]).as_dict()))
     assert gate.status(file).agrees
-    assert "version 2 is in production since" in gate.status(file).line
+    assert "version 2 is in production: promoted 20" in gate.status(file).line
     assert f"mae 0.5000 (rows {HASH}); this tree's decision" in gate.status(file).line
     gate.client.set_tag(gate.runs[1], "mlflow.source.git.dirty", "True")
     assert ", with uncommitted changes, mae" in gate.status(file).line

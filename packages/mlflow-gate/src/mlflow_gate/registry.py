@@ -475,10 +475,10 @@ def _identity(production: Production | None) -> dict[str, Any]:
 
 
 def _line(now: Production) -> str:
-    """Return what is in production, since when and from where, for a person."""
+    """Return what is in production, which move brought it and from where, for a person."""
     commit, branch = now.tags.get(chain.COMMIT_TAG, "")[:10], now.move.run.get("branch")
-    parts = [f"since {now.move.when}" if now.move.when else "", now.move.action]
+    parts = [f"{now.move.action} {now.move.when or ''}".strip()]
     parts += [f"from commit {commit or 'unknown'}" + (f" (branch {branch})" if branch else "")]
     parts += ["with uncommitted changes" if chain.is_dirty(now.tags) else ""]
     parts += [f"{now.move.label} {now.move.score}" if now.move.score else ""]
-    return f"{now} is in production " + ", ".join(filter(None, parts))
+    return f"{now} is in production: " + ", ".join(filter(None, parts))
