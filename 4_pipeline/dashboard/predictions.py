@@ -86,9 +86,9 @@ class Champion:
 
 def table(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None) -> pd.DataFrame:
     """Return rows with their predictions and the ends of the band, such as `<target>_low`; times as text."""
-    ends = [end[TARGETS].add_suffix(suffix) for suffix, end in zip(("_low", "_high"), band or (), strict=False)]
-    times = rows["utc_timestamp"].dt.strftime(STAMP)
-    return pd.concat([rows.assign(utc_timestamp=times), predicted[TARGETS], *ends], axis="columns")
+    parts = zip(("", "_low", "_high"), (predicted, *(band or ())), strict=False)
+    columns = {f"{name}{suffix}": part[name] for suffix, part in parts for name in TARGETS}
+    return rows.assign(utc_timestamp=rows["utc_timestamp"].dt.strftime(STAMP), **columns)
 
 
 def to_csv(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None, model: object) -> str:
