@@ -6,6 +6,7 @@ import importlib
 import re
 import shutil
 import subprocess
+import tarfile
 import zipfile
 from email import message_from_bytes
 
@@ -25,12 +26,11 @@ def test_distribution_says_what_it_is(name, tmp_path):
     command = ["make", "-o", ".venv/installed", f"BIN={BIN}", "dist", f"PACKAGE={name}", f"ADDRESS={address}"]
     subprocess.run(command, cwd=tmp_path, env=clean_environment(), check=True)
     (wheel,), (source,) = ((tmp_path / "packages" / name / "dist").glob(end) for end in ("*.whl", "*.tar.gz"))
-    shutil.unpack_archive(source, tmp_path / "source", filter="data")
     licence = (ROOT / "LICENSE").read_text()
-    assert next((tmp_path / "source").glob("*/LICENSE")).read_text() == licence
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(wheel) as archive, tarfile.open(source) as sources:
         files = {file.split("/")[-1]: archive.read(file) for file in archive.namelist()}
-    assert files["LICENSE"].decode() == licence
+        copied = sources.extractfile(f"{source.name.removesuffix('.tar.gz')}/LICENSE").read()
+    assert copied.decode() == files["LICENSE"].decode() == licence
     assert "py.typed" in files
     metadata = message_from_bytes(files["METADATA"])
     assert metadata["Project-URL"] == f"Repository, {address}"
