@@ -49,20 +49,20 @@ def test_busy_port_is_an_error_in_words(tmp_path, server):
         [sys.executable, "-m", "mlflow_ftp.server"],
         env=environment, capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
-    assert second.returncode == 1
-    assert second.stdout == ""
+    assert (second.returncode, second.stdout) == (1, "")
     assert len(second.stderr.splitlines()) == 1
-    assert f"127.0.0.1:{server.port}" in second.stderr
-    assert "MLFLOW_FTP_PORT" in second.stderr
+    assert all(words in second.stderr for words in (f"127.0.0.1:{server.port}", "MLFLOW_FTP_PORT"))
 
 
 def test_options_are_documented_with_their_variables():
     """`--help` names each option, its default, and the variable that sets it."""
-    command = [Path(sys.executable).with_name("mlflow-ftp-server"), "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    program = Path(sys.executable).with_name("mlflow-ftp-server")
+    text = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
     for name in ("FOLDER", "HOST", "PORT", "PASSIVE_PORTS", "USERNAME", "PASSWORD"):
         assert f"MLFLOW_FTP_{name}" in text
     assert "127.0.0.1" in text
+    wrong = subprocess.run([program, "--passive-ports", "2", "1"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stderr.splitlines()[-1].count("2 1")) == (2, 1)
 
 
 def test_guesses_of_a_password_are_answered_slowly(tmp_path):

@@ -123,13 +123,15 @@ def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> 
     \b
     Example:  mlflow-ftp-server --folder /srv/mlflow --host 0.0.0.0
     """
+    first, last = passive_ports
+    if not (ports := range(first, last + 1)):
+        raise click.UsageError(f"The passive ports {first} {last} end before they begin: name the first one first.")
     credentials = os.environ.get("MLFLOW_FTP_USERNAME", ""), os.environ.get("MLFLOW_FTP_PASSWORD", "")
     if not all(credentials):
         raise click.UsageError("Set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD.")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         certificate = ensure_certificate(folder, host)
-        ports = range(passive_ports[0], passive_ports[1] + 1)
         artifacts = folder / "artifacts"
         server = Server(
             artifacts, credentials, certificate, host=host, port=port, tls=host not in LOOPBACK, passive_ports=ports
