@@ -8,8 +8,8 @@ import shutil
 import mlflow
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from numbers_of_texts import unfounded
+from walk import run_in
 from workplace import BIN
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -23,10 +23,9 @@ def executed(servers):
     """The executed notebook, with its decisions and the bias of each policy as JSON in the last output."""
     notebook = nbformat.read(servers.pipeline / "a_year.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(RESULT))
-    place = {"metadata": {"path": servers.pipeline}}
-    client = NotebookClient(notebook, timeout=1000, kernel_name="python3", resources=place)
     try:
-        yield client.execute(env=servers.environment)
+        run_in(servers.pipeline, notebook, servers.environment, seconds=1000)
+        yield notebook
     finally:
         shutil.rmtree(servers.pipeline / "a_year", ignore_errors=True)
         mlflow.MlflowClient(servers.tracking_uri).delete_registered_model("a_year")

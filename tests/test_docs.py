@@ -134,13 +134,11 @@ def check_parses(words, line, command):
         return
     try:
         command.make_context(line, list(words), parent=context)
-    except (click.exceptions.MissingParameter, click.exceptions.BadOptionUsage):
-        pass  # named in prose without its arguments
+    except (click.exceptions.MissingParameter, click.exceptions.BadOptionUsage, click.exceptions.Exit):
+        pass  # named in prose without its arguments, or --help
     except click.exceptions.BadParameter as error:  # a word in place of a number, or a file that the reader has
         is_file = error.param and isinstance(error.param.type, click.Path | click.File)
         assert is_file or any(re.search(r"[A-Z]{2,}", word) for word in words), line
-    except click.exceptions.Exit:
-        pass  # --help
 
 
 def test_make_help_names_each_target():
@@ -182,17 +180,10 @@ def test_table_of_benchmarks_is_that_of_the_results():
         assert "](../../benchmarks/README.md)" in package.read_text(), package
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS[:2])
-def test_early_chapters_name_the_file_that_a_run_changes(chapter):
-    """A reader who types `git status` after `make run` learns from the chapter why a file has changed."""
-    assert "`4_pipeline/dvc.lock`" in (ROOT / chapter / "README.md").read_text()
-
-
 def test_four_systems_are_linked():
     """The front page leads to each example and to the servers for a team."""
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
     systems = [*(ROOT / "examples").glob("*/README.md"), ROOT / "server" / "team" / "README.md"]
-    assert len(systems) == 4
     assert set(systems) <= {(ROOT / link).resolve() for link in links}
 
 

@@ -14,10 +14,9 @@ import pytest
 from forecast.errors import PipelineError
 from forecast.problem import EXPERIMENT
 from forecast.table.schema import FEATURES, TARGETS
-from nbclient import NotebookClient
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.metrics import mean_absolute_error, r2_score
-from walk import solution_of, solve
+from walk import execute, run_in, solution_of, solve
 from workplace import ROOT
 
 from workshop.settings import get_settings
@@ -26,7 +25,6 @@ from workshop.teaching import exercises
 NOTEBOOKS = sorted(ROOT.glob("[1-4]_*/exercises.ipynb"))
 TAUGHT = [path for path in sorted(ROOT.glob("[1-3]_*/*.ipynb")) if path.stem != "exercises"]
 TAGS = ["exercise", "check", "hint", "solution"]
-SECONDS = 300  # for one cell, on a busy machine
 
 
 def chapter_of(path) -> int:
@@ -105,8 +103,7 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
     checks = [nbformat.v4.new_code_cell(cell.source) for cell in unsolved]
     between = nbformat.v4.new_code_cell(f"from pathlib import Path\nassert not Path({str(solved_file)!r}).exists()")
     notebook.cells = [*cells, between, *(cell for pair in zip(answers, checks, strict=True) for cell in pair)]
-    folder = servers.root / path.parent.name
-    NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": folder}}).execute(env=servers.environment)
+    run_in(servers.root / path.parent.name, notebook, servers.environment)
     numbers = [number for number in exercises.of_chapter(chapter_of(path)) if "." in number]
     for number, before, after in zip(numbers, unsolved, checks, strict=True):
         assert printed(before).startswith(f"Exercise {number}, not yet: ")
@@ -250,9 +247,7 @@ def test_parameter_must_have_changed_the_forest(in_workplace, solved_file, capsy
 @pytest.mark.walk
 def test_notebook_of_a_class_runs(servers):
     """The figures for a class are drawn from what `make run` makes."""
-    folder = servers.root / "workshop" / "teaching"
-    notebook = nbformat.read(folder / "class.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": folder}}).execute(env=servers.environment)
+    execute(servers.root / "workshop" / "teaching", "class", servers.environment)
 
 
 def test_unknown_exercise_is_told_with_the_known_ones():

@@ -17,8 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 from forecast.table.split import split_by_time
-from nbclient import NotebookClient
-from walk import solve
+from walk import run_in, solve
 from workplace import BIN, ROOT, clean_environment, free_port, run_program
 
 from workshop.settings import get_settings
@@ -304,8 +303,7 @@ def reproduced(servers) -> dict[str, str]:
     notebook.cells[-1]["id"] = "compared"
     solve(notebook)
     notebook.cells.append(nbformat.v4.new_code_cell('check("3a", -answer, theirs, plain)', id="turned"))
-    client = NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": folder}})
-    client.execute(env=servers.environment)
+    run_in(folder, notebook, servers.environment)
     return {
         cell["id"]: "".join(output.get("text", "") for output in cell.outputs)
         for cell in notebook.cells

@@ -92,8 +92,13 @@ def execute(folder: Path, name: str, environment: dict[str, str], *, solved: boo
     notebook = nbformat.read(path, as_version=4)
     if solved:
         solve(notebook)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
     try:
-        client.execute(env=environment)
+        run_in(folder, notebook, environment)
     finally:
         nbformat.write(notebook, path)
+
+
+def run_in(folder: Path, notebook: nbformat.NotebookNode, environment: dict[str, str], seconds: int = 300) -> None:
+    """Run the cells of a notebook in a fresh kernel; they keep their outputs."""
+    place = {"metadata": {"path": folder}}
+    NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources=place).execute(env=environment)

@@ -60,6 +60,18 @@ def test_comparison_shows_the_period_that_is_asked_for(page, url):
     expect(caption).to_contain_text("04 Dec 2016")
 
 
+def test_answer_that_comes_late_leaves_the_page_of_another_period_alone(page):
+    """Who goes back before a period has been drawn sees the period that the address names."""
+    slowly = "await new Promise((go) => setTimeout(go, 2000 * /comparison-figure.figure/.test(request[1]?.body)))"
+    answered = f"const answer = await ask(...request); {slowly}; return answer"
+    page.evaluate(f"() => {{ const ask = fetch; fetch = async (...request) => {{ {answered} }} }}")
+    page.get_by_role("button", name="Earlier").click()
+    page.wait_for_url(re.compile("from=2016-12-04"))
+    page.go_back()
+    page.wait_for_timeout(4000)
+    assert "18 Dec 2016" in page.locator(CAPTION).inner_text()
+
+
 def test_comparison_follows_the_mouse_and_can_be_taken_home(page, url):
     """A stretch drawn across the figure or the strip becomes the period; picture and table are downloads."""
     last = page.locator("#last-day")

@@ -121,9 +121,10 @@ def _register_answers(app: Dash, follower: Follower) -> None:
         Output("later", "disabled"),
         *(Input(day, "value") for day in DAYS),
         Input("zone", "value"),
+        Input("shown", "data"),  # asks again on a page that has just come: an answer that is late is then dropped
         Input("revision", "data"),
     )
-    def show_period(start: object, end: object, zone: object, _revision: object) -> tuple:
+    def show_period(start: object, end: object, zone: object, *_changed: object) -> tuple:
         """Draw the chosen period."""
         snapshot = follower.now
         period, adjustment = periods.chosen(snapshot, start, end)

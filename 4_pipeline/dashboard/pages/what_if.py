@@ -91,11 +91,12 @@ def register(app: Dash, follower: Follower) -> None:
         *(Output(f"{IDS[name]}-value", "value" if name in FEATURES else "children") for name in SLIDERS),
         *(Output(f"{IDS[name]}-seen", "children") for name in FEATURES),
         *sliders,
+        Input("shown", "data"),
         Input("revision", "data"),
     )
     def answer(*values: Any) -> tuple:
         """Predict for the hour and the weather of the sliders."""
-        weather = within_range(values[:-1])
+        weather = within_range(values[:-2])
         snapshot = follower.now
         known = (seen(snapshot, name, weather[name]) for name in FEATURES)
         return answers(snapshot, weather), *itertools.starmap(reading, weather.items()), *known
@@ -123,10 +124,11 @@ def _register_curves(app: Dash, follower: Follower) -> None:
         Output("what-if-hint", "children"),
         *(Output(IDS[name], "disabled") for name in TIME),
         Input("what-if-rest", "data"),
+        Input("shown", "data"),
         Input("revision", "data"),
         *(State(IDS[name], "value") for name in SLIDERS),
     )
-    def draw_curves(_rest: object, _revision: object, *values: Any) -> tuple:
+    def draw_curves(_rest: object, _shown: object, _revision: object, *values: Any) -> tuple:
         """Draw how the prediction changes around the sliders' hour."""
         snapshot = follower.now
         return curves(snapshot, within_range(values)), hint(snapshot), *[is_unused(snapshot)] * len(TIME)
