@@ -24,8 +24,7 @@ def executed(servers):
     notebook = nbformat.read(servers.pipeline / "a_year.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(RESULT))
     try:
-        run_in(servers.pipeline, notebook, servers.environment, seconds=1000)
-        yield notebook
+        yield run_in(servers.pipeline, notebook, servers.environment, seconds=1000)
     finally:
         shutil.rmtree(servers.pipeline / "a_year", ignore_errors=True)
         mlflow.MlflowClient(servers.tracking_uri).delete_registered_model("a_year")

@@ -16,7 +16,7 @@ from forecast.problem import EXPERIMENT
 from forecast.table.schema import FEATURES, TARGETS
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.metrics import mean_absolute_error, r2_score
-from walk import execute, run_in, solution_of, solve
+from walk import run_in, solution_of, solve
 from workplace import ROOT
 
 from workshop.settings import get_settings
@@ -247,7 +247,8 @@ def test_parameter_must_have_changed_the_forest(in_workplace, solved_file, capsy
 @pytest.mark.walk
 def test_notebook_of_a_class_runs(servers):
     """The figures for a class are drawn from what `make run` makes."""
-    execute(servers.root / "workshop" / "teaching", "class", servers.environment)
+    path = servers.root / "workshop" / "teaching" / "class.ipynb"
+    run_in(path.parent, nbformat.read(path, as_version=4), servers.environment)
 
 
 def test_unknown_exercise_is_told_with_the_known_ones():

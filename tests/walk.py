@@ -10,6 +10,7 @@ from typing import NamedTuple
 import nbformat
 import yaml
 from nbclient import NotebookClient
+from nbformat import NotebookNode
 
 
 class Block(NamedTuple):
@@ -98,7 +99,7 @@ def execute(folder: Path, name: str, environment: dict[str, str], *, solved: boo
         nbformat.write(notebook, path)
 
 
-def run_in(folder: Path, notebook: nbformat.NotebookNode, environment: dict[str, str], seconds: int = 300) -> None:
-    """Run the cells of a notebook in a fresh kernel; they keep their outputs."""
+def run_in(folder: Path, notebook: NotebookNode, environment: dict[str, str], seconds: int = 300) -> NotebookNode:
+    """Run the cells of a notebook in a fresh kernel, and return it with their outputs."""
     place = {"metadata": {"path": folder}}
-    NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources=place).execute(env=environment)
+    return NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources=place).execute(env=environment)

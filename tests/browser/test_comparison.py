@@ -86,8 +86,7 @@ def test_comparison_follows_the_mouse_and_can_be_taken_home(page, url):
     page.get_by_label("Times of the figure").select_option("Time in Germany")
     expect(page.locator("#comparison-figure")).to_contain_text("Europe/Berlin")
     page.wait_for_url(re.compile("from=2014"))
-    row = page.locator("#comparison-weeks tbody tr").first
-    row.hover()
+    page.locator("#comparison-weeks tbody tr").first.hover()
     expect(page.locator("#comparison-figure .shapelayer path")).to_have_count(1)
     page.locator("#comparison-figure .nsewdrag").first.hover(force=True)
     expect(page.locator("#comparison-figure .shapelayer path")).to_have_count(0)
