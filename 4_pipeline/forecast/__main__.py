@@ -56,7 +56,7 @@ def state(folder: Path) -> None:
     Example:  python -m forecast state --to data
     """
     from forecast import tracking
-    from forecast.govern.state import write_state
+    from forecast.govern.state import is_as_left, write_state
 
     read(project() / FILE)  # the pipeline's first stage: fail before anything has run
     if tracking.tracking_uri().startswith("sqlite:"):
@@ -65,7 +65,9 @@ def state(folder: Path) -> None:
     for summary in (project() / "results" / "trained").glob("*.json"):
         if summary.stem not in known:
             summary.unlink()
-    write_state(folder, project() / "results" / "decision.json")
+    decision = project() / "results" / "decision.json"
+    if not is_as_left(folder, decision):
+        write_state(folder, decision)
 
 
 @main.command()

@@ -28,10 +28,7 @@ class PipelineError(click.ClickException):
 
     def __init__(self, what: str, *, value: object = None, expected: object = None, next_step: object = None) -> None:
         super().__init__(what)
-        self.what = what
-        self.value = value
-        self.expected = expected
-        self.next_step = next_step
+        self.what, self.value, self.expected, self.next_step = what, value, expected, next_step
 
     def __str__(self) -> str:
         parts = {"found": self.value, "expected": self.expected, "next": self.next_step}

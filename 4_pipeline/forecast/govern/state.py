@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow_gate
 
-from forecast.problem import REGISTERED_MODEL
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from forecast.table.files import write_atomically
-from forecast.tracking import PRODUCTION, connect, store_id
+from forecast.tracking import PRODUCTION, STORE_ID_TAG, connect, store_id, tracking_uri
 
 if TYPE_CHECKING:
     import mlflow
+
+FILES = "tracking_store.json", "alias.json"
 
 
 def write_state(folder: Path, decision: Path) -> None:
@@ -24,14 +27,35 @@ def write_state(folder: Path, decision: Path) -> None:
     again after a rollback or a promotion from elsewhere.
     """
     client = connect()
-    contents = {"tracking_store.json": {"store_id": store_id(client)}}
-    moved, alias = _moved_since(decision, client), folder / "alias.json"
+    store, alias = map(folder.joinpath, FILES)
+    contents = {store: {"store_id": store_id(client)}}
+    moved = _moved_since(decision, client)
     if moved is not None or not alias.exists():
-        contents[alias.name] = moved or {}
-    for name, content in contents.items():
-        file, new = folder / name, f"{json.dumps(content, indent=1)}\n".encode()
+        contents[alias] = moved or {}
+    for file, content in contents.items():
+        new = f"{json.dumps(content, indent=1)}\n".encode()
         if not file.exists() or file.read_bytes() != new:  # its time says when it has changed
             write_atomically(file, new)
+
+
+def is_as_left(folder: Path, decision: Path) -> bool:
+    """Return whether a server says what the files in ``folder`` say, so that `write_state` would change nothing.
+
+    Asked without MLflow, whose import takes longer than all else that is done here; False where anything is in doubt.
+    """
+    import requests
+
+    api, alias = f"{tracking_uri()}/api/2.0/mlflow", {"name": REGISTERED_MODEL, "alias": PRODUCTION}
+    try:
+        store, _, decided = (json.loads(file.read_text()) for file in (*map(folder.joinpath, FILES), decision))
+        now = requests.get(f"{api}/registered-models/alias", alias, timeout=2).json()["model_version"]
+        asked = requests.get(f"{api}/experiments/get-by-name", {"experiment_name": EXPERIMENT}, timeout=2).json()
+        is_known = {"key": STORE_ID_TAG, "value": store["store_id"]} in asked["experiment"]["tags"]
+        is_there = all(now[key] == decided["production"][key] for key in ("version", "run_id"))
+        is_outside = not decided["experiment"] and "MLFLOW_WORKSPACE" not in os.environ
+    except (OSError, LookupError, TypeError, ValueError):
+        return False
+    return is_known and is_there and is_outside
 
 
 def _moved_since(decision: Path, client: mlflow.MlflowClient) -> dict[str, Any] | None:

@@ -23,10 +23,8 @@ def unnamed_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     versions, registered = client.search_model_versions(max_results=200_000), client.search_registered_models()
     import mlflow
 
-    texts = [
-        *(str(dict(each)) for each in [*versions, *registered]),
-        *(file.read_text() for file in results.rglob("*.json")),
-    ]
+    texts = [str(dict(each)) for each in [*versions, *registered]]
+    texts += [file.read_text() for file in results.rglob("*.json")]
     named = set(re.findall("[0-9a-f]{32}", " ".join(texts)))
     runs = mlflow.search_runs(
         None, tag, order_by=["start_time"], output_format="list", experiment_names=[tracking.EXPERIMENT]

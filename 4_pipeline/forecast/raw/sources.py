@@ -17,7 +17,7 @@ from platformdirs import user_cache_path
 
 from forecast.errors import DataError, ParameterError
 from forecast.parameters import Fetch
-from forecast.table.files import copy_atomically, write_atomically
+from forecast.table.files import write_atomically
 from forecast.table.origin import ORIGIN_FILE, Origin
 
 POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
@@ -106,9 +106,12 @@ def fetch(
         with contextlib.suppress(OSError):
             (folder / name).unlink()
     if source == "csv":
-        copy_atomically(own_file, folder / OWN_FILE)
+        write_atomically(folder / OWN_FILE, own_file.read_bytes())
     elif source == "sample":
-        _write_sample(folder)
+        from forecast.raw.sample import make_sample  # imports pvlib
+
+        for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
+            write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
     else:
         for name, sha256 in known.items():
             release = RELEASES[name]._replace(sha256=sha256)
@@ -117,13 +120,6 @@ def fetch(
         write_atomically(folder / name, text)
     write_atomically(folder / SUMS_FILE, _sums(folder, names))
     return paths
-
-
-def _write_sample(folder: Path) -> None:
-    from forecast.raw.sample import make_sample  # imports pvlib
-
-    for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
-        write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
 
 
 def _is_whole(folder: Path, names: list[str], texts: dict[str, bytes], known: dict[str, str]) -> bool:
@@ -196,7 +192,7 @@ def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) ->
                 next_step=f"fetch it again (is {release.url} a login or error page in a browser?), "
                 f"{_BY_HAND.format(cache)}",
             )
-        copy_atomically(table, path)
+        write_atomically(path, table.read_bytes())
 
 
 def _download(release: Release, cache: Path, progress: bool) -> Path:

@@ -91,7 +91,6 @@ class Week:
     @cached_property
     def monday(self) -> Timestamp:
         """The start of the week."""
-
         return pd.Timestamp(split.monday(self.name))
 
     @cached_property
