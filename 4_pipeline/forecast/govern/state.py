@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow_gate
+from mlflow_gate.decision import read_decision
 
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from forecast.table.files import write_atomically
@@ -52,16 +53,15 @@ def is_as_left(folder: Path, decision: Path) -> bool:
         asked = requests.get(f"{api}/experiments/get-by-name", {"experiment_name": EXPERIMENT}, timeout=2).json()
         is_known = {"key": STORE_ID_TAG, "value": store["store_id"]} in asked["experiment"]["tags"]
         is_there = all(now[key] == decided["production"][key] for key in ("version", "run_id"))
-        is_outside = not decided["experiment"] and "MLFLOW_WORKSPACE" not in os.environ
     except (OSError, LookupError, TypeError, ValueError):
         return False
-    return is_known and is_there and is_outside
+    return is_known and is_there and not decided.get("experiment") and "MLFLOW_WORKSPACE" not in os.environ
 
 
 def _moved_since(decision: Path, client: mlflow.MlflowClient) -> dict[str, Any] | None:
     """Return where the alias is if not where a decision left it: version, run, and the number of its last move."""
     now = mlflow_gate.Registry(REGISTERED_MODEL, PRODUCTION, client=lambda: client).production()
-    decided = json.loads(decision.read_text()) if decision.exists() else {"production": {}}
+    decided = read_decision(decision) or {}
     left = decided.get("production") or {}
     version, run_id = (now.version, now.run_id) if now else (None, None)
     if (left.get("version"), left.get("run_id")) == (version, run_id) and not decided.get("experiment"):

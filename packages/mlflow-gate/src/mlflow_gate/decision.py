@@ -217,9 +217,9 @@ def _obstacle(champion: Evaluation) -> Finding | None:
 def read_decision(file: Path | str | None) -> Mapping[str, Any] | None:
     """Return the decision in a file, as `Decision.as_dict` returns it; None where there is no file."""
     try:
-        return json.loads(Path(file).read_text()) if file else None
+        return dict(json.loads(Path(file).read_text())) if file else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         expected = "JSON as `Decision.as_dict` returns it"
         raise ConfigError(f"{file} holds no decision.", value=error, expected=expected) from None
