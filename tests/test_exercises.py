@@ -169,8 +169,8 @@ ANSWERS = [
     ("1c", f"50 trees, depth 3: {BOTH:.2f}", "4000 predictions", *TRAINED),
     ("1c", f"# depth 3, 50 trees: {BOTH:.3f}", "solved", *TESTED), ("1c", "3 trees, depth 50: 0.79", "name", *TESTED),
     ("1c", f"max_depth=3,trees=50, random_state 0, R^2 = {BOTH:.2f}", "solved", *TESTED),
-    ("1c", f"50 trees, depth 3: {BOTH:.2f}", "solved", *TESTED),
-    ("1d", R2.astype("float32").round(3), "a dict", *TESTED),
+    ("1c", f"50 depth-3 trees: {BOTH:.2f}", "solved", *TESTED),
+    ("1d", R2.astype("float32").round(3), "a dict", *TESTED), ("1c", "depth 3, 50 trees: -0.77", "one R2", *TESTED),
     ("1d", dict(zip(("solar", "wind"), R2.astype("float32").round(3), strict=True)), "solved", *TESTED),
     ("1c", f"50 trees, depth 3: {BOTH:.2f}", "must be a table", BOTH, MEASURED), ("1a", 24.6, "in per cent"),
     ("1b", 0.0, "not what the line", PREDICTED.clip(0), MEASURED), ("3a", 0, "`plain` must be", "", 0.8),
@@ -186,7 +186,7 @@ ANSWERS = [
     ("1.1", {"with": np.array(WITH), "without": tuple(WITHOUT)}, "solved"),
     ("1.1", {"with": WITH, "without": WITH}, "drop its hours"), ("1.2", list(LATE.values()), "a dict with"),
     ("1.2", {month: -lag for month, lag in LATE.items()}, "the wrong sign"), ("1.2", dict.fromkeys(LATE, 1), "`1`"),
-    ("1.2", pd.Series(LATE), "solved"), ("1.2", LATE, "solved"), ("1.3", float("nan"), "is missing, or"),
+    ("1.2", pd.Series(LATE), "solved"), ("1.2", pd.DataFrame([LATE]), "solved"), ("1.3", np.nan, "is missing, or"),
     ("1.3", 0.865, "on `test`"), ("1.3", 0.1, "decimals"), ("1.3", -0.1141, "sign"), ("1.3", 0.98 - 0.87, "solved"),
     ("2a", score(("predicted_GW - GW", "GW - predicted_GW")), "`bias_solar` has the wrong sign"),
     ("2a", score((f"{MAE}(GW, predicted_GW)", f"{MAE}(...)")), "some `...` are left"), ("2a", score(), "solved"),
@@ -206,7 +206,7 @@ ANSWERS = [
     ("2.2", {"12": 25, "6": 22}, "'12' is not among"), ("2.2", {12: 1.0, 6: 0.88}, "do not divide"),
     ("2.2", {12: 0, 6: 3}, "whose wins"), ("2.2", {12: 25, 6: 22}, "solved"),
     ("3.1", SimpleNamespace(run_id=""), "a text"), ("3.2", "0" * 32, "the pair"), ("4.1", "split", "a set of names"),
-    ("3a", 0.0016, "in place of all", SimpleNamespace(), ...),
+    ("3a", 0.0016, "in place of all", SimpleNamespace(), ...), ("4.1", np.array([*exercises.BELOW]), "solved"),
 ]  # fmt: skip
 
 

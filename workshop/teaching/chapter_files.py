@@ -51,11 +51,8 @@ def restore_chapter(settings: Settings, number: int, start: str) -> Path:
             if path.name not in preserved:
                 shutil.move(path, copies / path.name)
     except OSError as error:
-        raise ResetError(
-            f"{chapter.folder} could not be put back.",
-            value=str(error),
-            next_step=f"fix the cause, then `workshop reset` again; moved files are in {copies}",
-        ) from None
+        step = f"fix the cause, then `workshop reset` again; moved files are in {copies}"
+        raise ResetError(f"{chapter.folder} could not be put back.", value=str(error), next_step=step) from None
     made = [f":(exclude){chapter.folder}/{name}" for name in ("dvc.lock", "results")]  # outputs that git tracks
     _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, *made)
     exercises.write_solved(set(exercises.solved(settings)) - exercises.of_chapter(number).keys(), settings)
