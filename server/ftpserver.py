@@ -14,7 +14,8 @@ from logging.handlers import RotatingFileHandler
 
 import yaml
 from forecast.errors import PipelineError, ServiceError
-from mlflow_ftp.server import Server, ensure_certificate, serve
+from mlflow_ftp.certificate import ensure_certificate
+from mlflow_ftp.server import Server, serve
 
 from workshop.port_owners import find_owners
 from workshop.settings import Settings, get_settings

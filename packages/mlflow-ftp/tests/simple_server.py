@@ -12,14 +12,13 @@ from __future__ import annotations
 import re
 import sys
 
+from mlflow_ftp.compat import TransferHandler
 from pyftpdlib.authorizers import AuthenticationFailed, DummyAuthorizer
 from pyftpdlib.filesystems import AbstractedFS
 from pyftpdlib.handlers import FTPHandler
 from pyftpdlib.servers import FTPServer
 
 port, folder, user, password, *lacks = sys.argv[1:]
-
-
 inside = set()
 
 
@@ -45,7 +44,6 @@ class Files(AbstractedFS):
         """Return the lines of LIST in the server's own form."""
         for line in super().format_list(basedir, listing, ignore_err):
             words = line.decode().rstrip("\r\n").split(maxsplit=7)
-            name = line.decode().rstrip("\r\n")[-len(words[-1]) :]
             mode, size = words[0], words[4]
             name = re.sub(r"^\S+ ", "", words[7], count=1)
             if "odd" in lacks:
@@ -63,6 +61,7 @@ class Handler(FTPHandler):
     unicode_errors = "surrogateescape"
     banner = "Gr\udcfc\udcdfe" if "utf-8" in lacks else "Ready."
     auth_failed_timeout = 0.1
+    dtp_handler, _prot = TransferHandler, False  # pyftpdlib's may end a transfer when another command is refused
     commands = 0
     proto_cmds = {name: rules for name, rules in FTPHandler.proto_cmds.items() if name not in lacks}  # noqa: RUF012
 

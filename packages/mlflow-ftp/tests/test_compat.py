@@ -13,7 +13,7 @@ def test_private_names_of_pyftpdlib_exist():
     lost = [name for name in ("_error",) if f"self.{name}" not in inspect.getsource(SSLConnectionMixin)]
     lost += [
         name
-        for name in ("_closed", "_fileno", "_resp")
+        for name in ("_closed", "_fileno", "_initialized", "_resp")
         if f"self.{name}" not in inspect.getsource(inspect.getmodule(DTPHandler))
     ]
     assert not lost, f"pyftpdlib has lost {lost}: see mlflow_ftp.compat"

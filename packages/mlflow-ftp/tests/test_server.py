@@ -136,6 +136,20 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+def test_transfer_that_is_given_up_does_not_end_another(server):
+    """What comes for a closed data connection is not taken for an event of the next one, which has its number."""
+    (server.artifacts / "whole").write_bytes(b"whole")
+    with contextlib.closing(server.connect()) as one, contextlib.closing(server.connect()) as other:
+        addresses = one.makepasv(), other.makepasv()
+        server.process.send_signal(signal.SIGSTOP)
+        one.putcmd("ABOR")
+        with socket.create_connection(addresses[1], timeout=5) as data, socket.create_connection(addresses[0]):
+            server.process.send_signal(signal.SIGCONT)
+            one.voidresp()
+            other.putcmd("RETR whole")
+            assert data.recv(10) == b"whole"
+
+
 @pytest.mark.privileged
 @pytest.mark.parametrize("size", [60_000_000, 1000], ids=["amid", "at the end"])
 @pytest.mark.parametrize("scheme", ["ftp", "ftps"])

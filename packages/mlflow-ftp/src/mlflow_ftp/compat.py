@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import wait
 
 from OpenSSL import SSL
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler
@@ -26,6 +27,10 @@ class TransferHandler(TLS_DTPHandler):
 
     timeout = 60  # seconds in which nothing moves
     _work: Future[None] | None = None
+
+    def readable(self) -> bool:
+        """Overlook an event of a closed connection that had this one's number: pyftpdlib would close this one, too."""
+        return bool((self.receive or self._initialized or wait([self._fileno], 0)) and super().readable())
 
     def close(self) -> None:
         """Give a whole upload its name before the client hears of its end; serve other clients meanwhile."""

@@ -21,8 +21,6 @@ from mlflow_ftp.compat import TransferHandler
 from mlflow_ftp.names import remove_temporaries
 from mlflow_ftp.uploads import WholeFiles
 
-__all__ = ["Server", "ensure_certificate", "main", "serve"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -90,8 +88,7 @@ def serve(server: Server) -> None:
     ports = server.handler.passive_ports
     logger.info("Passive ports: %d to %d.", ports[0], ports[-1])
     click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
-    # Python handles a signal that comes just before a wait only after it: so limit each wait. The argument `timeout` of
-    # `serve_forever` would delay all that is to be called later.
+    # A signal that comes just before a wait is handled after it: limit each. `serve_forever` delays what is for later.
     server.ioloop.call_every(0.5, lambda: None)
     wait = 0.0
     try:
@@ -103,8 +100,6 @@ def serve(server: Server) -> None:
 
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 _option = functools.partial(click.option, show_envvar=True)
-
-
 SETTINGS = {"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True, "help_option_names": ["-h", "--help"]}
 
 
