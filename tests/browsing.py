@@ -76,4 +76,4 @@ def opened(browser, url: str, width: int = 1280, height: int = 900, **options):
         yield page
     finally:
         context.close()
-    assert not faults
+    assert not faults, faults

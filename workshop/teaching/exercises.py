@@ -412,13 +412,13 @@ def _gain_of_sun(answer: float, theirs: Run, plain: Any) -> None:
     number_of(answer)
     run_id = getattr(getattr(plain, "info", plain), "run_id", plain)
     expect(isinstance(run_id, str), f"`plain` must be what `mlflow.projects.run` returns, and has {kind_of(plain)}.")
-    expect(run_id != theirs.info.run_id, "`plain` and `theirs` are one run: `theirs` has the height of the sun.")
     run = project_run(run_id).data
     expect(run.params.keys() >= PLAIN_FOREST.keys(), "`plain` is a run of another project than `rf`.")
     parameters = PLAIN_FOREST | {"test_fraction": theirs.data.params["test_fraction"]}
     others = [name for name, value in parameters.items() if float(run.params[name]) != float(value)]
     others += ["by_capacity"] * (run.tags.get("target") == "capacity_factor")
     expect(not others, f"`plain` differs from `theirs` in {', '.join(others)}: the task names what to change.")
+    expect(run_id != theirs.info.run_id, "`plain` and `theirs` are one run: `theirs` has the height of the sun.")
     gain = theirs.data.metrics["r2"] - run.metrics["r2"]
     compare(answer, Number(gain, 0.0001, "take the R2 of `theirs` and that of `plain`, as logged.", decimals=3))
 

@@ -59,7 +59,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
             f"Errors by {'day of the week' if steps.IS_DAY else 'hour of the day'}",
             "chart low",
         ),
-        html.Div(by_month, id="by-month", className=by_month_class),
+        html.Div(by_month, id="months-of-residuals", className=by_month_class),
     ]
     hint = f"Means in {figures.UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
     off = f"Predicted minus measured in the period: the median, and the middle half of the {steps.NAMES}."
@@ -114,7 +114,7 @@ def _register_answers(app: Dash, follower: Follower) -> None:
     @app.callback(
         *(Output(name, "figure") for name in FIGURES),
         *(Output(name, "children") for name in ("key-figures", "comparison-weeks")),
-        Output("by-month", "className"),
+        Output("months-of-residuals", "className"),
         Output("comparison-adjustment", "children"),
         *(Output(f"preset-{name}", "active") for name in PRESETS),
         Output("earlier", "disabled"),
