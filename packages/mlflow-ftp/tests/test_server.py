@@ -148,6 +148,7 @@ def test_transfer_that_is_given_up_does_not_end_another(server):
             one.voidresp()
             other.putcmd("RETR whole")
             assert data.recv(10) == b"whole"
+    (server.artifacts / "whole").unlink()
 
 
 @pytest.mark.privileged
