@@ -153,8 +153,7 @@ def test_chapters_share_their_headings(chapter):
     """What, before, time, steps, take-away, and a link to what comes next."""
     text = (ROOT / chapter / "README.md").read_text()
     assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE) == HEADINGS
-    following = dict(zip(CHAPTERS, [*CHAPTERS[1:], ""], strict=True))[chapter]
-    assert (following or "README") in text.rstrip().splitlines()[-1]
+    assert dict(zip(CHAPTERS, [*CHAPTERS[1:], "README"], strict=True))[chapter] in text.rstrip().splitlines()[-1]
 
 
 def test_readme_tree_names_what_is_there():

@@ -16,6 +16,7 @@ from workplace import BIN, PERSON, ROOT, clean_environment, git, run_program, ta
 pytestmark = pytest.mark.walk
 
 PAGE = (ROOT / "4_pipeline" / "take_it_home.md").read_text()
+[CHANGES] = map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
