@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.nodes import Node
 
 from forecast import problem
 from forecast.errors import ParameterError
-from forecast.quantities import YearEnds
+from forecast.quantities import Quantity, YearEnds
 
 FILE = "params.yaml"
 MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 300
@@ -47,37 +48,56 @@ def _mapping(name: str, kind: Any, keys: Iterable[str]) -> Any:
     return create_model(name, __base__=Section, **fields)
 
 
+def _check_format(text: str) -> str:
+    """Return a format of times that names the day in one way; raise ValueError for any other."""
+    import pandas as pd  # takes half a second
+
+    if "%Z" in text:
+        raise ValueError(
+            f"%Z in {text!r}: names such as CEST are no offsets; write +02:00 (%z), or no name and set zone"
+        )
+    if ("%I" in text) != ("%p" in text):
+        raise ValueError(f"{text!r}: %I (1 to 12) and %p (AM or PM) need one another; %H is 0 to 23")
+    day = pd.Timestamp("2023-05-16", tz="UTC")
+    try:
+        is_day = "%" in text and pd.to_datetime(day.strftime(text), format=text, utc=True) == day
+    except Exception as error:  # noqa: BLE001 - a directive that occurs twice is an error of regular expressions
+        raise ValueError(f"{text!r}: {error}") from None
+    if not is_day:
+        raise ValueError(f"{text!r} names no day: %Y, %m and %d do; or %Y and %j; or %G, %V and %u; or %Y, %W and %a")
+    return text
+
+
 class TimeColumn(Section):
     """The column of times."""
 
     column: str
     zone: str | None = Field(None, description="of times without an offset: UTC, Europe/Berlin, or +01:00")
-    format: str | None = Field(
+    format: Annotated[str, AfterValidator(_check_format)] | None = Field(
         None,
         pattern=r"^([^%]|%[aAbBdfGHIjmMpSuUVwWyYzZ%])+$",
         description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601",
     )
     stamp: Literal["start", "end"] = Field("start", description="of the step; times 01:00 to 24:00 are ends")
 
-    @field_validator("format")
-    @classmethod
-    def _has_one_reading(cls, text: str | None) -> str | None:
-        if text and "%Z" in text:
-            raise ValueError(
-                f"%Z in {text!r}: a name such as CEST is no offset; write +02:00 (%z), or no name and set zone"
-            )
-        if text and ("%I" in text) != ("%p" in text):
-            raise ValueError(f"{text!r}: %I (1 to 12) and %p (AM or PM) need one another; %H is 0 to 23")
-        return text
+
+def _check_unit(quantity: Quantity, unit: str) -> str:
+    """Return a unit that can be converted to that of a quantity; for the same one pint is not imported."""
+    if unit != quantity.unit:
+        quantity.conversion(unit, of_days=problem.STEP == "D")
+    return unit
 
 
 def _columns() -> Any:
     """Return the class of the columns of an own file; by default each has its own name, in its own unit."""
     fields: dict[str, Any] = {}
     for name, quantity in QUANTITIES.items():
-        unit: Any = Literal[*quantity.units]
-        column: Any = create_model(name, __base__=Section, column=(str, ...), unit=(unit, ...))
-        default = {"column": name, "unit": next(iter(quantity.units))}
+        unit: Any = Annotated[str, AfterValidator(partial(_check_unit, quantity))]
+        about = Field(
+            description=f"of the dimension of {quantity.unit or 'a number'}, or its amount in a step; pint reads it"
+        )
+        column: Any = create_model(name, __base__=Section, column=(str, ...), unit=(unit, about))
+        default = {"column": name, "unit": quantity.unit}
         fields[name] = column, column.model_validate(default)
     return create_model("Columns", __base__=Section, **fields)
 

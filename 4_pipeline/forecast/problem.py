@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from forecast.quantities import POWER, RADIATION, SPEED, TEMPERATURE, Driver, Input, Slider, Target, YearEnds
+from forecast.quantities import Driver, Input, Slider, Target, YearEnds
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -26,8 +26,8 @@ MIDDLE = (51.0, 10.4)  # of the region, degrees north and east: where the sun is
 # Colours: Okabe and Ito's, which can be told apart with any kind of colour blindness: https://jfly.uni-koeln.de/color/
 TARGETS = (
     Target(
-        "solar_GW", "Solar", "GW", POWER, (0, 200), (0.01, 100), "DE_solar_generation_actual",
-        words="solar power", colour="#E69F00", plants="solar plants", by_day=True,
+        "solar_GW", "Solar", "GW", (0, 200), (0.01, 100), "DE_solar_generation_actual",
+        key="solar", words="solar power", colour="#E69F00", plants="solar plants", by_day=True,
         # Diffuse: 0.27 to 0.29 in the sample, 0.5 in its darkest month; 0.7 when the two are exchanged. Lag: -0.1 to
         # 0.0 h in the sample; an hour where the clocks of two files differ.
         driver=Driver(
@@ -36,8 +36,8 @@ TARGETS = (
         ),
     ),
     Target(
-        "wind_GW", "Wind", "GW", POWER, (0, 200), (0.01, 100), "DE_wind_generation_actual",
-        words="wind power", colour="#0072B2", plants="wind turbines",
+        "wind_GW", "Wind", "GW", (0, 200), (0.01, 100), "DE_wind_generation_actual",
+        key="wind", words="wind power", colour="#0072B2", plants="wind turbines",
         # Half power: 4.7 to 4.8 m/s in the sample; forests have less, the open sea more. Knots for m/s make it 9, the
         # reverse 2.5. Lag: -0.1 to 0.1 h in the sample; a front takes hours to cross a country.
         driver=Driver("wind speed", ("windspeed",), "m/s", alike=(0.25, 0), at_half=(3, 8), lag_hours=(-3, 3)),
@@ -45,20 +45,20 @@ TARGETS = (
 )  # fmt: skip
 INPUTS = (
     Input(
-        "windspeed", "Wind speed", "m/s", SPEED, (0, 60), (1, 10), "DE_windspeed_10m",
+        "windspeed", "Wind speed", "m/s", (0, 60), (1, 10), "DE_windspeed_10m",
         meaning="wind speed at 10 m", slider=Slider(0, 16, 0.1, 5.0),
     ),
     Input(
-        "temperature", "Temperature", "°C", TEMPERATURE, (-40, 50), (-10, 30), "DE_temperature",
+        "temperature", "Temperature", "°C", (-40, 50), (-10, 30), "DE_temperature",
         meaning="temperature at 2 m", slider=Slider(-20, 40, 0.5, 12.0),
     ),
     Input(
-        "rad_horizontal", "Direct radiation", "W/m²", RADIATION, (0, 1400), (20, 300),
+        "rad_horizontal", "Direct radiation", "W/m²", (0, 1400), (20, 300),
         "DE_radiation_direct_horizontal", zero_hours=24 * 14,  # under clouds
         meaning="direct radiation on the horizontal", slider=Slider(0, 850, 5, 250),
     ),
     Input(
-        "rad_diffuse", "Diffuse radiation", "W/m²", RADIATION, (0, 1400), (20, 150),
+        "rad_diffuse", "Diffuse radiation", "W/m²", (0, 1400), (20, 150),
         "DE_radiation_diffuse_horizontal",
         meaning="diffuse radiation", slider=Slider(0, 520, 5, 120),
     ),

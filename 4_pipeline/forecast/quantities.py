@@ -5,22 +5,16 @@ Values are means, or counts, of the step (`problem.STEP`) that begins at the tim
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
+from typing import Any
 
-# Units of a quantity, ours first. A value in our unit is value * first / second + third, written so that whole numbers
-# stay exact. Energies (Wh, J) are those of an hour: `schema.convert` takes the step's length into account.
-Units = dict[str, tuple[float, float, float]]
-POWER: Units = {"GW": (1, 1, 0), "MW": (1, 1000, 0), "kW": (1, 10**6, 0), "W": (1, 10**9, 0)}
-POWER |= {f"{unit}h": factors for unit, factors in POWER.items()}
-SPEED: Units = {"m/s": (1, 1, 0), "kn": (1852, 3600, 0), "mph": (0.44704, 1, 0), "km/h": (1, 3.6, 0)}
-TEMPERATURE: Units = {"C": (1, 1, 0), "K": (1, 1, -273.15), "F": (5, 9, -160 / 9)}
-RADIATION: Units = {
-    "W/m2": (1, 1, 0), "Wh/m2": (1, 1, 0), "kJ/m2": (1, 3.6, 0), "kW/m2": (1000, 1, 0), "kWh/m2": (1000, 1, 0),
-    "MJ/m2": (10**6, 3600, 0), "J/m2": (1, 3600, 0),
-}  # fmt: skip
+from forecast.errors import ParameterError
 
-NUMBER: Units = {"number": (1, 1, 0)}  # of categories and flags
+SPELLINGS = {"C": "degC", "F": "degF", "number": ""}  # to pint C and F are coulomb and farad
 
 # By target, in its unit, and by year: as text, which JSON and models keep as it is.
 YearEnds = dict[str, dict[str, float]]
@@ -42,18 +36,43 @@ class Quantity:
 
     ``possible`` is what a country's mean or sum can be: anything else is an error. A mean beyond ``usual`` is possible,
     but often another unit; zero for more than ``zero_hours`` (and seven steps) in a row is unusual, too. A category or
-    a flag, such as the day of the week, has None for both. ``units`` are those that an own file may use, ``unit`` is
-    ours as people write it. ``opsd`` is its column in the files of Open Power System Data.
+    a flag, such as the day of the week, has None for both. pint reads ``unit``; ``new_unit`` is a part that it does not
+    know, such as a count or a currency. ``opsd`` is its column in the files of Open Power System Data.
     """
 
     name: str
     title: str
     unit: str
-    units: Units
     possible: tuple[float, float]
     usual: tuple[float, float] | None
     opsd: str = ""
     zero_hours: int | None = 24
+    new_unit: str = ""
+
+    def conversion(self, unit: str, *, of_days: bool) -> tuple[Fraction, Fraction, int]:
+        """Return the factor, the offset and the exponent of (value * factor + offset) * hours**exponent.
+
+        That is a value of ``unit`` in its unit; the hours are the length of the step. The exponent is 0 for a unit of
+        the same dimension, and -1 for the amount of a step, such as kWh for GW. If the steps are days, a unit per day
+        is the amount of that day, whatever its length: then the exponent of a rate is 1. Raises ParameterError for any
+        other dimension.
+        """
+        registry, parsed = _registry(self.new_unit), [_parse(each, self.new_unit) for each in (unit, self.unit)]
+        is_daily = [of_days and ("day", -1) in registry.Quantity(1, each).unit_items() for each in parsed]
+        theirs, ours = (each * registry.day if daily else each for each, daily in zip(parsed, is_daily, strict=True))
+        for exponent in (0, -1, 1)[: 2 + is_daily[1]]:
+            amount = theirs * registry.hour**exponent
+            if amount.dimensionality == ours.dimensionality:
+                with contextlib.suppress(TypeError):
+                    zero, one = (registry.Quantity(Fraction(value), amount).to(ours).magnitude for value in (0, 1))
+                    if not (exponent and zero):
+                        return one - zero, zero, exponent
+        raise ParameterError(
+            f"The unit {unit!r} cannot be converted to that of {self.name}.",
+            value=f"{unit}: {_dimension(parsed[0])}",
+            expected=f"{self.unit}: {_dimension(parsed[1])}; or its amount in a step",
+            next_step="correct the unit of that column: fetch.csv.columns in params.yaml",
+        )
 
     @property
     def label(self) -> str:
@@ -84,31 +103,32 @@ class Driver:
 class Target(Quantity):
     """A quantity to predict: its name in a sentence (``words``), its colour in figures, and the weather that drives it.
 
-    Its unit is any, and no prediction is below what is possible. ``plants`` is what its installed capacity counts, if
-    it is divided by that. With ``by_day`` it is zero while the sun is down: the gate has a rule for that, and
-    the band counts the hours of daylight alone.
+    ``key`` stands for it in the names of scores and limits, by default its name. No prediction is below what is
+    possible. ``plants`` is what its installed capacity counts, if it is divided by that. With ``by_day`` it is zero
+    while the sun is down: the gate has a rule for that, and the band counts the hours of daylight alone.
     """
 
     words: str = field(kw_only=True)
     colour: str = field(kw_only=True)
     driver: Driver = field(kw_only=True)
+    key: str = field(default="", kw_only=True)
     plants: str = ""
     by_day: bool = False
 
-    @property
-    def key(self) -> str:
-        """Its name without the unit, as in the names of scores and parameters: `solar` of `solar_GW`."""
-        return self.name.removesuffix(f"_{self.unit}") or self.name
-
-    @property
-    def rate(self) -> str:
-        """Of what time it is a rate: `h` for power and bikes/h, `d` for bikes/d, `15min`; empty if of none."""
-        return "h" if self.units is POWER else "".join(re.findall(r"/(h|d|\d+min)$", self.unit))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.name)
 
     @property
     def sum_unit(self) -> str:
         """The unit of its sum over time: GWh of GW, bikes of bikes/h; empty if that means nothing."""
-        return f"{self.unit}h" if self.units is POWER else self.unit.removesuffix(f"/{self.rate}") if self.rate else ""
+        unit, second, watt = (_parse(each, self.new_unit) for each in (self.unit, "s", "W"))
+        is_power = unit.dimensionality == watt.dimensionality
+        for text in (f"{self.unit}h" * is_power, self.unit.rpartition("/")[0]):
+            with contextlib.suppress(ParameterError):
+                amount = _parse(text, self.new_unit)
+                if amount.dimensionality == (unit * second).dimensionality and amount != unit * second:
+                    return text
+        return ""
 
     def metric(self, measure: str) -> str:
         """Return the name of one of its scores: `bias_solar_percent` of `bias_percent`."""
@@ -122,3 +142,36 @@ class Input(Quantity):
 
     meaning: str = field(kw_only=True)
     slider: Slider = field(kw_only=True)
+
+
+# -- units -------------------------------------------------------------------------------------------------------------
+@cache
+def _registry(new_unit: str) -> Any:
+    import pint  # takes half a second
+
+    # Fractions keep whole numbers exact; pint takes m2 only as m**2.
+    powers = [lambda text: re.sub(r"(?<=[A-Za-z])(?=\d)", "**", text)]
+    registry = pint.UnitRegistry(non_int_type=Fraction, preprocessors=powers)
+    if new_unit:
+        registry.define(f"{new_unit} = [{new_unit}]")
+    return registry
+
+
+@cache
+def _parse(text: str, new_unit: str) -> Any:
+    """Return a unit as pint's; raise ParameterError for one that it does not know."""
+    try:
+        return _registry(new_unit).parse_units(SPELLINGS.get(text, text))
+    except Exception:  # noqa: BLE001 - pint's, and those of Python's tokenizer
+        raise ParameterError(
+            "This unit is not known.",
+            value=repr(text),
+            expected="a unit of pint, such as MW, kWh, km/h, J/cm2 or m3/h, in its letters",
+            next_step="correct it; for a count or a currency set new_unit of that quantity in forecast/problem.py",
+        ) from None
+
+
+def _dimension(unit: Any) -> str:
+    """Return a dimension for people: `[length]**2 [mass] [time]**-3`."""
+    factors = (name + f"**{power}" * (power != 1) for name, power in unit.dimensionality.items())
+    return " ".join(factors) or "a number"

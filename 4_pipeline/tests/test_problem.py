@@ -22,11 +22,10 @@ def test_names_differ():
 
 @pytest.mark.parametrize("quantity", schema.QUANTITIES.values(), ids=lambda each: each.name)
 def test_ranges_and_units_of_a_quantity_fit_together(quantity):
-    """What is usual, and a slider, are within what is possible; the first unit is ours."""
-    (low, high), (factor, divisor, offset) = quantity.possible, next(iter(quantity.units.values()))
-    first, last = quantity.usual or quantity.possible
+    """What is usual, and a slider, are within what is possible; pint reads the unit."""
+    (low, high), (first, last) = quantity.possible, quantity.usual or quantity.possible
     assert low <= first < last <= high
-    assert (factor / divisor, offset) == (1, 0)
+    assert quantity.conversion(quantity.unit, of_days=False) == (1, 0, 0)
     if quantity.name in INPUTS:
         slider = quantity.slider
         assert low <= slider.low <= slider.first <= slider.high <= high

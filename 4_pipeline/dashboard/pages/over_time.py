@@ -76,7 +76,7 @@ def _row(quality: Quality) -> list:
     return [
         quality.target.title,
         html.Span(quality.state, className=f"state {quality.state}"),
-        quality.in_words.removeprefix(f"{quality.target.key} "),
+        quality.in_words.removeprefix(f"{quality.target.words} "),
         f"{quality.mae:.2f} {unit}",
         _percent(quality.nmae_percent, 1),
         _percent(100 * quality.inside),

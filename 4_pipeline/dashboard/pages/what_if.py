@@ -17,7 +17,6 @@ from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html
 from forecast import problem
 from forecast.errors import PipelineError
 from forecast.problem import Slider
-from forecast.quantities import RADIATION
 from forecast.show import figures
 from forecast.table import features, steps
 from forecast.table.schema import FEATURES, TARGETS, UNITS
@@ -29,7 +28,7 @@ from ..predictions import Champion, Prediction
 PATH, TITLE = "/what-if", "What if"
 SELDOM = 0.005  # of the learned hours: what fewer of them had is hardly seen
 SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; what there may be more, as the sun is higher elsewhere in the region
-LIGHT = [each.name for each in problem.INPUTS if each.units is RADIATION]
+LIGHT = [each.name for each in problem.INPUTS if each.unit == "W/m²"]
 POINTS = 33  # values of an input that a curve is drawn through
 ALIKE = 0.1  # of a slider's range, by which the other inputs of hours like the chosen one differ at most
 FEW, FEW_SHARE = 10, 0.01  # hours like that, or the share of them, beyond the dark part on either side

@@ -23,6 +23,9 @@ from forecast.table.reading import Table
 from forecast.table.schema import STAMP
 
 logger = logging.getLogger(__name__)
+SCRIPT = "by a script in own/ (see own/README.md)"
+JOIN = "if the hour or the quarter is in another column than the date, join both"
+LASTING = 10  # so many rows that are as far apart are a step of their own, and no gaps
 # The columns of each quantity in the files of Open Power System Data, and of the sample.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
@@ -115,14 +118,14 @@ class Part(NamedTuple):
 
 def _cure(step: pd.Timedelta) -> str:
     """Return what to do about rows that are ``step`` apart."""
-    script = "by a script in own/ (see own/README.md)"
-    if step.round("s") == steps.LENGTH:
-        return f"round the times to full {steps.NAMES}, {script}"
+    if abs(step - steps.LENGTH) < steps.LENGTH / 10:
+        return f"round the times to full {steps.NAMES}, {SCRIPT}"
     name = {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
     cures = {
         f'set STEP = "{name}" in forecast/problem.py': not steps.DAY % step,
-        f'make means, such as table.resample("{steps.STEP}").mean(), {script}': step < steps.LENGTH or steps.DAY % step,
-        f"if date and time are in two columns, join them, {script}": step == steps.DAY,
+        f'make means, such as table.resample("{steps.STEP}").mean(), {SCRIPT}': step < steps.LENGTH,
+        f"{JOIN}, {SCRIPT}": step == steps.DAY,
+        f"use a file of {steps.OFTEN} values: none can be made of these": step > steps.LENGTH and steps.DAY % step,
     }
     return "; or ".join(cure for cure, helps in cures.items() if helps)
 
@@ -133,7 +136,18 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
     every = frame["utc_timestamp"]
     within = frame[(every >= grid[0]) & (every < steps.starts(Series(grid[-1:]), later=1)[0])]
     stamps = within["utc_timestamp"]
+    _require_one_row(within, path)
     apart = steps.local(stamps).dt.tz_localize(None).drop_duplicates().sort_values().diff().dropna()
+    runs_of = apart.ne(apart.shift()).cumsum()
+    lasting = apart[runs_of.map(runs_of.value_counts()) >= LASTING].drop_duplicates()
+    if len(lasting) > 1:
+        first, later = (f"{distance / steps.HOUR:.7g} h" for distance in lasting.iloc[:2])
+        raise DataError(
+            f"{path}, line {lasting.index[1]}: the rows were {first} apart, and are {later} apart from here on.",
+            value=f"{stamps[lasting.index[1]]:{STAMP}}",
+            expected=f"a row {steps.ONE}",
+            next_step=f"make two files of it, and use one; or make means over the longer step, {SCRIPT}",
+        )
     if len(apart) > 1 and (step := apart.mode()[0]) != steps.LENGTH:
         raise DataError(
             f"{path}: the rows are {step / steps.HOUR:.7g} hours apart.",
@@ -147,7 +161,7 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
         raise DataError(
             f"{path}, line {odd.index[0]}, column {column}: not a full {steps.NAME}.",
             value=f"{odd.iloc[0]:{STAMP}}",
-            next_step=f"use the file of {steps.OFTEN} values",
+            next_step=f"correct or leave out such lines; or round the times to full {steps.NAMES}, {SCRIPT}",
         )
     again = stamps.duplicated()
     next_step = f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an"
@@ -156,6 +170,22 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
     unordered = int((every < every.cummax()).sum())
     counts = {"rows": len(every), "outside_years": len(every) - len(within), "unordered": unordered}
     return Part(within[~again].set_index("utc_timestamp"), stamps[again], counts)
+
+
+def _require_one_row(rows: DataFrame, path: Path) -> None:
+    """Raise DataError if most times have several rows, which are no copies of one another."""
+    distinct = rows.drop_duplicates()["utc_timestamp"]
+    often = distinct.value_counts()
+    if not (often > 1).mean() > 0.5:
+        return
+    has_clock = (often.index.sort_values().diff()[1:] < 23 * steps.HOUR).any()
+    cure = f"add them up, or keep one of them, {SCRIPT}"
+    raise DataError(
+        f"{path}: {often.mode()[0]} rows {steps.ONE}, with other values.",
+        value=", ".join(f"line {line}" for line in distinct.index[distinct == often.index[0]][:4]),
+        expected=f"a row {steps.ONE}",
+        next_step=cure if has_clock else f"{JOIN}, and set STEP in forecast/problem.py; otherwise {cure}",
+    )
 
 
 def join(parts: Mapping[str, Part], grid: DatetimeIndex) -> DataFrame:

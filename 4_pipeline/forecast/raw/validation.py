@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +13,11 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from forecast import problem
+from forecast.errors import ParameterError
 from forecast.quantities import Target
 from forecast.raw import prepare
 from forecast.table import features, steps
-from forecast.table.schema import CONVERSIONS, FEATURES, QUANTITIES, TARGETS, UNITS, USUAL_MEANS, convert
+from forecast.table.schema import FEATURES, QUANTITIES, TARGETS, UNITS, USUAL_MEANS, convert
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,10 @@ HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; statistics that count late may
 SUMMER = range(4, 11)  # the months of summer time
 MAX_LAG = round(12 / steps.HOURS)
 
+# In which columns often are by mistake.
+OTHER_UNITS = (
+    "GW", "MW", "kW", "W", "m/s", "kn", "mph", "km/h", "C", "K", "F", "W/m2", "kW/m2", "kJ/m2", "MJ/m2", "J/m2",
+)  # fmt: skip
 SHOWN = 4  # places that a check names; the rest are counted
 
 
@@ -221,7 +227,7 @@ def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]
     if rows.empty:
         return
     before, now = (by_year[name].mean()[rows.index] for name in pairs)
-    kelvin = UNITS[column] == "°C"
+    kelvin = UNITS[column] in ("°C", "K")  # a share of such a value means nothing
     limit, unit = (MAX_CHANGE_KELVIN, "K") if kelvin else (MAX_CHANGE, "%")
     change = now - before if kelvin else 100 * (now - before) / before.clip(lower=1e-9)
     limits = (limit / np.sqrt((rows / WHOLE_YEAR).clip(upper=1))).round(1)
@@ -236,7 +242,10 @@ def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]
 def _another_unit(values: Series, column: str, usual: tuple[float, float]) -> str:
     """Return the question whether unusual values are of another unit, with the units in which they would be usual."""
     beyond = values[~values.between(*usual)]
-    fitting = [unit for unit in CONVERSIONS[column] if convert(beyond, column, unit).between(*usual).all()]
+    fitting = []
+    for unit in OTHER_UNITS:
+        with contextlib.suppress(ParameterError):  # of another dimension
+            fitting += [unit] * bool(convert(beyond, column, unit).between(*usual).all())
     return "another unit?" + (f" It would be usual in {' or '.join(fitting)}" if fitting else "")
 
 

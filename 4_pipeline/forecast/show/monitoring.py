@@ -86,12 +86,12 @@ class Quality:
 
     @property
     def in_words(self) -> str:
-        """Its mean error as a part of a sentence: `wind 1.45 GW (15 %) too low`."""
+        """Its mean error as a part of a sentence: `wind power 1.45 GW (15 %) too low`."""
         if abs(self.bias) < 0.005:
-            return f"{self.target.key} right in the mean"
+            return f"{self.target.words} right in the mean"
         percent = "" if math.isnan(self.bias_percent) else f" ({abs(self.bias_percent):.0f} %)"
         direction = "low" if self.bias < 0 else "high"
-        return f"{self.target.key} {abs(self.bias):.2f} {self.target.unit}{percent} too {direction}"
+        return f"{self.target.words} {abs(self.bias):.2f} {self.target.unit}{percent} too {direction}"
 
 
 def baselines(frame: pd.DataFrame, learned_until: str | None) -> dict[str, pd.DataFrame]:

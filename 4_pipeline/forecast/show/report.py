@@ -23,7 +23,7 @@ from forecast.quantities import Target
 from forecast.show import monitoring
 from forecast.show.figures import INK, MEASURED
 from forecast.show.monitoring import Quality
-from forecast.table import features, split, steps
+from forecast.table import features, schema, split, steps
 from forecast.table.origin import Origin, origin_of
 from forecast.table.schema import FEATURES, TARGETS
 
@@ -41,7 +41,6 @@ ABOUT_TIMES = (
 NAMED = "%a %-d %b", ", %H:%M"  # how a step is written
 THIS_WEEK, EIGHT_WEEKS = "This week", "The last eight weeks"
 WEATHER = problem.INPUTS[:2]  # of which the table of days shows the means
-AMOUNTS = {target.name: "sum" if target.sum_unit else "mean" for target in problem.TARGETS}  # of a week
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class Week:
 
     def amounts(self, values: Series, target: Target) -> Series:
         """Return what each step adds to the target's sum over time, or its value where a sum means nothing."""
-        return steps.amounts(values, self.hours["utc_timestamp"], target.rate) if target.sum_unit else values
+        return schema.amounts(values, target.name, self.hours["utc_timestamp"]) if target.sum_unit else values
 
 
 @dataclass(frozen=True)
@@ -304,7 +303,7 @@ def totals(evidence: ReportData, week: Week) -> DataFrame:
     known = qualities(evidence, week).get(THIS_WEEK, [None] * len(TARGETS))
     rows = {}
     for target, quality in zip(problem.TARGETS, known, strict=True):
-        unit, how = target.sum_unit or target.unit, AMOUNTS[target.name]
+        unit, how = target.sum_unit or target.unit, "sum" if target.sum_unit else "mean"
         row = {"Actual": f"{week.amounts(week.hours[target.name], target).agg(how):,.0f} {unit}"}
         if week.predicted is not None and quality:
             row["Predicted"] = f"{week.amounts(week.predicted[target.name], target).agg(how):,.0f} {unit}"
@@ -318,14 +317,14 @@ def totals(evidence: ReportData, week: Week) -> DataFrame:
 
 
 def by_day(week: Week) -> DataFrame:
-    """Return a row for each day of a week: the targets by `AMOUNTS`, also as predicted, and the mean weather."""
+    """Return a row for each day of a week: the targets as sums or means, also as predicted, and the mean weather."""
     day, columns = steps.local(week.hours["utc_timestamp"]).dt.tz_localize(None).dt.normalize(), list[Series]()
     for target in problem.TARGETS:
         values = {f"{target.title}, {target.sum_unit or target.unit}": week.hours[target.name]}
         if week.predicted is not None:
             values["Predicted"] = week.predicted[target.name]
         for title, value in values.items():
-            amounts = week.amounts(value, target).groupby(day).agg(AMOUNTS[target.name])
+            amounts = week.amounts(value, target).groupby(day).agg("sum" if target.sum_unit else "mean")
             columns.append(amounts.map("{:,.1f}".format).rename(title))
     for each in WEATHER:
         form = partial(signed, digits=1) if each.possible[0] < 0 else "{:,.1f}".format

@@ -223,7 +223,7 @@ def require_columns(present: Iterable[str], columns: Sequence[str], name: str, n
         return
     small = {column.casefold(): column for column in present}  # windspeed is meant by WINDSPEED
     nearest = {column: difflib.get_close_matches(column.casefold(), small, n=1, cutoff=0.5) for column in missing}
-    hints = [f"{column} (nearest: {small[near[0]]})" if near else column for column, near in nearest.items()]
+    hints = [f"{column} (nearest: {small[near[0]]!r})" if near else column for column, near in nearest.items()]
     raise DataError(
         f"{name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(hints)}.",
         value=(", ".join(present[:12])[:300] or "no columns") + (", ..." if len(present) > 12 else ""),
@@ -286,6 +286,8 @@ def _find_keys(wrong: Series, decimal: str) -> str | None:
             return f"the file writes numbers in another form: for an own file, set {named} in params.yaml (fetch.csv)"
     mark = f"{wrong.iloc[0].strip()!r}"
     step = f"if {mark} stands for no value in an own file, set no_value: [{mark}] in params.yaml (fetch.csv)"
+    if wrong.nunique() > 1:
+        step = f"write a number for each name of a category (as Visitors in another_problem.md does); {step}"
     return None if len(numeric) else step
 
 

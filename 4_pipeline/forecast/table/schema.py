@@ -29,7 +29,6 @@ RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
 USUAL_MEANS = {name: quantity.usual for name, quantity in QUANTITIES.items() if quantity.usual}
 # Columns that a table may have besides: the capacity installed in its steps, with unit and range of the target.
 CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
-CONVERSIONS = {name: quantity.units for name, quantity in QUANTITIES.items()}
 A_DAY = timedelta(days=1)  # by which this machine's clock may be late
 SHOWN = 5  # faults that an error names; the rest are counted
 
@@ -125,16 +124,20 @@ def _faults(cases: DataFrame, frame: DataFrame, theirs: Mapping[str, str] | None
     return len(cases), faults
 
 
-def is_energy(unit: str) -> bool:
-    """Tell whether a unit is one of energy, such as kWh or MJ/m2."""
-    return unit.partition("/")[0].endswith(("Wh", "J"))
+def convert(values: Series, column: str, unit: str, hours: Series | float = steps.HOURS) -> Series:
+    """Return ``values`` of ``unit`` in the unit of ``column``; ``hours`` is the length of each step.
+
+    Raises ParameterError for a unit of another dimension (`Quantity.conversion`).
+    """
+    factor, offset, exponent = QUANTITIES[column].conversion(unit, of_days=steps.IS_DAY)
+    converted = values * factor.numerator / factor.denominator + float(offset)
+    return converted * hours**exponent if exponent else converted
 
 
-def convert(values: Series, column: str, unit: str) -> Series:
-    """Return ``values`` of ``unit`` in the unit of ``column`` (`UNITS`); an energy is that of a step."""
-    factor, divisor, offset = CONVERSIONS[column][unit]
-    divisor *= steps.HOURS if is_energy(unit) else 1
-    return values * factor / divisor + offset
+def amounts(values: Series, column: str, stamps: Series) -> Series:
+    """Return what each step adds to a target's sum over time, in its `sum_unit`: GWh of GW."""
+    factor, _, exponent = QUANTITIES[column].conversion(QUANTITIES[column].sum_unit, of_days=steps.IS_DAY)
+    return values * factor.denominator / factor.numerator * (steps.hours(stamps) ** -exponent if exponent else 1)
 
 
 def read(path: Path | str) -> DataFrame:

@@ -80,12 +80,6 @@ def hours(stamps: Series) -> Series:
     return (starts(stamps, later=1) - stamps) / HOUR
 
 
-def amounts(values: Series, stamps: Series, rate: str) -> Series:
-    """Return what a rate makes of each step: GWh of GW, whose ``rate`` is `h`; of a count a step that count."""
-    length = Timedelta(rate if rate[0].isdigit() else f"1{rate}") / HOUR
-    return values if rate in (STEP, STEP.lower()) else values * hours(stamps) / length
-
-
 def date(stamp: Timestamp | str) -> str:
     """Return the day that a step is in, for people: `31 Dec 2016`."""
     return f"{Timestamp(stamp).tz_convert(CALENDAR):%d %b %Y}"

@@ -101,15 +101,28 @@ def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
     [
         (
             columns(solar_GW={"column": "PV"}),
-            ["columns.solar_GW.unit is missing", "one of ['GW', 'MW', 'kW', 'W', 'GWh'"],
+            ["columns.solar_GW.unit is missing", "pint", "dimension of GW"],
         ),
-        (columns(solar_GW=PV | {"unit": "TWh"}), ["columns.solar_GW.unit is not allowed", "'TWh'", "one of ['GW',"]),
+        (columns(solar_GW=PV | {"unit": "km"}), ["'km'", "solar_GW", "[length]", "fetch.csv.columns"]),
+        (columns(solar_GW=PV | {"unit": "Mw"}), ["'Mw'", "not known", "in its letters"]),
         (columns(solar_GW=PV | {"units": "MW"}), ["units is unknown", "Did you mean `unit`?", ": column, unit\n"]),
         (columns(solar_MW=PV), ["csv.columns.solar_MW is unknown", "Did you mean `solar_GW`?", "wind_GW, windspeed"]),
         ({"time": {"column": "Zeit", "format": "%d.%Q"}}, ["csv.time.format is not allowed", "%d.%m.%Y %H:%M"]),
         ({"time": {"column": "Zeit", "format": "%d.%m.%Y %H:%M %Z"}}, ["csv.time.format", "CEST", "set zone"]),
         ({"time": {"column": "Zeit", "format": "%d.%m.%Y %H:%M %p"}}, ["csv.time.format", "%I", "%H is 0 to 23"]),
         ({"time": {"column": "Zeit", "format": "%d.%m.%Y %I:%M"}}, ["csv.time.format", "%p (AM or PM)"]),
+        *(
+            ({"time": {"column": "Zeit", "format": form}}, ["csv.time.format is not allowed", form, word])
+            for form, word in [
+                ("mixed", "%Y, %m and %d"),
+                ("ISO8601", "%d"),
+                ("%d.%m.", "%Y"),
+                ("%Y-%W", "%W"),
+                ("%m/%Y", "%d"),
+            ]
+        ),
+        ({"time": {"column": "Zeit", "format": "%Y-W%V-%u"}}, ["'%V' is incompatible", "'%G'"]),
+        ({"time": {"column": "Zeit", "format": "%Y-%Y"}}, ["'%Y-%Y'", "redefinition"]),
         ({"thousands": "."}, ["the mark '.' for both decimal and thousands"]),
         ({"time": {"column": "Zeit", "stamp": "middle"}}, ["csv.time.stamp is not allowed", "one of ['start', 'end']"]),
         ({"capacity": {2018: {"solar_GW": 0}}}, ["csv.capacity.2018.solar_GW", "number, above 0"]),

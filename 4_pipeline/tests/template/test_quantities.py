@@ -1,31 +1,73 @@
-"""The terms of a problem: names that follow from a target's name and unit."""
+"""The units of a quantity: what pint's dimensions say of a rate, of the amount of a step, and of a sum."""
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
+from forecast.errors import ParameterError
 from forecast.problem import TARGETS
-from forecast.quantities import POWER
+
+
+def quantity(unit: str, new_unit: str = ""):
+    """A target in this unit, of which pint does not know a part."""
+    return replace(TARGETS[0], name="amount", key="", unit=unit, new_unit=new_unit)
+
+
+def test_key_of_a_target_is_its_name_by_default():
+    """It names scores and limits."""
+    assert [target.key for target in (TARGETS[0], quantity("MWh/d"))] == ["solar", "amount"]
+    assert quantity("MWh/d").metric("bias_percent") == "bias_amount_percent"
 
 
 @pytest.mark.parametrize(
-    ("name", "unit", "key"),
+    ("unit", "sum_unit"),
+    [("GW", "GWh"), ("kW", "kWh"), ("bikes/h", "bikes"), ("MWh/d", "MWh"), ("m3/h", "m3"), ("mm/d", "mm"), ("°C", ""),
+     ("m/s", ""), ("W/m²", ""), ("EUR/MWh", ""), ("%", ""), ("", "")],
+)  # fmt: skip
+def test_sum_over_time_has_a_unit_of_its_own(unit, sum_unit):
+    """Power adds up to energy and a rate to a count; a sum of temperatures, speeds or prices means nothing."""
+    new_unit = next((name for name in ("bikes", "EUR") if name in unit), "")
+    assert quantity(unit, new_unit).sum_unit == sum_unit
+
+
+@pytest.mark.parametrize(
+    ("unit", "ours", "value", "expected", "exponent", "of_day"),
     [
-        ("solar_GW", "GW", "solar"), ("bikes", "bikes", "bikes"), ("load", "GW", "load"), ("load_MW", "MW", "load"),
-        ("bikes_casual", "bikes", "bikes_casual"), ("bikes_casual_1/h", "1/h", "bikes_casual"), ("_GW", "GW", "_GW"),
+        ("kW", "GW", 1e6, 1, 0, 0), ("MVA", "GW", 1000, 1, 0, 0), ("kWh", "GW", 1e6, 1, -1, -1),
+        ("kWh/d", "GW", 24e6, 1, 0, None), ("kWh/d", "GW", 1e6, 1, None, -1),
+        ("MWh/d", "MWh/d", 12.6, 12.6, 0, 0), ("GWh/d", "MWh/d", 1, 1000, 0, 0),
+        ("MWh", "MWh/d", 1, 24, -1, None), ("MWh", "MWh/d", 1, 1, None, 0), ("MW", "MWh/d", 1, 24, 0, None),
+        ("MW", "MWh/d", 1, 1, None, 1), ("bikes/h", "bikes/d", 1, 24, 0, None), ("bikes/h", "bikes/d", 1, 1, None, 1),
+        ("bikes", "bikes/h", 7, 7, -1, -1), ("km/h", "m/s", 36, 10, 0, 0), ("kn", "m/s", 9, 4.63, 0, 0),
+        ("mph", "m/s", 10, 4.4704, 0, 0), ("C", "°C", 7, 7, 0, 0), ("K", "°C", 273.15, 0, 0, 0),
+        ("F", "°C", 212, 100, 0, 0),
+        ("degF", "K", 32, 273.15, 0, 0), ("J/m2", "W/m²", 3.6e6, 1000, -1, -1), ("J/cm**2", "W/m²", 360, 1000, -1, -1),
+        ("kWh/m2", "W/m2", 1, 1000, -1, -1), ("EUR/kWh", "EUR/MWh", 1, 1000, 0, 0), ("%", "", 7, 0.07, 0, 0),
+        ("number", "", 7, 7, 0, 0), ("m3/h", "m3/d", 1, 24, 0, None),
     ],
 )  # fmt: skip
-def test_key_of_a_target_is_its_name_without_the_unit(name, unit, key):
-    """Never empty, and different for different targets: it names scores and limits."""
-    target = dataclasses.replace(TARGETS[0], name=name, unit=unit)
-    assert target.key == key
-    assert [target.metric(measure) for measure in ("r2", "bias_percent")] == [f"r2_{key}", f"bias_{key}_percent"]
+def test_units_are_converted_by_their_dimensions(unit, ours, value, expected, exponent, of_day):
+    """The amount of a step becomes a rate, and nothing else does; for days a rate per day is the amount of that day."""
+    target = quantity(ours, next((name for name in ("bikes", "EUR") if name in ours), ""))
+    for power, of_days in ((exponent, False), (of_day, True)):
+        if power is not None:
+            factor, offset, found = target.conversion(unit, of_days=of_days)
+            assert (float(value * factor + offset), found) == (pytest.approx(expected, abs=1e-9), power)
 
 
 @pytest.mark.parametrize(
-    ("unit", "units", "sum_unit"), [("GW", POWER, "GWh"), ("bikes/h", {"bikes/h": (1, 1, 0)}, "bikes"), ("°C", {}, "")]
-)
-def test_sum_over_hours_has_a_unit_of_its_own(unit, units, sum_unit):
-    """Power adds up to energy and a rate to a count; a sum of temperatures means nothing."""
-    assert dataclasses.replace(TARGETS[0], unit=unit, units=units).sum_unit == sum_unit
+    ("unit", "ours", "words"),
+    [
+        ("MJ", "°C", "[temperature]"), ("delta_degC", "°C", "cannot"), ("K*h", "°C", "cannot"), ("h", "GW", "cannot"),
+        ("EUR", "EUR/MWh", "[EUR]"), ("GW", "GWh", "cannot"), ("Mw", "GW", "not known"),
+        ("MWh/15min", "GW", "not known"),
+        ("visitors", "GW", "not known"), ("W/(m", "GW", "not known"), ("MW", "bikes/h", "not known"),
+    ],
+)  # fmt: skip
+def test_other_dimension_is_refused_with_both(unit, ours, words):
+    """So is a unit that pint does not know."""
+    with pytest.raises(ParameterError) as caught:
+        quantity(ours, "EUR" * ("EUR" in ours)).conversion(unit, of_days=False)
+    assert words in str(caught.value)
+    assert repr(unit if "bikes" not in ours else ours) in str(caught.value)

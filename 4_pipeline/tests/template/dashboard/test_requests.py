@@ -38,7 +38,7 @@ def test_csv_and_records_are_the_same_weather():
     [
         (b"", ["empty", "0 bytes"]),
         (f"{HEADER}\n{ROW}\n{ROW}", ["2 failures", "line 2 (2016-06-01T12:00:00Z)", "line 3 ", "each hour once"]),
-        (f"{HEADER}\n{ROW}".replace("windspeed", "Wind_speed"), ["lacks 1 column: windspeed (nearest: Wind_speed)"]),
+        (f"{HEADER}\n{ROW}".replace("windspeed", "Wind_speed"), ["lacks 1 column: windspeed (nearest: 'Wind_speed')"]),
         (f"{HEADER},solar_capacity_GW\n{ROW},41", ["lacks 1 column: wind_capacity_GW"]),
         (f"{HEADER},solar_capacity_GW,wind_capacity_GW\n{ROW},41,-1", ["wind_capacity_GW = -1", "0 and 200 GW"]),
         (b"PK\x03\x04\x14\x00\x06\x00", ["an Excel file", "CSV UTF-8"]),

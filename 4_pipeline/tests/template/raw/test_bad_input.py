@@ -142,7 +142,7 @@ def test_cells_in_quotes(reader):
 def test_missing_and_duplicate_columns(reader):
     """The error names the nearest column that the file has; of two columns of one name neither is chosen."""
     reader.put([reader.lines[0].replace(reader.column, reader.near), *reader.lines[1:]])
-    reader.refuses(rf"lacks 1 column: {reader.column} \(nearest: {reader.near}\)")
+    reader.refuses(rf"lacks 1 column: {reader.column} \(nearest: '{reader.near}'\)")
     reader.put([f"{line},{reader.column if number == 0 else 1.0}" for number, line in enumerate(reader.lines)])
     reader.refuses("line 1", f"more than once: {reader.column}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from itertools import cycle
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
@@ -238,8 +239,8 @@ def test_ends_of_hours_around_a_clock_change(put, by_clock):
     [
         ("15min", "0.25 hours", '"15min" in'),
         ("15min", "0.25 hours", '("h").mean()'),
-        ("7h", "7 hours", "mean()"),
-        ("D", "24 hours", "two columns"),
+        ("7h", "7 hours", "file of hourly values"),
+        ("D", "24 hours", "in another column"),
     ],
 )
 def test_rows_that_are_not_an_hour_apart_are_refused(put, tmp_path, step, words, cure):
@@ -252,6 +253,31 @@ def test_rows_that_are_not_an_hour_apart_are_refused(put, tmp_path, step, words,
     hours = pd.date_range("2015-07-01", periods=60, freq="h").strftime("%d.%m.%Y %H:%M")
     put([*hours[:10], *hours[20:30], *hours[45:]])
     assert len(_prepare(tmp_path, _own(), 2015, 2015)[0]) == 35
+
+
+HOURS = pd.date_range("2015-07-01", periods=40, freq="h")
+
+
+@pytest.mark.parametrize(
+    ("times", "words", "cure"),
+    [
+        (HOURS.repeat(3), "3 rows an hour, with other values", "add them up"),
+        (pd.date_range("2015-07-01", periods=9).repeat(24), "24 rows an hour, with other values", "join both"),
+        (
+            HOURS.append(pd.date_range("2015-07-02 16:00", periods=40, freq="15min")),
+            "line 43: the rows were 1 h apart, and are 0.25 h apart from here on", "two files",
+        ),
+        (pd.date_range("2015-01-05", periods=52, freq="7D"), "are 168 hours apart", "a file of hourly values"),
+        (HOURS + pd.to_timedelta(range(40), unit="s"), "are 1.000278 hours", "round the times"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_no_hours_are_refused_with_the_cure(put, tmp_path, times, words, cure):
+    """Several rows of a time, another step from some line on, weeks, and times that are not exact."""
+    rows = [ROW.replace("4000", str(4000 + number)) for number in range(len(times))]
+    put(times.strftime("%d.%m.%Y %H:%M:%S"), *rows)
+    with pytest.raises(DataError, match=words) as caught:
+        _prepare(tmp_path, _own(time=GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S"}), 2015, 2015)
+    assert cure in caught.value.next_step
 
 
 def test_times_that_a_spreadsheet_has_cut_are_refused(put, tmp_path):
@@ -268,14 +294,15 @@ def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
     times = ["01.07.2015 02:00", "01.07.2015 03:00"]
     with pytest.raises(DataError, match="line 2, column Zeit") as caught:
         own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "Asia/Kolkata"}))
-    assert "not at :30" in caught.value.expected
+    assert "00:00, 01:00, ... UTC" in caught.value.expected
     assert "'+05:00'" in caught.value.next_step
     _, frame, _, _ = own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "+05:00"}))
     assert frame["utc_timestamp"].dt.minute.tolist() == [0, 0]
     middle = [time.replace(":00", ":30") for time in times]
-    with pytest.raises(DataError, match="line 2, column Zeit"):
+    with pytest.raises(DataError, match="line 2, column Zeit") as caught:
         own_file.read(put(middle), _own())
     literal = GERMAN["time"] | {"format": "%d.%m.%Y %H:30"}
+    assert f'"{literal["format"]}"' in caught.value.next_step
     assert own_file.read(put(middle), _own(time=literal)).frame["utc_timestamp"].dt.minute.tolist() == [0, 0]
 
 
@@ -306,10 +333,30 @@ def test_rows_that_a_join_has_doubled_keep_their_hours(put, often, newest_first)
     hours = hours.repeat(often)[:: -1 if newest_first else 1]
     for part in (hours, pd.concat([hours, hours])):  # two copies of the file in one
         _, frame, _, _ = own_file.read(put(part.dt.strftime("%d.%m.%Y %H:%M")), _own())
-        assert frame["utc_timestamp"].tolist() == part.dt.tz_convert("UTC").tolist()
+        assert frame["utc_timestamp"].unique().tolist() == part.dt.tz_convert("UTC").unique().tolist()
     once = hours[hours != pd.Timestamp("2015-10-25T01:00Z")]
     _, _, _, counts = own_file.read(put(once.dt.strftime("%d.%m.%Y %H:%M")), _own())
     assert counts["clock_changes"] == {"ambiguous": often, "skipped": 0}
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("freq", ["15min", "30min", "h"])
+def test_hour_that_comes_twice_is_equal_to_the_truth(freq, newest_first):
+    """Once, twice, each row twice, and where two exports overlap, whichever is first; or the hour is left out."""
+    truth = pd.Series(pd.date_range("2015-10-23", "2015-10-28", freq=freq, tz="Europe/Berlin", inclusive="left"))
+    early, late = truth[truth < "2015-10-25T23:00Z"], truth[truth > "2015-10-24T12:00Z"]
+    exports = {
+        "once": [truth], "twice": [truth, truth], "each row twice": [truth.repeat(2)], "overlap": [early, late],
+        "newer first": [late, early], "begins with winter": [truth[truth >= "2015-10-25T01:00Z"], early],
+        "begins in the hour": [truth[truth < "2015-10-25T00:40Z"], truth[truth > "2015-10-25T00:10Z"]],
+    }  # fmt: skip
+    for kind, parts in exports.items():
+        known = pd.concat([part[:: -1 if newest_first else 1] for part in parts])
+        values = pd.DataFrame({"wind_GW": known.map(dict(zip(truth, range(len(truth)), strict=True)))})
+        known, values = known.reset_index(drop=True), values.reset_index(drop=True)
+        read, _ = own_file._localize(known.dt.tz_localize(None), ZoneInfo("Europe/Berlin"), values)
+        assert (read.isna() | (read == known)).all(), kind
+        assert kind.startswith("begins") or read.notna().all(), kind
 
 
 AUTUMN = [f"25.10.2015 {hour}:00" for hour in ("01", "02", "02", "03")]
@@ -327,10 +374,11 @@ def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
     """02:00 in spring: an empty row is filler; values in it mean that the zone is wrong, and which one to try."""
     spring = ["29.03.2015 01:00", "29.03.2015 02:00", "29.03.2015 03:00"]
     path = put(spring)
-    with pytest.raises(DataError, match="line 3, column Zeit") as caught:
-        own_file.read(path, _own())
-    assert caught.value.value == "'29.03.2015 02:00'"
-    assert "+01:00" in caught.value.next_step
+    for zone, winter in (("Europe/Berlin", "+01:00"), ("Africa/Casablanca", "+00:00")):
+        with pytest.raises(DataError, match="line 3, column Zeit") as caught:
+            own_file.read(path, _own(time=GERMAN["time"] | {"zone": zone}))
+        assert caught.value.value == "'29.03.2015 02:00'"
+        assert f"zone: '{winter}'" in caught.value.next_step
     with pytest.raises(DataError) as caught:
         own_file.read(put(spring, ROW, ";".join("000000"), ROW), _own())
     assert "has filled that hour with 0" in caught.value.next_step
@@ -377,20 +425,6 @@ def test_zone_that_does_not_exist_is_named(put, zone):
     with pytest.raises(ParameterError, match=r"time\.zone is not a time zone") as caught:
         own_file.read(put(["01.07.2015 02:00"]), _own(time=GERMAN["time"] | {"zone": zone}))
     assert "Europe/Berlin" in caught.value.expected
-
-
-@pytest.mark.parametrize(
-    ("column", "unit", "value", "expected"),
-    [
-        ("wind_GW", "kW", 1e6, 1), ("windspeed", "km/h", 36, 10), ("windspeed", "kn", 10, 5.1444),
-        ("windspeed", "mph", 10, 4.4704), ("temperature", "K", 273.15, 0), ("temperature", "F", 212, 100),
-        ("rad_diffuse", "J/m2", 3.6e6, 1000), ("rad_diffuse", "kJ/m2", 3600, 1000), ("rad_diffuse", "MJ/m2", 3.6, 1000),
-        ("rad_diffuse", "kWh/m2", 1, 1000), ("rad_diffuse", "Wh/m2", 1, 1),
-    ],
-)  # fmt: skip
-def test_units_are_converted(column, unit, value, expected):
-    """Known pairs of values."""
-    assert schema.convert(pd.Series([value]), column, unit)[0] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(("written", "named"), [("NFD", "NFC"), ("NFC", "NFD")])

@@ -80,9 +80,30 @@ def test_day_is_one_of_the_zone(read):
     [
         ("D", "h", ["are 1 hours apart", "a row a day", 'STEP = "h"', 'resample("D").mean()']),
         ("15min", "h", ["are 1 hours apart", "a row a quarter hour", 'STEP = "h" in forecast/problem.py\n']),
+        ("D", "7D", ["are 168 hours apart", "use a file of daily values: none"]),
     ],
 )
 def test_other_step_is_refused_with_the_line_that_would_change_it(read, step, of_file, words):
     """Of finer rows means can be made; of coarser ones nothing can."""
     said = read(step, local("2015-05-01", "2015-05-20", of_file))
     assert [word for word in words if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("step", "freq", "form", "zone", "words"),
+    [
+        ("D", "D", "%Y-%m-%d 12:00", "Europe/Berlin", 'set time.format: "%Y-%m-%d 12:00" in params.yaml'),
+        ("D", "D", "%Y-%m-%d 23:59:59", "Europe/Berlin", "days that begin at 00:00 in Europe/Berlin"),
+        ("D", "D", "%Y-%m-%dT00:00:00Z", "Europe/Berlin", '"%Y-%m-%dT00:00:00Z" in params.yaml (fetch.csv); or'),
+        ("D", "D", "%Y-%m-%dT00:00+01:00", "Europe/Berlin", '"%Y-%m-%dT00:00+01:00" in params.yaml (fetch.csv); or'),
+        ("D", "D", "%Y-%m-%dT06:00:00", "Europe/Berlin", '"%Y-%m-%dT06:00:00" in params.yaml'),
+        ("30min", "30min", "%Y-%m-%dT%H:%M", "Asia/Kathmandu", "begin at 00:00, 00:30, ... UTC"),
+        ("30min", "30min", "%Y-%m-%dT%H:%M", "Asia/Kathmandu", "time.zone: '+05:30'"),
+        ("h", "h", "%Y-%m-%dT%H:%M:07", "UTC", '"%Y-%m-%dT%H:00:07"'),
+        ("15min", "15min", "%Y-%m-%dT%H:%M:07", "UTC", '"%Y-%m-%dT%H:%M:07"'),
+    ],
+)
+def test_times_off_the_step_are_refused_with_the_format_that_reads_them(read, step, freq, form, zone, words):
+    """Days stamped at noon, at their last second, at midnight of UTC or at six; zones of quarters; a late clock."""
+    days = pd.date_range("2015-03-01", "2015-04-10", freq=freq, tz="UTC")
+    assert words in read(step, days.strftime(form).tolist(), zone=zone)
