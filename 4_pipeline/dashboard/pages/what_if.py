@@ -245,13 +245,13 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     """Return the figure of the predictions around one hour of weather (`SLIDERS`); it says so if there are none."""
     if snapshot.champion is None:
         return figures.empty(snapshot.missing("champion"))
-    swept = []
+    swept, year = [], hour_of_year(snapshot, weather).year
     for name in LABELS if snapshot.champion.model.knows_time else FEATURES:
         slider, is_whole = SLIDERS[name], name in TIME or name in figures.CATEGORIES
         number = round((slider.high - slider.low) / slider.step) + 1 if is_whole else POINTS
         points = np.linspace(slider.low, slider.high, number)
         swept += [(name, value) for value in (np.unique(points.round()) if slider.step == 1 else points)]
-    rows = [{**weather, name: value} for name, value in swept]
+    rows = [{**weather, YEAR: year, name: value} for name, value in swept]
     table = pd.DataFrame(rows).assign(utc_timestamp=[hour_of_year(snapshot, row) for row in rows])
     try:
         table[TARGETS] = _predict(snapshot.champion, table)[0]
@@ -263,7 +263,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     if (learned := snapshot.learned) is not None:
         for name in FEATURES:
             ranges[name] = [learned[name].min(), *_learned_here(learned, name, weather), learned[name].max()]
-    axes = AXES | {DAY: f"{AXES[DAY]} {hour_of_year(snapshot, weather).year}"}
+    axes = AXES | {DAY: f"{AXES[DAY]} {year}"}
     figure = figures.responses(table, point=weather, names=axes, title=None, ranges=ranges)
     return figure.update_layout(margin_t=40, uirevision="same")
 
@@ -285,11 +285,11 @@ def hour_of_year(snapshot: Snapshot, weather: dict[str, float]) -> datetime:
     A year before 1900 stands for the last of the data, at most the last whose capacity is known.
     """
     year, hours = round(weather[YEAR]), round(weather.get(HOUR, 0) / steps.HOURS) * steps.HOURS
-    known = features.last_year(snapshot.champion.model.year_ends if snapshot.champion else problem.CAPACITY)
-    last = known if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, known)
+    if year < 1900:
+        year = features.last_year(snapshot.champion.model.year_ends if snapshot.champion else problem.CAPACITY)
+        year = year if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, year)
     began = datetime(NO_LEAP_YEAR, 1, 1, tzinfo=ZoneInfo(steps.CALENDAR))
-    time = began + timedelta(days=round(weather[DAY]) - 1, hours=hours)
-    return time.replace(year=year if year >= 1900 else last)
+    return (began + timedelta(days=round(weather[DAY]) - 1, hours=hours)).replace(year=year)
 
 
 def _slider(name: str, values: dict[str, float], snapshot: Snapshot) -> html.Div:
