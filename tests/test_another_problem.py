@@ -8,11 +8,13 @@ import re
 import shlex
 import shutil
 import subprocess
+from datetime import date
 from typing import Any, NamedTuple
 
 import pytest
 import requests
 from browsing import PAGES, opened
+from playwright.sync_api import expect
 from workplace import BIN, PERSON, ROOT, Servers, by_night, environment_for, new_workplace
 
 PAGE = (ROOT / "4_pipeline" / "another_problem.md").read_text()
@@ -148,6 +150,13 @@ def test_all_pages_are_about_the_problem(place, example, browser):
             text = page.locator("body").inner_text()
             assert example.title.split()[0].casefold() in text.casefold()
             assert not re.search(other, text, re.IGNORECASE)
+    with opened(browser, f"{url}/what-if") as page:
+        second = page.locator("#what-if-curves path.js-line").nth(1).get_attribute("d")  # of visitors over weekdays
+        assert bool(re.search("[HV]", second)) == (example is VISITORS)  # as steps
+        for name, text in re.findall(r'^    "(.+?)": \{.*"date": "(.+?)"', example.part, re.MULTILINE):
+            page.get_by_role("button", name=name).click()
+            expect(page.locator("#slider-day-value")).to_have_text(f"{date.fromisoformat(text):%d %b %Y}")
+            assert name.endswith(f"{date.fromisoformat(text):%A}")
     much, little = (
         requests.post(f"{url}/predict", json={"rows": [row]}, timeout=30).json()["rows"][0][example.target]
         for row in (example.much, example.little)

@@ -87,8 +87,8 @@ CAPACITY: YearEnds = {
     "wind_GW": {"2012": 31.3, "2013": 34.2, "2014": 39.2, "2015": 44.9, "2016": 50.0},
 }
 
-# Of the sliders; hour (UTC) and day of the year are set as well.
-PRESETS: dict[str, dict[str, float]] = {
+# Of the sliders, with hour (UTC) and day of the year; in place of the day, a date sets the year as well: "2016-05-08".
+PRESETS: dict[str, dict[str, float | str]] = {
     "Summer noon": {"windspeed": 3, "temperature": 26, "rad_horizontal": 650, "rad_diffuse": 180, "hour": 11},
     "Winter storm": {
         "windspeed": 13, "temperature": 6, "rad_horizontal": 5, "rad_diffuse": 40, "hour": 12, "day": 15

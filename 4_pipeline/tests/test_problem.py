@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 from forecast import problem
 from forecast.govern.gate import rules
@@ -41,10 +43,11 @@ def test_models_and_drivers_use_inputs():
 
 
 def test_presets_are_within_the_sliders():
-    """A preset sets inputs, hour (UTC) and day of the year."""
+    """A preset sets inputs, hour (UTC), and the day of the year or a date, which is not 29 February."""
     limits = {name: (each.slider.low, each.slider.high) for name, each in INPUTS.items()}
-    limits |= {"hour": (0, 23), "day": (1, 366)}
+    limits |= {"hour": (0, 23), "day": (1, 366), "date": ("1900-01-01", "2100-12-31")}
     for preset in problem.PRESETS.values():
+        assert date.fromisoformat(preset.get("date", "2015-01-01")).replace(year=2015)
         for name, value in preset.items():
             assert limits[name][0] <= value <= limits[name][1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -29,22 +28,23 @@ PATH, TITLE = "/what-if", "What if"
 SELDOM = 0.005  # of the learned hours: what fewer of them had is hardly seen
 SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; what there may be more, as the sun is higher elsewhere in the region
 LIGHT = [each.name for each in problem.INPUTS if each.unit == "W/m²"]
-POINTS = 33  # values of an input that a curve is drawn through
+POINTS = 33  # values of an input that a curve is drawn through; of time and of a category it is each value
 ALIKE = 0.1  # of a slider's range, by which the other inputs of hours like the chosen one differ at most
 FEW, FEW_SHARE = 10, 0.01  # hours like that, or the share of them, beyond the dark part on either side
+NO_LEAP_YEAR = 2015
 # An input may have such a name, too. Not every model knows the time.
-HOUR, DAY = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day"))
-TIME = {} if steps.IS_DAY else {HOUR: "Hour of the day, UTC"}
+HOUR, DAY, YEAR = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day", "year"))
+TIME = {} if steps.IS_DAY else {HOUR: "Hour of the day"}
 WHEN = "hour and day" if TIME else "the day"
 TIME |= {DAY: "Day of the year"}
 LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIME
-AXES = {each.name: each.label for each in problem.INPUTS} | TIME
+AXES = {each.name: each.label for each in problem.INPUTS} | TIME | {HOUR: "Hour of the day, UTC"}
 SLIDERS = {each.name: each.slider for each in problem.INPUTS}
 SLIDERS |= {HOUR: Slider(0, 24 - steps.HOURS, steps.HOURS, 12)} if HOUR in TIME else {}
-SLIDERS |= {DAY: Slider(1, 365, 1, 172)}
+SLIDERS |= {DAY: Slider(1, 365, 1, 172), YEAR: Slider(0, 2100, 1, 0)}  # the year has no slider on the page
 IDS = {name: f"slider-{name}" for name in SLIDERS}
 FIRST = {name: slider.first for name, slider in SLIDERS.items()}
-PRESETS: dict[str, dict[str, float]] = {"Reset": {}, **problem.PRESETS}
+PRESETS: dict[str, dict[str, float | str]] = {"Reset": {}, **problem.PRESETS}
 BUTTONS = {f"preset-button-{number}": name for number, name in enumerate(PRESETS)}
 
 
@@ -56,19 +56,18 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         html.P(adjusted(query), className="refused", role="status"),
         html.Div(answers(snapshot, values), id="what-if-answers", **{"aria-live": "polite"}),
         html.Div(presets, className="group"),
-        html.Div([_slider(name, value, snapshot) for name, value in values.items()], className="sliders"),
+        html.Div([_slider(name, values, snapshot) for name in LABELS], className="sliders"),
+        dbc.Input(id=IDS[YEAR], type="hidden", value=values[YEAR]),
     ]
     figure = parts.graph(
         "what-if-curves", curves(snapshot, values), f"Predictions around this {steps.NAME}", "chart tall"
     )
     about = (
         f"The prediction when one input changes and the others stay; the dotted line is the {steps.NAME} that you set."
-    )
-    about += (
         " Shaded are the values that the model learned from, and dark those that it learned where the others are alike:"
+        f" few such {steps.NAMES}, {FEW} or one in a hundred, are beyond either end."
+        f"{' A line ends where the sun gives less light than is set.' * bool(LIGHT)}"
     )
-    about += f" few such {steps.NAMES}, {FEW} or one in a hundred, are beyond either end."
-    about += " A line ends where the sun gives less light than is set." * bool(LIGHT)
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),
         parts.panel("curves", f"Around this {steps.NAME}", about, [figure]),
@@ -87,7 +86,7 @@ def register(app: Dash, follower: Follower) -> None:
 
     @app.callback(
         Output("what-if-answers", "children"),
-        *(Output(f"{IDS[name]}-value", "value" if name in FEATURES else "children") for name in SLIDERS),
+        *(Output(f"{IDS[name]}-value", "value" if name in FEATURES else "children") for name in LABELS),
         *(Output(f"{IDS[name]}-seen", "children") for name in FEATURES),
         *sliders,
         Input("shown", "data"),
@@ -97,16 +96,19 @@ def register(app: Dash, follower: Follower) -> None:
         """Predict for the hour and the weather of the sliders."""
         weather = within_range(values[:-2])
         snapshot = follower.now
-        known = (seen(snapshot, name, weather[name]) for name in FEATURES)
-        return answers(snapshot, weather), *itertools.starmap(reading, weather.items()), *known
+        readings = (reading(snapshot, name, weather) for name in LABELS)
+        return answers(snapshot, weather), *readings, *(seen(snapshot, name, weather[name]) for name in FEATURES)
 
     @app.callback(
         *(Output(IDS[name], "value") for name in SLIDERS),
         *(Input(id_, "n_clicks") for id_ in BUTTONS),
     )
     def choose_preset(*_clicks: int) -> list[float]:
-        """Set all sliders."""
-        values = FIRST | PRESETS.get(BUTTONS.get(ctx.triggered_id, ""), {})
+        """Set all sliders; a preset's date sets day and year."""
+        values: dict[str, Any] = FIRST | PRESETS.get(BUTTONS.get(ctx.triggered_id, ""), {})
+        if "date" in values:
+            date = datetime.fromisoformat(values["date"])
+            values |= {DAY: int(f"{date.replace(year=NO_LEAP_YEAR):%j}"), YEAR: date.year}
         return [values[name] for name in SLIDERS]
 
     app.clientside_callback(
@@ -170,18 +172,16 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def reading(name: str, value: float) -> str | float:
-    """Return a slider's value as its field shows it: a day of the year as a date, an hour as on a clock."""
-    return {DAY: f"{_time(value):%d %b}", HOUR: f"{_time(1, value):%H:%M}"}.get(name, value)
+def reading(snapshot: Snapshot, name: str, weather: dict[str, float]) -> str | float:
+    """Return a slider's value as its field shows it: a day of the year as a date, an hour as on the clocks."""
+    time = hour_of_year(snapshot, weather)
+    local = f", {time.astimezone(ZoneInfo(steps.ZONE)):%H:%M} in {steps.ZONE}" * (steps.ZONE != "UTC")
+    return {DAY: f"{time:%d %b %Y}", HOUR: f"{time:%H:%M} UTC{local}"}.get(name, weather[name])
 
 
 def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
-    """Return the prediction for one hour of weather, a tile a target, and notes: impossible light, and the capacity.
-
-    ``weather`` holds the value of each slider (`SLIDERS`). Hour and day are those of the data's last year: the capacity
-    of that time counts.
-    """
-    hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather[DAY], weather.get(HOUR, 0))}])
+    """Return the prediction for one hour of weather (`SLIDERS`), a tile a target, and notes on light and capacity."""
+    hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather)}])
     try:
         predicted, band = _predict(snapshot.champion, hour) if snapshot.champion else (None, None)
     except PipelineError as error:
@@ -189,10 +189,8 @@ def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
     content = [html.Div(parts.prediction(snapshot, predicted, band), className="tiles")]
     light, most = (float(values.iloc[0]) for values in _light(hour))
     if light > most:
-        text = (
-            f"There is no such {steps.NAME}: {light:.0f} W/m² of light are set, and at this time the sun gives at most"
-        )
-        text += f" {most - TWILIGHT:.0f} W/m², even without an atmosphere."
+        limit = f"at this time the sun gives at most {most - TWILIGHT:.0f} W/m², even without an atmosphere"
+        text = f"There is no such {steps.NAME}: {light:.0f} W/m² of light are set, and {limit}."
         content.append(html.P(text, className="refused"))
     if snapshot.champion and (year_ends := snapshot.champion.year_ends):
         capacities = features.installed(hour, year_ends).iloc[0]
@@ -246,14 +244,14 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     """Return the figure of the predictions around one hour of weather (`SLIDERS`); it says so if there are none."""
     if snapshot.champion is None:
         return figures.empty(snapshot.missing("champion"))
-    swept = []
-    for name in SLIDERS if snapshot.champion.model.knows_time else FEATURES:
-        points = np.linspace(SLIDERS[name].low, SLIDERS[name].high, POINTS)
-        swept += [(name, value) for value in (np.unique(points.round()) if SLIDERS[name].step == 1 else points)]
-    table = pd.DataFrame([{**weather, name: value} for name, value in swept])
-    table["utc_timestamp"] = [
-        hour_of_year(snapshot, *when) for when in zip(table[DAY], table.get(HOUR, 0 * table[DAY]), strict=True)
-    ]
+    swept, year = [], hour_of_year(snapshot, weather).year
+    for name in LABELS if snapshot.champion.model.knows_time else FEATURES:
+        slider, is_whole = SLIDERS[name], name in TIME or name in figures.CATEGORIES
+        number = round((slider.high - slider.low) / slider.step) + 1 if is_whole else POINTS
+        points = np.linspace(slider.low, slider.high, number)
+        swept += [(name, value) for value in (np.unique(points.round()) if slider.step == 1 else points)]
+    rows = [{**weather, YEAR: year, name: value} for name, value in swept]
+    table = pd.DataFrame(rows).assign(utc_timestamp=[hour_of_year(snapshot, row) for row in rows])
     try:
         table[TARGETS] = _predict(snapshot.champion, table)[0]
     except PipelineError as error:
@@ -264,7 +262,8 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     if (learned := snapshot.learned) is not None:
         for name in FEATURES:
             ranges[name] = [learned[name].min(), *_learned_here(learned, name, weather), learned[name].max()]
-    figure = figures.responses(table, point=weather, names=AXES, title=None, ranges=ranges)
+    axes = AXES | {DAY: f"{AXES[DAY]} {year}"}
+    figure = figures.responses(table, point=weather, names=axes, title=None, ranges=ranges)
     return figure.update_layout(margin_t=40, uirevision="same")
 
 
@@ -279,21 +278,21 @@ def is_unused(snapshot: Snapshot) -> bool:
     return snapshot.champion is not None and not snapshot.champion.model.knows_time
 
 
-def hour_of_year(snapshot: Snapshot, day: float, hour: float) -> datetime:
-    """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
-    known = features.last_year(snapshot.champion.model.year_ends if snapshot.champion else problem.CAPACITY)
-    year = known if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, known)
-    return _time(day, hour).replace(year=year)  # the same date, since the number of a day differs in leap years
+def hour_of_year(snapshot: Snapshot, weather: dict[str, float]) -> datetime:
+    """Return the step that the sliders set: the same date in each year, and never 29 February.
+
+    A year before 1900 stands for the last of the data, at most the last whose capacity is known.
+    """
+    year, hours = round(weather[YEAR]), round(weather.get(HOUR, 0) / steps.HOURS) * steps.HOURS
+    if year < 1900:
+        year = features.last_year(snapshot.champion.model.year_ends if snapshot.champion else problem.CAPACITY)
+        year = year if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, year)
+    began = datetime(NO_LEAP_YEAR, 1, 1, tzinfo=ZoneInfo(steps.CALENDAR))
+    return (began + timedelta(days=round(weather[DAY]) - 1, hours=hours)).replace(year=year)
 
 
-def _time(day: float, hour: float = 0) -> datetime:
-    """Return the step of a day of the year, in a year without a leap day."""
-    began = datetime(2015, 1, 1, tzinfo=ZoneInfo(steps.CALENDAR))
-    return began + timedelta(days=round(day) - 1, hours=round(hour / steps.HOURS) * steps.HOURS)
-
-
-def _slider(name: str, value: float, snapshot: Snapshot) -> html.Div:
-    slider, id_ = SLIDERS[name], IDS[name]
+def _slider(name: str, values: dict[str, float], snapshot: Snapshot) -> html.Div:
+    slider, id_, value = SLIDERS[name], IDS[name], values[name]
     ends = [html.Span(f"{slider.low:g}"), html.Span(f"{slider.high:g}")]
     limits = {"min": slider.low, "max": slider.high, "step": slider.step}
     if name in FEATURES:
@@ -302,7 +301,7 @@ def _slider(name: str, value: float, snapshot: Snapshot) -> html.Div:
         hidden_label = html.Label(f"{LABELS[name]}, {UNITS[name]}", htmlFor=f"{id_}-value", className="visually-hidden")
         field = html.Span([hidden_label, typed, f" {UNITS[name]}"])
     else:
-        field = html.Span(reading(name, value), id=f"{id_}-value")
+        field = html.Span(reading(snapshot, name, values), id=f"{id_}-value")
     unused = name in TIME and is_unused(snapshot)
     return html.Div(
         [

@@ -16,7 +16,7 @@ from forecast.show import monitoring
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-NAMES = st.sampled_from(["from", "to", "windspeed", "temperature", "hour", "day", "x", "__class__"])
+NAMES = st.sampled_from(["from", "to", "windspeed", "temperature", "hour", "day", "year", "x", "__class__"])
 VALUES = st.text(max_size=12) | st.sampled_from(["nan", "inf", "-1e309", "2016-10-03", "9999-12-31", "0001-01-01", "7"])
 
 
@@ -94,6 +94,22 @@ def test_what_if_says_how_often_such_weather_was_learned(made, served):
     assert "Beyond the slider, and set to its end: temperature=9999 (" in beyond
     assert "windspeed=5 (" not in beyond
     assert "With the capacity installed on 21 Jun 2016: solar power 40.4 GW" in noon
+
+
+def test_what_if_names_the_year_and_the_local_time(made):
+    """The year is the data's last or that of the address; one without a figure of capacity has no prediction."""
+    page, other = (str(made(f"/what-if?day=128{year}")) for year in ("", "&year=2015"))
+    for words in ("'08 May 2016'", "Day of the year 2016", "'12:00 UTC, 14:00 in Europe/Berlin'"):
+        assert words in page
+    for words in ("'08 May 2015'", "There is no figure of installed capacity"):
+        assert words in other
+
+
+def test_what_if_draws_each_day(made, served):
+    """No weekday is skipped: a curve over the day of the year has all days, and one over the hour all hours."""
+    *_, hour, day = what_if.curves(served, what_if.FIRST).select_traces(selector={"legendgroup": "wind_GW"})
+    assert [*hour.x] == [*range(24)]
+    assert [*day.x] == [*range(1, 366)]
 
 
 @pytest.mark.parametrize(
