@@ -141,6 +141,17 @@ def test_numbers_are_read_as_their_source_writes_them(put, row, key, words, wind
     assert words in caught.value.next_step
 
 
+def test_names_are_told_from_marks_and_blanks_are_seen(put):
+    """A category is written as numbers, no mark of absent values; a header's blank is quoted."""
+    path = put(["01.07.2015 02:00", "01.07.2015 03:00"], ROW.replace("4000", "winter"), ROW.replace("4000", "summer"))
+    with pytest.raises(DataError, match="line 2, column Wind") as caught:
+        own_file.read(path, _own())
+    assert "a number for each name of a category" in caught.value.next_step
+    path.write_text(path.read_text().replace("Zeit", " Zeit"))
+    with pytest.raises(DataError, match=r"lacks 1 column: Zeit \(nearest: ' Zeit'\)"):
+        own_file.read(path, _own())
+
+
 def test_number_that_stands_for_no_value_needs_a_key(put, tmp_path):
     """-999 is impossible, and the error says how to name it."""
     put(["01.07.2015 02:00", "01.07.2015 03:00"], ROW.replace("283,15", "-999"))
@@ -409,6 +420,7 @@ def test_zone_may_be_an_offset_and_offsets_need_no_zone(put):
         (["2015-01-01 00:00", "soon"], {"zone": "UTC"}, 3, ["'soon'"]),
         (["2015-01-01 00:00", ""], {"zone": "UTC"}, 3, ["an empty cell"]),
         (["01.13.2015 00:00"], {"zone": "UTC", "format": "%d.%m.%Y %H:%M"}, 2, ["'01.13.2015 00:00'", "%d.%m.%Y"]),
+        (["1. März 2015"], {"zone": "UTC", "format": "%d. %B %Y"}, 2, ["'1. März 2015'", "English names of months"]),
     ],
 )
 def test_time_that_cannot_be_used_is_named(put, times, time, line, words):
