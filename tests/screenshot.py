@@ -5,8 +5,6 @@ Type `PYTHONPATH=4_pipeline/tests python tests/screenshot.py`.
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import io
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from browsing import chromium
 from forecast.problem import EXPERIMENT
 from forecast.tracking import connect
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser
 
 from workshop.settings import get_settings
@@ -34,17 +31,7 @@ def take_dashboard(browser: Browser) -> None:
     page.goto(get_settings().dashboard_url)
     page.wait_for_selector("#comparison-figure .main-svg")
     page.wait_for_timeout(1500)  # the figure's first drawing
-    text = PngInfo()
-    text.add_text("pages", digest_of_pages())
-    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(DASHBOARD, optimize=True, pnginfo=text)
-
-
-def digest_of_pages() -> str:
-    """Return a digest of what the dashboard's first page is made of, without comments: the picture holds it."""
-    folder = DASHBOARD.parent
-    python = [folder / name for name in ("layout.py", "parts.py", "pages/comparison.py")]
-    parts = [ast.dump(ast.parse(file.read_text())) for file in python]
-    return hashlib.sha256("".join([*parts, (folder / "assets/dashboard.css").read_text()]).encode()).hexdigest()
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(DASHBOARD, optimize=True)
 
 
 def take_model_page(browser: Browser) -> None:

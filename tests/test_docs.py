@@ -17,7 +17,6 @@ from forecast.__main__ import main as forecast
 from mlflow_ftp.server import main as mlflow_ftp_server
 from mlflow_gate.cli import main as mlflow_gate
 from papermill_dask.client.sweep import main as papermill_sweep
-from PIL import Image
 from workplace import ROOT, files_of_tree, is_near_wanted
 
 from benchmarks.run import BENCHMARKS, RESULTS
@@ -162,13 +161,6 @@ def test_readme_tree_names_what_is_there():
     tree = re.search(r"```text\n(1_starting_point/.*?)```", text, flags=re.DOTALL)[1]
     for entry in re.findall(r"^([\w.]\S*)", tree, flags=re.MULTILINE):
         assert (ROOT / entry.rstrip("/")).exists(), entry
-
-
-def test_picture_of_the_dashboard_is_not_older_than_its_page():
-    """`python tests/screenshot.py` makes it again; it holds a digest of what it shows."""
-    screenshot = pytest.importorskip("screenshot")
-    with Image.open(screenshot.DASHBOARD) as picture:
-        assert picture.text.get("pages") == screenshot.digest_of_pages()
 
 
 def test_table_of_benchmarks_is_that_of_the_results():
