@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.walk
 
 PAGE = (ROOT / "4_pipeline" / "take_it_home.md").read_text()
 [CHANGES] = map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE))
+
+WEEKLY = {"github": ".github/workflows/weekly.yml", "gitlab": ".gitlab-ci.yml"}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,36 @@ def test_fifth_model_takes_three_files(copy):
     (copy / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     (copy / "params.yaml").write_text(yaml.safe_dump(parameters))
     assert compared("dvc")[0] == "train_linreg"
+
+
+@pytest.mark.parametrize("service", WEEKLY)
+def test_weekly_job_pushes_what_changed_or_fails(tmp_path, service):
+    """A new and a changed `dvc.lock` become commits, an unchanged one becomes none; a rejected push fails the job."""
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "home.git")
+    git(tmp_path, "clone", "--quiet", "home.git", "clone")
+    home, clone = tmp_path / "home.git", tmp_path / "clone"
+    (clone / "results").mkdir()
+    (clone / "results" / "metrics.json").write_text("{}")
+    git(clone, "config", "url.../home.git.insteadOf", "https://token:1@host/us.git")
+    for words in (["add", "."], ["commit", "--quiet", "--message", "Ours"], ["push", "--quiet"]):
+        git(clone, *words)
+    names = ["GITHUB_ACTOR", "GITLAB_USER_NAME", "GITLAB_USER_EMAIL"]
+    places = {"PUSH_TOKEN": "1", "CI_SERVER_HOST": "host", "CI_PROJECT_PATH": "us", "CI_COMMIT_BRANCH": "main"}
+    environment = os.environ | dict.fromkeys(names, "job") | places
+    job = yaml.safe_load((ROOT / "4_pipeline" / WEEKLY[service]).read_text())
+    steps = job["weekly"]["script"] if service == "gitlab" else [job["jobs"]["weekly"]["steps"][-1]["run"]]
+    script = "\n".join(step for step in steps if step.startswith("git "))
+
+    def commits(lock: str, exit_code: int = 0) -> int:
+        (clone / "dvc.lock").write_text(lock)
+        run_program("bash", "-ec", script, cwd=clone, env=environment, exit_code=exit_code)
+        return int(git(home, "rev-list", "--count", "main"))
+
+    assert [commits(lock) for lock in ("new", "new", "changed")] == [2, 2, 3]
+    theirs = git(clone, "commit-tree", "-p", "main", "-m", "A colleague's", "main^{tree}").strip()
+    git(clone, "push", "--quiet", "origin", f"{theirs}:main")
+    assert commits("changed") == 4
+    assert commits("changed again", exit_code=1) == 4
 
 
 @pytest.mark.parametrize("words", [(), ("KERAS=1",)], ids=["without", "with"])
