@@ -42,7 +42,7 @@ def test_server_takes_the_records_over(copy):
 
 
 def test_copy_holds_no_word_of_this_repository(copy):
-    """Package and data have new names, the README is about the problem; links resolve; git ignores what programs leave."""
+    """Package and data have new names, the README names the problem; links resolve; git ignores what programs leave."""
     names = git(copy, "ls-files", "--cached", "--others", "--exclude-standard").split()
     assert "plants/problem.py" in names
     texts = {name: (copy / name).read_text(errors="replace") for name in names if not name.endswith(".whl")}
@@ -112,9 +112,7 @@ def test_deletions_of_the_page_leave_tests_that_pass(copy, tmp_path):
         done = run_program(BIN / "pytest", "-q", cwd=clone, env=environment)
         assert re.search(r"[1-9]\d passed, 1 skipped in", done.stdout), done.stdout
     project, pins = clone / "pyproject.toml", clone / "requirements.txt"
-    project.write_text(
-        re.sub(r"^(look = .*?^\]|test = .*?\])\n", "", project.read_text(), flags=re.DOTALL | re.MULTILINE)
-    )
+    project.write_text(re.sub(r"(?ms)^(look = .*?^\]|test = .*?\])\n", "", project.read_text()))
     before = re.findall("^[a-z].*==[^ \n]*", pins.read_text(), re.MULTILINE)
     run_program("bash", "-ec", f"{tests}\n{compiling}", cwd=clone, env=environment)
     assert "\n--find-links wheels\n" in pins.read_text()
