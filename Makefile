@@ -80,18 +80,19 @@ take-home: .venv/installed
 	@$(BIN)/python -c 'import importlib.util as u, keyword, sys; n = sys.argv[1]; sys.exit(not n.isidentifier() or keyword.iskeyword(n) \
 		or (n != "forecast" and (n in ("tests", "own") or u.find_spec(n) is not None)))' "$(NAME)" || \
 		{ echo "Not copied: $(NAME) cannot be the name of a package, or is one already" >&2; echo "  next: NAME=plants" >&2; exit 1; }
-	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json && \
+	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json dashboard/screenshot.png && \
+		grep -rlIZw germany . | xargs -0 perl -pi -e 's/\bgermany\b(?!-)/observations/g' && \
 		$(if $(KERAS),,$(leave-keras-out) &&) \
 		{ [ "$(NAME)" = forecast ] || { mv forecast "$(NAME)" && grep -rlZw forecast . | xargs -0 perl -pi -e 's/\bforecast\b/$(NAME)/g'; }; }
 	@wheels="$$(cd "$(TO)" && pwd)/wheels" && $(call build-wheels,"$$wheels")
-	@cd "$(TO)" && { printf '# $(NAME)\n\n' && sed -n '3,/^$$/p' take_it_home.md && \
-		echo '[Take it home](take_it_home.md) says how to run this pipeline, and what to change.'; } >README.md && \
+	@cd "$(TO)" && { sed -n 's/^TITLE, REGION = "\(.*\)", "\(.*\)".*/# \1 in \2/p' "$(NAME)/problem.py" && \
+		printf '\n%s\n' '[Take it home](take_it_home.md) says how to run this pipeline, and what to change.'; } >README.md && \
 		git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
 	@echo "$(TO) is a repository of its own; take_it_home.md in it says what to change. Next:"
 	@$(BIN)/python -c 'import shlex, sys; print("  cd", shlex.quote(sys.argv[1]))' "$(TO)"
 	@# Without an identity git commits nothing; the first model in production would have no commit.
 	@cd "$(TO)" && git commit --quiet --message "Take the pipeline home" 2>/dev/null || echo '  git commit --message "Take the pipeline home"'
-	@echo "  python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
+	@echo "  python3 -m venv .venv && . .venv/bin/activate && pip install uv && uv pip install -r requirements.txt"
 	@echo "  dvc repro"
 	@echo "  python -m dashboard"
 
@@ -175,7 +176,7 @@ lock: .venv/installed
 		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
 	@# As a copy of the pipeline installs it: the four tools are wheels beside it, since no index has them yet.
 	@wheels=$$(mktemp -d) && trap 'rm -rf "$$wheels"' EXIT && $(call build-wheels,"$$wheels") && \
-		grep -v '^-e' requirements.txt >"$$wheels/pins" && printf '# make lock; the parts are the extras of pyproject.toml\n--find-links wheels\n' >"$$wheels/requirements.txt" && extras= && \
+		grep -v '^-e' requirements.txt >"$$wheels/pins" && printf '# the parts are the extras of pyproject.toml; how to compile it again: take_it_home.md\n--find-links wheels\n' >"$$wheels/requirements.txt" && extras= && \
 		for part in run look test keras; do [ $$part = run ] || extras="$$extras --extra $$part"; \
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --constraint "$$wheels/pins" \
 		--find-links "$$wheels" $$extras 4_pipeline/pyproject.toml >"$$wheels/part" || exit 1; \

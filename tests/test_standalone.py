@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +14,7 @@ from forecast.raw.prepare import load_or_make
 from forecast.table import schema
 from machines import connect, machine
 from places import health_of, running
-from test_take_it_home import CHANGES
+from test_take_it_home import CHANGES, PAGE
 from walk import merge
 from workplace import BIN, PERSON, clean_environment, free_port, git, run_program, take_home
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.timeout(3600)  # the packages, and two pipelines
 
 ADDRESS = "10.98.1.1"  # of the first machine on the cable to the second
 FIRST, LAST = (pd.Timestamp(f"{year}-01-01", tz="UTC") for year in (2022, 2024))
+[CHECKLIST] = re.findall(r"^```bash\n(dvc add.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 ATTRIBUTION = CHANGES["fetch"]["csv"]["attribution"]
 WEATHER = {"windspeed": 8.0, "temperature": 15.0, "rad_horizontal": 500.0, "rad_diffuse": 200.0}
 
@@ -71,13 +72,11 @@ def home(tmp_path_factory):
     place.types(BIN / "uv", "pip", "install", "--quiet", "--python", ".venv/bin/python", "-r", "requirements.txt")
     place.output, place.status = place.types("dvc", "repro"), place.types("mlflow-gate", "status")
     place.again = place.types("dvc-parallel", "repro")
+    assert "own" not in place.types("dvc", "status")
     place.hours = write_plants(place.folder / CHANGES["fetch"]["csv"]["file"])
     merge(place.folder / "params.yaml", CHANGES)
-    place.types("dvc", "remote", "add", "--default", "team", tmp_path_factory.mktemp("remote"))
-    place.types("dvc", "repro")
-    place.types("git", "add", "params.yaml", "dvc.lock", ".dvc/config")
-    place.types("git", "commit", "--message", "Our plants")
-    place.types("dvc", "push")
+    for line in CHECKLIST.replace("ADDRESS", str(tmp_path_factory.mktemp("remote"))).splitlines():
+        place.types(*shlex.split(line))
     return place
 
 
@@ -123,10 +122,18 @@ def test_dashboard_of_the_copy_serves_the_model(home):
 
 
 def test_others_can_fetch_it(home, tmp_path):
-    """The commit holds the settings, and a clone of it gets the data from the remote."""
+    """A clone has the settings, its remote has the file: the weekly job's commands find nothing of `fetch` to do."""
     git(tmp_path, "clone", "--quiet", str(home.folder), "clone")
-    subprocess.run(["dvc", "pull", "data/germany.parquet"], cwd=tmp_path / "clone", env=home.environment, check=True)
-    assert len(schema.read(tmp_path / "clone" / "data" / "germany.parquet")) == home.hours
+    clone = Home(tmp_path / "clone")
+    (clone.folder / ".venv").symlink_to(home.folder / ".venv")
+    assert "`dvc pull own/plants.csv` brings it" in clone.types("pytest", "-q", "tests/test_run.py")
+    clone.types("dvc", "pull", "--allow-missing")
+    assert "own" not in clone.types("dvc", "status", "fetch")
+    output = clone.types("dvc", "repro", "prepare")  # again, for another store
+    assert "Stage 'fetch' didn't change" in output
+    assert "Running stage 'prepare'" in output
+    assert "own.csv" in clone.types("dvc", "repro", "--force", "--single-item", "fetch")
+    assert len(schema.read(clone.folder / "data" / "observations.parquet")) == home.hours
 
 
 @pytest.mark.privileged

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -17,6 +19,8 @@ pytestmark = pytest.mark.walk
 
 PAGE = (ROOT / "4_pipeline" / "take_it_home.md").read_text()
 [CHANGES] = map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE))
+
+WEEKLY = {"github": ".github/workflows/weekly.yml", "gitlab": ".gitlab-ci.yml"}
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +42,14 @@ def test_server_takes_the_records_over(copy):
 
 
 def test_copy_holds_no_word_of_this_repository(copy):
-    """Its package has the new name, no file imports the old ones; links resolve; git ignores what programs leave."""
+    """Package and data have new names, the README names the problem; links resolve; git ignores what programs leave."""
     names = git(copy, "ls-files", "--cached", "--others", "--exclude-standard").split()
     assert "plants/problem.py" in names
     texts = {name: (copy / name).read_text(errors="replace") for name in names if not name.endswith(".whl")}
-    wrong = re.compile(r"\bforecast[./]|4_pipeline|make (run|lab)\b")
+    wrong = re.compile(r"\bforecast[./]|4_pipeline|make (run|lab|lock)\b|\bgermany\b(?!-)")
     assert [name for name, text in texts.items() if wrong.search(text)] == []
     assert [name for name, text in texts.items() if "workshop" in (name + text).casefold()] == []
-    assert {texts[name].split("\n\n")[1] for name in ("README.md", "take_it_home.md")} == {PAGE.split("\n\n")[1]}
+    assert texts["README.md"].startswith("# Solar and wind power in Germany\n\n")
     pages = {name: text for name, text in texts.items() if name.endswith((".md", ".ipynb"))}
     links = [(name, link) for name, text in pages.items() for link in re.findall(r"\]\(([^)#\s\"]+)[^)\"]*\)", text)]
     links = [(name, link) for name, link in links if not re.match(r"[a-z]+:", link) and "\\" not in link]
@@ -88,6 +92,64 @@ def test_fifth_model_takes_three_files(copy):
     (copy / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     (copy / "params.yaml").write_text(yaml.safe_dump(parameters))
     assert compared("dvc")[0] == "train_linreg"
+
+
+def test_deletions_of_the_page_leave_tests_that_pass(copy, tmp_path):
+    """Dashboard, a model, all about sun and wind: after each `pytest` passes on an own file. Their packages go, too."""
+    git(tmp_path, "clone", "--quiet", str(copy), "clone")
+    clone, environment = tmp_path / "clone", clean_environment() | PERSON
+    shutil.copy(copy / "data" / "observations.csv", clone / "own")
+    part = (clone / "take_it_home.md").read_text().split("## What you can delete\n")[1].split("## Once a week\n")[0]
+    sun_and_wind, compiling = re.findall(r"^```bash\n(.*?)^```", part, flags=re.DOTALL | re.MULTILINE)
+    dashboard, tests = re.findall("`(git rm .*?)`", part)
+    own = yaml.safe_load((clone / "own" / "README.md").read_text().split("```yaml\n")[1].split("```")[0])
+    for file, change in {"dvc.yaml": {}, "params.yaml": own}.items():
+        content = yaml.safe_load((clone / file).read_text()) | change
+        del content.get("stages", content)["train_rf"]
+        (clone / file).write_text(yaml.safe_dump(content, sort_keys=False))
+    (clone / "dashboard.py").write_text("raise ModuleNotFoundError")  # this environment has a dashboard, too
+    for deletion in (dashboard, "git rm train_rf.ipynb", sun_and_wind):
+        run_program("bash", "-ec", deletion, cwd=clone, env=environment)
+        done = run_program(BIN / "pytest", "-q", cwd=clone, env=environment)
+        assert re.search(r"[1-9]\d passed, 1 skipped in", done.stdout), done.stdout
+    project, pins = clone / "pyproject.toml", clone / "requirements.txt"
+    project.write_text(re.sub(r"(?ms)^(look = .*?^\]|test = .*?\])\n", "", project.read_text()))
+    before = re.findall("^[a-z][^ =]*==[^ \n]*", pins.read_text(), re.MULTILINE)
+    run_program("bash", "-ec", f"{tests}\n{compiling}", cwd=clone, env=environment)
+    assert "\n--find-links wheels\n" in pins.read_text()
+    left = re.findall("^[a-z][^ =]*==[^ \n]*", pins.read_text(), re.MULTILINE)
+    assert set(left) < set(before)
+    assert {"dash", "pytest", "demandlib", "windpowerlib"}.isdisjoint(pin.split("==")[0] for pin in left)
+
+
+@pytest.mark.parametrize("service", WEEKLY)
+def test_weekly_job_pushes_what_changed_or_fails(tmp_path, service):
+    """A new and a changed `dvc.lock` become commits, an unchanged one becomes none; a rejected push fails the job."""
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "home.git")
+    git(tmp_path, "clone", "--quiet", "home.git", "clone")
+    home, clone = tmp_path / "home.git", tmp_path / "clone"
+    (clone / "results").mkdir()
+    (clone / "results" / "metrics.json").write_text("{}")
+    git(clone, "config", "url.../home.git.insteadOf", "https://token:1@host/us.git")
+    for words in (["add", "."], ["commit", "--quiet", "--message", "Ours"], ["push", "--quiet"]):
+        git(clone, *words)
+    names = ["GITHUB_ACTOR", "GITLAB_USER_NAME", "GITLAB_USER_EMAIL"]
+    places = {"PUSH_TOKEN": "1", "CI_SERVER_HOST": "host", "CI_PROJECT_PATH": "us", "CI_COMMIT_BRANCH": "main"}
+    environment = os.environ | dict.fromkeys(names, "job") | places
+    job = yaml.safe_load((ROOT / "4_pipeline" / WEEKLY[service]).read_text())
+    steps = job["weekly"]["script"] if service == "gitlab" else [job["jobs"]["weekly"]["steps"][-1]["run"]]
+    script = "\n".join(step for step in steps if step.startswith("git "))
+
+    def commits(lock: str, exit_code: int = 0) -> int:
+        (clone / "dvc.lock").write_text(lock)
+        run_program("bash", "-ec", script, cwd=clone, env=environment, exit_code=exit_code)
+        return int(git(home, "rev-list", "--count", "main"))
+
+    assert [commits(lock) for lock in ("new", "new", "changed")] == [2, 2, 3]
+    theirs = git(clone, "commit-tree", "-p", "main", "-m", "A colleague's", "main^{tree}").strip()
+    git(clone, "push", "--quiet", "origin", f"{theirs}:main")
+    assert commits("changed") == 4
+    assert commits("changed again", exit_code=1) == 4
 
 
 @pytest.mark.parametrize("words", [(), ("KERAS=1",)], ids=["without", "with"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from places import BIN, PROJECT, clean_environment, copy_project, run_program
+from test_run import way_to
 
 PAGE = (PROJECT / "own" / "README.md").read_text()
 [STAGES] = [
@@ -67,6 +69,22 @@ def test_fetch_depends_on_the_folder_of_own_files(pipeline):
     assert (pipeline / "data" / "raw" / "own.csv").read_text() == "b\n"
 
 
+def test_own_file_goes_to_another_machine(pipeline):
+    """Where it is missing, the sentence of a skipped test names the command: `dvc add`, later `dvc pull`."""
+    file, sentences = pipeline / "own" / "plants.csv", []
+    dvc(pipeline, "remote", "add", "--default", "team", "remote")
+    for _ in range(2):
+        sentences.append(way_to("own/plants.csv", pipeline))
+        if len(sentences) == 1:
+            file.write_text("a\n")
+        dvc(pipeline, *re.findall("`dvc (.*)`", sentences[-1])[0].split())
+        assert file.read_text() == "a\n"
+        dvc(pipeline, "push")
+        file.unlink()
+        shutil.rmtree(pipeline / ".dvc" / "cache")
+    assert ["pull" in sentence for sentence in sentences] == [False, True]
+
+
 def test_script_that_makes_the_own_file_is_a_stage(pipeline):
     """The page's stage and its script: hourly means of quarter hours reach `fetch` in one run, and changes too."""
     stamps = pd.date_range("2022-01-01", periods=8, freq="15min", tz="UTC", name="utc_timestamp")
@@ -76,6 +94,7 @@ def test_script_that_makes_the_own_file_is_a_stage(pipeline):
     added = {name: content.get(name, {}) | values for name, values in STAGES["stages"].items()}
     (pipeline / "dvc.yaml").write_text(yaml.safe_dump({"stages": content | added}))
     read_from(pipeline, STAGES["stages"]["prepare_own"]["outs"][0])
+    assert way_to("own/plants.csv", pipeline) == "`dvc repro fetch` makes it"
     assert runs_fetch(pipeline)
     made = pipeline / "data" / "raw" / "own.csv"
     assert made.read_text() == "utc_timestamp,wind_GW\n2022-01-01T00:00:00Z,1.5\n2022-01-01T01:00:00Z,5.5\n"
@@ -83,6 +102,10 @@ def test_script_that_makes_the_own_file_is_a_stage(pipeline):
     (pipeline / SCRIPT).write_text(CODE.replace(".mean()", ".max()"))
     assert runs_fetch(pipeline)
     assert "T01:00:00Z,7" in made.read_text()
+    with (pipeline / "own" / "quarters.csv").open("a") as quarters:
+        quarters.write("2022-01-01 02:00:00+00:00,9\n")
+    assert runs_fetch(pipeline)
+    assert "T02:00:00Z,9" in made.read_text()
 
 
 def test_scripts_are_committed_and_data_is_not():
