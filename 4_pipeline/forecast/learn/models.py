@@ -17,6 +17,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from forecast import problem
@@ -41,6 +42,8 @@ PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are 
 BATCH_CANDIDATES = 6  # of a search, fitted together: what they share takes as long as two fits
 # They learn as much as 40 at the usual rate of 0.1, in half the time: 0.8 ** 19 is 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
+# OpenMP's threads wait for each other actively: beside other programs twenty times as long as one thread takes.
+ONE_THREAD = {"limits": 1, "user_api": "openmp"}
 LEAST = [target.possible[0] for target in problem.TARGETS]
 MIN_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to calibrate on
 
@@ -140,10 +143,10 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         levels = learned.levels(self.level_days)
         self.levels_ = [float(level[-1]) for level in levels]
         scaled = [factor / level for factor, level in zip(learned.factors, levels, strict=True)]
-        self.regressors_ = [self._fit_one(values, factor) for factor in scaled]
         self.bands_, self.margins_ = [], []
-        if self.band is not None:
-            for factor, hours in zip(scaled, learned.counted, strict=True):
+        with threadpool_limits(**ONE_THREAD):
+            self.regressors_ = [self._fit_one(values, factor) for factor in scaled]
+            for factor, hours in zip(scaled, learned.counted, strict=True) if self.band is not None else ():
                 pair, margin = self._fit_band(values[hours], factor[hours])
                 self.bands_.append(pair)
                 self.margins_.append(margin)
@@ -153,7 +156,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Return an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        return self._from_factors(self._predict_factors(derive(X).to_numpy()), installed(X, self.year_ends_))
+        predicted = self._predict_factors(derive(X).to_numpy(), self.regressors_)
+        return self._from_factors(predicted, installed(X, self.year_ends_))
 
     def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what `predict` returns, and the lower and the upper end of its band, in the same shape.
@@ -162,9 +166,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         """
         derived, capacities = derive(X), installed(X, self.year_ends_)  # once: most of the time of an hour
         values = derived.to_numpy()
-        predicted, ends = self._from_factors(self._predict_factors(values), capacities), []
+        predicted, ends = self._from_factors(self._predict_factors(values, self.regressors_), capacities), []
         for side, sign in enumerate((-1, 1)):
-            learned = [pair[side].predict(values) for pair in self.bands_]
+            learned = self._predict_factors(values, [pair[side] for pair in self.bands_])
             widened = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
             ends.append(self._from_factors(widened, capacities))
         # Each is learned alone: where there are few hours to learn from, they may cross.
@@ -173,8 +177,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         low[night] = high[night] = predicted[night]
         return predicted, low, high
 
-    def _predict_factors(self, values: np.ndarray) -> list[np.ndarray]:
-        return [regressor.predict(values) for regressor in self.regressors_]
+    def _predict_factors(self, values: np.ndarray, regressors: list[Any]) -> list[np.ndarray]:
+        with threadpool_limits(**ONE_THREAD):
+            return [regressor.predict(values) for regressor in regressors]
 
     def _from_factors(self, factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
         return np.clip(np.column_stack(factors) * self.levels_ * capacities.to_numpy(), LEAST, None)
@@ -229,7 +234,8 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeInde
     level = np.ones(len(factor))
     for _ in range(2):
         trees = HistGradientBoostingRegressor(**LEVEL_TREES)
-        expected = np.clip(trees.fit(derived, factor / level).predict(derived), 0, None)
+        with threadpool_limits(**ONE_THREAD):
+            expected = np.clip(trees.fit(derived, factor / level).predict(derived), 0, None)
         sums = np.bincount(part, factor), np.bincount(part, expected)
         level = np.divide(*sums, out=np.ones(part.max() + 1), where=(sums[0] > 0) & (sums[1] > 0))[part]
     return level
