@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-# What a model may hold beyond skops' own list, and the package that each type needs. The list is here and never in a
-# model: a file that says which types to trust could say anything.
+# What a model may hold beyond skops' own list, and the package to install for each type. The list is here and never in
+# a model: a file that says which types to trust could say anything.
 TRUSTED_TYPES = {
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": "scikit-learn",
     "sklearn.tree._tree.Tree": "scikit-learn",
@@ -183,8 +183,8 @@ def _sklearn_options(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
 
     types = skops.io.get_untrusted_types(data=skops.io.dumps(model))
     if unknown := ", ".join(name for name in types if name not in TRUSTED_TYPES):
-        step = "add these types, with their package, to TRUSTED_TYPES in forecast/learn/storage.py, and the package to"
-        step += " pyproject.toml and requirements.txt"
+        step = "add these types, each with the package to install, to TRUSTED_TYPES in forecast/learn/storage.py,"
+        step += " and the package to pyproject.toml and requirements.txt"
         raise ModelError("The model holds types that are not trusted.", value=unknown[:500], next_step=step)
     names = dict.fromkeys(["scikit-learn", "skops", "pandas", "numpy", *map(TRUSTED_TYPES.get, types)])
     return _interface(model, weather) | {
