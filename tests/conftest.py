@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from places import one_thread  # noqa: F401 - a fixture
 from served import data_file, germany_csv, model, served  # noqa: F401 - fixtures
 from workplace import (
     BIN,

@@ -77,9 +77,16 @@ def test_fifth_model_takes_three_files(copy):
     stage = re.sub("-y '.*?'", "-p alpha ${train_ridge.alpha}", stage).replace("fit_intercept", "alpha")
     pipeline["stages"]["train_ridge"] = json.loads(stage)
     section = textwrap.dedent(*re.findall(r"^  ```yaml\n(.*?)^  ```", PAGE, flags=re.DOTALL | re.MULTILINE))
-    code = texts["train_linreg.ipynb"].replace("train_linreg", "train_ridge").replace("LinearRegression", "Ridge")
-    code = code.replace("(fit_intercept=fit_intercept)", "(alpha)")
-    code = code.replace("fit_intercept: bool = True", "alpha: float = 1.0")
+    [model] = re.findall(r"`(\w+\(Ridge\(alpha\)\))`, fitted on `inputs\(train\)`", PAGE)
+    code = texts["train_linreg.ipynb"]
+    for old, new in {
+        "train_linreg": "train_ridge",
+        "import LinearRegression": "import Ridge; from forecast.learn.models import CapacityFactorRegressor",
+        "LinearRegression(fit_intercept=fit_intercept).fit(features(train)": f"{model}.fit(inputs(train)",
+        "import features": "import inputs",
+        "fit_intercept: bool = True": "alpha: float = 1.0",
+    }.items():
+        code = code.replace(old, new)
     (copy / "train_ridge.ipynb").write_text(code)
     (copy / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     (copy / "params.yaml").write_text(yaml.safe_dump(parameters) + section)

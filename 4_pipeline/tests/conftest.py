@@ -1,3 +1,1 @@
 """What all tests share; those in `template` are about sun and wind, and can be deleted with the sample."""
-
-from places import one_thread  # noqa: F401 - a fixture

@@ -19,7 +19,6 @@ from typing import Any
 import hypothesis
 import pytest
 import requests
-from threadpoolctl import threadpool_limits
 
 PROJECT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -31,15 +30,6 @@ SETTINGS = ["MLFLOW_", "DASK_", "DVC_", "MAKE", "PYTHONDONT"]  # their names beg
 # The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Let each process of the tests fit with one thread: more than there are cores wait for one another, busily."""
-    import sklearn  # noqa: F401 - brings the library whose threads are meant
-
-    with threadpool_limits(1, user_api="openmp"):
-        yield
 
 
 def free_port() -> int:

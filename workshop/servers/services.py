@@ -239,8 +239,6 @@ SERVICES = (
         _dashboard_command,
         lambda settings: settings.dashboard_url,
         lambda settings: _get(f"{settings.dashboard_url}/health").ok,
-        # scikit-learn's threads wait for one another, busily: an hour took 400 ms with two and 10 ms with one.
-        {"OMP_NUM_THREADS": "1"},
         folder="4_pipeline",  # where Python finds the package
     ),
 )

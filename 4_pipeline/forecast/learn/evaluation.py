@@ -9,7 +9,6 @@ import mlflow_gate
 import numpy as np
 import pandas as pd
 from sklearn.metrics import r2_score
-from threadpoolctl import threadpool_limits
 
 from forecast import problem
 from forecast.learn.scores import Scores, TargetScore
@@ -107,11 +106,10 @@ def judge(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
 def _milliseconds(model: LoadedModel, row: pd.DataFrame) -> float:
     """Return the time of a prediction for one row: the least of some, as other work only adds to it."""
     seconds = []
-    with threadpool_limits(1):  # threads that wait for a busy core take longer than one alone
-        for _ in range(LATENCY_TIMES):
-            began = time.perf_counter()
-            model.predict(row)
-            seconds.append(time.perf_counter() - began)
+    for _ in range(LATENCY_TIMES):
+        began = time.perf_counter()
+        model.predict(row)
+        seconds.append(time.perf_counter() - began)
     return 1000 * min(seconds)
 
 

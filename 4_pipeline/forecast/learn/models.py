@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
+from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 from forecast import problem
@@ -43,6 +45,16 @@ BATCH_CANDIDATES = 6  # of a search, fitted together: what they share takes as l
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
 LEAST = [target.possible[0] for target in problem.TARGETS]
 MIN_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to calibrate on
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()  # takes 5 ms, a prediction of one row 3 ms
+
+
+def _one_thread() -> AbstractContextManager:
+    """Limit OpenMP to one thread: several wait actively for each other, beside other programs twenty times as long."""
+    return _libraries().limit(limits=1, user_api="openmp")
 
 
 class Hours:
@@ -140,10 +152,10 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         levels = learned.levels(self.level_days)
         self.levels_ = [float(level[-1]) for level in levels]
         scaled = [factor / level for factor, level in zip(learned.factors, levels, strict=True)]
-        self.regressors_ = [self._fit_one(values, factor) for factor in scaled]
         self.bands_, self.margins_ = [], []
-        if self.band is not None:
-            for factor, hours in zip(scaled, learned.counted, strict=True):
+        with _one_thread():
+            self.regressors_ = [self._fit_one(values, factor) for factor in scaled]
+            for factor, hours in zip(scaled, learned.counted, strict=True) if self.band is not None else ():
                 pair, margin = self._fit_band(values[hours], factor[hours])
                 self.bands_.append(pair)
                 self.margins_.append(margin)
@@ -153,7 +165,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Return an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        return self._from_factors(self._predict_factors(derive(X).to_numpy()), installed(X, self.year_ends_))
+        predicted = self._predict_factors(derive(X).to_numpy(), self.regressors_)
+        return self._from_factors(predicted, installed(X, self.year_ends_))
 
     def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what `predict` returns, and the lower and the upper end of its band, in the same shape.
@@ -162,9 +175,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         """
         derived, capacities = derive(X), installed(X, self.year_ends_)  # once: most of the time of an hour
         values = derived.to_numpy()
-        predicted, ends = self._from_factors(self._predict_factors(values), capacities), []
+        predicted, ends = self._from_factors(self._predict_factors(values, self.regressors_), capacities), []
         for side, sign in enumerate((-1, 1)):
-            learned = [pair[side].predict(values) for pair in self.bands_]
+            learned = self._predict_factors(values, [pair[side] for pair in self.bands_])
             widened = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
             ends.append(self._from_factors(widened, capacities))
         # Each is learned alone: where there are few hours to learn from, they may cross.
@@ -173,8 +186,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         low[night] = high[night] = predicted[night]
         return predicted, low, high
 
-    def _predict_factors(self, values: np.ndarray) -> list[np.ndarray]:
-        return [regressor.predict(values) for regressor in self.regressors_]
+    def _predict_factors(self, values: np.ndarray, regressors: list[Any]) -> list[np.ndarray]:
+        with _one_thread():
+            return [regressor.predict(values) for regressor in regressors]
 
     def _from_factors(self, factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
         return np.clip(np.column_stack(factors) * self.levels_ * capacities.to_numpy(), LEAST, None)
@@ -229,7 +243,8 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeInde
     level = np.ones(len(factor))
     for _ in range(2):
         trees = HistGradientBoostingRegressor(**LEVEL_TREES)
-        expected = np.clip(trees.fit(derived, factor / level).predict(derived), 0, None)
+        with _one_thread():
+            expected = np.clip(trees.fit(derived, factor / level).predict(derived), 0, None)
         sums = np.bincount(part, factor), np.bincount(part, expected)
         level = np.divide(*sums, out=np.ones(part.max() + 1), where=(sums[0] > 0) & (sums[1] > 0))[part]
     return level

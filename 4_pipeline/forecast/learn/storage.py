@@ -20,24 +20,26 @@ from forecast.errors import ModelError
 from forecast.learn.models import CapacityFactorRegressor
 from forecast.learn.scores import Scores
 from forecast.quantities import YearEnds
+from forecast.table import steps
 from forecast.table.features import features, inputs, last_year, targets
 from forecast.table.schema import CAPACITIES, FEATURES, QUANTITIES, RANGES, TARGETS, UNITS
 from forecast.tracking import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.models import Model
     from plotly.graph_objects import Figure
 
 
-# What a scikit-learn model may hold beyond skops' own list. The list is here and never in a model: a file that says
-# which types to trust could say anything.
-TRUSTED_TYPES = [
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-    "forecast.learn.models.CapacityFactorRegressor",
-]
+# What a model may hold beyond skops' own list, and the package to install for each type. The list is here and never in
+# a model: a file that says which types to trust could say anything.
+TRUSTED_TYPES = {
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": "scikit-learn",
+    "sklearn.tree._tree.Tree": "scikit-learn",
+    "forecast.learn.models.CapacityFactorRegressor": "pvlib",
+}
 SKOPS_FILE = "model.skops"  # where MLflow keeps one
-REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
+PROBLEM = UNITS | {"step": f"{steps.HOURS:g} h"}  # logged with a model
 LOG_IT = "log it with forecast.learn.storage.log_model; if others did, find out who can write to the store"
 MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
 # Predictions are at most so many times what is possible: a linear model predicts more for a storm than there can be.
@@ -177,10 +179,17 @@ def log_training(model: Any, example: pd.DataFrame, scores: Scores, figure: Figu
 
 
 def _sklearn_options(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
-    names = REQUIREMENTS + ("pvlib",) * isinstance(model, CapacityFactorRegressor)
+    import skops.io
+
+    types = skops.io.get_untrusted_types(data=skops.io.dumps(model))
+    if unknown := ", ".join(name for name in types if name not in TRUSTED_TYPES):
+        step = "add these types, each with the package to install, to TRUSTED_TYPES in forecast/learn/storage.py,"
+        step += " and the package to pyproject.toml and requirements.txt"
+        raise ModelError("The model holds types that are not trusted.", value=unknown[:500], next_step=step)
+    names = dict.fromkeys(["scikit-learn", "skops", "pandas", "numpy", *map(TRUSTED_TYPES.get, types)])
     return _interface(model, weather) | {
         "serialization_format": "skops",
-        "skops_trusted_types": TRUSTED_TYPES,
+        "skops_trusted_types": [*TRUSTED_TYPES],
         "pip_requirements": [f"{name}=={version(name)}" for name in names],  # which MLflow takes 7 s to infer
     }
 
@@ -189,7 +198,8 @@ def _interface(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
     import mlflow
 
     outputs = pd.DataFrame(model.predict(weather), index=weather.index, columns=TARGETS)
-    return {"signature": mlflow.models.infer_signature(weather, outputs), "input_example": weather}
+    signature = mlflow.models.infer_signature(weather, outputs)
+    return {"signature": signature, "input_example": weather, "metadata": PROBLEM}
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -218,9 +228,19 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
 
 
 def load_files(folder: Path, name: str) -> LoadedModel:
-    """Load a model from its local folder, as `load_folder`, with the size of its files and its signature."""
+    """Load a model from its local folder, as `load_folder`, with the size of its files and its signature.
+
+    Raises ModelError also for a model of another step or other units; one that was logged without them has the present.
+    """
+    from mlflow.models import Model
+
+    logged = Model.load(folder)
+    then = PROBLEM | (logged.metadata or {})
+    if changed := ", ".join(f"{key} {then[key]}, not {now}" for key, now in PROBLEM.items() if then[key] != now):
+        what, step = "It was trained on another step or other units than the table has.", "promote a model of these"
+        raise ModelError(what, value=f"{name}: {changed}", next_step=step)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return replace(load_folder(folder, name), size_bytes=size, signature=_signature(folder))
+    return replace(load_folder(folder, name), size_bytes=size, signature=_signature(logged))
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:
@@ -246,11 +266,9 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
         raise ModelError("The model cannot be loaded.", value=f"{name}: {error!r:.300}", next_step=LOG_IT) from None
 
 
-def _signature(folder: Path) -> str | None:
+def _signature(logged: Model) -> str | None:
     """Return a model's columns, in and out; None when it was logged without either."""
-    from mlflow.models import Model
-
-    signature = Model.load(folder).signature
+    signature = logged.signature
     if signature is None or None in (signature.inputs, signature.outputs):
         return None
     ends = ((signature.inputs, FEATURES), (signature.outputs, TARGETS))
@@ -270,7 +288,7 @@ def _read_skops(file: Path) -> Any:
     from skops.io.exceptions import UntrustedTypesFoundException
 
     try:
-        return skops.io.load(file, trusted=TRUSTED_TYPES)
+        return skops.io.load(file, trusted=[*TRUSTED_TYPES])
     except UntrustedTypesFoundException as error:
         found = str(error).splitlines()[0][:500]
         raise ModelError("The model holds types that are not trusted.", value=found) from None

@@ -17,7 +17,7 @@ from forecast.parameters import OwnFile
 from forecast.raw import own_file, sources
 from forecast.table import reading as raw
 from forecast.table import schema, steps
-from forecast.table.features import add_capacity
+from forecast.table.features import add_capacity, check_derived
 from forecast.table.origin import origin_in
 from forecast.table.reading import Table
 from forecast.table.schema import STAMP
@@ -52,8 +52,8 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     an own file what `own_file.read` left out, and years for which a figure of capacity lacks between two that have one.
 
     Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut short,
-    a time without a zone or off the step, no step in the years, values out of range), and ParameterError when
-    ``last_year`` is before ``first_year``.
+    a time without a zone or off the step, no step in the years, values out of range), for a column of
+    `problem.COMPUTED` that depends on other rows, and ParameterError when ``last_year`` is before ``first_year``.
     """
     if last_year < first_year:
         raise ParameterError(
@@ -69,6 +69,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     frame = join(parts, grid)
     next_step = "correct the file, or ask for other years (prepare.first_year and last_year in params.yaml)"
     schema.check(frame, f"The frame prepared from {origin.csv.file if origin.csv else raw_folder}", next_step)
+    check_derived(frame)
     findings = {"source": origin.source, **count(parts, frame)}
     for table in tables.values():
         findings |= table.counts

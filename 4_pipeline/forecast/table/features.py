@@ -64,6 +64,21 @@ def derive(frame: DataFrame) -> DataFrame:
     return rows.assign(**problem.COMPUTED)[DERIVED]
 
 
+def check_derived(frame: DataFrame) -> None:
+    """Raise DataError if `derive` makes of one of twenty rows alone another value than in its table."""
+    rows = frame.sample(min(20, len(frame)), random_state=0)
+    whole, alone = derive(frame).loc[rows.index], pd.concat([derive(rows.loc[[row]]) for row in rows.index])
+    for row, column in np.argwhere(~np.isclose(alone, whole, equal_nan=True)):
+        values = f"{whole.iat[row, column]:.10g} in the table, {alone.iat[row, column]:.10g} alone"
+        raise DataError(
+            f"The column {whole.columns[column]} of COMPUTED in forecast/problem.py depends on other rows.",
+            value=f"{rows['utc_timestamp'].iloc[row]:{STAMP}}: {values}",
+            expected="the same value: a model may be given a single row",
+            next_step="compute it from the row alone, or, as a column of your file, by a script in own/ (see"
+            " own/README.md)",
+        )
+
+
 def sun_is_up(derived: DataFrame) -> np.ndarray:
     """Return for each row that `derive` made whether it has the sun up; never where the problem does not ask for it."""
     return derived["sun_elevation"].to_numpy() > 0 if "sun_elevation" in derived else np.zeros(len(derived), bool)

@@ -13,6 +13,7 @@ import dask
 import nbformat
 import psutil
 import pytest
+from dask.system import CPU_COUNT
 from distributed import Client, Security
 from hosts import Cluster, new_cluster, notebook, small_disk, wait_for
 from papermill_dask import connect
@@ -103,6 +104,22 @@ def test_kernel_has_the_threads_of_its_worker(tmp_path):
         assert run(**address) == "['3', None, None]\n"
         own = {"OMP_NUM_THREADS": "5", "DASK_PAPERMILL_DASK__ENVIRONMENT": "OMP_*"}
         assert run(**address, **own) == "['5', None, None]\n"
+
+
+OWN_TASKS = """
+from distributed import Client
+with Client() as client:
+    [worker] = client.scheduler_info()["workers"].values()
+print(worker["nthreads"], worker["resources"])
+"""
+
+
+def test_tasks_of_a_notebook_have_all_processors_of_a_cluster_for_the_call(tmp_path):
+    """The cluster runs one notebook, and a thread a processor of what this sends to it."""
+    source, output = notebook(tmp_path / "in.ipynb", OWN_TASKS), tmp_path / "out.ipynb"
+    command = [BIN / "papermill", source, output, "--engine", "dask"]
+    subprocess.run(command, env=clean_environment(), capture_output=True, timeout=120, check=True)
+    assert nbformat.read(output, as_version=4).cells[0].outputs[0].text == f"{CPU_COUNT} {{'notebook': 1}}\n"
 
 
 MAKERS = """

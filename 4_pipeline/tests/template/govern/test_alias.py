@@ -52,7 +52,10 @@ def log_model_of(hours, folder):
 def test_registry_judges_by_the_weeks_and_the_hours_that_runs_declare(
     registered_model, small_hours, tmp_path, monkeypatch
 ):
-    """A champion that learned part of the held-out hours is compared on later ones; runs name their experiment."""
+    """A champion that learned part of the held-out hours is compared on later ones; runs name their experiment.
+
+    A champion of another step is not compared.
+    """
     hours = pd.concat(small_hours, ignore_index=True)
     hours.attrs = small_hours[0].attrs
     gate = Registry(LENIENT, hours[900:])
@@ -64,6 +67,10 @@ def test_registry_judges_by_the_weeks_and_the_hours_that_runs_declare(
     assert "neither model was trained on" not in decision.reason
     assert decision.candidate.period[0] == decision.champion.period[0] == "2014-07-21T00:00:00Z"
     assert len(decision.candidate.blocks) == 10
+    with monkeypatch.context() as earlier:
+        earlier.setitem(storage.PROBLEM, "step", "0.25 h")
+        gate.apply(PROMOTED, *log_model_of(hours[:900], tmp_path), gate.production(), "quarter hours")
+    assert "step 0.25 h, not 1 h" in gate.judge(*candidate)[0].disqualified
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow

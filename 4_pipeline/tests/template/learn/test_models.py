@@ -25,9 +25,11 @@ from forecast.table.schema import FEATURES, TARGETS
 from forecast.table.split import split_by_time
 from joblib.externals.loky import get_reusable_executor
 from places import BIN, PROJECT, clean_environment, wait_for
+from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
+from threadpoolctl import threadpool_info, threadpool_limits
 
 TREES = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.1, min_samples_leaf=100, random_state=0)
 BAND = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.2, max_leaf_nodes=7, random_state=0)
@@ -159,6 +161,28 @@ def simple_hours():
     return rows.assign(utc_timestamp=stamps, **made)[["utc_timestamp", *TARGETS, *FEATURES]].pipe(
         add_capacity, CAPACITY
     )
+
+
+class Threads(DummyRegressor):
+    """Notes how many threads of OpenMP its fit and its prediction may have."""
+
+    def fit(self, X, y):
+        """Note the number."""
+        self.counts_ = {each["num_threads"] for each in threadpool_info() if each["user_api"] == "openmp"}
+        return super().fit(X, y)
+
+    def predict(self, X):
+        """Note the number, too."""
+        self.counts_ |= {each["num_threads"] for each in threadpool_info() if each["user_api"] == "openmp"}
+        return super().predict(X)
+
+
+def test_fits_and_predictions_have_one_thread(simple_hours):
+    """Those of OpenMP wait for each other actively: beside other programs a fit would take minutes."""
+    with threadpool_limits(2, "openmp"):
+        model = CapacityFactorRegressor(Threads()).fit(inputs(simple_hours), targets(simple_hours))
+        model.predict(inputs(simple_hours))
+    assert [each.counts_ for each in model.regressors_] == [{1}] * len(TARGETS)
 
 
 def kill_tree(program: psutil.Popen) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import mlflow
@@ -16,6 +17,7 @@ from forecast.problem import CAPACITY
 from forecast.table.features import INPUTS, features, inputs, targets, year_ends_of
 from forecast.table.schema import FEATURES, TARGETS
 from forecast.table.split import split_by_time
+from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 
@@ -29,7 +31,7 @@ def hours():
 
 def save(model, folder):
     """Save a scikit-learn model as MLflow does by default."""
-    mlflow.sklearn.save_model(model, folder, skops_trusted_types=TRUSTED_TYPES, pip_requirements=[])
+    mlflow.sklearn.save_model(model, folder, skops_trusted_types=[*TRUSTED_TYPES], pip_requirements=[])
     return folder
 
 
@@ -126,3 +128,30 @@ def test_model_of_another_problem_says_so(hours, tmp_path, columns):
     assert "windspeed, temperature, rad_horizontal, rad_diffuse in, solar_GW, wind_GW out" in str(error.value)
     assert "commit" in error.value.next_step
     assert "who can write" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
+def test_model_of_another_step_or_unit_says_so(hours, tmp_path):
+    """Its columns have the same names; the error says what each was. A model without the record loads."""
+    model = LinearRegression().fit(hours[FEATURES], hours[TARGETS])
+    options = storage._sklearn_options(model, hours[FEATURES])
+    for then in ({}, {"step": "0.25 h"}, {"wind_GW": "MW", "windspeed": "km/h"}):
+        folder, metadata = tmp_path / "_".join(["model", *then]), options["metadata"] | then
+        mlflow.sklearn.save_model(model, folder, **options | {"metadata": metadata if then else None})
+        with pytest.raises(ModelError, match="another step") if then else contextlib.nullcontext() as error:
+            storage.load_files(folder, "version 1")
+        for name, value in then.items():
+            assert f"{name} {value}, not {options['metadata'][name]}" in error.value.value
+
+
+class Mean(DummyRegressor):
+    """A model of a type that nobody has listed."""
+
+
+def test_type_that_is_not_listed_is_named_before_the_model_is_logged(hours):
+    """With the list, its file, and the files that name the package."""
+    with pytest.raises(ModelError, match="not trusted") as error:
+        storage._sklearn_options(Mean().fit(hours[FEATURES], hours[TARGETS]), hours[FEATURES])
+    assert error.value.value == f"{__name__}.Mean"
+    for word in ("TRUSTED_TYPES", "forecast/learn/storage.py", "pyproject.toml", "requirements.txt"):
+        assert word in error.value.next_step

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
 import pytest
+from forecast import problem
 from forecast.errors import DataError, ParameterError
 from forecast.raw.prepare import LAYOUT, load_or_make, prepare
 from forecast.table import schema
@@ -86,3 +88,20 @@ def test_load_or_make_makes_the_file_once_and_reads_it_after(prepared, tmp_path)
     assert list(tmp_path.iterdir()) == [csv]
     csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:11]))
     assert len(load_or_make(csv)) == 10
+
+
+OTHER_ROWS = {
+    "rolling": lambda rows: rows["windspeed"].rolling(3, min_periods=1).mean(),
+    "shift": lambda rows: rows["windspeed"].shift(fill_value=0.0),
+    "mean": lambda rows: rows["windspeed"] - rows["windspeed"].mean(),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ROWS)
+def test_prepare_refuses_a_computed_column_that_looks_at_other_rows(raw, monkeypatch, name):
+    """In use a model is given a single row: the error names column, row, both values and two ways out."""
+    monkeypatch.setitem(problem.COMPUTED, "hub_windspeed", OTHER_ROWS[name])
+    with pytest.raises(DataError, match=r"hub_windspeed of COMPUTED .* depends on other rows") as error:
+        prepare(raw, 2016, 2016)
+    assert re.fullmatch(r"2016-\d\d-\d\dT\d\d:00:00Z: \S+ in the table, \S+ alone", error.value.value)
+    assert "from the row alone, or, as a column of your file, by a script in own/" in error.value.next_step

@@ -106,7 +106,7 @@ def connect() -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _local_cluster() -> Iterator[LocalCluster]:
-    """Yield a cluster of one worker for this user alone; close it.
+    """Yield a cluster of one worker for this user alone, with a thread a processor, and for one notebook; close it.
 
     Scheduler and worker are threads of this process: a process of their own would run the caller's script again, which
     needs `if __name__ == "__main__":`, and could not be started by a daemonic process. Whoever connects needs the key.
@@ -119,7 +119,7 @@ def _local_cluster() -> Iterator[LocalCluster]:
         with _making, dask.config.set({"temporary-directory": folder}):
             # Dask's own default for the page, ":0", listens on every interface.
             options = {"dashboard_address": "127.0.0.1:0", "security": True, "protocol": "tls://"}
-            cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, **options)
+            cluster = LocalCluster(n_workers=1, resources={NOTEBOOK: 1}, processes=False, **options)
         with cluster:
             yield cluster
 
