@@ -156,7 +156,7 @@ def _checksum_of_own(file: Path) -> str:
             f"The file {file} cannot be read.",
             value=error.strerror or error,
             expected="a CSV file, its path relative to the folder of params.yaml",
-            next_step="put it there, or correct fetch.csv.file in params.yaml",
+            next_step="put it there (`dvc pull` brings one that was added), or correct fetch.csv.file in params.yaml",
         ) from None
 
 
