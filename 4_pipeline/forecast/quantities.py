@@ -152,6 +152,9 @@ def _registry(new_unit: str) -> Any:
     # Fractions keep whole numbers exact; pint takes m2 only as m**2.
     powers = [lambda text: re.sub(r"(?<=[A-Za-z])(?=\d)", "**", text)]
     registry = pint.UnitRegistry(non_int_type=Fraction, preprocessors=powers)
+    if new_unit and not new_unit.replace("_", "").isalpha():
+        next_step = "set new_unit in forecast/problem.py to letters alone, such as EUR, pax or tCO"
+        raise ParameterError("This new_unit is no name.", value=repr(new_unit), expected="letters", next_step=next_step)
     if new_unit:
         registry.define(f"{new_unit} = [{new_unit}]")
     return registry
@@ -160,13 +163,14 @@ def _registry(new_unit: str) -> Any:
 @cache
 def _parse(text: str, new_unit: str) -> Any:
     """Return a unit as pint's; raise ParameterError for one that it does not know."""
+    registry = _registry(new_unit)
     try:
-        return _registry(new_unit).parse_units(SPELLINGS.get(text, text))
+        return registry.parse_units(SPELLINGS.get(text, text))
     except Exception:  # noqa: BLE001 - pint's, and those of Python's tokenizer
         raise ParameterError(
             "This unit is not known.",
             value=repr(text),
-            expected="a unit of pint, such as MW, kWh, km/h, J/cm2 or m3/h, in its letters",
+            expected="a unit of pint, such as MW, kWh (also of a step), km/h, J/cm2 or m3/h, in its letters",
             next_step="correct it; for a count or a currency set new_unit of that quantity in forecast/problem.py",
         ) from None
 

@@ -80,18 +80,21 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
     like = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
     english = ", with English names of months and weekdays" * bool(re.search("%[aAbB]", time.format or ""))
     raw.require(good, original, file, like + english, "correct that line, or fetch.csv.time.format in params.yaml")
-    # 00:00 between 23:00 of the same day and 01:00 of the next, in either order, is the end of the day, too.
-    before, after = (parsed.shift(rows).fillna(parsed + steps.DAY + steps.LENGTH) - parsed for rows in (1, -1))
-    is_late = (before + after == 2 * steps.DAY) & ((before - after).abs() == 2 * steps.LENGTH)
-    midnight |= is_late & (not steps.IS_DAY)
+    # In a file in which 00:00 stands beside 23:00 of the same day, it is the end of that day, too.
+    rows = parsed[parsed != parsed.shift()]
+    beside = sum(rows.shift(n) - rows == steps.DAY - steps.LENGTH for n in (1, -1))
+    late = beside[rows == rows.dt.normalize()] > 0
+    midnight |= (parsed == parsed.dt.normalize()) & (late.mean() > 0.5 and not steps.IS_DAY)
     parsed = parsed.dt.as_unit("us").mask(midnight, parsed + steps.DAY)
     by_end, last = time.stamp == "end", pd.Timestamp(0) + steps.DAY - steps.LENGTH
     next_step = f"if the times are the ends of the {steps.NAMES}, set fetch.csv.time.stamp: end in params.yaml"
     raw.require(~midnight | by_end, original, file, f"the start of {steps.ONE}, 00:00 to {last:%H:%M}", next_step)
     stamps, skipped = parsed, pd.Series(False, text.index)
     if aware.all():
-        if by_end:
-            stamps = (parsed.dt.tz_convert(steps.CALENDAR) - _STEP).dt.tz_convert("UTC")
+        if by_end and steps.IS_DAY:  # the day before may begin at another time: the clock may change at midnight
+            stamps = steps.starts(parsed, later=-1).where(parsed == steps.starts(parsed), parsed)
+        elif by_end:
+            stamps = parsed - _STEP
     elif time.zone is None and not steps.IS_DAY:
         example = f"`time: {{column: {time.column}, zone: UTC}}`"
         next_step = f"set in params.yaml, under fetch.csv: {example}, or Europe/Berlin, or +01:00"
@@ -105,7 +108,10 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
         stamps, skipped = _localize(parsed, zone, values)
         if by_end:
             readings = [_localize(parsed - _STEP, zone, values), (stamps - _STEP, skipped)]
-            stamps, skipped = min(readings, key=lambda each: each[0].isna().sum() + each[0].duplicated().sum())
+            faults = [known.isna().sum() + known.duplicated().sum() for known, _ in readings]
+            stamps, skipped = readings[faults[1] < faults[0]]
+            if faults[0] == faults[1]:  # where they differ, either may be right
+                stamps = stamps.where(stamps == readings[1][0])
         _require_existing(parsed, skipped, values, original, file, zone)
     _require_starts(parsed, stamps, original, file, time)
     return stamps, skipped
@@ -129,7 +135,8 @@ def _localize(parsed: Series, zone: tzinfo | None, values: DataFrame) -> tuple[S
     copies = values.loc[near.index].assign(time=near).groupby(["time", *values], dropna=False)
     often = copies["time"].transform("size")
     alone = often.mask(twice[near.index])
-    rows = near[copies.cumcount() <= ((often == 2 * alone.ffill()) & (often == 2 * alone.bfill()))]
+    is_pair = (often == 2 * alone.ffill().bfill()) & (often == 2 * alone.bfill().ffill())
+    rows = near[copies.cumcount() <= is_pair]
     nights = rows[twice[rows.index]]
     for _, night in nights.groupby((nights + steps.DAY / 2).dt.normalize()):
         first, last = rows.index.get_indexer(night.index[[0, -1]])
@@ -162,8 +169,9 @@ def _require_existing(
 def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, time: TimeColumn) -> None:
     """Raise DataError, with the cure, if all times are off the start of a step by the same clock, or by the zone."""
     good = stamps.isna() | (stamps == steps.starts(stamps.dropna()).reindex(stamps.index))
-    bare, tails = times.str.replace(_OFFSET, "", regex=True), times.str.extract(f"({_OFFSET})")[0].dropna().unique()
     is_iso_offset = parsed.dt.tz is not None and time.format is None
+    bare = times.str.replace(_OFFSET, "", regex=True) if is_iso_offset else times
+    tails = times.str.extract(f"({_OFFSET})")[0].unique() if is_iso_offset else [""]
     written = pd.to_datetime(bare, format="ISO8601") if is_iso_offset else parsed.dt.tz_localize(None)
     late = (written - written.dt.floor(steps.STEP)).unique()
     if good.all() or len(late) > 1:
@@ -171,22 +179,29 @@ def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, ti
     form, clock = time.format, bare.iloc[0][10:]
     if form is None:
         form = "%Y-%m-%d" + clock[:1] + "%H:%M:%S"[: max(len(clock) - 1, 0)] + clock[9:]
-        form += "" if not len(tails) else tails[0] if len(tails) == 1 else "%z"
-    for directive in ("%S", "%M", "%H")[: 3 if steps.IS_DAY else 2 if steps.LENGTH >= steps.HOUR else 1]:
+        form += tails[0] if len(tails) == 1 and (steps.IS_DAY or not late[0]) else "%z"
+    for directive in ("%S", "%M", "%H", "%I", "%p")[: 5 if steps.IS_DAY else 2 if steps.LENGTH >= steps.HOUR else 1]:
         form = form.replace(directive, f"{written.iloc[0]:{directive}}")
     begin, in_words = f"{steps.NAMES} that begin at 00:00 in {steps.ZONE}", f"the {steps.NAME} that it is in"
+    move = f"move each time to the start of the {steps.NAME} that it stands for by a script in own/ (see own/README.md)"
     cure = f'if each time stands for {in_words}, set time.format: "{form}" in params.yaml (fetch.csv)'
-    if steps.IS_DAY and not late[0]:
-        cure = f"{cure}; or " * (form != "%Y-%m-%d") + "set ZONE in forecast/problem.py, or time.zone in params.yaml"
+    cure += " and time.stamp: start" * (time.stamp == "end")
+    if steps.IS_DAY and len(tails) > 1:
+        cure = move
+    elif steps.IS_DAY and not late[0]:
+        cure = f"{cure}; or " * (form != "%Y-%m-%d") + "leave out time.zone, or set ZONE in forecast/problem.py"
     elif not steps.IS_DAY:
         begin = f"{steps.NAMES} that begin at 00:00, {pd.Timestamp(0) + steps.LENGTH:%H:%M}, ... UTC"
         if not late[0]:
-            ahead = (written - stamps.dt.tz_localize(None)).dropna().iloc[0].floor(steps.STEP)
-            zone = f"{'-' * (ahead < pd.Timedelta(0)) or '+'}{pd.Timestamp(0) + abs(ahead):%H:%M}"
-            cure = f"set time.zone: '{zone}' in params.yaml (fetch.csv)"
+            ahead = (written - stamps.dt.tz_localize(None)).dropna().unique()
+            zone = pd.Timestamp(0) + abs(ahead[0].floor(steps.STEP))
+            cure = (
+                f"set time.zone: '{'-' * (ahead[0] < pd.Timedelta(0)) or '+'}{zone:%H:%M}' in params.yaml (fetch.csv)"
+            )
             cure += f', and time.format: "{form}"' * is_iso_offset + "; see own/README.md"
+            cure = cure if len(ahead) == 1 else move  # no zone without summer time has such hours
         elif steps.LENGTH < steps.HOUR and late[0] >= pd.Timedelta(minutes=1):
-            cure = f"move the times to the start of {in_words} by a script in own/ (see own/README.md)"
+            cure = move
     raw.require(good, times, file, begin, cure)
 
 

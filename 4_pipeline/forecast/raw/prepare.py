@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
@@ -25,7 +26,9 @@ from forecast.table.schema import STAMP
 logger = logging.getLogger(__name__)
 SCRIPT = "by a script in own/ (see own/README.md)"
 JOIN = "if the hour or the quarter is in another column than the date, join both"
-LASTING = 10  # so many rows that are as far apart are a step of their own, and no gaps
+OR_SUMS = "or sums of amounts such as MWh"
+MOVE = f"move each time to the start of the {steps.NAME} that it stands for, {SCRIPT}"
+LASTING, LASTING_END = 10, 4  # so many rows that are as far apart are a step of their own, and no gaps
 # The columns of each quantity in the files of Open Power System Data, and of the sample.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
@@ -120,11 +123,11 @@ class Part(NamedTuple):
 def _cure(step: pd.Timedelta) -> str:
     """Return what to do about rows that are ``step`` apart."""
     if abs(step - steps.LENGTH) < steps.LENGTH / 10:
-        return f"round the times to full {steps.NAMES}, {SCRIPT}"
+        return MOVE
     name = {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
     cures = {
         f'set STEP = "{name}" in forecast/problem.py': not steps.DAY % step,
-        f'make means, such as table.resample("{steps.STEP}").mean(), {SCRIPT}': step < steps.LENGTH,
+        f'make means, such as table.resample("{steps.STEP}").mean(), {OR_SUMS}, {SCRIPT}': step < steps.LENGTH,
         f"{JOIN}, {SCRIPT}": step == steps.DAY,
         f"use a file of {steps.OFTEN} values: none can be made of these": step > steps.LENGTH and steps.DAY % step,
     }
@@ -140,14 +143,15 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
     _require_one_row(within, path)
     apart = steps.local(stamps).dt.tz_localize(None).drop_duplicates().sort_values().diff().dropna()
     runs_of = apart.ne(apart.shift()).cumsum()
-    lasting = apart[runs_of.map(runs_of.value_counts()) >= LASTING].drop_duplicates()
+    lengths, is_end = runs_of.map(runs_of.value_counts()), runs_of.isin(runs_of.iloc[[0, -1]] if len(runs_of) else [])
+    lasting = apart[lengths >= np.where(is_end, LASTING_END, LASTING)].drop_duplicates()
     if len(lasting) > 1:
         first, later = (f"{distance / steps.HOUR:.7g} h" for distance in lasting.iloc[:2])
         raise DataError(
             f"{path}, line {lasting.index[1]}: the rows were {first} apart, and are {later} apart from here on.",
             value=f"{stamps[lasting.index[1]]:{STAMP}}",
             expected=f"a row {steps.ONE}",
-            next_step=f"make two files of it, and use one; or make means over the longer step, {SCRIPT}",
+            next_step=f"make two files of it, and use one; or make means over the longer step, {OR_SUMS}, {SCRIPT}",
         )
     if len(apart) > 1 and (step := apart.mode()[0]) != steps.LENGTH:
         raise DataError(
@@ -162,7 +166,7 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
         raise DataError(
             f"{path}, line {odd.index[0]}, column {column}: not a full {steps.NAME}.",
             value=f"{odd.iloc[0]:{STAMP}}",
-            next_step=f"correct or leave out such lines; or round the times to full {steps.NAMES}, {SCRIPT}",
+            next_step=f"correct or leave out such lines; or {MOVE}",
         )
     again = stamps.duplicated()
     next_step = f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an"

@@ -279,7 +279,7 @@ HOURS = pd.date_range("2015-07-01", periods=40, freq="h")
             "line 43: the rows were 1 h apart, and are 0.25 h apart from here on", "two files",
         ),
         (pd.date_range("2015-01-05", periods=52, freq="7D"), "are 168 hours apart", "a file of hourly values"),
-        (HOURS + pd.to_timedelta(range(40), unit="s"), "are 1.000278 hours", "round the times"),
+        (HOURS + pd.to_timedelta(range(40), unit="s"), "are 1.000278 hours", "move each time to the start"),
     ],
 )  # fmt: skip
 def test_rows_that_are_no_hours_are_refused_with_the_cure(put, tmp_path, times, words, cure):
@@ -297,7 +297,7 @@ def test_times_that_a_spreadsheet_has_cut_are_refused(put, tmp_path):
     put(times.strftime("%d.%m.%Y %H:%M:%S.%f"))
     with pytest.raises(DataError, match=r"are 0\.9999997 hours apart") as caught:
         _prepare(tmp_path, _own(time=GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S.%f"}), 2015, 2015)
-    assert "round the times" in caught.value.next_step
+    assert "move each time to the start" in caught.value.next_step
 
 
 def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
