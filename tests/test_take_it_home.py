@@ -81,8 +81,9 @@ def test_fifth_model_takes_three_files(copy):
     code = texts["train_linreg.ipynb"]
     for old, new in {
         "train_linreg": "train_ridge",
-        "import LinearRegression": "import Ridge; from forecast.learn.models import CapacityFactorRegressor",
-        "LinearRegression(fit_intercept=fit_intercept).fit(features(train)": f"{model}.fit(inputs(train)",
+        "import LinearRegression": "import Ridge",
+        "import evaluation, storage": "import evaluation, models, storage",
+        "LinearRegression(fit_intercept=fit_intercept).fit(features(train)": f"models.{model}.fit(inputs(train)",
         "import features": "import inputs",
         "fit_intercept: bool = True": "alpha: float = 1.0",
     }.items():
