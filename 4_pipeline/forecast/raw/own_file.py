@@ -109,7 +109,7 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
         if by_end:
             readings = [_localize(parsed - _STEP, zone, values), (stamps - _STEP, skipped)]
             faults = [known.isna().sum() + known.duplicated().sum() for known, _ in readings]
-            stamps, skipped = readings[faults[1] < faults[0]]
+            stamps, skipped = readings[int(faults[1] < faults[0])]
             if faults[0] == faults[1]:  # where they differ, either may be right
                 stamps = stamps.where(stamps == readings[1][0])
         _require_existing(parsed, skipped, values, original, file, zone)
@@ -179,7 +179,8 @@ def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, ti
     form, clock = time.format, bare.iloc[0][10:]
     if form is None:
         form = "%Y-%m-%d" + clock[:1] + "%H:%M:%S"[: max(len(clock) - 1, 0)] + clock[9:]
-        form += tails[0] if len(tails) == 1 and (steps.IS_DAY or not late[0]) else "%z"
+        is_fixed = len(tails) == 1 and (steps.IS_DAY or not late[0] or not is_iso_offset)
+        form += tails[0] if is_fixed else "%z"
     for directive in ("%S", "%M", "%H", "%I", "%p")[: 5 if steps.IS_DAY else 2 if steps.LENGTH >= steps.HOUR else 1]:
         form = form.replace(directive, f"{written.iloc[0]:{directive}}")
     begin, in_words = f"{steps.NAMES} that begin at 00:00 in {steps.ZONE}", f"the {steps.NAME} that it is in"

@@ -232,6 +232,16 @@ def test_stamps_at_the_end_of_the_hour_are_read_by_a_key(put, midnight, newest_f
         assert (caught.value.value, "time.stamp: end" in caught.value.next_step) == (repr(midnight), True)
 
 
+def test_midnight_is_the_end_of_a_day_beside_gaps_too(put):
+    """Where most 00:00 stand beside 23:00 of the same day, all do, though the rows of the next day are missing."""
+    times = [f"{day:02}.07.2015 {hour:02}:00" for day in range(1, 9) for hour in (22, 23, 0)]
+    _, frame, _, _ = own_file.read(put(times), _own(time=BY_END))
+    starts = [
+        pd.Timestamp(f"2015-07-{day:02} {hour}:00", tz="Europe/Berlin") for day in range(1, 9) for hour in (21, 22, 23)
+    ]
+    assert frame["utc_timestamp"].tolist() == starts
+
+
 @pytest.mark.parametrize("by_clock", [False, True])
 def test_ends_of_hours_around_a_clock_change(put, by_clock):
     """An hour's end is its start and one hour, or what the clock says then: each hour comes out once."""
@@ -315,6 +325,10 @@ def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
     literal = GERMAN["time"] | {"format": "%d.%m.%Y %H:30"}
     assert f'"{literal["format"]}"' in caught.value.next_step
     assert own_file.read(put(middle), _own(time=literal)).frame["utc_timestamp"].dt.minute.tolist() == [0, 0]
+    summer = [f"0{day}.{month}.2015 00:00" for day in (1, 2) for month in ("01", "07")]
+    with pytest.raises(DataError, match="column Zeit") as caught:
+        own_file.read(put(summer), _own(time=GERMAN["time"] | {"zone": "Australia/Adelaide"}))
+    assert "by a script" in caught.value.next_step  # no zone without summer time has such hours
 
 
 def test_years_joined_newest_first_keep_the_order_of_the_hour_that_comes_twice(put):
