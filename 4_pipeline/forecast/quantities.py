@@ -151,7 +151,7 @@ def _registry(new_unit: str) -> Any:
 
     # Fractions keep whole numbers exact; pint takes m2 only as m**2.
     powers = [lambda text: re.sub(r"(?<=[A-Za-z])(?=\d)", "**", text)]
-    registry = pint.UnitRegistry(non_int_type=Fraction, preprocessors=powers)
+    registry: Any = pint.UnitRegistry(non_int_type=Fraction, preprocessors=powers)
     if new_unit and not new_unit.replace("_", "").isalpha():
         next_step = "set new_unit in forecast/problem.py to letters alone, such as EUR, pax or tCO"
         raise ParameterError("This new_unit is no name.", value=repr(new_unit), expected="letters", next_step=next_step)

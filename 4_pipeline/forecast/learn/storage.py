@@ -186,7 +186,7 @@ def _sklearn_options(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
         step = "add these types, each with the package to install, to TRUSTED_TYPES in forecast/learn/storage.py,"
         step += " and the package to pyproject.toml and requirements.txt"
         raise ModelError("The model holds types that are not trusted.", value=unknown[:500], next_step=step)
-    names = dict.fromkeys(["scikit-learn", "skops", "pandas", "numpy", *map(TRUSTED_TYPES.get, types)])
+    names = dict.fromkeys(["scikit-learn", "skops", "pandas", "numpy", *map(TRUSTED_TYPES.__getitem__, types)])
     return _interface(model, weather) | {
         "serialization_format": "skops",
         "skops_trusted_types": [*TRUSTED_TYPES],

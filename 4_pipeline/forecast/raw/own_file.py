@@ -19,6 +19,8 @@ from forecast.table import schema, steps
 from forecast.table.reading import Table
 from forecast.table.schema import RANGES
 
+SCRIPT = "by a script in own/ (see own/README.md)"
+MOVE = f"move each time to the start of the {steps.NAME} that it stands for, {SCRIPT}"
 _CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
 _MIDNIGHT = r"(?<![\d:])24(?=:00(?::00)?(?![\d:]))"
 _OFFSET = r"\s?(?:Z|UTC|[+-]\d{2}(?::?\d{2})?)$"
@@ -184,11 +186,10 @@ def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, ti
     for directive in ("%S", "%M", "%H", "%I", "%p")[: 5 if steps.IS_DAY else 2 if steps.LENGTH >= steps.HOUR else 1]:
         form = form.replace(directive, f"{written.iloc[0]:{directive}}")
     begin, in_words = f"{steps.NAMES} that begin at 00:00 in {steps.ZONE}", f"the {steps.NAME} that it is in"
-    move = f"move each time to the start of the {steps.NAME} that it stands for by a script in own/ (see own/README.md)"
     cure = f'if each time stands for {in_words}, set time.format: "{form}" in params.yaml (fetch.csv)'
     cure += " and time.stamp: start" * (time.stamp == "end")
     if steps.IS_DAY and len(tails) > 1:
-        cure = move
+        cure = MOVE
     elif steps.IS_DAY and not late[0]:
         cure = f"{cure}; or " * (form != "%Y-%m-%d") + "leave out time.zone, or set ZONE in forecast/problem.py"
     elif not steps.IS_DAY:
@@ -200,9 +201,9 @@ def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, ti
                 f"set time.zone: '{'-' * (ahead[0] < pd.Timedelta(0)) or '+'}{zone:%H:%M}' in params.yaml (fetch.csv)"
             )
             cure += f', and time.format: "{form}"' * is_iso_offset + "; see own/README.md"
-            cure = cure if len(ahead) == 1 else move  # no zone without summer time has such hours
+            cure = cure if len(ahead) == 1 else MOVE  # no zone without summer time has such hours
         elif steps.LENGTH < steps.HOUR and late[0] >= pd.Timedelta(minutes=1):
-            cure = move
+            cure = MOVE
     raw.require(good, times, file, begin, cure)
 
 

@@ -16,6 +16,7 @@ from forecast import problem
 from forecast.errors import DataError, ParameterError
 from forecast.parameters import OwnFile
 from forecast.raw import own_file, sources
+from forecast.raw.own_file import MOVE, SCRIPT
 from forecast.table import reading as raw
 from forecast.table import schema, steps
 from forecast.table.features import add_capacity, check_derived
@@ -24,10 +25,8 @@ from forecast.table.reading import Table
 from forecast.table.schema import STAMP
 
 logger = logging.getLogger(__name__)
-SCRIPT = "by a script in own/ (see own/README.md)"
 JOIN = "if the hour or the quarter is in another column than the date, join both"
 OR_SUMS = "or sums of amounts such as MWh"
-MOVE = f"move each time to the start of the {steps.NAME} that it stands for, {SCRIPT}"
 LASTING, LASTING_END = 10, 4  # so many rows that are as far apart are a step of their own, and no gaps
 # The columns of each quantity in the files of Open Power System Data, and of the sample.
 LAYOUT = {

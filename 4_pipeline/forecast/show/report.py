@@ -100,7 +100,7 @@ class Week:
 
     def amounts(self, values: Series, target: Target) -> Series:
         """Return what each step adds to the target's sum over time, or its value where a sum means nothing."""
-        return schema.amounts(values, target.name, self.hours["utc_timestamp"]) if target.sum_unit else values
+        return schema.amounts(values, target, self.hours["utc_timestamp"]) if target.sum_unit else values
 
 
 @dataclass(frozen=True)

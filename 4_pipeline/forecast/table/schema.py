@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from forecast import problem
 from forecast.errors import DataError
+from forecast.quantities import Target
 from forecast.table import steps
 from forecast.table.files import write_atomically
 from forecast.table.reading import convert_text, read_text, require_columns
@@ -134,9 +135,9 @@ def convert(values: Series, column: str, unit: str, hours: Series | float = step
     return converted * hours**exponent if exponent else converted
 
 
-def amounts(values: Series, column: str, stamps: Series) -> Series:
+def amounts(values: Series, target: Target, stamps: Series) -> Series:
     """Return what each step adds to a target's sum over time, in its `sum_unit`: GWh of GW."""
-    factor, _, exponent = QUANTITIES[column].conversion(QUANTITIES[column].sum_unit, of_days=steps.IS_DAY)
+    factor, _, exponent = target.conversion(target.sum_unit, of_days=steps.IS_DAY)
     return values * factor.denominator / factor.numerator * (steps.hours(stamps) ** -exponent if exponent else 1)
 
 
