@@ -52,7 +52,7 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()  # takes 5 ms, a prediction of one row 3 ms
 
 
-def _one_thread() -> AbstractContextManager:
+def one_thread() -> AbstractContextManager:
     """Limit OpenMP to one thread: several wait actively for each other, beside other programs twenty times as long."""
     return _libraries().limit(limits=1, user_api="openmp")
 
@@ -153,7 +153,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         self.levels_ = [float(level[-1]) for level in levels]
         scaled = [factor / level for factor, level in zip(learned.factors, levels, strict=True)]
         self.bands_, self.margins_ = [], []
-        with _one_thread():
+        with one_thread():
             self.regressors_ = [self._fit_one(values, factor) for factor in scaled]
             for factor, hours in zip(scaled, learned.counted, strict=True) if self.band is not None else ():
                 pair, margin = self._fit_band(values[hours], factor[hours])
@@ -187,7 +187,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return predicted, low, high
 
     def _predict_factors(self, values: np.ndarray, regressors: list[Any]) -> list[np.ndarray]:
-        with _one_thread():
+        with one_thread():
             return [regressor.predict(values) for regressor in regressors]
 
     def _from_factors(self, factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
@@ -243,7 +243,7 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeInde
     level = np.ones(len(factor))
     for _ in range(2):
         trees = HistGradientBoostingRegressor(**LEVEL_TREES)
-        with _one_thread():
+        with one_thread():
             expected = np.clip(trees.fit(derived, factor / level).predict(derived), 0, None)
         sums = np.bincount(part, factor), np.bincount(part, expected)
         level = np.divide(*sums, out=np.ones(part.max() + 1), where=(sums[0] > 0) & (sums[1] > 0))[part]

@@ -17,7 +17,7 @@ from sklearn.base import clone
 
 from forecast import problem
 from forecast.errors import ModelError
-from forecast.learn.models import CapacityFactorRegressor
+from forecast.learn.models import CapacityFactorRegressor, one_thread
 from forecast.learn.scores import Scores
 from forecast.quantities import YearEnds
 from forecast.table import steps
@@ -89,13 +89,15 @@ class LoadedModel:
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the targets for each row (`features.INPUTS`), as a frame with the same index."""
-        return self._frame(self._predict(self.select_inputs(frame)), frame)
+        with one_thread():
+            return self._frame(self._predict(self.select_inputs(frame)), frame)
 
     def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
         """Return the prediction, and the lower and the upper end of its error band; None for a model without a band."""
         if self._predict_with_band is None:
             return self.predict(frame), None
-        predicted, low, high = self._predict_with_band(self.select_inputs(frame))
+        with one_thread():
+            predicted, low, high = self._predict_with_band(self.select_inputs(frame))
         return self._frame(predicted, frame), (self._frame(low, frame), self._frame(high, frame))
 
     def refit(self, frame: pd.DataFrame, parameters: Mapping[str, str]) -> Any:

@@ -171,18 +171,19 @@ def _require_existing(
 def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, time: TimeColumn) -> None:
     """Raise DataError, with the cure, if all times are off the start of a step by the same clock, or by the zone."""
     good = stamps.isna() | (stamps == steps.starts(stamps.dropna()).reindex(stamps.index))
+    if good.all():
+        return
     is_iso_offset = parsed.dt.tz is not None and time.format is None
     bare = times.str.replace(_OFFSET, "", regex=True) if is_iso_offset else times
     tails = times.str.extract(f"({_OFFSET})")[0].unique() if is_iso_offset else [""]
     written = pd.to_datetime(bare, format="ISO8601") if is_iso_offset else parsed.dt.tz_localize(None)
     late = (written - written.dt.floor(steps.STEP)).unique()
-    if good.all() or len(late) > 1:
+    if len(late) > 1:
         return
     form, clock = time.format, bare.iloc[0][10:]
     if form is None:
         form = "%Y-%m-%d" + clock[:1] + "%H:%M:%S"[: max(len(clock) - 1, 0)] + clock[9:]
-        is_fixed = len(tails) == 1 and (steps.IS_DAY or not late[0] or not is_iso_offset)
-        form += tails[0] if is_fixed else "%z"
+        form += "%z" if len(tails) > 1 or (is_iso_offset and late[0] and not steps.IS_DAY) else tails[0]
     for directive in ("%S", "%M", "%H", "%I", "%p")[: 5 if steps.IS_DAY else 2 if steps.LENGTH >= steps.HOUR else 1]:
         form = form.replace(directive, f"{written.iloc[0]:{directive}}")
     begin, in_words = f"{steps.NAMES} that begin at 00:00 in {steps.ZONE}", f"the {steps.NAME} that it is in"
@@ -196,10 +197,8 @@ def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, ti
         begin = f"{steps.NAMES} that begin at 00:00, {pd.Timestamp(0) + steps.LENGTH:%H:%M}, ... UTC"
         if not late[0]:
             ahead = (written - stamps.dt.tz_localize(None)).dropna().unique()
-            zone = pd.Timestamp(0) + abs(ahead[0].floor(steps.STEP))
-            cure = (
-                f"set time.zone: '{'-' * (ahead[0] < pd.Timedelta(0)) or '+'}{zone:%H:%M}' in params.yaml (fetch.csv)"
-            )
+            sign, zone = "-+"[int(ahead[0] >= pd.Timedelta(0))], pd.Timestamp(0) + abs(ahead[0].floor(steps.STEP))
+            cure = f"set time.zone: '{sign}{zone:%H:%M}' in params.yaml (fetch.csv)"
             cure += f', and time.format: "{form}"' * is_iso_offset + "; see own/README.md"
             cure = cure if len(ahead) == 1 else MOVE  # no zone without summer time has such hours
         elif steps.LENGTH < steps.HOUR and late[0] >= pd.Timedelta(minutes=1):
