@@ -250,9 +250,8 @@ def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
         assert registry.production() == before
         if not temporary:
             decision = json.loads((restored.pipeline / "results" / "decision.json").read_text())
-            assert (decision["promoted"], decision["experiment"]) == (False, "lower")
-            assert "not moved: in the experiment lower of DVC the gate only decides" in decision["reason"]
-            assert "verdict: promoted: " in decision["reason"]
+            assert (decision["promoted"], decision["experiment"]) == (True, "lower")
+            assert "nothing moves: the experiment lower of DVC" in decision["words"]
     finally:
         restored.run(BIN / "mlflow-gate", "rollback", "--why", "the test is over", cwd=restored.pipeline)
         dvc(restored, "exp", "remove", "lower")
@@ -337,10 +336,10 @@ def test_what_is_in_production_has_learned_all_hours(in_workplace):
     candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
     decision = json.loads((in_workplace.pipeline / "results" / "decision.json").read_text())
     now = Registry().production()
-    assert now.evidence.run_id == candidate["run_id"] == decision["run_id"] != now.run_id
-    assert gate.learned_until(now) == "2016-12-31T23:00:00Z" > gate.learned_until(now.evidence)
+    assert now.evaluated.run_id == candidate["run_id"] == decision["run_id"] != now.run_id
+    assert gate.learned_until(now) == "2016-12-31T23:00:00Z" > gate.learned_until(now.evaluated)
     test = schema.read(in_workplace.pipeline / "data" / "test.parquet")
-    judged, refitted = (Registry().load(uri) for uri in (now.evidence.model_uri, now.model_uri))
+    judged, refitted = (Registry().load(uri) for uri in (now.evaluated.model_uri, now.model_uri))
     r2 = [evaluation.score(test, model.predict(test)).r2 for model in (judged, refitted)]
     assert r2[0] == pytest.approx(decision["candidate"]["metrics"]["r2"]) == pytest.approx(now.move.figure, abs=1e-6)
     assert r2[1] > r2[0]  # it has learned these hours

@@ -141,8 +141,9 @@ def promote(done: Acknowledged) -> None:
     trained = {run.info.run_id for run in client.search_runs(experiments, f"tags.`{tracking.STAGE_TAG}` LIKE 'train%'")}
     models = [model for model in client.search_logged_models(experiments) if model.source_run_id in trained]
     model = models[len(done.versions) % len(models)]
-    registry, decision = gate.Registry(), Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))
-    now = registry.apply(decision, model.source_run_id, f"models:/{model.model_id}", gate.production(), "soak")
+    decision, place = Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7})), gate.Gate()
+    candidate = place._find(model.source_run_id, f"models:/{model.model_id}", "model")
+    now = place._move(decision, candidate, None, "soak", lambda: None)
     done.versions.append(now.version)
     time.sleep(1)
 

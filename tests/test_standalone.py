@@ -83,7 +83,7 @@ def home(tmp_path_factory):
 def test_pipeline_of_the_copy_puts_a_model_into_production(home):
     """Each notebook on Dask's local cluster; the gate says its word in the terminal; nothing is left to do."""
     assert home.output.count("Running stage") == 10
-    assert "promoted: every rule passed and nothing was in production yet" in home.output
+    assert "promoted: all rules passed, nothing was in production yet" in home.output
     assert not re.search(r"Styler|Warning|^\d+$", home.output.partition("Running stage 'promote'")[2], re.MULTILINE)
     assert re.search(r"wind_solar version 1 .* from commit \w{10} \(branch main\), r2", home.status), home.status
     assert home.again.count(": unchanged") == 9

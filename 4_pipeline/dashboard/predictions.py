@@ -46,7 +46,7 @@ class Champion:
     @property
     def judged_until(self) -> str | None:
         """The start of the last hour that the model learned from that predicts `predict_as_new`; None if not known."""
-        return gate.learned_until(self.production.evidence)
+        return gate.learned_until(self.production.evaluated)
 
     def predict_as_new(self, frame: pd.DataFrame) -> Prediction:
         """Predict hours that were measured: those that a refit learned, by the model that was judged in its place."""

@@ -43,7 +43,7 @@ def read(production: Production, known: Record, results: Path) -> Record:
 
     ``results`` is the folder of the pipeline's results.
     """
-    registry, run_id = Registry(), production.evidence.run_id
+    registry, run_id = Registry(), production.evaluated.run_id
     parts = {
         "history": lambda: tuple(registry.history()),
         "lineage": lambda: tuple(registry.lineage(production.version)),

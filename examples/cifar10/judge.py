@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from mlflow_gate import Registry, Scores
+from mlflow_gate import Gate, Registry, Scores
 
 
 def held_out() -> pd.Series:
@@ -35,4 +35,4 @@ def rules() -> dict[str, dict]:
     return {"accuracy": {"min": old - gate["max_drop"], "name": f"accuracy, {old:.3f} in HEAD", "next_step": step}}
 
 
-registry = Registry("cifar10", evaluate=evaluate, held_out=held_out, rules=rules(), candidate="candidate.json")
+gate = Gate(Registry("cifar10"), evaluate, held_out, rules(), candidate="candidate.json")

@@ -72,7 +72,7 @@ class Clone(Servers):
             with contextlib.suppress(MlflowException):  # it exists already
                 client.create_registered_model(REGISTERED_MODEL)
             version = client.create_model_version(REGISTERED_MODEL, run.info.artifact_uri, run.info.run_id).version
-            Registry(client=client)._move(Move(0, "promoted", str(version)))
+            Registry(client).move(Move(0, "promoted", str(version)))
 
     def check_store(self) -> None:
         """Check that its database holds what was acknowledged, and nothing of the other clone."""

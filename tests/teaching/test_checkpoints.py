@@ -107,8 +107,8 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
         second = mlflow.register_model(f"models:/{logged.model_id}", REGISTERED_MODEL)
     with attendee.ticks("In production, by its alias"):
         attendee.client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, first.version)
-    registry = Registry(client=attendee.client)
-    registry._move(Move(0, "promoted", str(second.version), why="pipeline"))
+    registry = Registry(attendee.client)
+    registry.move(Move(0, "promoted", str(second.version), why="pipeline"))
     with attendee.ticks("Rolled back"):
         registry.rollback(str(first.version), "too low at noon")
     assert {each.chapter for each in attendee.steps().values() if each.done} == {2}
@@ -192,8 +192,8 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
             logged = mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn"])
         log_run("rf", params={"max_depth": 5}, parent=parent.info.run_id, chapter="4", **{"pipeline.stage": "train_rf"})
         registered = [mlflow.register_model(logged.model_uri, REGISTERED_MODEL).version for _ in range(2)]
-        registry = Registry(client=attendee.client)
-        registry._move(Move(0, "promoted", str(registered[0]), why="pipeline"))
+        registry = Registry(attendee.client)
+        registry.move(Move(0, "promoted", str(registered[0]), why="pipeline"))
     with (
         attendee.ticks("A stage ran again with a changed parameter"),
         start_run("train_rf", parameters={"max_depth": 9}),
@@ -203,11 +203,11 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
         move = Move(
             0, "forced", str(registered[1]), when="2020-06-01T00:00:00Z", why="to see", replaced=str(registered[0])
         )
-        registry._move(move)
+        registry.move(move)
     with attendee.ticks("Your promotion rolled back"):
         registry.rollback()
     with attendee.ticks("A rule of the gate, changed by you"):
-        registry._move(Move(0, "promoted", str(registered[1]), when="2020-06-01T01:00:00Z", why="any gain will do"))
+        registry.move(Move(0, "promoted", str(registered[1]), when="2020-06-01T01:00:00Z", why="any gain will do"))
     with attendee.ticks("Back at the start, and committed"):
         commit_lock("2020-06-02T00:00:00Z")
     lost, trees = pytest.raises(ServiceError), {"n_estimators": 300}

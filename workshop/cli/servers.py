@@ -92,7 +92,7 @@ def status(as_json: bool) -> None:
     if any(row["name"] == "mlflow" and row["healthy"] for row in services):
         from forecast.govern.gate import Registry  # imports pandas
 
-        click.echo(f"\n{Registry(client=connect()).status()}")
+        click.echo(f"\n{Registry(connect()).status()}")
     if notebooks:
         click.echo()
         for row in notebooks:

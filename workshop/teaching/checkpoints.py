@@ -89,7 +89,7 @@ class State:
     @cached_property
     def moves(self) -> list[Move]:
         """The moves of the alias, oldest first."""
-        return gate.Registry(client=self.client).history()
+        return gate.Registry(self.client).history()
 
     @cached_property
     def chapter_versions(self) -> set[str]:

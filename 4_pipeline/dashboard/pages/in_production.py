@@ -84,7 +84,7 @@ def _gate(findings: list[dict]) -> html.Section:
 def _challenger(production: Production, decision: dict[str, Any]) -> list:
     """Return the last candidate beside the model in production, if that was not replaced by it."""
     is_of_this = (decision.get("production") or {}).get("version") == production.version
-    if decision.get("promoted", True) or not is_of_this or decision.get("run_id") == production.evidence.run_id:
+    if decision.get("promoted", True) or not is_of_this or decision.get("model_uri") == production.evaluated.source:
         return []
     names = {"champion": f"version {production.version}, in production", "candidate": "the last candidate"}
     scores = {name: decision[name] for name in names if decision.get(name)}

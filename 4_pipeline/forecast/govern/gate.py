@@ -20,7 +20,7 @@ from forecast.tracking import DIRTY_TAG, PRODUCTION, STAGE_TAG, connect
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow_gate import Evidence
+    from mlflow_gate import EvaluatedModel
 
     from forecast.parameters import Promote
 
@@ -30,7 +30,27 @@ METRIC = "r2"
 
 
 class Registry(mlflow_gate.Registry):
-    """The registered model with the rules of the section `promote` of params.yaml, judged on data/test.parquet.
+    """The registered model of the problem."""
+
+    def __init__(self, client: MlflowClient | None = None) -> None:
+        def load(files: Path) -> Any:
+            from forecast.learn import storage  # imports scikit-learn
+
+            return storage.load_files(files, str(files.name))
+
+        super().__init__(
+            problem.REGISTERED_MODEL,
+            PRODUCTION,
+            lambda: client or connect(),
+            load=load,
+            links=_links,
+            tags=("mlflow_gate.", STAGE_TAG, COMMIT_TAG, DIRTY_TAG),
+            decision=project() / "results" / "decision.json",
+        )
+
+
+class Gate(mlflow_gate.Gate):
+    """The gate with the rules of the section `promote` of params.yaml, on the hours of data/test.parquet.
 
     Other limits and other hours are given by ``policy`` and ``held_out``, a processed frame.
     """
@@ -53,29 +73,18 @@ class Registry(mlflow_gate.Registry):
 
             return judge(model, rows)
 
-        def load(files: Path) -> Any:
-            from forecast.learn import storage  # imports scikit-learn
-
-            return storage.load_files(files, str(files.name))
-
         def hours() -> pd.DataFrame:
             frame = schema.read(folder / "data" / "test.parquet") if held_out is None else held_out
             return frame.set_axis(pd.DatetimeIndex(frame["utc_timestamp"], name="hour"))
 
         super().__init__(
-            problem.REGISTERED_MODEL,
-            PRODUCTION,
-            evaluate=evaluate,
-            held_out=hours,
-            rules=lambda: rules(limits()),
-            contest=contest,
-            refit=lambda run, model_uri: _refit(run, model_uri) if limits().refit else None,
-            load=load,
-            links=_links,
-            tags=("mlflow_gate.", STAGE_TAG, COMMIT_TAG, DIRTY_TAG),
+            Registry(client),
+            evaluate,
+            hours,
+            lambda: rules(limits()),
+            contest,
+            lambda run, model_uri: _refit(run, model_uri) if limits().refit else None,
             candidate=folder / "results" / "candidate.json",
-            decision=folder / "results" / "decision.json",
-            client=lambda: client or connect(),
         )
 
 
@@ -140,7 +149,7 @@ def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
 
 def production(known: Production | None = None, client: MlflowClient | None = None) -> Production | None:
     """Return the version in production, or None; ``known`` is the last answer that the caller got."""
-    return Registry(client=client).production(known)
+    return Registry(client).production(known)
 
 
 def stage_of(production: Production) -> str | None:
@@ -148,8 +157,8 @@ def stage_of(production: Production) -> str | None:
     return production.tags.get(STAGE_TAG)
 
 
-def learned_until(production: Evidence | None) -> str | None:
-    """Return the start of the last hour that a version, or its evidence, learned from, in ISO 8601; None if unknown."""
+def learned_until(production: EvaluatedModel | None) -> str | None:
+    """Return the start of the last hour that a version, or its evaluated model, learned from, in ISO 8601; None if unknown."""
     return production.declared.get("last") if production else None
 
 

@@ -147,7 +147,7 @@ def gather(frame: DataFrame, production: Production | None) -> ReportData:
     except Exception as error:  # noqa: BLE001 - a report without the model's lineage is still a report
         logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
         links = ()
-    until = pd.Timestamp(last) if (last := gate.learned_until(production.evidence)) else None
+    until = pd.Timestamp(last) if (last := gate.learned_until(production.evaluated)) else None
     return ReportData(frame, *predictions, model.coverage, production, until, links)
 
 
@@ -386,7 +386,7 @@ def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
     stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.DateOffset(weeks=1)
     days = {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
-    until = gate.learned_until(evidence.production.evidence) if evidence.production else None
+    until = gate.learned_until(evidence.production.evaluated) if evidence.production else None
     others = monitoring.baselines(evidence.frame, until)
     known = evidence.predicted, evidence.band, evidence.coverage, others, monitoring.max_bias_percent()
     return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}

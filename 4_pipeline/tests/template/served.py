@@ -53,7 +53,7 @@ def served(data_file, model):
 
     frame = schema.read(data_file)
     production = Production(
-        name="wind_solar", version="7", run_id="a1", model_uri="models:/wind_solar/7",
+        name="wind_solar", version="7", run_id="a1", model_uri="models:/wind_solar/7", source="models:/m-a1",
         run_url="http://127.0.0.1/#/experiments/1/runs/a1",
         move=Move(1, "promoted", "7", when="2026-11-20T10:00:00+00:00", why="the best", scores={"r2": 0.9}),
         tags={"pipeline.stage": "train_gradient_boosting", "mlflow_gate.learned": '{"source": "modelled sample"}'},

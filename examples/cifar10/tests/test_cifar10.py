@@ -122,7 +122,7 @@ def test_readme_leads_to_a_model_and_a_comparison(trained):
     """Setup, pipeline, an experiment, and the differences in metrics and plots."""
     first, compared = trained.printed
     assert "Accuracy on 360 test images: 0." in first
-    assert "promoted: every rule passed and nothing was in production yet" in first
+    assert "promoted: all rules passed, nothing was in production yet" in first
     assert all(word in compared for word in ("accuracy", "train.learning_rate"))  # in the table of 80 columns, too
     assert json.loads((trained.example / "metrics.json").read_text())["accuracy"] > 0.3
     assert "up to date" in trained.type("dvc status")

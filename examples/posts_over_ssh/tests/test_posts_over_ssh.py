@@ -72,7 +72,7 @@ def test_better_model_is_promoted_and_the_same_again_stays(typed):
     """The forest came first, the linear model beat it, and again it is in production already."""
     alice = typed.alice
     forest = json.loads(alice.types("git show HEAD~1:./results/decision.json"))
-    assert forest["reason"] == "promoted: every rule passed and nothing was in production yet"
+    assert forest["reason"] == "promoted: all rules passed, nothing was in production yet"
     assert "this tree's decision: promoted" in typed.printed["look"]
     with unchanged(alice):
         alice.types("dvc repro --force -s promote")

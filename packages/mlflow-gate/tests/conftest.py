@@ -6,7 +6,7 @@ import re
 
 import pytest
 import servers
-from models import registry, train
+from models import make_gate, train
 
 
 def pytest_configure(config):
@@ -23,7 +23,7 @@ def name(request):
 @pytest.fixture
 def gate(name):
     """Return a gate with versions 1 and 2, of errors 1.0 and 0.5; version 2 is in production."""
-    gate = registry(name)
+    gate = make_gate(name)
     gate.runs = [train(1.0), train(0.5)]
     for run_id in gate.runs:
         assert gate.promote(run_id, why=f"try {run_id}").promoted

@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import sklearn
-from mlflow_gate import Contest, Registry, Scores, log_learned
+from mlflow_gate import Contest, Gate, Registry, Scores, log_learned
 from sklearn.dummy import DummyRegressor
 
 BLOCK_ROWS = 12
@@ -27,16 +27,24 @@ def evaluate(model: Any, held_out: pd.DataFrame) -> Scores:
 
 def train(constant: float, learned: Iterable[Any] | None = LEARNED, **declared: Any) -> str:
     """Log a model that predicts a constant; return its run's id."""
+    return train_models(constant, learned=learned, **declared)[0]
+
+
+def train_models(*constants: float, learned: Iterable[Any] | None = LEARNED, **declared: Any) -> list[str]:
+    """Log in one run models that predict constants; return the run's id, and the address of each model."""
     with mlflow.start_run() as run:
-        model = DummyRegressor(strategy="constant", constant=constant).fit([[0]], [0])
-        mlflow.sklearn.log_model(model, name="model", pip_requirements=[f"scikit-learn=={sklearn.__version__}"])
+        pins, uris = [f"scikit-learn=={sklearn.__version__}"], []
+        for number, constant in enumerate(constants):
+            model, name = DummyRegressor(strategy="constant", constant=constant).fit([[0]], [0]), f"model{number or ''}"
+            uris.append(mlflow.sklearn.log_model(model, name=name, pip_requirements=pins).model_uri)
         if learned is not None:
             log_learned(learned, **declared)
-    return run.info.run_id
+    return [run.info.run_id, *uris]
 
 
-def registry(name: str = "models", **options: Any) -> Registry:
-    """Return a registry with a gate that allows errors to 5, and a contest with near-ties to 0.01."""
+def make_gate(name: str = "models", **options: Any) -> Gate:
+    """Return a gate that allows errors to 5, with a contest with near-ties to 0.01."""
+    of_registry = {key: options.pop(key) for key in ("load", "decision", "time_limit") if key in options}
     contest = Contest("mae", higher_is_better=False, near_tie=0.01)
     gate = {"evaluate": evaluate, "held_out": HELD_OUT, "rules": {"mae": {"max": 5}}, "contest": contest}
-    return Registry(name, **(gate | options))
+    return Gate(Registry(name, **of_registry), **(gate | options))

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from mlflow_gate.cli import main
 from mlflow_gate.keys import Keys, hash_of
-from models import HELD_OUT, registry, train
+from models import HELD_OUT, make_gate, train
 
 JUDGE = """
 import models
-registry = models.registry("{name}", candidate="candidate.json", decision="decision.json")
+gate = models.make_gate("{name}", candidate="candidate.json", decision="decision.json")
 wrong = 3
-def broken(): return models.registry("{name}", rules={{"r2": {{}}}})
+def broken(): return models.make_gate("{name}", rules={{"r2": {{}}}})
 """
-SETTINGS = '[tool.mlflow-gate]\nregistry = "judge:registry"\n'
+SETTINGS = '[tool.mlflow-gate]\ngate = "judge:gate"\n'
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def run(tmp_path, monkeypatch, capsys, name):
 
 def test_commands_tell_a_story(run, name):
     """Each command does what its help says, and the exit code of a refusal is 3."""
-    gate, runs = registry(name), [train(1.0), train(0.5), train(2.0)]
+    gate, runs = make_gate(name), [train(1.0), train(0.5), train(2.0)]
     assert f"Nothing of {name} was ever in production. Next: mlflow-gate promote" in run("history").out
     output = run("promote", runs[0], "--dry-run").out
-    assert "dry run, nothing is changed; promoted: every rule passed" in output
-    assert gate.production() is None
+    assert "dry run, nothing is changed; promoted: all rules passed" in output
+    assert gate.registry.production() is None
     Path("candidate.json").write_text(json.dumps({"run_id": runs[0]}))
     run("promote", "--why", "the first")
     assert "mae 0.5000 beats the champion's 1.0000" in run("promote", runs[1]).out
@@ -53,7 +53,7 @@ def test_commands_tell_a_story(run, name):
     assert "next: mae gained over the model in production: worse" in refused.out
     assert "the gate scores" in refused.err
     assert "needs a reason" in run("promote", runs[2], "--force", code=1).err
-    assert "forced against the gate" in run("promote", runs[2], "--force", "--why", "a test").out
+    assert "forced; the gate said" in run("promote", runs[2], "--force", "--why", "a test").out
     assert "in production again: rolled back from version 3 to version 2" in run("rollback", "--why", "worse").out
     assert "was never in production" in run("rollback", name, "--to", "9", code=1).err
     lines = run("history", name).out.splitlines()
@@ -65,8 +65,8 @@ def test_commands_tell_a_story(run, name):
     assert "version 2 is in production" in run("status").out
     assert run("lineage").out.splitlines()[0].startswith("data")
     assert json.loads(run("lineage", f"{name}/2", "--json").out)[-3]["name"] == f"{name} version 2"
-    gate.client.delete_registered_model_alias(name, "production")
-    assert "the alias was taken away. Next: mlflow-gate rollback" in run("history").err
+    gate.registry.client.delete_registered_model_alias(name, "production")
+    assert "the alias was removed. Next: mlflow-gate rollback" in run("history").err
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
@@ -82,7 +82,7 @@ def test_settings_are_searched_upwards(run, name, monkeypatch):
     monkeypatch.chdir("deep/er")
     assert f"{name}: nothing is in production" in run("status").out
     assert "other: nothing is in production" in run("status", "other").out
-    assert f"{name}: nothing" in run("status", "--registry", "judge:registry").out
+    assert f"{name}: nothing" in run("status", "--gate", "judge:gate").out
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,9 @@ def test_settings_are_searched_upwards(run, name, monkeypatch):
         ("", "No registered model is named."),
         ("[tool.mlflow-gate\n", "pyproject.toml cannot be read"),
         (SETTINGS.replace("judge:", "judge_x:"), "No module named 'judge_x'"),
-        (SETTINGS.replace(":registry", ":wrong"), "judge:wrong is no registry"),
-        (SETTINGS.replace(":registry", ":broken"), "give min, max or both"),
+        (SETTINGS.replace(":gate", ":wrong"), "judge:wrong is no gate"),
+        (SETTINGS.replace("\ngate", "\nregistry"), "The setting registry is now gate"),
+        (SETTINGS.replace(":gate", ":broken"), "give min, max or both"),
     ],
 )
 def test_settings_that_cannot_be_used_are_explained(run, settings, words):
@@ -114,7 +115,8 @@ def test_misuse_and_dead_servers_are_told_apart(run, monkeypatch):
     """An unknown option is exit 2; a server that does not answer is exit 1, with the next step and no password."""
     assert "No such option" in run("history", "--unknown", code=2).err
     Path("pyproject.toml").unlink()
-    assert "Name a CANDIDATE" in run("promote", "--registry", "models:registry", code=2).err
+    assert "No gate is named" in run("promote", "1", code=1).err
+    assert "Name a CANDIDATE" in run("promote", "--gate", "models:make_gate", code=2).err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     printed = run("history", "models", code=1).err
     assert "set MLFLOW_TRACKING_URI" in printed

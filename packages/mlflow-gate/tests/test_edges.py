@@ -10,31 +10,31 @@ import time
 import models
 import pytest
 import requests
-from mlflow_gate import Follower, ModelError, Registry, Scores, ServerError
+from mlflow_gate import Follower, Gate, ModelError, Registry, Scores, ServerError
 from mlflow_gate.cli import main
-from models import HELD_OUT, registry, train
+from models import HELD_OUT, make_gate, train
 
 
 @pytest.mark.parametrize("is_deleted", [False, True])
 def test_last_version_of_the_record_is_the_champion_without_the_alias(gate, is_deleted):
     """A removed alias, or a deleted version, is no walk-over; status says what was there, and a way back is left."""
-    gate.client.delete_registered_model_alias(gate.name, "production")
+    gate.registry.client.delete_registered_model_alias(gate.registry.name, "production")
     if is_deleted:
-        gate.client.delete_model_version(gate.name, "2")
+        gate.registry.client.delete_model_version(gate.registry.name, "2")
     worse = gate.promote(train(0.9))
     assert worse.reason.startswith("refused: mae gained over the model in production: -0.4 ")
     assert worse.production == {}
-    since = gate.history()[-1].when
-    assert f"the alias was taken away from version 2, in production since {since}" in gate.status().line
+    since = gate.registry.history()[-1].when
+    assert f"the alias was removed from version 2, in production since {since}" in gate.registry.status()
     if is_deleted:
-        assert gate.rollback().version == "1"
+        assert gate.registry.rollback().version == "1"
     else:
         again = gate.promote(gate.runs[1])
-        assert again.reason == "promoted: every rule passed and nothing was in production after it"
-        assert gate.production().version == "2"
+        assert again.reason == "promoted again: all rules passed, the alias was unset"
+        assert gate.registry.production().version == "2"
     better = gate.promote(train(0.1))
     assert better.reason.startswith("promoted: mae 0.1000 beats the champion's")
-    assert gate.history()[-1].replaced == ("1" if is_deleted else "2")
+    assert gate.registry.history()[-1].replaced == ("1" if is_deleted else "2")
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("reset"), requests.ReadTimeout("slow"), TimeoutError("late")])
@@ -46,16 +46,16 @@ def test_outage_decides_nothing(gate, error, monkeypatch):
         raise RuntimeError("in between") from error
 
     with pytest.raises(ServerError, match="nothing is decided"):
-        registry(gate.name, evaluate=fail).promote(gate.runs[0])
+        make_gate(gate.registry.name, evaluate=fail).promote(gate.runs[0])
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fail)
     with pytest.raises(ServerError, match="nothing is decided"):
         gate.promote(gate.runs[0])
-    assert gate.production().version == "2"
+    assert gate.registry.production().version == "2"
 
 
 def test_champion_whose_files_are_gone_is_not_disqualified(gate, tracking):
     """Without its files the champion cannot be compared: a refusal in words, which a person can overrule."""
-    (output,) = gate.client.get_run(gate.runs[1]).outputs.model_outputs
+    (output,) = gate.registry.client.get_run(gate.runs[1]).outputs.model_outputs
     (folder,) = tracking.folder.rglob(output.model_id)
     shutil.rmtree(folder / "artifacts")
     run_id = train(0.1)
@@ -75,17 +75,17 @@ def test_champion_that_is_there_is_disqualified_by_its_second_failure(gate, caps
             raise RuntimeError("no memory")
         return models.evaluate(model, rows)
 
-    flaky = registry(gate.name, evaluate=evaluate)
+    flaky = make_gate(gate.registry.name, evaluate=evaluate)
     limit = 1
     assert flaky.promote(train(0.9)).reason.startswith("refused: mae gained")
     failures.clear()
     limit = 2
-    monkeypatch.setattr("mlflow_gate.cli.find_registry", lambda *_: flaky)
+    monkeypatch.setattr("mlflow_gate.cli.find_gate", lambda *_: flaky)
     with pytest.raises(SystemExit) as ended:
         main(["promote", train(0.9)])
     assert ended.value.code == 4
     assert "the model in production was disqualified: RuntimeError: no memory" in capsys.readouterr().err
-    assert "the champion is disqualified: RuntimeError: no memory" in gate.history()[-1].reason
+    assert "the champion is disqualified: RuntimeError: no memory" in gate.registry.history()[-1].reason
 
 
 def leave(_folder):
@@ -103,48 +103,48 @@ def hang(_folder):
 )
 def test_model_that_ends_or_hangs_is_a_finding(name, load, words):
     """A model that raises SystemExit or hangs is refused; rollback and follower keep the model that works."""
-    gate, bad = registry(name), registry(name, load=load)
+    gate, bad = make_gate(name), make_gate(name, load=load)
     gate.promote(train(1.0))
-    follower = Follower(bad, load=lambda now: gate.load(now.model_uri) if now.version == "1" else load(now))
+    good = gate.registry.load
+    follower = Follower(bad.registry, load=lambda now: good(now.model_uri) if now.version == "1" else load(now))
     assert follower.poll().trouble is None
     gate.promote(train(0.5))
-    bad.time_limit = 1
+    bad.registry.time_limit = 1
     now = follower.poll()
     assert (now.production.version, now.model.predict([[0]])[0]) == ("1", 1.0)
     assert "Version 2 is in production but cannot be used: The model" in now.trouble
     assert words in bad.promote(train(0.1)).reason
-    with pytest.raises(ModelError, match="cannot be loaded, so the alias stays"):
-        bad.rollback()
+    with pytest.raises(ModelError, match="cannot be loaded: the alias was not moved"):
+        bad.registry.rollback()
 
 
 def test_rules_alone_decide_without_a_contest(name):
     """Without a contest neither the champion's training rows nor its files matter, with or without blocks."""
-    gate = registry(name, contest=None, evaluate=lambda model, rows: Scores({"mae": abs(model.predict(rows)[0])}))
+    gate = make_gate(name, contest=None, evaluate=lambda model, rows: Scores({"mae": abs(model.predict(rows)[0])}))
     assert gate.promote(train(0.5, learned=range(1250)), force=True, why="the first").forced
-    assert gate.promote(train(4.0)).reason == "promoted: every rule passed, and no contest is asked for"
+    assert gate.promote(train(4.0)).reason == "promoted: all rules passed (no comparison with the champion configured)"
 
 
 def test_champion_with_other_keys_is_not_compared(name):
     """A champion whose training rows have keys of another kind cannot be compared: a refusal names both kinds."""
-    gate = registry(name)
+    gate = make_gate(name)
     gate.promote(train(0.5, learned=["a"]), force=True, why="the first")
     assert "training rows are texts, and those of the held-out rows numbers" in gate.promote(train(0.1)).reason
 
 
 def test_damaged_declarations_are_no_walk_over(gate, tracking):
-    """A champion whose declaration of training rows is damaged, or gone, stays; a list that was read is kept."""
-    assert gate.promote(gate.runs[1], dry_run=True).promoted
+    """A champion whose declaration of training rows is damaged, or gone, stays."""
     (file,) = tracking.folder.glob(f"artifacts/*/{gate.runs[1]}/artifacts/mlflow_gate/*")
     content = file.read_bytes()
     file.write_bytes(content[:20])
-    assert "declaration of training rows is damaged" in registry(gate.name).promote(train(0.1)).reason
+    assert "declaration of training rows is damaged" in make_gate(gate.registry.name).promote(train(0.1)).reason
     file.unlink()
-    assert "the list of its training rows is gone" in registry(gate.name).promote(train(0.1)).reason
-    assert gate.promote(train(0.1), dry_run=True).promoted
+    assert "the list of its training rows is gone" in make_gate(gate.registry.name).promote(train(0.1)).reason
     file.write_bytes(content)
+    assert gate.promote(train(0.1), dry_run=True).promoted
     for text in ("", "[]", "{}", '{"kinds": 1}'):
-        gate.client.set_tag(gate.runs[1], "mlflow_gate.learned", text)
-        assert "declaration of training rows is damaged" in registry(gate.name).promote(train(0.1)).reason
+        gate.registry.client.set_tag(gate.runs[1], "mlflow_gate.learned", text)
+        assert "declaration of training rows is damaged" in make_gate(gate.registry.name).promote(train(0.1)).reason
 
 
 def test_names_reasons_and_people_of_any_kind(monkeypatch, name):
@@ -155,12 +155,12 @@ def test_names_reasons_and_people_of_any_kind(monkeypatch, name):
 
     monkeypatch.setattr(getpass, "getuser", no_name)
     rules = {f"a rule with a long name {number}": lambda _: (1.0, "<= 2 " * 10, True) for number in range(400)}
-    gate = Registry(f"o'{name}", evaluate=lambda *_: Scores({"mae": 1}), held_out=HELD_OUT, rules=rules)
+    gate = Gate(Registry(f"o'{name}"), lambda *_: Scores({"mae": 1}), HELD_OUT, rules)
     assert gate.promote(train(1.0), why="x" * 10_000).promoted
     assert gate.promote(train(1.0), why="ü\n'\"" * 2000).promoted
-    assert gate.rollback().version == "1"
-    moves = Registry(gate.name).history()
+    assert gate.registry.rollback().version == "1"
+    moves = Registry(gate.registry.name).history()
     assert [len(move.findings) for move in moves] == [403, 403, 0]
     assert (moves[1].why, moves[1].who) == ("ü\n'\"" * 2000, f"uid {os.getuid()}")
-    tags = gate.client.get_registered_model(gate.name).tags
+    tags = gate.registry.client.get_registered_model(gate.registry.name).tags
     assert max(map(len, tags.values())) <= 5000

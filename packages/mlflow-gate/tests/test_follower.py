@@ -8,7 +8,7 @@ import time
 
 import pytest
 from mlflow_gate import Follower, follower
-from models import registry, train
+from models import make_gate, train
 
 
 def answer(now) -> float:
@@ -19,14 +19,14 @@ def answer(now) -> float:
 @pytest.fixture
 def gate(name):
     """Return a gate with a version in production that predicts 1.0."""
-    gate = registry(name)
+    gate = make_gate(name)
     gate.promote(train(1.0))
     return gate
 
 
 def test_new_version_is_swapped_in_while_the_old_one_is_used(gate):
     """A request that began with the old version ends with it; the next one gets the new version."""
-    following = Follower(gate)
+    following = Follower(gate.registry)
     before = following.poll()
     gate.promote(train(0.5))
     now = following.poll()
@@ -44,7 +44,7 @@ def test_version_that_fails_keeps_the_old_one(gate, monkeypatch, caplog):
         if model.predict([[0]])[0] == 0.5 and len(tries) < 3:
             raise ValueError("no such column")
 
-    following = Follower(gate, check=check)
+    following = Follower(gate.registry, check=check)
     following.poll()
     gate.promote(train(0.5))
     for _ in range(3):
@@ -60,21 +60,21 @@ def test_version_that_fails_keeps_the_old_one(gate, monkeypatch, caplog):
 
 def test_alias_that_is_removed_or_returns_keeps_the_model(gate):
     """Without the alias the last model stays; after a rollback from a version that failed it is up to date again."""
-    following = Follower(gate, check=lambda model: model.predict([[0]])[0] == 1.0 or 1 / 0)
+    following = Follower(gate.registry, check=lambda model: model.predict([[0]])[0] == 1.0 or 1 / 0)
     following.poll()
     gate.promote(train(0.5))
     assert "cannot be used: division by zero" in following.poll().trouble
-    gate.client.delete_registered_model_alias(gate.name, "production")
+    gate.registry.client.delete_registered_model_alias(gate.registry.name, "production")
     now = following.poll()
     assert (answer(now), now.trouble) == (1.0, "Nothing is in production.")
-    gate.rollback(to="1")
+    gate.registry.rollback(to="1")
     now = following.poll()
     assert (answer(now), now.trouble, now.production.move.action) == (1.0, None, "rolled back")
 
 
 def test_server_that_goes_away_keeps_the_model(gate, tracking, monkeypatch):
     """While the server is away the model stays in use; when the server is back, the follower catches up."""
-    following = Follower(gate)
+    following = Follower(gate.registry)
     following.poll()
     gate.promote(train(0.5))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

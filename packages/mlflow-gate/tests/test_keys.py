@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 
 import mlflow
 import numpy as np
@@ -79,6 +80,11 @@ def test_rows_are_known_in_any_form_of_their_keys(learned, held_out):
     [
         (HOURS.tz_localize(None), HOURS, (NAIVE, ZONED)),
         (["007"], [7], (TEXT, NUMBER)),
+        (np.array([0.1]), np.array([0.1], "float32"), (NUMBER, f"{NUMBER} rounded to float32")),
+        (pd.Index([0.1]), pd.Index([0.1], dtype="float32"), (NUMBER, f"{NUMBER} rounded to float32")),
+        ([2**53 + 1], [2.0**53], (NUMBER, f"{NUMBER} rounded to float64")),
+        (["a"], [b"a"], (TEXT, "bytes")),
+        (["1"], [Decimal(1)], (TEXT, "Decimal")),
         ([("A", 1)], [("A", "1")], (f"{TEXT} and {NUMBER}", f"{TEXT} and {TEXT}")),
     ],
 )
@@ -115,10 +121,11 @@ def test_span_holds_all_keys_between_its_ends(first, last, inside, outside):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([1, "a"], "several kinds.*numbers, texts"),
+        ([1, "a"], "several kinds.*int, str"),
         ([HOURS[0], HOURS[0].tz_localize(None)], "several kinds"),
         ([("A", 1), "A"], "several kinds"),
         ([[1, 2], [3, 4]], "Rows have no keys.*list"),
+        ("test.csv", "Rows have no keys.*test.csv"),
         ([1.0, float("nan")], "key of a row is missing"),
         ([HOURS[0], pd.NaT], "key of a row is missing"),
     ],

@@ -13,43 +13,43 @@ from itertools import pairwise
 import mlflow
 import models
 import pytest
-from mlflow_gate import ConfigError, Conflict, ModelError, Registry, turns
+from mlflow_gate import ConfigError, Conflict, Contest, Gate, ModelError, Registry, Scores, log_learned, turns
 from mlflow_gate.keys import Keys, hash_of
-from mlflow_gate.record import veto_on
-from models import HELD_OUT, registry, train
+from mlflow_gate.record import blocking_rollback
+from models import HELD_OUT, make_gate, train, train_models
 
 HASH = hash_of(HELD_OUT, Keys.of(HELD_OUT))
 
 
 def promote_often(name: str, runs: list[str], count: int) -> None:
     """Promote two runs in turn, as one process among others."""
-    gate = registry(name, contest=None)
-    gate.load = cache(gate.load)
+    gate = make_gate(name, contest=None)
+    gate.registry.load = cache(gate.registry.load)
     for number in range(count):
         gate.promote(runs[number % 2], force=True, why=f"{runs[0]} {number}")
 
 
-def actions(gate: Registry) -> list[tuple[str, str]]:
+def actions(gate: Gate) -> list[tuple[str, str]]:
     """Return action and version of each move."""
-    return [(move.action, move.version) for move in gate.history()]
+    return [(move.action, move.version) for move in gate.registry.history()]
 
 
 def test_better_model_is_promoted_and_recorded(gate):
     """A better model moves the alias; the record has the reason, the person's words, and the scores of both."""
-    now = gate.production()
+    now = gate.registry.production()
     assert (now.version, now.run_id, now.move.number) == ("2", gate.runs[1], 2)
     assert (now.move.scores, now.move.replaced_scores) == ({"mae": 0.5}, {"mae": 1.0})
     assert (now.move.score, now.move.held_out["rows"]) == (f"0.5000 (rows {HASH})", len(HELD_OUT))
     assert now.move.why == f"try {gate.runs[1]}"
     assert now.move.reason == "promoted: mae 0.5000 beats the champion's 1.0000"
-    assert gate.production(now) is now
-    assert gate.load(now.model_uri).predict([[0]])[0] == 0.5
+    assert gate.registry.production(now) is now
+    assert gate.registry.load(now.model_uri).predict([[0]])[0] == 0.5
 
 
 def test_model_that_is_no_longer_used_leaves_no_file(gate, tmp_path, monkeypatch):
     """A model's files stay as long as the model, which may read them when it predicts, and then go."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    model = gate.load(gate.production().model_uri)
+    model = gate.registry.load(gate.registry.production().model_uri)
     assert list(tmp_path.glob("*/MLmodel"))
     assert model.predict([[0]])[0] == 0.5
     del model
@@ -60,7 +60,7 @@ def test_model_that_is_no_longer_used_leaves_no_file(gate, tmp_path, monkeypatch
 @pytest.mark.parametrize(("blocks", "promoted"), [(2, True), (3, False)])
 def test_contest_is_held_on_rows_that_neither_learned(name, blocks, promoted):
     """Rows that the champion learned are left out; with fewer than six blocks the candidate is refused."""
-    gate = registry(name)
+    gate = make_gate(name)
     assert gate.promote(train(0.5, learned=range(1200 + 12 * blocks)), force=True, why="the first").forced
     decision = gate.promote(train(0.2))
     assert (decision.promoted, decision.candidate.rows) == ((True, 72) if promoted else (False, 96))
@@ -80,7 +80,7 @@ def test_candidate_that_learned_held_out_rows_is_refused(gate):
 
 def test_rows_of_another_population_are_other_rows(name):
     """A champion of another population learned none of the rows, even if the keys are the same; unnamed it did."""
-    gate = registry(name)
+    gate = make_gate(name)
     gate.promote(train(0.5, learned=range(2000), population="modelled"), force=True, why="the first")
     refused = gate.promote(train(0.3))
     assert "of 96 the model in production learned from 96" in refused.reason
@@ -89,144 +89,226 @@ def test_rows_of_another_population_are_other_rows(name):
     assert (decision.promoted, decision.candidate.rows) == (True, len(HELD_OUT))
 
 
-def test_deciding_again_keeps_the_decision(gate):
-    """The run in production stays promoted, with the reason of its promotion and a note on its score today."""
-    moves = gate.history()
+def test_two_models_of_a_run_are_two_models(name, tmp_path):
+    """A better model of the run in production is compared, promoted, traced and blocked as a model of its own."""
+    gate, (run_id, worse, better), file = make_gate(name), train_models(1.0, 0.5), tmp_path / "decision.json"
+    with pytest.raises(ModelError, match="Which model of the run is the candidate"):
+        gate.promote(run_id)
+    file.write_text(json.dumps(gate.promote(run_id, worse).as_dict()))
+    assert gate.promote(run_id, better, dry_run=True).reason == "promoted: mae 0.5000 beats the champion's 1.0000"
+    assert "Run the gate again" not in gate.registry.status(file)
+    assert gate.promote(run_id, f"runs:/{run_id}/model1").production["version"] == "2"
+    assert "version 1 was in production then" in gate.registry.status(file)
+    assert gate.registry.production().evaluated.source == better
+    assert [gate.registry.lineage(number)[2].facts["model"] for number in ("1", "2")] == [worse, better]
+    assert gate.promote(run_id, better).reason.startswith("already in production")
+    assert "mae gained over the model in production: -0.5" in gate.promote(run_id, worse).reason
+    assert gate.registry.rollback().version == "1"
+    assert gate.promote(run_id, worse).promoted
+    assert "rolled back from: version 2" in gate.promote(run_id, better).reason
+
+
+@pytest.mark.parametrize("alias", ["latest", "v1", "V12", " ", "a b", "a/b", "a:b", "ü!", "x" * 300, None])
+def test_alias_that_mlflow_refuses_leaves_nothing(name, alias):
+    """A name or an alias that MLflow would refuse at the end is an error before anything is written."""
+    for registry in (Registry(name, alias), Registry(f"{name}/{alias}")):
+        for use in (Gate(registry, models.evaluate, HELD_OUT).promote, registry.lineage):
+            with pytest.raises(ConfigError, match=r"(?s)MLflow refuses the model.*an alias of letters"):
+                use("1")
+    assert not make_gate(name).registry.client.search_registered_models(f"name LIKE '{name}%'")
+
+
+def fail(_scores):
+    """Raise, as a rule with a mistake does."""
+    raise KeyError("bias")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"contest": Contest("rmse")}, "contest's metric was not scored.*rmse.*one of mae"),
+        ({"contest": "mae"}, "The contest is no Contest"),
+        ({"rules": {"two": lambda scores: (1.0, "<= 2")}}, "The rule two cannot be applied.*not enough values"),
+        ({"rules": {"none": lambda scores: None}}, "The rule none cannot be applied.*NoneType"),
+        ({"rules": {"own": fail}}, "The rule own cannot be applied.*KeyError"),
+        ({"evaluate": lambda *_: Scores({"mae": [1.0, 2.0]})}, "The metrics of Scores cannot be read"),
+        ({"evaluate": lambda *_: Scores({"mae": HELD_OUT["target"]})}, "The metrics of Scores.*no single number"),
+        ({"evaluate": lambda *_: Scores({"mae": HELD_OUT.to_numpy()[:1]})}, "The metrics of Scores.*no single number"),
+        ({"evaluate": lambda *_: Scores({"mae": "0.5"})}, "The metrics of Scores.*no single number"),
+        ({"evaluate": lambda *_: Scores(0.5)}, "The metrics of Scores"),
+        ({"evaluate": lambda *_: Scores({"mae": 1}, {1: 0.5, "1": 0.4})}, "The blocks of Scores.*the same name"),
+        ({"evaluate": lambda *_: 0.9}, "`evaluate` returned no Scores"),
+        ({"refit": lambda run, uri: uri}, "`refit` returned no model"),
+        ({"refit": lambda run, uri: ("0" * 32, uri)}, "There is no such run"),
+        ({"refit": lambda run, uri: (run.info.run_id, "models:/m-other")}, "The refit's model is none of its run"),
+        ({"held_out": []}, "There are no held-out rows"),
+        ({"held_out": "test.csv"}, "Rows have no keys"),
+    ],
+)
+def test_setting_that_cannot_be_used_leaves_nothing(name, options, words):
+    """A mistake in the gate's settings is an error in words, for the first candidate too, and nothing is written."""
+    gate = make_gate(name, **options)
+    with pytest.raises((ConfigError, ModelError), match=f"(?s){words}"):
+        gate.promote(train(0.5))
+    assert not gate.registry.client.search_registered_models(f"name = '{name}'")
+
+
+def test_champion_without_a_declaration_is_no_walk_over(name):
+    """Where the alias was set by hand, the champion's rows are declared later, or a person decides."""
+    gate, (champion, uri, _) = make_gate(name), train_models(0.5, 0.6, learned=None)
+    client, better = gate.registry.client, train(0.1)
+    client.set_registered_model_alias(name, "production", mlflow.register_model(uri, name).version)
+    refused = gate.promote(better)
+    assert "refused: model in production: its run does not declare its training rows" in refused.reason
+    assert f"with mlflow.start_run(run_id='{champion}'): log_learned(keys)" in refused.words
+    assert gate.promote(better, dry_run=True, force=True, why="the first with the gate").promoted
+    with mlflow.start_run(run_id=champion):
+        log_learned(models.LEARNED)
+    assert gate.promote(better).reason == "promoted: mae 0.1000 beats the champion's 0.5000"
+
+
+def test_renumbered_keys_are_named(name):
+    """Keys that count from 0 in both parts are what `reset_index` leaves: the refusal says so."""
+    renumbered, words = HELD_OUT.reset_index(drop=True), "the keys count from 0: if that is the work of reset_index"
+    gate = make_gate(name, held_out=renumbered)
+    assert words in gate.promote(train(0.5)).words
+    gate.promote(train(0.5), force=True, why="the first")
+    assert words in gate.promote(train(0.4, learned=range(1200, 1210))).words
+    assert words not in make_gate(name).promote(train(0.4, learned=range(1290))).words
+
+
+def test_champion_is_evaluated_again(gate):
+    """The model in production stays promoted, and the decision says how it does now."""
+    moves = gate.registry.history()
     again = gate.promote(gate.runs[1])
-    assert (again.promoted, again.reason) == (True, moves[-1].reason)
-    assert f"mae 0.5000 on rows {HASH}; every rule passed" in again.note
-    strict = registry(gate.name, rules={"mae": {"max": 0.1}}).promote(gate.runs[1])
+    assert (again.promoted, again.run_id, again.production["version"]) == (True, gate.runs[1], "2")
+    assert again.reason == f"already in production; re-evaluated on rows {HASH}: mae 0.5000, all rules pass"
+    strict = make_gate(gate.registry.name, rules={"mae": {"max": 0.1}}).promote(gate.runs[1])
     assert strict.promoted
-    assert "it would be refused: mae: 0.5" in strict.note
-    assert gate.history() == moves
+    assert "mae 0.5000, it would be refused: mae: 0.5" in strict.reason
+    assert gate.registry.history() == moves
 
 
 def test_rollback_is_a_veto_for_a_while(gate):
     """The run that was rolled back from is refused until it is forced, or another candidate is promoted."""
-    now = gate.rollback(why="bad at noon")
+    now = gate.registry.rollback(why="bad at noon")
     assert (now.version, now.move.action, now.move.replaced) == ("1", "rolled back", "2")
     refused = gate.promote(gate.runs[1])
     assert (refused.promoted, refused.reason.partition(":")[0]) == (False, "refused")
     assert "bad at noon" in refused.reason
     forced = gate.promote(gate.runs[1], force=True, why="noon is mended")
     assert (forced.forced, forced.production["version"]) == (True, "2")
-    assert forced.reason.startswith("forced against the gate, which said: refused: rolled back from")
+    assert forced.reason.startswith("forced; the gate said: refused: rolled back from")
     assert actions(gate) == [("promoted", "1"), ("promoted", "2"), ("rolled back", "1"), ("forced", "2")]
-    assert len(gate.client.search_model_versions(f"name='{gate.name}'")) == 2
-    gate.rollback()
+    assert len(gate.registry.client.search_model_versions(f"name='{gate.registry.name}'")) == 2
+    gate.registry.rollback()
     assert gate.promote(train(0.8)).promoted
     assert gate.promote(gate.runs[1]).promoted
 
 
 def test_later_version_is_restored(gate):
     """A move to a version that was rolled back from is `restored`, and lifts the veto."""
-    gate.rollback()
-    assert gate.rollback(to="2", why="it was right after all").move.action == "restored"
-    assert veto_on(gate.runs[1], gate.history()) is None
+    gate.registry.rollback()
+    assert gate.registry.rollback(to="2", why="it was right after all").move.action == "restored"
+    assert blocking_rollback(gate.registry.production().evaluated.source, gate.registry.history()) is None
     with pytest.raises(ModelError, match="Version 2 is in production already"):
-        gate.rollback(to="2")
-    assert gate.rollback().version == "1"
+        gate.registry.rollback(to="2")
+    assert gate.registry.rollback().version == "1"
     with pytest.raises(ModelError, match=r"(?s)Nothing was in production before version 1.*--to 2"):
-        gate.rollback()
+        gate.registry.rollback()
 
 
 def test_move_by_hand_is_recorded(gate):
     """A move in MLflow's UI is seen, written down by `history(note=True)` or the next move, and a way back."""
-    gate.client.set_registered_model_alias(gate.name, "production", "1")
-    seen = gate.history()[-1]
+    gate.registry.client.set_registered_model_alias(gate.registry.name, "production", "1")
+    seen = gate.registry.history()[-1]
     assert (seen.action, seen.version, seen.replaced, seen.recorded) == ("by hand", "1", "2", False)
-    assert [move.version for move in gate.history(note=True) if move.recorded] == ["1", "2", "1"]
-    gate.client.set_registered_model_alias(gate.name, "production", "2")
+    assert [move.version for move in gate.registry.history(note=True) if move.recorded] == ["1", "2", "1"]
+    gate.registry.client.set_registered_model_alias(gate.registry.name, "production", "2")
     gate.promote(train(0.1))
     assert actions(gate)[2:] == [("by hand", "1"), ("by hand", "2"), ("promoted", "3")]
-    assert gate.rollback().version == "2"
-    gate.client.delete_registered_model_alias(gate.name, "production")
-    assert gate.production() is None
-    assert gate.rollback().version == "2"
+    assert gate.registry.rollback().version == "2"
+    gate.registry.client.delete_registered_model_alias(gate.registry.name, "production")
+    assert gate.registry.production() is None
+    assert gate.registry.rollback().version == "2"
 
 
 def test_record_survives_deletions_and_strangers(gate):
     """Record and vetoes outlive runs and versions; tags of strangers are ignored."""
     smaller = train(0.1)
     gate.promote(smaller)
-    gate.client.delete_run(gate.runs[1])
-    gate.client.delete_model_version(gate.name, "1")
+    gate.registry.client.delete_run(gate.runs[1])
+    gate.registry.client.delete_model_version(gate.registry.name, "1")
     strangers = {"move.000009.0": "{}", "move.000010.0": "no JSON", "move.x": "1", "move.000011.0": "[1]"}
     for tag, text in (strangers | {"move.000012.0": '{"done": 1}', "move.13": "{}", "move.14.x": "{}"}).items():
-        gate.client.set_registered_model_tag(gate.name, f"mlflow_gate.{tag}", text)
-    assert [move.scores["mae"] for move in gate.history()] == [1.0, 0.5, 0.1]
+        gate.registry.client.set_registered_model_tag(gate.registry.name, f"mlflow_gate.{tag}", text)
+    assert [move.scores["mae"] for move in gate.registry.history()] == [1.0, 0.5, 0.1]
     with pytest.raises(ModelError, match=r"(?s)Version 1 was never in production, or was deleted.*versions 2"):
-        gate.rollback(to="1")
-    assert gate.rollback(why="too small").version == "2"
-    assert "deleted" in {link.kind: link.facts for link in gate.lineage()}["run"]
-    gate.client.delete_model_version(gate.name, "3")
+        gate.registry.rollback(to="1")
+    assert gate.registry.rollback(why="too small").version == "2"
+    assert "deleted" in {link.kind: link.facts for link in gate.registry.lineage()}["run"]
+    gate.registry.client.delete_model_version(gate.registry.name, "3")
     assert "too small" in gate.promote(smaller).reason
     with pytest.raises(ModelError, match="Nothing was in production before version 2"):
-        gate.rollback()
+        gate.registry.rollback()
 
 
 def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
     """The status line names version, commit and score, and whether the tree's decision left the same version."""
     file = tmp_path / "decision.json"
     file.write_text(json.dumps(gate.promote(gate.runs[1]).as_dict()))
-    assert gate.status(file).agrees
-    assert "version 2 is in production: promoted 20" in gate.status(file).line
-    assert f"mae 0.5000 (rows {HASH}); this tree's decision" in gate.status(file).line
-    gate.client.set_tag(gate.runs[1], "mlflow.source.git.dirty", "True")
-    assert ", with uncommitted changes, mae" in gate.status(file).line
-    gate.rollback()
-    status = registry(gate.name, decision=file).status()
-    assert status.agrees is False
-    assert status.line.endswith("left version 2 in production: decide again")
+    assert "version 2 is in production: promoted 20" in (line := gate.registry.status(file))
+    assert f"mae 0.5000 (rows {HASH}); this tree's decision: already in production" in line
+    assert "Run the gate again" not in line
+    gate.registry.client.set_tag(gate.runs[1], "mlflow.source.git.dirty", "True")
+    assert ", with uncommitted changes, mae" in gate.registry.status(file)
+    gate.registry.rollback()
+    status = make_gate(gate.registry.name, decision=file).registry.status()
+    assert status.endswith("but version 2 was in production then. Run the gate again.")
     file.write_text("{")
     with pytest.raises(ConfigError, match="holds no decision"):
-        gate.status(file)
+        gate.registry.status(file)
 
 
 @pytest.mark.parametrize("variable", ["DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"])
 def test_experiment_moves_nothing(gate, monkeypatch, variable):
-    """In an experiment of DVC the gate only decides, unless it is to move the alias there, too."""
+    """In an experiment of DVC the gate only decides."""
     monkeypatch.setenv(variable, "dusty-lamp")
     run_id = train(0.2)
     for options in ({}, {"force": True, "why": "now"}):
-        held = gate.promote(run_id, **options)
-        assert (held.promoted, held.experiment, held.production["version"]) == (False, "dusty-lamp", "2")
-        assert "its verdict: promoted: " in held.reason
-        assert "--force" not in held.words
-    moved = gate.promote(run_id, force=True, why="now", even_in_experiment=True)
-    assert (moved.production["version"], moved.forced) == ("3", False)  # no refusal to overrule
+        decision = gate.promote(run_id, **options)
+        assert (decision.promoted, decision.experiment, decision.production["version"]) == (True, "dusty-lamp", "2")
+        assert decision.words.endswith("nothing moves: the experiment dusty-lamp of DVC")
+        assert gate.registry.production().version == "2"
 
 
-def test_gate_that_cannot_decide_is_an_error(gate):
-    """A gate needs a function that scores, rows, and a run with one model; errors say so."""
+def test_candidate_that_cannot_be_judged_is_an_error(gate):
+    """A gate needs a run with one model, and force a reason; errors say so."""
     with mlflow.start_run() as run:
         mlflow.log_metric("mae", 0.1)
-    no_scores = registry(gate.name, evaluate=lambda model, rows: 0.9)
     for attempt, words in [
-        (lambda: Registry(gate.name).promote(gate.runs[0]), "A gate needs a function that scores"),
-        (lambda: no_scores.promote(gate.runs[0]), "returned no Scores"),
         (lambda: gate.promote(run.info.run_id), "the run logged 0.*log_model"),
-        (lambda: gate.promote(gate.runs[0], model_uri="models:/m-other"), "logged by another run"),
+        (lambda: gate.promote(gate.runs[0], model_uri="models:/m-other"), "none of its run"),
         (lambda: gate.promote(gate.runs[0], force=True, why=" "), "needs a reason"),
     ]:
         with pytest.raises((ConfigError, ModelError), match=f"(?s){words}"):
             attempt()
-    failing = registry(gate.name, evaluate=lambda model, rows: rows["no such column"])
+    failing = make_gate(gate.registry.name, evaluate=lambda model, rows: rows["no such column"])
     assert failing.promote(gate.runs[0]).reason.startswith("refused: loading: KeyError: 'no such column'")
 
 
 def test_lineage_leads_from_data_to_production(gate):
     """Each link is there with its facts; a deleted run says so."""
-    chain = gate.lineage()
+    chain = gate.registry.lineage()
     links = {link.kind: link.facts for link in chain}
     assert list(links) == ["data", "commit", "run", "model", "decision", "production"]
     assert links["data"]["learned"] == "100 rows, 0 to 99, as the run declares"
     assert links["decision"]["replaced score"] == "1.0"
-    assert gate.lineage("2") == gate.lineage(f"{gate.name}/2") == chain
-    gate.client.delete_run(gate.runs[1])
-    assert "mlflow runs restore" in gate.lineage()[2].facts["deleted"]
+    assert gate.registry.lineage("2") == gate.registry.lineage(f"{gate.registry.name}/2") == chain
+    gate.registry.client.delete_run(gate.runs[1])
+    assert "mlflow runs restore" in gate.registry.lineage()[2].facts["deleted"]
     with pytest.raises(ModelError, match="There is no version 9"):
-        gate.lineage("9")
+        gate.registry.lineage("9")
 
 
 @pytest.mark.timeout(900)
@@ -236,62 +318,72 @@ def test_two_processes_lose_no_record(name, count):
     pairs = [[train(constant), train(constant + 0.1)] for constant in (0.1, 0.3)]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(promote_often, [name] * 2, pairs, [count] * 2))
-    moves = registry(name).history()
+    moves = make_gate(name).registry.history()
     assert {move.why for move in moves} == {f"{pair[0]} {number}" for pair in pairs for number in range(count)}
     assert all(move.recorded for move in moves)
     assert all(move.replaced == before.version for before, move in pairwise(moves))
-    client = registry(name).client
+    client = make_gate(name).registry.client
     tags = [tag for tag in client.get_registered_model(name).tags if tag.endswith(".0")]
     assert (len(client.search_model_versions(f"name='{name}'")), len(moves), len(tags)) == (4, *[2 * count] * 2)
-    assert registry(name).production().version == moves[-1].version
+    assert make_gate(name).registry.production().version == moves[-1].version
+
+
+def turn_tags(gate: Gate) -> list[str]:
+    """Return the tags of the processes that wait for their turn, or have it."""
+    tags = gate.registry.client.get_registered_model(gate.registry.name).tags
+    return [tag for tag in tags if tag.startswith(turns.TURN_TAG)]
 
 
 def test_process_that_was_killed_is_passed_over(gate, monkeypatch, caplog):
     """A process that was killed while it had its turn delays the others only until its turn is stale; they say so."""
-    gate.client.set_registered_model_tag(gate.name, f"{turns.TURN_TAG}killed", "1")  # which it leaves
+    gate.registry.client.set_registered_model_tag(gate.registry.name, f"{turns.TURN_TAG}killed", "1")  # which it leaves
     monkeypatch.setattr(turns, "WAIT_SECONDS", 0.5)
     monkeypatch.setattr(turns, "NOTICE_SECONDS", 0.1)
     with pytest.raises(Conflict, match="Another promotion or rollback is under way"):
-        gate.rollback()
+        gate.registry.rollback()
     assert "waiting for another promotion or rollback; one that was killed is passed over after 30 s" in caplog.text
     monkeypatch.setattr(turns, "WAIT_SECONDS", 30)
     monkeypatch.setattr(turns, "STALE_SECONDS", 1)
-    assert gate.rollback().version == "1"
-    assert not [tag for tag in gate.client.get_registered_model(gate.name).tags if tag.startswith(turns.TURN_TAG)]
+    assert gate.registry.rollback().version == "1"
+    assert not [
+        tag
+        for tag in gate.registry.client.get_registered_model(gate.registry.name).tags
+        if tag.startswith(turns.TURN_TAG)
+    ]
 
 
 def test_lost_turn_is_noticed(gate):
     """A process whose turn was taken as stale does not move the alias."""
-    with turns.turn(gate.client, gate.name) as keep:
+    with turns.turn(gate.registry.client, gate.registry.name) as keep:
         keep()
-        for tag in [tag for tag in gate.client.get_registered_model(gate.name).tags if tag.startswith(turns.TURN_TAG)]:
-            gate.client.delete_registered_model_tag(gate.name, tag)
+        for tag in turn_tags(gate):
+            gate.registry.client.delete_registered_model_tag(gate.registry.name, tag)
         with pytest.raises(Conflict, match="The turn to move the alias was lost"):
             keep()
 
 
 def test_decision_is_made_again_when_production_changed(gate, monkeypatch):
     """A candidate is compared with the model that is in production when the alias moves, not with an earlier one."""
-    judge, better = gate.judge, train(0.1)
+    judge, better = gate._judge, train(0.1)
 
     def interfere(*arguments):
         decision = judge(*arguments)
         monkeypatch.undo()
-        registry(gate.name).promote(better)
+        make_gate(gate.registry.name).promote(better)
         return decision
 
-    monkeypatch.setattr(gate, "judge", interfere)
+    monkeypatch.setattr(gate, "_judge", interfere)
     decision = gate.promote(train(0.3))
-    assert (decision.promoted, gate.production().run_id) == (False, better)
+    assert (decision.promoted, gate.registry.production().run_id) == (False, better)
     assert decision.champion.metrics["mae"] == pytest.approx(0.1)
 
 
 def test_aliases_have_records_of_their_own(gate):
     """A move of another alias of the model is not in the history of this one, and the numbers stay unique."""
-    other = Registry(gate.name, "staging", evaluate=models.evaluate, held_out=HELD_OUT)
-    assert (other.production(), other.history()) == (None, [])
-    before = gate.history()
+    other = Gate(Registry(gate.registry.name, "staging"), models.evaluate, HELD_OUT)
+    assert (other.registry.production(), other.registry.history()) == (None, [])
+    before = gate.registry.history()
     assert other.promote(gate.runs[0]).promoted
-    assert [(move.number, move.action) for move in other.history()] == [(1, "promoted")]
-    assert gate.history() == before
-    assert other.production().version != gate.production().version
+    assert [(move.number, move.action) for move in other.registry.history()] == [(1, "promoted")]
+    assert gate.registry.history() == before
+    assert other.registry.production().version != gate.registry.production().version

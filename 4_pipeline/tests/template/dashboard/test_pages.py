@@ -68,14 +68,14 @@ def test_refused_candidate_is_shown_beside_the_model_in_production(made, served)
     """What the gate found of the last candidate is a plot of both; not for a decision on another version."""
     scores = {"metrics": {"r2": 0.9}, "blocks": {"week 1": 1.0, "week 3": 2.0}}
     decision = {
-        "promoted": False, "reason": "refused: bias: -9 (allowed: -5 to 5)", "run_id": "b2",
+        "promoted": False, "reason": "refused: bias: -9 (allowed: -5 to 5)", "model_uri": "models:/m-b2",
         "production": {"version": "7"},
         "candidate": scores, "champion": scores | {"metrics": {"r2": 0.95}},
         "findings": [{"name": "bias", "value": -9.0, "limit": "-5 to 5", "passed": False}],
     }  # fmt: skip
     page = str(made("/model", record=Record(decision=decision)))
     assert "bias: -9 (allowed: -5 to 5). R²: version 7, in production 0.950, the last candidate 0.900." in page
-    for other in ({"promoted": True}, {"production": {"version": "6"}}, {"run_id": "a1"}):
+    for other in ({"promoted": True}, {"production": {"version": "6"}}, {"model_uri": "models:/m-a1"}):
         assert "The last candidate" not in str(made("/model", record=Record(decision=decision | other)))
 
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from forecast import problem, tracking
 from forecast.__main__ import main
-from forecast.govern.gate import KINDS, Registry
+from forecast.govern.gate import KINDS, Gate
 from forecast.learn import storage
 from forecast.parameters import Promote
 from forecast.table import features
@@ -58,8 +58,8 @@ def test_registry_judges_by_the_weeks_and_the_hours_that_runs_declare(
     """
     hours = pd.concat(small_hours, ignore_index=True)
     hours.attrs = small_hours[0].attrs
-    gate = Registry(LENIENT, hours[900:])
-    gate.apply(PROMOTED, *log_model_of(hours[:1200], tmp_path), None, "it learned more")
+    gate = Gate(LENIENT, hours[900:])
+    gate.promote(*log_model_of(hours[:1200], tmp_path), force=True, why="it learned more")
     monkeypatch.setenv("DVC_EXP_NAME", "less-data")
     candidate = log_model_of(hours[:900], tmp_path)
     assert connect().get_run(candidate[0]).data.tags[EXPERIMENT_TAG] == "less-data"
@@ -69,7 +69,8 @@ def test_registry_judges_by_the_weeks_and_the_hours_that_runs_declare(
     assert len(decision.candidate.blocks) == 10
     with monkeypatch.context() as earlier:
         earlier.setitem(storage.PROBLEM, "step", "0.25 h")
-        gate.apply(PROMOTED, *log_model_of(hours[:900], tmp_path), gate.production(), "quarter hours")
+        earlier.delenv("DVC_EXP_NAME")
+        gate.promote(*log_model_of(hours[:900], tmp_path), force=True, why="quarter hours")
     assert "step 0.25 h, not 1 h" in gate.judge(*candidate)[0].disqualified
 
 
@@ -85,8 +86,10 @@ def test_tidy_keeps_what_lineages_need(registered_model, small_hours, small_serv
     for stage in ["prepare", "judged", "promoted", "prepare", "refused", "refused", "prepare", "newest", "refused"]:
         with tracking.start_run(stage, data=["train.parquet"]) as run:
             made.append((run.info.run_id, storage.log_model(model, test.head()) if stage != "prepare" else ""))
-    registry, gone = Registry(), {made[number][0] for number in (3, 4, 5, 8)}
-    registry.apply(PROMOTED, *made[1], None, refitted=made[2])
+    gate, gone = Gate(), {made[number][0] for number in (3, 4, 5, 8)}
+    registry = gate.registry
+    registry.client.create_registered_model(registry.name)
+    gate._move(PROMOTED, *(gate._find(*made[number], "model") for number in (1, 2)), "", lambda: None)
     Path("results/candidate.json").write_text(json.dumps({"run_id": made[7][0]}))
     models = [file.parent for file in Path(small_server["SMALL_ARTIFACTS"]).rglob("MLmodel")]
     for options, expected in (("1", set()), ("0 --dry-run", gone), ("0", gone), ("0", set())):

@@ -8,16 +8,17 @@ import sys
 import textwrap
 import tomllib
 from dataclasses import asdict
-from importlib.metadata import EntryPoint
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import click
 
 from mlflow_gate.errors import ConfigError, ModelError
+from mlflow_gate.gate import Gate
 from mlflow_gate.registry import Registry
 
-EXAMPLE = '[tool.mlflow-gate]\nregistry = "judge:registry"'
+EXAMPLE = '[tool.mlflow-gate]\ngate = "judge:gate"'
 WIDEST, MOST = 48, 200  # characters of a cell, and of a line
 RUN = re.compile("[0-9a-f]{32}")
 REFUSED, DISQUALIFIED = 3, 4  # exit codes
@@ -42,7 +43,7 @@ def main() -> None:
     """A gate with a memory for MLflow's registered models.
 
     The server is the one that MLFLOW_TRACKING_URI names. NAME is a registered model; it may be left out where a
-    pyproject.toml says `[tool.mlflow-gate] registry = "module:object"`.
+    pyproject.toml says `[tool.mlflow-gate] gate = "module:object"`.
 
     \b
     Example:  mlflow-gate history
@@ -51,41 +52,50 @@ def main() -> None:
 
 name_argument = click.argument("name", required=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-registry_option = click.option("--registry", "module", metavar="MODULE:OBJECT", help="The registry, and so its gate.")
+gate_option = click.option("--gate", "module", metavar="MODULE:OBJECT", help="The gate, and so its registry.")
 
 
-def find_registry(name: str | None = None, named: str | None = None) -> Registry:
-    """Return the registry that ``named`` (`module:object`) or the next pyproject.toml names, or one of a name."""
+def find_gate(named: str | None = None) -> Gate | None:
+    """Return the gate that ``named`` (`module:object`) or the next pyproject.toml names; None without either."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"
         try:
-            setting = tomllib.loads(file.read_text())["tool"]["mlflow-gate"]["registry"]
+            setting = tomllib.loads(file.read_text())["tool"]["mlflow-gate"]
             break
         except (FileNotFoundError, KeyError, TypeError):
             continue
         except (OSError, ValueError) as error:
             raise ConfigError(f"{file} cannot be read.", value=error) from None
     else:
-        folder, setting = here, None
-    named = named or setting
-    if named is None and name is None:
-        raise ConfigError("No registered model is named.", expected=f"its name; or in a pyproject.toml:\n{EXAMPLE}")
-    if named is None:
-        return Registry(str(name))
+        folder, setting = here, {}
+    if not named and "registry" in setting:
+        raise ConfigError("The setting registry is now gate.", value=setting["registry"], expected=EXAMPLE)
+    if (named := named or setting.get("gate")) is None:
+        return None
     sys.path.insert(0, str(folder))
     try:
-        loaded = EntryPoint("registry", named, "mlflow-gate").load()
+        gate = resolve_name(named)
     except (ImportError, AttributeError, ValueError) as error:
         expected = f"module:object, from {folder}, as in\n{EXAMPLE}"
-        raise ConfigError("The registry cannot be imported.", value=f"{named}: {error}", expected=expected) from None
+        raise ConfigError("The gate cannot be imported.", value=f"{named}: {error}", expected=expected) from None
     finally:
         sys.path.remove(str(folder))
-    registry = loaded() if callable(loaded) and not isinstance(loaded, Registry) else loaded
-    if not isinstance(registry, Registry):
-        expected = "a mlflow_gate.Registry, or a function that returns one"
-        raise ConfigError(f"{named} is no registry.", value=repr(registry)[:200], expected=expected)
-    return registry if name in (None, registry.name) else Registry(str(name))
+    gate = gate() if callable(gate) else gate
+    if not isinstance(gate, Gate):
+        expected = "a mlflow_gate.Gate, or a function that returns one"
+        raise ConfigError(f"{named} is no gate.", value=repr(gate)[:200], expected=expected)
+    return gate
+
+
+def find_registry(name: str | None, named: str | None = None) -> Registry:
+    """Return the registry of the gate, or one of a name."""
+    gate = find_gate(named)
+    if gate and name in (None, gate.registry.name):
+        return gate.registry
+    if name is None:
+        raise ConfigError("No registered model is named.", expected=f"its name; or in a pyproject.toml:\n{EXAMPLE}")
+    return Registry(name)
 
 
 @main.command()
@@ -93,23 +103,22 @@ def find_registry(name: str | None = None, named: str | None = None) -> Registry
 @click.option("--why", default="", help="The reason, for the record.")
 @click.option("--dry-run", is_flag=True, help="Show the decision, and change nothing.")
 @click.option("--force", is_flag=True, help="Promote even when the gate refuses; needs --why, and is recorded.")
-@click.option("--even-in-experiment", is_flag=True, help="Move the alias in an experiment of DVC, too.")
-@registry_option
+@gate_option
 def promote(candidate: str | None, module: str | None, dry_run: bool, **options: Any) -> None:
     """Put a candidate before the gate; promote it when it passes, exit 3 when it is refused.
 
     CANDIDATE is a run's id, or a JSON file with run_id and, if the run has more than one model, model_uri; by default
-    the file of the registry. The gate is that of the registry. Exit 4: promoted without a contest, since the model in
-    production was disqualified.
+    the file of the gate. Exit 4: promoted without a comparison, since the model in production was disqualified.
 
     \b
     Example:  mlflow-gate promote --why "better in winter"
               mlflow-gate promote results/candidate.json --dry-run
     """
-    registry = find_registry(None, module)
-    chosen = _read_candidate(candidate or registry.candidate_file)
+    if (gate := find_gate(module)) is None:
+        raise ConfigError("No gate is named.", expected=f"--gate MODULE:OBJECT; or in a pyproject.toml:\n{EXAMPLE}")
+    chosen = _read_candidate(candidate or gate.candidate_file)
     click.echo("the gate scores the candidate and the model in production", err=True)
-    decision = registry.promote(**chosen, dry_run=dry_run, **options)
+    decision = gate.promote(**chosen, dry_run=dry_run, **options)
     print_rows(decision.table)
     click.echo(("dry run, nothing is changed; " if dry_run else "") + decision.words)
     if not decision.promoted:
@@ -123,11 +132,11 @@ def promote(candidate: str | None, module: str | None, dry_run: bool, **options:
 @name_argument
 @click.option("--to", metavar="VERSION", help="The version to bring back; by default the one before.")
 @click.option("--why", default="rolled back on the command line", show_default=True, help="The reason, for the record.")
-@registry_option
+@gate_option
 def rollback(name: str | None, to: str | None, why: str, module: str | None) -> None:
     """Bring back the version that was in production before. A second rollback goes one version further back.
 
-    The version is loaded first. The gate refuses the run that was rolled back from, until another candidate is
+    The version is loaded first. The gate refuses the model that was rolled back from, until another candidate is
     promoted or a person forces it.
 
     \b
@@ -143,7 +152,7 @@ def rollback(name: str | None, to: str | None, why: str, module: str | None) -> 
 @main.command()
 @name_argument
 @json_option
-@registry_option
+@gate_option
 def history(name: str | None, as_json: bool, module: str | None) -> None:
     """Show what was in production, since when, by whom and why; the last line is in production now.
 
@@ -155,7 +164,7 @@ def history(name: str | None, as_json: bool, module: str | None) -> None:
     registry = find_registry(name, module)
     moves, rows = registry.history(note=True), []
     if moves and registry.production() is None:
-        click.echo("Nothing is in production now: the alias was taken away. Next: mlflow-gate rollback", err=True)
+        click.echo("Nothing is in production now: the alias was removed. Next: mlflow-gate rollback", err=True)
     for move in moves:
         row = {"": move.number, "version": move.version, "what": move.action, "since": move.when or "not recorded"}
         row |= {"who": move.who, move.label: move.score, "replaced": move.replaced, "why": move.why}
@@ -171,24 +180,25 @@ def history(name: str | None, as_json: bool, module: str | None) -> None:
 @main.command()
 @name_argument
 @click.option("--decision", type=click.Path(path_type=Path), help="JSON of the last decision in this tree.")
-@registry_option
+@gate_option
 def status(name: str | None, decision: Path | None, module: str | None) -> None:
     """Say in a line which version is in production, from where, and whether this tree's decision says the same.
 
     \b
     Example:  mlflow-gate status --decision results/decision.json
     """
-    click.echo(find_registry(name, module).status(decision).line)
+    click.echo(find_registry(name, module).status(decision))
 
 
 @main.command()
-@click.argument("subject", metavar="[NAME|VERSION|NAME/VERSION]", required=False)
+@click.argument("subject", metavar="[NAME/VERSION]", required=False)
 @json_option
-@registry_option
+@gate_option
 def lineage(subject: str | None, as_json: bool, module: str | None) -> None:
     """Show where a model comes from: data, commit, run, version, decision, production.
 
-    By default that is the version in production. Without settings, name the registered model.
+    By default that is the version in production. A VERSION or a NAME alone will do, too; without settings, name the
+    registered model.
 
     \b
     Example:  mlflow-gate lineage reviews/3

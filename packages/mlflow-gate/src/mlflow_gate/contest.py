@@ -11,7 +11,7 @@ from mlflow_gate.errors import ConfigError
 from mlflow_gate.rules import Finding, Scores
 
 LEAST_BLOCKS = 6  # five differences of one sign have a p-value of 1/32: with few blocks any difference may be chance
-PAIRED_TEST = "paired test of the blocks' errors (probability)"
+PAIRED_TEST = "paired test on block errors (p-value)"
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Contest:
     name: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.metric, str) or not isinstance(self.higher_is_better, bool):
+            value, expected = f"{self.metric!r}, {self.higher_is_better!r}", 'Contest("mae", higher_is_better=False)'
+            raise ConfigError("The contest's metric or direction cannot be used.", value=value, expected=expected)
         for field in ("min_gain", "near_tie", "alpha", "max_gain"):
             value, most = getattr(self, field), 1 if field == "alpha" else math.inf
             is_number = isinstance(value, Real) and 0 <= float(value) <= most
@@ -48,16 +51,16 @@ class Contest:
         p = p_value(candidate.blocks, champion.blocks) if near else 0.0
         better = p is not None and p <= self.alpha
         enough = gain > self.min_gain if self.min_gain else near or gain > 0
-        link, then = ("; and, if", ", also") if self.min_gain else ("; or", ", and then")
-        limit = f"> {self.min_gain or self.near_tie:g} over its {other:.4f}{link} within {self.near_tie:g} of it{then}"
-        limit += " better by the paired test"
+        limit = f"> {self.min_gain or self.near_tie:g} (champion: {other:.4f})"
+        if self.near_tie:
+            limit += f", {'and if' if self.min_gain else 'or'} within {self.near_tie:g} with smaller block errors"
         step = f"{'worse' if gain < 0 else 'too small'}: improve the candidate, or judge both on a longer period"
         words = f"{label} gained over the model in production"
         yield Finding(words, gain, limit, enough and better, next_step="" if enough else step)
         if near:
             few = f"nothing can be shown with {len(candidate.blocks)} blocks" if p is None else None
             step = "a near-tie: more blocks, or a longer period, would show a smaller difference"
-            limit = f"<= {self.alpha:g} that smaller errors are chance, with at least {LEAST_BLOCKS} blocks"
+            limit = f"<= {self.alpha:g}, with at least {LEAST_BLOCKS} blocks"
             yield Finding(PAIRED_TEST, few or p, limit, better, next_step="" if better else step)
         if self.max_gain is not None:
             passed = gain <= self.max_gain

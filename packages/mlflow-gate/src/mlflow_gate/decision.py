@@ -11,12 +11,13 @@ from typing import Any
 
 from mlflow_gate.contest import LEAST_BLOCKS, PAIRED_TEST, Contest
 from mlflow_gate.errors import ConfigError
+from mlflow_gate.record import Move
 from mlflow_gate.rules import Finding, Rules, Scores, judge
 
 UNDECLARED = "its run does not declare its training rows"
+RENUMBERED = "; the keys count from 0: if that is the work of reset_index, keep the index of the whole table"
 HELD_OUT = "held-out rows"
 UNLEARNED = "held-out rows that neither model was trained on"
-VETO = "rolled back from"
 CHAMPION = "model in production"
 
 
@@ -24,8 +25,9 @@ CHAMPION = "model in production"
 class Evaluation:
     """A model before the gate: its scores, or the ``trouble`` that it cannot be loaded or cannot predict.
 
-    ``is_there`` is false for a model whose files are gone, ``is_declared`` for one whose run declares no training rows.
-    ``learned_rows`` counts the held-out rows among these, or ``unknown`` says why they cannot be counted.
+    ``is_there`` is false for a model whose files are gone, ``is_declared`` for one whose run ``run_id`` declares no
+    training rows. ``learned_rows`` counts the held-out rows among these, or ``unknown`` says why they cannot be
+    counted; ``are_renumbered`` says that the keys of the held-out rows count from 0.
     """
 
     scores: Scores | None = None
@@ -34,16 +36,18 @@ class Evaluation:
     learned_rows: int = 0
     unknown: str = ""
     is_there: bool = True
+    are_renumbered: bool = False
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict on a candidate, and its reasons.
+    """The decision on a candidate, and its reasons.
 
     ``disqualified`` says why the champion's scores do not count, ``forced`` that a person overruled the gate.
-    ``experiment`` is the experiment of DVC that decided, in which nothing moves, ``note`` a later finding on a model
-    that is in production already, ``production`` what is in production after the decision, and ``metric`` that of the
-    contest.
+    ``experiment`` is the experiment of DVC that decided, in which nothing moves, ``production`` what is in production
+    after the decision, and ``metric`` that of the contest. ``model_uri`` is the candidate, a model of the run
+    ``run_id``.
     """
 
     promoted: bool
@@ -54,16 +58,16 @@ class Decision:
     disqualified: str | None = None
     forced: bool = False
     experiment: str | None = None
-    note: str = ""
     run_id: str = ""
+    model_uri: str = ""
     production: Mapping[str, Any] = field(default_factory=dict)
     metric: str = ""
 
     @property
     def table(self) -> list[dict[str, str]]:
         """The findings for a person: a row each."""
-        names, verdicts = ("rule", "found", "allowed", "verdict"), ("failed", "passed")
-        rows = ((each.label, each.text, each.limit, verdicts[each.passed]) for each in self.findings)
+        names, results = ("rule", "found", "allowed", "result"), ("failed", "passed")
+        rows = ((each.label, each.text, each.limit, results[each.passed]) for each in self.findings)
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     @property
@@ -72,16 +76,13 @@ class Decision:
         return [each for each in self.findings if not each.passed]
 
     @property
-    def next_steps(self) -> list[str]:
-        """What to do about each rule that failed, for a person; empty for a candidate that passed."""
-        return [f"{each.name}: {each.next_step}" for each in self.failed if each.next_step]
-
-    @property
     def words(self) -> str:
-        """The verdict, and after a refusal the next steps, a line each."""
-        lines = [self.reason, *filter(None, [self.note])]
-        if not self.promoted and not self.experiment:
-            lines += [f"  next: {step}" for step in self.next_steps]
+        """The decision, and after a refusal the next steps, a line each."""
+        lines = [self.reason]
+        if self.experiment:
+            lines.append(f"  nothing moves: the experiment {self.experiment} of DVC")
+        elif not self.promoted:
+            lines += [f"  next: {each.name}: {each.next_step}" for each in self.failed if each.next_step]
             if self.candidate is not None:
                 command = "`mlflow-gate promote --force --why REASON`, in Python `force=True, why=REASON`"
                 lines.append(f"  or overrule the gate: {command}; who and why are recorded")
@@ -98,13 +99,15 @@ def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, con
     """Decide whether a candidate replaces the champion; both were scored on the same held-out rows.
 
     Without a champion or a contest, or with a champion that is disqualified, the candidate must pass only the rules. A
-    champion is disqualified when it is there and cannot predict, its metric is not a number, or its run does not
-    declare its training rows. A champion that is gone, or that was trained on some of the rows, refuses the candidate.
+    champion is disqualified when it is there and cannot predict, or its metric is not a number. With a champion whose
+    files are gone, or whose training rows are not declared or among the held-out rows, the candidate is refused.
     """
-    scores, disqualified, beaten = candidate.scores, None, None
+    scores, disqualified, compared = candidate.scores, None, None
     works, step = "it loads and predicts", "" if scores else "load it and predict the held-out rows, as the gate does"
     findings = [Finding("loading", candidate.trouble or works, works, bool(scores), next_step=step)]
     if scores is not None:
+        if contest is not None:
+            contest.figure(scores)
         findings += _own_findings(candidate, scores, rules)
         if champion is not None and contest is not None:
             disqualified = _disqualification(champion, contest)
@@ -112,25 +115,25 @@ def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, con
             if obstacle:
                 findings.append(obstacle)
             elif disqualified is None and champion.scores is not None:
-                beaten = champion.scores
-                if scores.held_out != beaten.held_out:
+                compared = champion.scores
+                if scores.held_out != compared.held_out:
                     raise ValueError("candidate and champion were scored on different rows")
-                findings += contest.judge(scores, beaten)
+                findings += contest.judge(scores, compared)
     failed = [each for each in findings if not each.passed]
     if failed or scores is None:
         reason = "refused: " + "; ".join(map(str, failed))
     elif champion is None:
-        reason = "promoted: every rule passed and nothing was in production yet"
+        reason = "promoted: all rules passed, nothing was in production yet"
     elif contest is None:
-        reason = "promoted: every rule passed, and no contest is asked for"
-    elif beaten is None:
-        reason = f"promoted: every rule passed and the champion is disqualified: {disqualified}"
+        reason = "promoted: all rules passed (no comparison with the champion configured)"
+    elif compared is None:
+        reason = f"promoted: all rules passed, the champion is disqualified: {disqualified}"
     else:
         tested = next((each for each in findings if each.name == PAIRED_TEST), None)
         verb = "is in a near-tie with" if tested else "beats"
-        figure, other = (each.metrics[contest.metric] for each in (scores, beaten))
+        figure, other = (each.metrics[contest.metric] for each in (scores, compared))
         reason = f"promoted: {contest.name or contest.metric} {figure:.4f} {verb} the champion's {other:.4f}"
-        reason += f", and its errors in blocks are smaller (p {tested.text})" if tested else ""
+        reason += f", with smaller block errors (p {tested.text})" if tested else ""
     counted = champion.scores if champion and disqualified is None else None
     metric = contest.metric if contest else ""
     return Decision(not failed, reason, tuple(findings), scores, counted, disqualified, metric=metric)
@@ -138,9 +141,9 @@ def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, con
 
 def force(decision: Decision) -> Decision:
     """Return the decision of a person who overrules the gate; reason and findings still say what the gate found."""
-    words = f"forced against the gate, which said: {decision.reason}"
-    is_overruled = not decision.promoted and decision.candidate is not None
-    return replace(decision, promoted=True, reason=words, forced=True) if is_overruled else decision
+    if decision.promoted or decision.candidate is None:
+        return decision
+    return replace(decision, promoted=True, reason=f"forced; the gate said: {decision.reason}", forced=True)
 
 
 def refuse(decision: Decision, finding: Finding) -> Decision:
@@ -149,22 +152,35 @@ def refuse(decision: Decision, finding: Finding) -> Decision:
     return replace(decision, promoted=False, reason=reason, findings=(*decision.findings, finding))
 
 
+def block(decision: Decision, rollback: Move | None) -> Decision:
+    """Return the decision, refused if a rollback blocks the candidate."""
+    if rollback is None:
+        return decision
+    value = f"version {rollback.replaced} was, on {rollback.when} by {rollback.who}: {rollback.why}"
+    step = "send another candidate, or overrule the rollback with --force --why"
+    return refuse(decision, Finding("rolled back from", value, "not rolled back from", passed=False, next_step=step))
+
+
 def check_refit(decision: Decision, refitted: Evaluation, rules: Rules) -> Decision:
     """Return the decision, refused if the refit of what passed breaks a rule; it has learned the rows."""
-    verdict = decide(replace(refitted, is_declared=True), None, rules, None)
-    if verdict.promoted:
-        return decision
-    step = "look at the rows that only the refit has learned"
-    value = "; ".join(map(str, verdict.failed))
-    return refuse(decision, Finding("refit on all rows", value, "every rule passed", passed=False, next_step=step))
+    failed = decide(replace(refitted, is_declared=True), None, rules, None).failed
+    step, value = "look at the rows that only the refit has learned", "; ".join(map(str, failed))
+    finding = Finding("refit on all rows", value, "all rules passed", passed=False, next_step=step)
+    return refuse(decision, finding) if failed else decision
 
 
-def hold(decision: Decision, experiment: str | None) -> Decision:
-    """Return the decision as made in an ``experiment`` of DVC, which moves nothing; the reason keeps the verdict."""
-    if experiment is None or not decision.promoted:
-        return replace(decision, experiment=experiment)
-    reason = f"not moved: in the experiment {experiment} of DVC the gate only decides; its verdict: {decision.reason}"
-    return replace(decision, promoted=False, reason=reason, experiment=experiment)
+def in_production(again: Evaluation, rules: Rules, contest: Contest | None, *, has_alias: bool) -> Decision:
+    """Return the decision on the champion itself, evaluated again; without the alias it has to pass the rules."""
+    decision = decide(again, None, rules, None)
+    if not has_alias:
+        passed = "promoted again: all rules passed, the alias was unset"
+        return replace(decision, reason=passed if decision.promoted else decision.reason)
+    scores, metric = again.scores, contest.metric if contest else ""
+    figure = f"{metric} {contest.figure(scores):.4f}, " if contest and scores else ""
+    rows = f" on {' to '.join(scores.period or ()) or f'rows {scores.held_out}'}" if scores else ""
+    result = "all rules pass" if decision.promoted else f"it would be {decision.reason}"
+    words = f"already in production; re-evaluated{rows}: {figure}{result}"
+    return replace(decision, promoted=True, reason=words, champion=scores, metric=metric)
 
 
 def _own_findings(candidate: Evaluation, scores: Scores, rules: Rules) -> Iterator[Finding]:
@@ -180,6 +196,7 @@ def _own_findings(candidate: Evaluation, scores: Scores, rules: Rules) -> Iterat
         value, step = candidate.unknown, "declare keys of the same kind as those of the held-out rows"
     elif count := candidate.learned_rows:
         value, step = f"it learned from {count} of {scores.rows}", "hold out rows that it did not learn from"
+        step += RENUMBERED * candidate.are_renumbered
     else:
         value = new
     yield Finding(HELD_OUT, value, new, not step, next_step=step)
@@ -190,9 +207,7 @@ def _disqualification(champion: Evaluation, contest: Contest) -> str | None:
         return None
     if champion.scores is None:
         return champion.trouble or "it cannot predict"
-    if not math.isfinite(contest.figure(champion.scores)):
-        return f"its {contest.metric} is not a number"
-    return None if champion.is_declared else UNDECLARED
+    return None if math.isfinite(contest.figure(champion.scores)) else f"its {contest.metric} is not a number"
 
 
 def _obstacle(champion: Evaluation) -> Finding | None:
@@ -200,6 +215,10 @@ def _obstacle(champion: Evaluation) -> Finding | None:
     if not champion.is_there:
         step, value = "restore its files, or roll back to another version", f"not there: {champion.trouble}"
         return Finding(CHAMPION, value, "a champion to compare the candidate with", passed=False, next_step=step)
+    if not champion.is_declared:
+        step = f"declare them (with mlflow.start_run(run_id={champion.run_id!r}): log_learned(keys)), or "
+        step = f"{step if champion.run_id else ''}overrule the gate: the next champion will declare them"
+        return Finding(CHAMPION, UNDECLARED, "declared training rows", passed=False, next_step=step)
     if champion.unknown:
         step, limit = "hold out rows with keys of that kind", "keys that can be compared with its training rows"
         return Finding(UNLEARNED, champion.unknown, limit, passed=False, next_step=step)
@@ -207,7 +226,7 @@ def _obstacle(champion: Evaluation) -> Finding | None:
         return None
     value = f"too few: of {champion.scores.rows} the model in production learned from {champion.learned_rows}"
     step = "wait for more data that is new to both, or hold out rows that neither was trained on; rows of other data"
-    step += " are told apart by another `population` in log_learned"
+    step += f" are told apart by another `population` in log_learned{RENUMBERED * champion.are_renumbered}"
     if not champion.scores.blocks:
         step += "; `evaluate` returns no blocks, by which the rest could be enough"
     limit = f"at least {LEAST_BLOCKS} blocks of them"

@@ -58,8 +58,8 @@ class Follower:
             return self._keep(f"The registry cannot be read: {error!s:.500}", error)
         if newest is None:
             return self._keep("Nothing is in production.")
-        identity = (newest.version, newest.run_id)  # with the run's id, since a wiped registry counts from 1 again
-        if current is not None and identity == (current.version, current.run_id):
+        identity = (newest.version, newest.source)  # a wiped registry counts from 1 again
+        if current is not None and identity == (current.version, current.source):
             self.now = Serving(newest, self.now.model, newest=newest)
             return self.now
         failed, retry_at, why = self._failed

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +44,20 @@ class Keys:
     @classmethod
     def of(cls, rows: Any) -> Keys:
         """Read the keys of a pandas object's index, or keys themselves; raise ConfigError for keys of several kinds."""
-        keys = [key if isinstance(key, tuple) else (key,) for key in (rows.index if hasattr(rows, "iloc") else rows)]
-        if not keys:
+        keys: Any = rows.index if hasattr(rows, "iloc") else rows
+        if isinstance(keys, str | bytes) or not hasattr(keys, "__iter__"):
+            raise _without_keys(keys)
+        if hasattr(keys, "nlevels"):  # an index: its levels keep their dtypes
+            columns = [keys.get_level_values(level) for level in range(keys.nlevels)]
+        else:
+            tuples = [key if isinstance(key, tuple) else (key,) for key in keys]
+            if len({len(key) for key in tuples}) > 1:
+                raise _of_several_kinds("tuples of several lengths")
+            columns = list(zip(*tuples, strict=True))
+        if not columns or not len(columns[0]):
             return cls((TEXT,), [])
-        if len({len(key) for key in keys}) > 1:
-            raise _of_several_kinds("tuples of several lengths")
-        kinds, columns = zip(*map(_column, zip(*keys, strict=True)), strict=True)
-        return cls(kinds, list(zip(*columns, strict=True)))
+        kinds, texts = zip(*map(_column, columns), strict=True)
+        return cls(kinds, list(zip(*texts, strict=True)))
 
     @property
     def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -63,6 +70,11 @@ class Keys:
     def period(self) -> tuple[str, str] | None:
         """The first and the last time; None for other keys."""
         return (self.ends[0][0], self.ends[1][0]) if self.texts and self.kinds in ((ZONED,), (NAIVE,)) else None
+
+    @property
+    def are_renumbered(self) -> bool:
+        """Whether the keys count from 0, as after `reset_index(drop=True)`."""
+        return self.kinds == (NUMBER,) and [text for (text,) in self.texts] == list(map(str, range(len(self.texts))))
 
     def digests(self) -> list[bytes]:
         """Return the digest of each key; keys may be names of people, which an artifact should not hold."""
@@ -142,7 +154,7 @@ def declared(tags: Mapping[str, str]) -> dict[str, Any]:
 
 
 def training_rows(run_id: str, tags: Mapping[str, str], client: MlflowClient) -> TrainingRows | None:
-    """Return the training rows that a run declares; None when it declares none. Raises ServerError: not readable now.
+    """Return the training rows that a run declares, None without a declaration; raise ServerError.
 
     A declaration that is there and cannot be read has a `trouble`.
     """
@@ -160,7 +172,7 @@ def training_rows(run_id: str, tags: Mapping[str, str], client: MlflowClient) ->
         return TrainingRows(trouble=f"its run's declaration of training rows is damaged: {error!r:.100}")
     except Exception as error:
         if not is_absent(error):
-            raise outage(f"The training rows of run {run_id} cannot be read", error) from error
+            raise outage(f"The training rows of run {run_id} cannot be read: nothing is decided", error) from error
         return TrainingRows(trouble="the list of its training rows is gone from its run's artifacts")
     starts = range(0, len(joined), DIGEST_BYTES)
     return TrainingRows(kinds, None, frozenset(joined[start : start + DIGEST_BYTES] for start in starts), **words)
@@ -179,46 +191,61 @@ def hash_of(held_out: Any, keys: Keys) -> str:
     return content.hexdigest()[:16]
 
 
-def _column(keys: Iterable[Any]) -> tuple[str, list[str]]:
+def _column(column: Any) -> tuple[str, list[str]]:
     """Return the kind of one part of keys, and each as text."""
-    kinds, texts = zip(*map(_read, keys), strict=True)
-    if set(kinds) == {TEXT} and all(DATE.fullmatch(text) for text in texts):
+    import numpy as np
+    from pandas import Timestamp, isna
+    from pandas.api.types import infer_dtype
+
+    keys = list(column)
+    if nested := [key for key in keys if isinstance(key, list | dict | set) or getattr(key, "ndim", None)]:
+        raise _without_keys(nested[0])
+    if missing := [key for key in keys if isna(key)]:
+        raise ConfigError("The key of a row is missing.", value=repr(missing[0]), expected="a number, a time or a text")
+    kind = infer_dtype(keys, skipna=False)
+    if kind == "string" and all(map(DATE.fullmatch, keys)):
         with contextlib.suppress(ValueError):
-            time_kinds, times = zip(*(_read(datetime.fromisoformat(text)) for text in texts), strict=True)
-            if len(set(time_kinds)) == 1:
-                return time_kinds[0], list(times)
-    if len(set(kinds)) > 1:
-        raise _of_several_kinds(", ".join(sorted(set(kinds))))
-    return kinds[0], list(texts)
+            times = list(map(datetime.fromisoformat, keys))
+            keys, kind = (times, "datetime") if len({time.tzinfo is None for time in times}) == 1 else (keys, kind)
+    if kind in ("datetime", "datetime64"):
+        times = list(map(Timestamp, keys)) if kind == "datetime64" else keys
+        if len(naive := {time.tzinfo is None for time in times}) > 1:
+            raise _of_several_kinds(f"{ZONED}, {NAIVE}")
+        if naive == {True}:
+            return NAIVE, [time.isoformat() for time in times]
+        return ZONED, [time.astimezone(UTC).isoformat().replace("+00:00", "Z") for time in times]
+    if kind == "date" and not any(isinstance(key, datetime) for key in keys):
+        return NAIVE, [f"{key.isoformat()}T00:00:00" for key in keys]
+    if kind == "integer":
+        return NUMBER, [str(int(key)) for key in keys]
+    if kind in ("floating", "mixed-integer-float"):
+        array = np.asarray(column)
+        return _floats(array if array.dtype.kind == "f" else array.astype(float))
+    if len(types := sorted({type(key).__name__ for key in keys})) > 1 and kind != "string":
+        raise _of_several_kinds(", ".join(types))
+    return (TEXT if kind == "string" else types[0]), list(map(str, keys))
 
 
-def _read(key: Any) -> tuple[str, str]:
-    if isinstance(key, str):
-        return TEXT, key
-    if isinstance(key, list | dict | set) or getattr(key, "ndim", False):
-        expected = "a pandas object with the key of each row as its index, or a sequence of keys"
-        raise ConfigError("Rows have no keys.", value=f"{type(key).__name__}: {key!r:.60}", expected=expected)
-    if type(key).__name__ == "datetime64":  # of NumPy
-        key = key.astype("datetime64[us]").item()
-    elif not isinstance(key, date) and hasattr(key, "item"):
-        key = key.item()
-    if key is None or type(key).__name__ in ("NaTType", "NAType") or key != key:  # NaN
-        raise ConfigError("The key of a row is missing.", value=repr(key), expected="a number, a time or a text")
-    if isinstance(key, datetime):
-        is_naive = key.tzinfo is None
-        return (NAIVE, key.isoformat()) if is_naive else (ZONED, key.astimezone(UTC).isoformat().replace("+00:00", "Z"))
-    if isinstance(key, date):
-        return NAIVE, f"{key.isoformat()}T00:00:00"
-    if isinstance(key, int | float):
-        return NUMBER, str(int(key)) if isinstance(key, int) or key.is_integer() else repr(key)
-    return TEXT, str(key)
+def _floats(numbers: Any) -> tuple[str, list[str]]:
+    """Return floats as texts; where their dtype rounds keys, such as ids above 2**53, they are of another kind."""
+    import numpy as np
+
+    is_whole, end = np.isfinite(numbers) & (numbers == np.round(numbers)), 2 ** (np.finfo(numbers.dtype).nmant + 1)
+    is_exact = (abs(numbers[is_whole]) < end).all() and (is_whole.all() or numbers.dtype == float)
+    texts = [str(int(number)) if number.is_integer() else repr(number) for number in numbers.tolist()]
+    return (NUMBER if is_exact else f"{NUMBER} rounded to {numbers.dtype}"), texts
 
 
 def _order_of(kind: str) -> Callable[[str], Any]:
     """Return what sorts the texts of keys of one kind."""
-    if kind == NUMBER:
+    if NUMBER in kind:
         return lambda text: int(text) if text.lstrip("-").isdecimal() else float(text)
-    return str if kind == TEXT else datetime.fromisoformat
+    return datetime.fromisoformat if kind in (ZONED, NAIVE) else str
+
+
+def _without_keys(value: object) -> ConfigError:
+    expected = "a pandas object with the key of each row as its index, or a sequence of keys"
+    return ConfigError("Rows have no keys.", value=f"{type(value).__name__}: {value!r:.60}", expected=expected)
 
 
 def _of_several_kinds(value: str) -> ConfigError:

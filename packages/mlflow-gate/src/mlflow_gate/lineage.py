@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -66,15 +65,15 @@ def is_dirty(tags: Mapping[str, str]) -> bool | None:
     return any(values) if values else None
 
 
-def run_link(run: Run | None, url: str, kind: str = "run") -> Link:
-    """Describe a run of MLflow."""
+def run_link(run: Run | None, url: str, more: dict[str, Any], kind: str = "run") -> Link:
+    """Describe a run of MLflow, with ``more`` facts."""
     if run is None:
         return Link(kind, "no run, or it was purged", known=False)
     info, step = run.info, f"`mlflow runs restore --run-id {run.info.run_id}` brings it back"
     started = datetime.fromtimestamp(info.start_time / 1000, UTC).isoformat(timespec="seconds")
     facts = {"id": info.run_id, "status": info.status, "started": started, "by": run.data.tags.get("mlflow.user")}
     facts["deleted"] = None if info.lifecycle_stage == "active" else step
-    return Link.of(kind, info.run_name or info.run_id, facts, url)
+    return Link.of(kind, info.run_name or info.run_id, facts | more, url)
 
 
 def move_links(version: str, moves: list[Move], current: str | None) -> list[Link]:
@@ -88,19 +87,10 @@ def move_links(version: str, moves: list[Move], current: str | None) -> list[Lin
             facts |= {"replaced": move.replaced, move.label: move.score}
             facts |= {"replaced score": move.replaced_scores.get(move.label)}
             passed = f"{sum(each['passed'] for each in move.findings)} of {len(move.findings)}"
-            decision = Link.of("decision", move.action, facts | {"rules passed": passed})
+            decision = Link.of("decision", move.action, facts | {"checks passed": passed})
         came = move.when or "a time that was not recorded"
         left = f"to {after.when or 'a time that was not recorded'}, then version {after.version}" if after else ""
-        end = left or ("now" if version == current else "until the alias was taken away")
+        end = left or ("now" if version == current else "until the alias was removed")
         times[f"{move.action}, from {came}"] = end
         words = f"since {came}" if end == "now" else f"from {came} {end}"
     return [decision, Link.of("production", words or "never in production", times)]
-
-
-def git_branch() -> str:
-    """Return the branch of the working folder; empty outside a repository."""
-    command = ["git", "branch", "--show-current"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""

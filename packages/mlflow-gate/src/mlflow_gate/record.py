@@ -24,6 +24,8 @@ from mlflow_gate.server import find
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 MOVE_TAG = "mlflow_gate.move."  # number.part: the parts of a text are joined
 PART_CHARACTERS = 5000  # of a tag; MLflow allows 100,000, and its database in PostgreSQL no more than this
@@ -89,15 +91,18 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The model that the gate judged, by its run and its address; ``tags`` are those of the run.
+class EvaluatedModel:
+    """A model that the gate evaluated, by its run and the address to load it from; ``tags`` are those of the run.
 
-    It is the version's own model, or what was fitted on a part of the rows before the version was fitted on all.
+    ``source`` is its identity: the logged model (`models:/m-...`), or its place where a version was registered from
+    files. ``run`` is None for a run that was purged.
     """
 
     run_id: str
     model_uri: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    run: Run | None = field(default=None, repr=False, compare=False)
 
     @property
     def declared(self) -> dict[str, Any]:
@@ -106,39 +111,27 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Production(Evidence):
+class Production(EvaluatedModel):
     """The version that the alias points at, with its own run; ``move`` is the last move that brought it there.
 
-    ``refit_of`` is the model that was judged, if the version is a refit of it. ``has_alias`` is false for a champion
-    whose alias was taken away.
+    ``refit_of`` is the model that was evaluated, fitted on a part of the rows, if the version is a refit of it on all.
+    ``has_alias`` is false for a champion whose alias was removed.
     """
 
     name: str = ""
     version: str = ""
     run_url: str = ""
     move: Move = field(default_factory=lambda: Move(0, BY_HAND, ""))
-    refit_of: Evidence | None = None
+    refit_of: EvaluatedModel | None = None
     has_alias: bool = True
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
 
     @property
-    def evidence(self) -> Evidence:
-        """The model that the gate judged."""
+    def evaluated(self) -> EvaluatedModel:
+        """The model that the gate evaluated."""
         return self.refit_of or self
-
-
-@dataclass(frozen=True)
-class Status:
-    """A line on what is in production, and whether the last decision in this tree says the same (None: no decision)."""
-
-    line: str
-    production: Production | None
-    agrees: bool | None
-
-    def __str__(self) -> str:
-        return self.line
 
 
 _MOVES = TypeAdapter(Move)
@@ -167,7 +160,7 @@ class Record:
         self.moves = [move for move in self._all if move.recorded] + last
         if self.current is not None and (not self.moves or self.moves[-1].version != self.current):
             known, before = self.of(self.current), self.moves[-1].version if self.moves else None
-            run_id, uri = self.version.run_id or "", self.version.source or ""
+            run_id, uri = self.version.run_id or "", source_of(self.version)
             run_id, uri = (known.run_id, known.model_uri) if known else (run_id, uri)
             by_hand = Move(self.next_number, BY_HAND, self.current, replaced=before, run_id=run_id, model_uri=uri)
             self.moves.append(replace(by_hand, alias=alias, recorded=False))
@@ -179,6 +172,12 @@ class Record:
     def versions_of(self, model_uri: str) -> set[str]:
         """Return the versions for which a model was judged."""
         return {move.version for move in self._all if move.model_uri == model_uri}
+
+
+def source_of(version: ModelVersion) -> str:
+    """Return what identifies the model of a version: its logged model, or else the place of its files."""
+    model_id = getattr(version, "model_id", None)
+    return f"models:/{model_id}" if model_id else version.source or ""
 
 
 def write(client: MlflowClient, name: str, move: Move, *, done: bool) -> None:
@@ -227,18 +226,18 @@ def target_of(to: str | None, moves: list[Move], current: str | None, exists: Ca
     )
 
 
-def veto_on(run_id: str, moves: list[Move]) -> Move | None:
-    """Return the rollback that vetoes a run; None when there is none.
+def blocking_rollback(source: str, moves: list[Move]) -> Move | None:
+    """Return the rollback that blocks a model; None when there is none.
 
-    It holds until a person forces a version of the run, or restores it, or another candidate is promoted.
+    It blocks until a person forces a version of the model, or restores it, or another candidate is promoted.
     """
-    runs, veto = {move.version: move.run_id for move in moves}, None
+    models, blocking = {move.version: move.model_uri for move in moves}, None
     for move in moves:
-        if move.action == ROLLED_BACK and runs.get(move.replaced or "") == run_id:
-            veto = move
-        elif move.action in (PROMOTED, FORCED) or move.run_id == run_id:
-            veto = None
-    return veto
+        if move.action == ROLLED_BACK and models.get(move.replaced or "") == source:
+            blocking = move
+        elif move.action in (PROMOTED, FORCED) or move.model_uri == source:
+            blocking = None
+    return blocking
 
 
 def provenance(why: str) -> dict[str, Any]:

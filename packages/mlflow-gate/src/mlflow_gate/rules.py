@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mlflow_gate.errors import ConfigError
+from mlflow_gate.errors import ConfigError, GateError
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,14 @@ class Scores:
 
     def __post_init__(self) -> None:
         for name in ("metrics", "blocks"):
-            values = {str(key): float(value) for key, value in dict(getattr(self, name)).items()}
+            given, what = getattr(self, name), f"The {name} of Scores cannot be read"
+            try:
+                values = {str(key): _number(value) for key, value in given.items()}
+                if len(values) < len(given):
+                    raise ValueError("two have the same name")
+            except (AttributeError, TypeError, ValueError) as error:
+                expected = "single numbers by their names, which differ: a mapping, or a Series"
+                raise ConfigError(f"{what}: {error}.", value=repr(given)[:200], expected=expected) from None
             object.__setattr__(self, name, values)
 
     def as_dict(self) -> dict[str, Any]:
@@ -45,6 +52,13 @@ class Scores:
         )
         judged = {"period": self.period, "held_out": self.held_out, "rows": self.rows, "part": self.part}
         return {"metrics": metrics, "blocks": blocks} | judged
+
+
+def _number(value: Any) -> float:
+    """Return a number; raise TypeError for a text, and for an array or a Series, of one number too."""
+    if isinstance(value, str | bytes) or getattr(value, "ndim", None):
+        raise TypeError(f"{value!r:.60} is no single number")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -130,7 +144,7 @@ def read_rules(rules: Mapping[str, Any]) -> Rules:
 
 
 def judge(rules: Rules, scores: Scores) -> Iterator[Finding]:
-    """Yield what each rule finds; raise ConfigError for one whose metric was not scored."""
+    """Yield what each rule finds; raise ConfigError for one whose metric was not scored, or that does not work."""
     for name, rule in rules.items():
         if isinstance(rule, Rule):
             if name not in scores.metrics:
@@ -138,6 +152,15 @@ def judge(rules: Rules, scores: Scores) -> Iterator[Finding]:
                 raise ConfigError("A rule names a metric that was not scored.", value=name, expected=expected)
             yield rule.judge(name, scores.metrics[name])
         else:
-            value, limit, passed = rule(scores)
+            try:
+                value, limit, passed = rule(scores)
+                passed = bool(passed)
+            except GateError:
+                raise
+            except Exception as error:
+                expected = "a function of Scores that returns the value, the limit in words, and whether it passed"
+                raise ConfigError(
+                    f"The rule {name} cannot be applied.", value=repr(error)[:300], expected=expected
+                ) from error
             step = "" if passed else (rule.__doc__ or f"look at the rule {name}").strip()
-            yield Finding(name, value, limit, bool(passed), next_step=step)
+            yield Finding(name, value if isinstance(value, float) else str(value), str(limit), passed, next_step=step)
