@@ -105,15 +105,9 @@ def _register_frame(app: Dash, follower: Follower) -> None:
 def _listen(follower: Follower, host: str, port: int) -> BaseWSGIServer:
     try:
         # One process: what takes time is computed once for all readers.
-        return waitress.create_server(
-            make_app(follower).server,
-            host=host,
-            port=port,
-            threads=THREADS,
-            connection_limit=MAX_CONNECTIONS,
-            ident=None,
-            max_request_body_size=security.MAX_BODY_BYTES,
-        )
+        server = make_app(follower).server
+        limits = {"connection_limit": MAX_CONNECTIONS, "max_request_body_size": security.MAX_BODY_BYTES}
+        return waitress.create_server(server, host=host, port=port, threads=THREADS, ident=None, **limits)
     except OSError as error:
         raise ServiceError(
             "The dashboard cannot listen on its address.",
@@ -133,6 +127,7 @@ def main(host: str, port: int, log_config: Path | None) -> None:
 
     \b
     Example:  python -m dashboard --port 8051
+    Behind a proxy:  DASHBOARD_ALLOWED_HOSTS=dash.company.lan,other.lan python -m dashboard
     """
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs each request that has to wait
     # A frozen server is noticed within seconds, and a database that was replaced; the dashboard tries again by itself.

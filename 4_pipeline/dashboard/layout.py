@@ -28,11 +28,12 @@ INDEX = """<!DOCTYPE html>
 <head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/icon.svg" type="image/svg+xml">
 <script src="/assets/theme.js"></script>
 {%css%}</head>
-<body>{%app_entry%}{%config%}{%scripts%}{%renderer%}</body>
+<body><noscript>The dashboard needs JavaScript: allow it for this site. The API (POST /predict)
+and the <a href="/results/report.html">report</a> do without.</noscript>
+{%app_entry%}{%config%}{%scripts%}{%renderer%}</body>
 </html>"""
 
 
-# -- the whole page --------------------------------------------------------------------------------------------------
 def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
     """Return the page of an address with its content, so that nothing jumps after the first view."""
     links, title, content = view(snapshot, *address.parse(requested))
@@ -53,8 +54,7 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
                 className="masthead",
             ),
             html.Div([html.Nav(links, id="navigation", **{"aria-label": "Pages"}), theme], className="bar"),
-            # `assets/connection.js` writes there
-            html.Div(id="connection", className="alert alert-danger", role="alert"),
+            html.Div(id="connection", className="alert alert-danger", role="alert"),  # of `assets/connection.js`
             html.Div(message(snapshot), id="message", role="status", **{"aria-live": "polite"}),
             html.Main(content, id="page", tabIndex="-1"),
             html.Footer([html.P(attribution(snapshot), id="attribution"), html.P(ABOUT_TIMES)]),
@@ -83,7 +83,6 @@ def _links(current: ModuleType | None) -> list:
     return [html.A(page.TITLE, href=address.link(page.PATH), className="inside", **states[page]) for page in states]
 
 
-# -- its parts that change --------------------------------------------------------------------------------------------
 def model(snapshot: Snapshot) -> list:
     """Return a line on the model in production: version, kind, score and since when."""
     if snapshot.champion is None:

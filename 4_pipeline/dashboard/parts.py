@@ -32,12 +32,10 @@ def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
 
 def graph(id_: str, figure: go.Figure | dict, label: str, class_name: str = "chart") -> html.Div:
     """Return a figure that keeps its height from the start, with a label for screen readers."""
-    figure_in_page = dcc.Graph(
-        id=id_,
-        figure=figure,
-        config={"displayModeBar": False, "responsive": True, "showTips": False, "doubleClick": "autosize"},
+    config = {"displayModeBar": False, "responsive": True, "showTips": False, "doubleClick": "autosize"}
+    return html.Div(
+        dcc.Graph(id=id_, figure=figure, config=config), className=class_name, role="figure", **{"aria-label": label}
     )
-    return html.Div(figure_in_page, className=class_name, role="figure", **{"aria-label": label})
 
 
 def tile(name: str, number: object, unit: str, hint: str, colour: str, middle: tuple = ()) -> html.Div:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from forecast.errors import DataError
 from forecast.problem import STEP
 from forecast.table import steps
 from forecast.table.features import INPUTS
-from forecast.table.reading import convert_text, read_text, require_columns
+from forecast.table.reading import WORKBOOKS, convert_text, read_text, require_columns
 from forecast.table.schema import CAPACITIES, RANGES, STAMP, UNITS, USUAL_MEANS, check_cells
 
 MAX_ROWS = max(375 * steps.A_DAY, 1000)  # a year
@@ -24,11 +25,27 @@ YEARS = (1900, 2100)
 HOUR = re.compile(r"(19|20)\d\d-\d\d-\d\dT\d\d:00:00Z")  # of `YEARS`
 START = f"the start of {steps.ONE}" + f" in {steps.ZONE}" * steps.IS_DAY
 EXAMPLE = f"{steps.starts(pd.Series(pd.Timestamp('2016-06-01T12:00Z')))[0]:{STAMP}}"
+# Advice of `forecast.table` that needs the pipeline's folder or a shell: whoever sends rows may have a browser alone.
+ELSEWHERE = re.compile(r"params\.yaml|another_problem\.md|^iconv |^otherwise ")
 _CORRECT = "correct these places, and send the rows again"
+_UPLOAD = "correct the file, and upload it again; write numbers as 1234.5"
 
 
-def from_csv(content: bytes) -> pd.DataFrame:
-    """Return the rows of a CSV file with `features.INPUTS` as columns, in the file's order.
+@contextmanager
+def _advice(otherwise: str) -> Iterator[None]:
+    """Leave out of an error's next step what only the owner of the pipeline can do."""
+    try:
+        yield
+    except DataError as error:
+        step = str(error.next_step or "")
+        advice = [] if "no_value" in step else [each for each in step.split("; ") if not ELSEWHERE.search(each)]
+        error.next_step = "; ".join(advice).removeprefix("or ") or otherwise
+        raise
+
+
+@_advice(_UPLOAD)
+def from_csv(content: bytes, name: str = "weather.csv") -> pd.DataFrame:
+    """Return the rows of a CSV file, which errors call ``name``, with `features.INPUTS` as columns, in its order.
 
     ``content`` is UTF-8, separated by commas, with a header, a row a step, nothing missing, at most `MAX_ROWS` rows;
     other columns are left out, and named by the attribute `unused`. `utc_timestamp` is ISO 8601 with a zone and comes
@@ -37,14 +54,20 @@ def from_csv(content: bytes) -> pd.DataFrame:
     """
     if len(content) > MAX_BYTES:
         raise _too_many(f"{len(content):,} bytes")
-    content = content.rstrip(b"\r\n") + b"\n" * bool(content)  # spreadsheets leave lines empty at the end
+    if b"\0" in content and not content.startswith(WORKBOOKS):
+        what = f"{name} is not text in UTF-8, but packed, binary or in UTF-16."
+        value = repr(content[max(content.index(b"\0") - 10, 0) :][:20])
+        raise DataError(what, value=value, expected="CSV in UTF-8", next_step="unpack it, or save it as CSV UTF-8")
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # old programs end lines with CR alone
+    content = content.rstrip(b"\n") + b"\n" * bool(content)  # spreadsheets leave lines empty at the end
     columns = _columns(content.split(b"\n", 1)[0].decode(errors="replace"))
-    frame = _check(read_text(content, columns, next_step=_CORRECT, name="the file"), "the file")
+    frame = _check(read_text(content, columns, next_step=_UPLOAD, name=name), name, _UPLOAD)
     header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig")]))
     frame.attrs["unused"] = [name for name in header if name not in columns]
     return frame
 
 
+@_advice(_CORRECT)
 def from_records(rows: object) -> pd.DataFrame:
     """Return the rows of a list of JSON objects with `features.INPUTS` as keys; otherwise as `from_csv`."""
     if not isinstance(rows, list):
@@ -63,7 +86,7 @@ def from_records(rows: object) -> pd.DataFrame:
         return frame
     text = pd.DataFrame([[str(row[name]) for name in columns] for row in rows], columns=columns, dtype="str")
     text.index = pd.RangeIndex(1, len(rows) + 1, name="row")
-    return _check(text, "the rows")
+    return _check(text, "the rows", _CORRECT)
 
 
 def _columns(header: Container[str]) -> list[str]:
@@ -94,7 +117,7 @@ def _plain(rows: list[dict]) -> pd.DataFrame | None:
     return pd.DataFrame({"utc_timestamp": stamps} | {name: np.array(weather[name], float) + 0.0 for name in weather})
 
 
-def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
+def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:
     """Return rows of text as a checked frame; the index says which row or line each is."""
     from pandera.pandas import Check
 
@@ -108,7 +131,7 @@ def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
         Check(lambda stamps: stamps.dt.year.between(*YEARS), error=f"of the years {YEARS[0]} to {YEARS[1]}"),
         Check(lambda stamps: ~stamps.duplicated(keep=False), error=f"each {steps.NAME} once"),
     ]
-    check_cells(frame, name, _CORRECT, times=times)
+    check_cells(frame, name, next_step, times=times)
     # km/h taken for m/s stays within the range of a row, but no month has such a mean. Means that are low are
     # allowed: in winter radiation is below what is usual of a year.
     means = frame[INPUTS[1:]].mean() if len(frame) >= steps.A_MONTH else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -19,6 +20,7 @@ from .requests import MAX_BYTES
 # As many rows as `/predict` accepts take a third of it, or all of it with every digit and each value on a line of its
 # own. A file travels in a callback as base64, four letters for three bytes.
 MAX_BODY_BYTES = MAX_BYTES * 2
+HOSTS = "DASHBOARD_ALLOWED_HOSTS"  # the variable with further names of the dashboard, as behind a proxy
 CALLBACKS = "/_dash-update-component"
 ANY_PATH = "/<path:path>"  # Dash shows the page at every path
 
@@ -44,8 +46,10 @@ def protect(app: Dash, paths: Collection[str]) -> None:
 
     @server.before_request
     def check_request() -> None:
-        if not is_local(request.headers.get("Host", "")):
-            abort(HTTPStatus.FORBIDDEN, "the Host is neither localhost nor a private address")
+        host = request.headers.get("Host", "")
+        if not is_allowed(host):
+            reason = f"the host {host[:80]!r} is neither localhost, a private address nor in {HOSTS}; to allow a name,"
+            abort(HTTPStatus.FORBIDDEN, f"{reason} start the dashboard with it, such as {HOSTS}=dash.company.lan")
         if request.path == CALLBACKS and request.method == "POST":
             check_callback(app, request.get_json())
 
@@ -101,13 +105,14 @@ def check_callback(app: Dash, body: Any) -> None:
         raise BadRequest("the body is not what a page of the dashboard sends")
 
 
-def is_local(host: str) -> bool:
-    """Return whether a host is localhost or a private address: no other site can make such a name mean this machine.
+def is_allowed(host: str) -> bool:
+    """Return whether a host is localhost, a private address or in `HOSTS`: no other site can make it mean this machine.
 
     https://en.wikipedia.org/wiki/DNS_rebinding
     """
     try:
         name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ip_address(name).is_private
+        named = os.environ.get(HOSTS, "").lower().replace(",", " ").split()
+        return name in ("localhost", *named) or ip_address(name).is_private
     except ValueError:
         return False

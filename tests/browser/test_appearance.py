@@ -34,7 +34,7 @@ def test_pages_are_accessible_fit_the_screen_and_do_not_jump(browser, url, mode,
 
 
 def test_theme_follows_the_system_until_it_is_chosen_and_is_remembered(browser, url):
-    """The button turns page and figures dark, and a reload and another page find them so."""
+    """The button turns page and figures dark, and a reload finds them so."""
     with opened(browser, url, color_scheme="light") as page:
         ink = "getComputedStyle(document.querySelector('#comparison-figure .legendtext')).fill"
         page.wait_for_selector("#comparison-figure .legendtext")
@@ -50,9 +50,6 @@ def test_theme_follows_the_system_until_it_is_chosen_and_is_remembered(browser, 
         page.reload()
         page.wait_for_selector("#comparison-figure .legendtext")
         assert (page.evaluate(BACKGROUND), page.evaluate(ink)) == light
-        page.get_by_role("link", name="Data").click()
-        expect(page.locator("#missing")).to_be_visible()
-        assert page.evaluate(BACKGROUND) == light[0]
 
 
 def test_pages_are_reached_by_links_keyboard_and_history(browser, url):
@@ -89,7 +86,15 @@ def test_date_fields_show_the_focus(browser, url):
         for name in ("#first-day", "#zone", "#earlier"):
             page.locator(name).focus()
             page.keyboard.press("Shift")
-            style = page.locator(name).evaluate(
-                "field => [getComputedStyle(field).outlineStyle, getComputedStyle(field).outlineWidth]"
-            )
-            assert style == ["solid", "3px"], name
+            style = "field => getComputedStyle(field).outlineStyle + getComputedStyle(field).outlineWidth"
+            assert page.locator(name).evaluate(style) == "solid3px", name
+
+
+def test_page_without_javascript_says_so(browser, url):
+    """The page names what it needs, and what needs no JavaScript: the API, and the report, which is a link away."""
+    with contextlib.closing(browser.new_context(java_script_enabled=False)) as context:
+        page = context.new_page()
+        page.goto(url)
+        assert "The API (POST /predict)" in page.locator("noscript").inner_text()
+        page.get_by_role("link", name="report").click()
+        expect(page.get_by_role("link", name="Dashboard")).to_be_visible()

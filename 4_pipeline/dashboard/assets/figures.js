@@ -25,6 +25,9 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
       if (!is_strip && zoomed && zoomed["xaxis2.autorange"]) return latest;  // a double click
       return range && range[0] ? range.map((time) => String(time).slice(0, 10)) : [no_update, no_update];
     },
+    // An answer to other choices than the page's comes late, after the reader went to another period.
+    show_period: ({ choices, parts }, ...shown) =>
+      String(choices) === String(shown) ? parts : parts.map(() => window.dash_clientside.no_update),
     mark_week: function (hovered) {
       const day = hovered && String(hovered.points[0].x).slice(0, 10);
       for (const row of weeks()) row.classList.toggle("here", Boolean(day) && first(row) <= day && day <= last(row));

@@ -36,6 +36,7 @@ WEEKS_HEAD = ["Week"]
 WEEKS_HEAD += [word for target in problem.TARGETS for word in (f"{target.title} measured", "predicted", "mean error")]
 ZONES = {steps.CALENDAR: steps.CALENDAR} if steps.IS_DAY else {"UTC": "UTC", steps.ZONE: f"Time in {problem.REGION}"}
 DAYS = ("first-day", "last-day")
+CHOICES = (*DAYS, "zone")
 FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month", "overview")
 
 
@@ -52,30 +53,44 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         parts.graph("overview", strip, "All of the data; drag across it for a period", "strip"),
     ]
     by_month = parts.graph("residuals-by-month", by_month, "Errors by month", "chart low")
+    label = f"Errors by {'day of the week' if steps.IS_DAY else 'hour of the day'}"
     residuals = [
-        parts.graph(
-            "residuals-by-hour",
-            by_hour,
-            f"Errors by {'day of the week' if steps.IS_DAY else 'hour of the day'}",
-            "chart low",
-        ),
+        parts.graph("residuals-by-hour", by_hour, label, "chart low"),
         html.Div(by_month, id="months-of-residuals", className=by_month_class),
     ]
     hint = f"Means in {figures.UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
     off = f"Predicted minus measured in the period: the median, and the middle half of the {steps.NAMES}."
     return [
         dcc.Store(id="latest-period", data=periods.latest(snapshot)),
+        dcc.Store(id="comparison-answer"),
         parts.panel("comparison", TITLE, modelled(snapshot), compared),
         parts.panel("weeks", "Week by week", hint, [html.Div(weeks, id="comparison-weeks")]),
         parts.panel("residuals", "When the model is off", off, [html.Div(residuals, className="columns")]),
     ]
 
 
-# -- callbacks ---------------------------------------------------------------------------------------------------------
 def register(app: Dash, follower: Follower) -> None:
     """Answer to the period, and follow the snapshot."""
     _register_answers(app, follower)
-    _register_choices(app, follower)
+
+    @app.callback(
+        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
+        *(Input(f"preset-{name}", "n_clicks") for name in PRESETS),
+        Input("earlier", "n_clicks"),
+        Input("later", "n_clicks"),
+        *(State(day, "value") for day in DAYS),
+    )
+    def choose_period(*values: Any) -> Period:
+        """Set the period to the latest days, or shift it by its own length."""
+        snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
+        if snapshot.frame is None:
+            raise PreventUpdate
+        if name in PRESETS:
+            return _preset(snapshot, name)
+        (start, end), _ = periods.chosen(snapshot, *values[-2:])
+        (first, last), length = periods.whole(snapshot), end - start + timedelta(days=1)
+        shift = min(length, last - end) if name == "later" else max(-length, first - start)
+        return start + shift, end + shift
 
     @app.callback(
         Output("comparison-file", "data"),
@@ -112,6 +127,17 @@ def register(app: Dash, follower: Follower) -> None:
 
 def _register_answers(app: Dash, follower: Follower) -> None:
     @app.callback(
+        Output("comparison-answer", "data"), *(Input(id_, "value") for id_ in CHOICES), Input("revision", "data")
+    )
+    def draw_period(start: object, end: object, zone: object, _revision: object) -> dict:
+        """Draw the chosen period; the page drops an answer to other choices than its own (`assets/figures.js`)."""
+        snapshot = follower.now
+        period, adjustment = periods.chosen(snapshot, start, end)
+        drawn = answer(snapshot, period, zone if zone in tuple(ZONES) else steps.CALENDAR)
+        return {"choices": [start, end, zone], "parts": [*drawn, adjustment, *button_states(snapshot, period)]}
+
+    app.clientside_callback(
+        ClientsideFunction("figures", "show_period"),
         *(Output(name, "figure") for name in FIGURES),
         *(Output(name, "children") for name in ("key-figures", "comparison-weeks")),
         Output("months-of-residuals", "className"),
@@ -119,17 +145,9 @@ def _register_answers(app: Dash, follower: Follower) -> None:
         *(Output(f"preset-{name}", "active") for name in PRESETS),
         Output("earlier", "disabled"),
         Output("later", "disabled"),
-        *(Input(day, "value") for day in DAYS),
-        Input("zone", "value"),
-        Input("shown", "data"),  # asks again on a page that has just come: an answer that is late is then dropped
-        Input("revision", "data"),
+        Input("comparison-answer", "data"),
+        *(State(id_, "value") for id_ in CHOICES),
     )
-    def show_period(start: object, end: object, zone: object, *_changed: object) -> tuple:
-        """Draw the chosen period."""
-        snapshot = follower.now
-        period, adjustment = periods.chosen(snapshot, start, end)
-        changed = answer(snapshot, period, zone if zone in tuple(ZONES) else steps.CALENDAR)
-        return *changed, adjustment, *button_states(snapshot, period)
 
     @app.callback(
         Output("comparison-hint", "children"),
@@ -147,28 +165,6 @@ def _register_answers(app: Dash, follower: Follower) -> None:
         return modelled(snapshot), latest, *periods.whole(snapshot) * 2, *period
 
 
-def _register_choices(app: Dash, follower: Follower) -> None:
-    @app.callback(
-        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
-        *(Input(f"preset-{name}", "n_clicks") for name in PRESETS),
-        Input("earlier", "n_clicks"),
-        Input("later", "n_clicks"),
-        *(State(day, "value") for day in DAYS),
-    )
-    def choose_period(*values: Any) -> Period:
-        """Set the period to the latest days, or shift it by its own length."""
-        snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
-        if snapshot.frame is None:
-            raise PreventUpdate
-        if name in PRESETS:
-            return _preset(snapshot, name)
-        (start, end), _ = periods.chosen(snapshot, *values[-2:])
-        (first, last), length = periods.whole(snapshot), end - start + timedelta(days=1)
-        shift = min(length, last - end) if name == "later" else max(-length, first - start)
-        return start + shift, end + shift
-
-
-# -- content -----------------------------------------------------------------------------------------------------------
 @once
 def answer(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> tuple:
     """Return `FIGURES`, key figures and weeks of a period (in UTC), and the class of the errors by month.
@@ -183,13 +179,8 @@ def answer(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> tu
         return *[figures.empty(text)] * 3, strip, [], [], by_month_class
     frame, predicted = compared.frame, compared.predicted
     local = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
-    figure = figures.measured_and_predicted(
-        local,
-        predicted,
-        band=compared.band,
-        coverage=compared.champion.model.coverage,
-        measured_name=origin_of(frame).measured_name,
-    )
+    coverage, name = compared.champion.model.coverage, origin_of(frame).measured_name
+    figure = figures.measured_and_predicted(local, predicted, band=compared.band, coverage=coverage, measured_name=name)
     residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
     week = snapshot.record.report_week
@@ -295,10 +286,8 @@ def _controls(snapshot: Snapshot, period: Period) -> html.Div:
         parts.button(label, f"preset-{name}", f"The latest: {label}", active=is_chosen)
         for (name, label), is_chosen in zip(PRESETS.items(), are_chosen, strict=True)
     ]
-    shifts = [
-        parts.button("← Earlier", "earlier", disabled=is_first),
-        parts.button("Later →", "later", disabled=is_last),
-    ]
+    shifts = [parts.button("← Earlier", "earlier", disabled=is_first)]
+    shifts.append(parts.button("Later →", "later", disabled=is_last))
     zones = [
         html.Label("Times of the figure", htmlFor="zone", className="visually-hidden"),
         dbc.Select(id="zone", options=ZONES, value=steps.CALENDAR, size="sm"),

@@ -91,10 +91,8 @@ def _challenger(production: Production, decision: dict[str, Any]) -> list:
     figure = figures.weekly_errors({names[name]: [*score["blocks"].values()] for name, score in scores.items()})
     r2_scores = ", ".join(f"{names[name]} {_score(score['metrics'])}" for name, score in scores.items())
     content = [parts.graph("weekly-errors", figure, "Errors by week", "chart low")]
-    about = (
-        f"{decision['reason'].removeprefix('refused: ')}. R²: {r2_scores}. Drawn are the errors by week, in"
-        " standard deviations of each target."
-    )
+    about = f"{decision['reason'].removeprefix('refused: ')}. R²: {r2_scores}."
+    about += " Drawn are the errors by week, in standard deviations of each target."
     return [parts.panel("challenger", "The last candidate was not promoted", about, content)]
 
 

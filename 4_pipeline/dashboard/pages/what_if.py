@@ -25,7 +25,7 @@ from ..follower import Follower, Snapshot
 from ..predictions import Champion, Prediction
 
 PATH, TITLE = "/what-if", "What if"
-SELDOM = 0.005  # of the learned hours: what fewer of them had is hardly seen
+SELDOM = 0.005  # of the training rows: a value as extreme in fewer is rare
 SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; what there may be more, as the sun is higher elsewhere in the region
 LIGHT = [each.name for each in problem.INPUTS if each.unit == "W/m²"]
 POINTS = 33  # values of an input that a curve is drawn through; of time and of a category it is each value
@@ -59,14 +59,12 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         html.Div([_slider(name, values, snapshot) for name in LABELS], className="sliders"),
         dbc.Input(id=IDS[YEAR], type="hidden", value=values[YEAR]),
     ]
-    figure = parts.graph(
-        "what-if-curves", curves(snapshot, values), f"Predictions around this {steps.NAME}", "chart tall"
-    )
+    label = f"Predictions around this {steps.NAME}"
+    figure = parts.graph("what-if-curves", curves(snapshot, values), label, "chart tall")
     about = (
         f"The prediction when one input changes and the others stay; the dotted line is the {steps.NAME} that you set."
-        " Shaded are the values that the model learned from, and dark those that it learned where the others are alike:"
-        f" few such {steps.NAMES}, {FEW} or one in a hundred, are beyond either end."
-        f"{' A line ends where the sun gives less light than is set.' * bool(LIGHT)}"
+        f" Shaded is the training range, and dark that of {steps.NAMES} with the others alike, without the outermost"
+        f" {FEW}, or one in a hundred.{' A line ends where the sun gives less light than is set.' * bool(LIGHT)}"
     )
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),
@@ -81,7 +79,6 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
 
 def register(app: Dash, follower: Follower) -> None:
     """Answer to the sliders, and follow the snapshot."""
-    _register_curves(app, follower)
     sliders = [Input(IDS[name], "value") for name in SLIDERS]
 
     @app.callback(
@@ -118,12 +115,11 @@ def register(app: Dash, follower: Follower) -> None:
         prevent_initial_call=False,
     )
 
-
-def _register_curves(app: Dash, follower: Follower) -> None:
     @app.callback(
         Output("what-if-curves", "figure"),
         Output("what-if-hint", "children"),
         *(Output(IDS[name], "disabled") for name in TIME),
+        *(Output(IDS[name], "style") for name in FEATURES),
         Input("what-if-rest", "data"),
         Input("shown", "data"),
         Input("revision", "data"),
@@ -132,7 +128,8 @@ def _register_curves(app: Dash, follower: Follower) -> None:
     def draw_curves(_rest: object, _shown: object, _revision: object, *values: Any) -> tuple:
         """Draw how the prediction changes around the sliders' hour."""
         snapshot = follower.now
-        return curves(snapshot, within_range(values)), hint(snapshot), *[is_unused(snapshot)] * len(TIME)
+        ranges = (training_range(snapshot, name) for name in FEATURES)
+        return curves(snapshot, within_range(values)), hint(snapshot), *[is_unused(snapshot)] * len(TIME), *ranges
 
     for name in FEATURES:
         app.clientside_callback(
@@ -220,14 +217,24 @@ def _light(hours: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def seen(snapshot: Snapshot, name: str, value: float) -> str:
-    """Return how often the model learned from so extreme a value of an input: of so much of it, or of so little."""
+    """Return whether a value of an input lies within the training range, and how few rows had one as extreme."""
     if snapshot.learned is None:
         return ""
     learned = snapshot.learned[name]
-    times, extreme = min(((learned <= value).sum(), "little"), ((learned >= value).sum(), "much"))
+    times, extreme = min(((learned <= value).sum(), "low"), ((learned >= value).sum(), "high"))
     if times >= SELDOM * len(learned):
-        return "seen"
-    return f"hardly seen: so {extreme} in {times:,} of {len(learned):,} {steps.NAMES}" if times else "never seen"
+        return "within the training range"
+    rare = f"within the training range, but this {extreme} in only {times:,} of {len(learned):,} {steps.NAMES}"
+    return rare if times else "outside the training range"
+
+
+def training_range(snapshot: Snapshot, name: str) -> dict[str, str]:
+    """Return the ends of an input's training range as shares of its slider, for the style of the track."""
+    if snapshot.learned is None or name not in FEATURES:
+        return {}
+    slider, learned = SLIDERS[name], snapshot.learned[name]
+    shares = [(end - slider.low) / (slider.high - slider.low) for end in (learned.min(), learned.max())]
+    return {f"--{end}": f"{min(max(share, 0), 1):.3f}" for end, share in zip(("from", "to"), shares, strict=True)}
 
 
 def _learned_here(learned: pd.DataFrame, name: str, weather: dict[str, float]) -> list[float]:
@@ -269,7 +276,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
 
 def hint(snapshot: Snapshot) -> str:
     """Return what the sliders set, and whether the model uses all of it."""
-    text = f"Set the inputs of {steps.ONE}; the prediction follows."
+    text = f"Set the inputs of {steps.ONE}; the prediction follows. The coloured part of a track is the training range."
     return text + f" The model in production does not use {WHEN}." * is_unused(snapshot)
 
 
@@ -294,7 +301,7 @@ def hour_of_year(snapshot: Snapshot, weather: dict[str, float]) -> datetime:
 def _slider(name: str, values: dict[str, float], snapshot: Snapshot) -> html.Div:
     slider, id_, value = SLIDERS[name], IDS[name], values[name]
     ends = [html.Span(f"{slider.low:g}"), html.Span(f"{slider.high:g}")]
-    limits = {"min": slider.low, "max": slider.high, "step": slider.step}
+    limits = {"min": slider.low, "max": slider.high, "step": slider.step, "style": training_range(snapshot, name)}
     if name in FEATURES:
         ends.insert(1, html.Span(seen(snapshot, name, value), id=f"{id_}-seen"))
         typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", step="any")

@@ -25,14 +25,9 @@ MAX_BYTES = requests.MAX_BYTES
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return the page before a file is uploaded."""
-    upload = dcc.Upload(
-        [html.Strong("Drop a CSV file here"), html.Span("or press to choose one", className="hint")],
-        id="weather-upload",
-        max_size=MAX_BYTES,
-        className="upload",
-        className_active="upload over",
-        className_reject="upload over",
-    )
+    invitation = [html.Strong("Drop a CSV file here"), html.Span("or press to choose one", className="hint")]
+    over = dict.fromkeys(("className_active", "className_reject"), "upload over")
+    upload = dcc.Upload(invitation, id="weather-upload", max_size=MAX_BYTES, className="upload", **over)
     link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
     limits = f"At most {requests.MAX_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
     if snapshot.champion and snapshot.champion.year_ends:
@@ -46,11 +41,10 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         html.P(limits, className="hint"),
         html.P([parts.button("Try the example", "weather-example"), " ", link]),
     ]
+    form = "CSV in UTF-8, with commas; numbers as 1234.5; no cell is empty."
     panels = [
         parts.panel("your-weather", TITLE, f"Upload inputs of {steps.NAMES} to get predictions.", uploading),
-        parts.panel(
-            "weather-columns", "Columns of the file", "CSV in UTF-8, with commas; no cell is empty.", [_columns()]
-        ),
+        parts.panel("weather-columns", "Columns of the file", form, [_columns()]),
     ]
     return [
         html.Div(panels, className="columns"),
@@ -62,14 +56,8 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
 
 def _columns() -> Component:
     """Return a table of the columns that a file may have."""
-    rows = [
-        [
-            html.Code("utc_timestamp"),
-            requests.START.removeprefix("the ") + ", with its zone",
-            "UTC",
-            f"such as {requests.EXAMPLE}",
-        ]
-    ]
+    start = requests.START.removeprefix("the ") + ", with its zone"
+    rows = [[html.Code("utc_timestamp"), start, "UTC", f"such as {requests.EXAMPLE}"]]
     rows += [
         [html.Code(each.name), each.meaning, each.unit, "{:,} to {:,}".format(*each.possible)]
         for each in problem.INPUTS
@@ -96,9 +84,9 @@ def register(app: Dash, follower: Follower) -> None:
         """Predict for the uploaded file."""
         if contents is None:
             return [], ""
-        name = filename if isinstance(filename, str) and filename else "the file"
+        name = filename[:80] if isinstance(filename, str) and filename else "weather.csv"
         try:
-            return answer(follower.now, requests.from_csv(decoded(contents)), name)
+            return answer(follower.now, requests.from_csv(decoded(contents), name), name)
         except PipelineError as error:
             facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
             facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]

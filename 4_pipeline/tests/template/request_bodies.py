@@ -11,8 +11,6 @@ USUAL: dict[str, Any] = {  # a value that a page would send, by property
     "filename": "weather.csv",
     "n_clicks": 1,
     "n_intervals": 1,
-    "start_date": "2016-12-01",
-    "end_date": "2016-12-14",
 }
 
 

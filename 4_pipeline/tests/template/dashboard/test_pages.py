@@ -45,17 +45,11 @@ def test_pages_are_made_of_any_address(made, url):
 @pytest.mark.parametrize("missing", ["frame", "model", "both", "all"])
 def test_pages_are_made_of_what_there_is(made, path, missing):
     """Without data, without a model, and before anybody has looked, each page is there and says so."""
-    without = {
-        "frame": {"frame": None, "predictions": None},
-        "model": {"champion": None, "predictions": None},
-    }
-    changes = without["frame"] | without["model"] if missing in ("both", "all") else without[missing]
-    page = str(made(path, is_ready=missing != "all", **changes))
+    absent = {"frame": ["frame"], "model": ["champion"]}.get(missing, ["frame", "champion"])
+    page = str(made(path, is_ready=missing != "all", predictions=None, **dict.fromkeys(absent)))
     assert ("Looking for the data" in page) == (missing == "all")
-    if missing in ("frame", "both"):
-        assert "There is no data yet." in page
-    if missing in ("model", "both"):
-        assert "No model is in production yet." in page
+    assert ("There is no data yet." in page) == (missing in ("frame", "both"))
+    assert ("No model is in production yet." in page) == (missing in ("model", "both"))
 
 
 def test_report_is_linked_with_its_week(made):
@@ -80,10 +74,14 @@ def test_refused_candidate_is_shown_beside_the_model_in_production(made, served)
 
 
 def test_what_if_says_how_often_such_weather_was_learned(made, served):
-    """Beside each slider: seen, hardly seen or never; light at night is told, and so is whose capacity counts."""
-    fastest = served.frame["windspeed"].max()
+    """Each slider shows the training range and how rare its value is; light at night and the capacity are told."""
+    slowest, fastest = served.frame["windspeed"].agg(["min", "max"])
     said = [what_if.seen(replace(served), "windspeed", speed) for speed in (5, fastest, fastest + 1)]
-    assert said == ["seen", f"hardly seen: so much in 1 of {len(served.frame):,} hours", "never seen"]
+    within, outside = "within the training range", "outside the training range"
+    assert said == [within, f"{within}, but this high in only 1 of {len(served.frame):,} hours", outside]
+    ends = what_if.training_range(served, "windspeed")  # of a slider from 0 to 16 m/s
+    assert ends == {"--from": f"{slowest / 16:.3f}", "--to": f"{fastest / 16:.3f}"}
+    assert str(ends) in str(made("/what-if"))
     night = str(made("/what-if?rad_horizontal=800&hour=23"))
     assert "There is no such hour: 920 W/m² of light are set" in night
     assert "0.0 to 0.0" not in night

@@ -9,12 +9,6 @@ from dash import Input, Output
 from request_bodies import URL, body_of, output_with
 
 
-@pytest.fixture
-def client(made):
-    """A client of the app with data and model."""
-    return made()[1]
-
-
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -29,9 +23,9 @@ def client(made):
         ("GET", "/assets/%2e%2e/app.py", 404),
     ],
 )
-def test_unknown_methods_and_paths_are_refused(client, method, path, status):
+def test_unknown_methods_and_paths_are_refused(made, method, path, status):
     """A path that is no page shows the page that says so, as 404; other refusals are JSON with a reason."""
-    answer = client.open(path, method=method)
+    answer = made()[1].open(path, method=method)
     assert answer.status_code == status
     assert b"_dash-config" in answer.data or answer.get_json()["error"]
 
@@ -41,20 +35,23 @@ def test_unknown_methods_and_paths_are_refused(client, method, path, status):
     [
         ("127.0.0.1:8050", 200), ("[::1]:8050", 200), ("192.168.1.7:8050", 200), ("[::1", 403), ("", 403),
         ("elsewhere.example", 403), ("10.elsewhere.example:8050", 403), ("127.0.0.1.elsewhere.example", 403),
+        ("dash.company.lan", 200), ("Other.lan:443", 200), ("company.lan", 403), ("x.dash.company.lan", 403),
     ],
 )  # fmt: skip
-def test_only_local_hosts_are_answered(client, host, status):
-    """A page of another site whose name is made to mean this machine gets no answer, neither page nor data."""
+def test_only_local_and_allowed_hosts_are_answered(made, monkeypatch, host, status):
+    """A page of another site whose name is made to mean this machine gets no answer; the refusal names the variable."""
+    monkeypatch.setenv("DASHBOARD_ALLOWED_HOSTS", "dash.company.lan, other.lan")
     for path in ("/", "/health", "/_dash-layout"):
-        answer = client.get(path, headers={"Host": host})
+        answer = made()[1].get(path, headers={"Host": host})
         assert answer.status_code == status, path
-        assert status == 200 or set(answer.get_json()) == {"error"}
+        words = f"the host {host!r} is neither", "such as DASHBOARD_ALLOWED_HOSTS=dash.company.lan"
+        assert status == 200 or all(word in answer.get_json()["error"] for word in words)
 
 
 @pytest.mark.parametrize("path", ["/", "/_dash-layout", "/health", "/nowhere", "/assets/theme.js"])
-def test_browsers_are_limited_in_what_they_load(client, path):
+def test_browsers_are_limited_in_what_they_load(made, path):
     """Nothing is loaded from elsewhere, no inline script runs but Dash's own, and no other site frames the page."""
-    with client.get(path) as answer:
+    with made()[1].get(path) as answer:
         policy = dict(rule.strip().split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split(";"))
         assert policy["default-src"] == policy["frame-ancestors"] == "'self'"
         assert re.fullmatch(r"'self' 'sha256-[^' ]+'", policy["script-src"])
@@ -76,4 +73,4 @@ def test_unforeseen_error_is_described_in_the_log_alone(made, caplog):
     assert set(answer.get_json()) == {"error"}
     assert "secret" not in answer.get_data(as_text=True)
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
-    assert client.post(URL, json=body_of(app, output_with(app, "comparison-figure.figure"))).status_code == 200
+    assert client.post(URL, json=body_of(app, output_with(app, "comparison-answer.data"))).status_code == 200
