@@ -9,7 +9,7 @@ import shutil
 import pytest
 import requests
 import yaml
-from forecast.govern.gate import production
+from forecast.govern.gate import Registry
 from walk import Walk, blocks
 from workplace import BIN, PERSON, ROOT, environment_of, git, wait_for
 
@@ -33,7 +33,7 @@ def walked(servers):
     servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)
     candidate = json.loads((servers.pipeline / "results" / "candidate.json").read_text())
     with environment_of(servers.environment):
-        serving = production()
+        serving = Registry().production()
     if serving.run_id != candidate["run_id"]:
         servers.run(BIN / "mlflow-gate", "promote", "--force", "--why", "as after the first run", cwd=servers.pipeline)
         servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)  # the gate decides again where the alias moved

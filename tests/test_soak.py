@@ -198,7 +198,7 @@ def check(place: Servers, done: Acknowledged) -> None:
         assert hashlib.sha256(content).hexdigest() == sha256
     names = {version.version for version in client.search_model_versions(f"name='{gate.REGISTERED_MODEL}'")}
     assert {int(version) for version in done.versions} <= {int(name) for name in names}
-    assert storage.load(gate.production().model_uri)
+    assert storage.load(gate.Registry().production().model_uri)
     running = client.search_runs(["0"], "attributes.status = 'RUNNING'")
     assert all(run.info.run_id not in done.runs for run in running)
     subprocess.run(["git", "fsck"], cwd=place.root, check=True, capture_output=True)

@@ -151,7 +151,7 @@ def _production(settings: Settings) -> Finding:
     from mlflow.exceptions import MlflowException
 
     try:
-        serving = gate.production(client=connect())
+        serving = gate.Registry(connect()).production()
         if serving is not None:
             model = storage.load(serving.model_uri)
             with contextlib.suppress(DataError):  # there need not be any data

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PIPELINE_WHY = "pipeline"  # the reason that the pipeline gives for a promotion; a person gives another
 KINDS = ("data", "commit", "stage", "notebook", "run", "refit", "model", "decision", "production")
-METRIC = "r2"
 
 
 class Registry(mlflow_gate.Registry):
@@ -64,9 +63,8 @@ class Gate(mlflow_gate.Gate):
             return policy or read_stage(folder / FILE, "promote")
 
         def contest() -> Contest:
-            return Contest(
-                METRIC, name="R2", **limits().model_dump(include={"min_gain", "near_tie", "alpha", "max_gain"})
-            )
+            fields = {"min_gain", "near_tie", "alpha", "max_gain"}
+            return Contest("r2", name="R2", **limits().model_dump(include=fields))
 
         def evaluate(model: Any, rows: pd.DataFrame) -> mlflow_gate.Scores:
             from forecast.learn.evaluation import judge  # imports scikit-learn
@@ -147,19 +145,14 @@ def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
     return str(signature), f"the inputs, or time and inputs, to {targets}", signature in SIGNATURES
 
 
-def production(known: Production | None = None, client: MlflowClient | None = None) -> Production | None:
-    """Return the version in production, or None; ``known`` is the last answer that the caller got."""
-    return Registry(client).production(known)
-
-
 def stage_of(production: Production) -> str | None:
     """Return the stage that trained the version in production; None for one of another origin."""
     return production.tags.get(STAGE_TAG)
 
 
-def learned_until(production: EvaluatedModel | None) -> str | None:
-    """Return the start of the last hour that a version, or its evaluated model, learned from, in ISO 8601; None if unknown."""
-    return production.declared.get("last") if production else None
+def learned_until(model: EvaluatedModel | None) -> str | None:
+    """Return the start of the last hour that a model learned from, in ISO 8601; None if unknown."""
+    return model.declared.get("last") if model else None
 
 
 def refit_until(production: Production | None) -> str | None:
