@@ -4,13 +4,17 @@ LACKS are commands that it does not know, and: `options` (LIST and NLST take `-a
 then an empty list), `hidden` (names that begin with a dot are not listed), `paths` (NLST has whole paths), `odd` (LIST
 has lines of its own), `windows` (LIST as on Windows), `files` (550 for an empty folder), `names` (no lists at all),
 `logins` (more than three, in ProFTPD's words), `dots` (names that begin with a dot),
-`421` and `530` (each fiftieth command ends the session with this answer), `utf-8` (the greeting is Latin-1).
+`421` and `530` (each fiftieth command ends the session with this answer), `utf-8` (the greeting is Latin-1),
+`sync` (one command at a time), `replace` (replaces no file), `rename` (renames no hidden file),
+`scan` (renames no file with a virus), `quota` (makes no folder).
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from pathlib import Path
 
 from mlflow_ftp.compat import TransferHandler
 from pyftpdlib.authorizers import AuthenticationFailed, DummyAuthorizer
@@ -73,14 +77,28 @@ class Handler(FTPHandler):
         """Make room for another login."""
         inside.discard(self)
 
+    def found_terminator(self):
+        """Execute a command, and forget those that came with it."""
+        super().found_terminator()
+        if "sync" in lacks:
+            self.ac_in_buffer = b""
+
     def pre_process_command(self, line, cmd, arg):
-        """Take options for names, refuse names, and end sessions."""
+        """Take options for names, refuse commands, and end sessions."""
         self.commands += 1
         if {"421", "530"} & set(lacks) and self.commands % 50 == 0:
             self.respond(f"{lacks[0]} The session has ended.")
             self.flush_account()
         elif "dots" in lacks and cmd in ("STOR", "MKD") and "/." in arg:
             self.respond("553 Prohibited file name.")
+        elif "quota" in lacks and cmd == "MKD":
+            self.respond("552 Quota of files exceeded.")
+        elif "rename" in lacks and cmd == "RNFR" and "/." in arg:
+            self.respond("550 Prohibited file name.")
+        elif "replace" in lacks and cmd == "RNTO" and os.path.lexists(self.fs.ftp2fs(arg)):
+            self.respond("550 Cannot create a file when that file already exists.")
+        elif "scan" in lacks and cmd == "RNTO" and b"virus" in Path(self._rnfr).read_bytes():
+            self.respond("550 Virus.")
         elif cmd in ("LIST", "NLST") and arg.startswith("-") and "options" in lacks:
             if "no-such" in lacks:
                 self.push_dtp_data(b"", cmd=cmd)

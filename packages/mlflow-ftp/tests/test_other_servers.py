@@ -99,13 +99,16 @@ def pyftpdlib_command(folder: Path, files: Path, port: int) -> list[str]:
 
 
 SIMPLE = {
-    "without MLSD": ["MLSD", "MLST"],
+    "without MLSD and PASV": ["MLSD", "MLST", "PASV"],
     "whose options give nothing": ["MLSD", "options", "no-such"],
     "with whole paths": ["MLSD", "LIST", "options", "paths"],
     "with lists of its own": ["MLSD", "options", "odd"],
     "on Windows": ["MLSD", "windows"],
     "without SIZE": ["SIZE"],
     "without MLSD and SIZE": ["MLSD", "SIZE", "options", "files"],
+    "that reads one command at a time": ["sync"],
+    "that replaces no file": ["replace"],
+    "that renames no hidden file": ["rename"],
 }
 
 
@@ -313,12 +316,28 @@ def test_session_that_the_server_ends_is_begun_again(monkeypatch, tmp_path, code
         assert list((files / "store").iterdir()) == []
 
 
-def test_server_that_forbids_dots_stores_nothing(monkeypatch, many):
-    """A server that refuses names with a dot in front is an error with the server's words; no artifact appears."""
-    with running("dotless", ["dots"], monkeypatch) as (files, uri):
-        with pytest.raises(ArtifactError, match="553 Prohibited file name"):
-            FTPArtifactRepository(uri).log_artifact(str(many / "00"))
-        assert list((files / "store").iterdir()) == []
+@pytest.mark.parametrize(("lacks", "words"), [("dots", "553 Prohibited"), ("quota", "no room left(.|\n)*552")])
+@pytest.mark.parametrize("path", [None, "a/b"])
+def test_server_that_makes_no_folder_stores_nothing(monkeypatch, many, lacks, words, path):
+    """A server that refuses names with a dot in front, or folders, is an error with its words; no artifact appears."""
+    with running("refusing", [lacks], monkeypatch) as (files, uri):
+        with pytest.raises(ArtifactError, match=words):
+            FTPArtifactRepository(uri).log_artifact(str(many / "00"), path)
+        assert [file for file in (files / "store").rglob("*") if file.is_file()] == []
+
+
+def test_server_that_replaces_no_file_keeps_the_old_one(monkeypatch, tmp_path):
+    """An upload that gets no name leaves the file that it would have replaced, also if that was out of the way."""
+    model = tmp_path / "model"
+    model.write_bytes(b"old")
+    with running("replacing", ["replace", "scan"], monkeypatch) as (files, uri):
+        store = FTPArtifactRepository(uri)
+        store.log_artifact(str(model))
+        model.write_bytes(b"virus")
+        with pytest.raises(ArtifactError, match="550 Virus"):
+            store.log_artifact(str(model))
+        assert Path(store.download_artifacts("model")).read_bytes() == b"old"
+        assert find_temporaries(files) == []
 
 
 @pytest.mark.parametrize("name", [pytest.param("proftpd", marks=pytest.mark.privileged), "LIST"])

@@ -196,23 +196,17 @@ def test_deleting_is_recursive_and_may_be_repeated(server, file):
     assert [info.path for info in neighbour.list_artifacts()] == ["numbers.bin"]
 
 
-@pytest.mark.parametrize("path", ["../other", "a/../../other", "/etc", "a\r\nDELE b", ".~x.0123456789abcdef.part"])
-def test_names_that_lead_out_are_refused(server, file, path):
-    """Paths out of the store, line breaks and the store's temporary names are refused, whatever is to be done."""
+LEAD_OUT = ["../other", "a/../../other", "/etc", "a\r\nDELE b", ".~x.0123456789abcdef.part"]
+
+
+@pytest.mark.parametrize("path", [*LEAD_OUT, "a" * 256, "/".join(["a"] * 102), "/".join(["a" * 200] * 8), "é" * 128])
+def test_names_that_lead_out_or_are_too_long_are_refused(server, file, path):
+    """Paths out of the store, too long or too deep, and temporary names are refused before anything is sent."""
     store = server.repository()
     for call in (store.list_artifacts, store.delete_artifacts, lambda name: store.log_artifact(str(file), name)):
-        with pytest.raises(ArtifactError, match="name cannot be used"):
+        with pytest.raises(ArtifactError, match=r"name cannot be used(.|\n)*at most 100 folders deep"):
             call(path)
     assert list(server.artifacts.iterdir()) == []
-
-
-@pytest.mark.parametrize("path", ["a" * 256, "/".join(["a"] * 102), "/".join(["a" * 200] * 8), "é" * 128])
-def test_path_that_is_too_long_or_too_deep_is_refused(server, file, path):
-    """A path that a server refuses, or takes minutes for, is refused before it is sent; the error names the limits."""
-    store = server.repository()
-    for work in (store.list_artifacts, store.delete_artifacts, lambda path: store.log_artifact(str(file), path)):
-        with pytest.raises(ArtifactError, match="at most 100 folders deep"):
-            work(path)
 
 
 def test_links_are_deleted_and_not_followed(server, file):
@@ -363,14 +357,6 @@ def test_errors_survive_pickling():
         assert (type(copy), str(copy), copy.error_code) == (kind, str(error), error.error_code)
 
 
-def is_healthy(uri: str) -> bool:
-    """Tell whether an MLflow server answers."""
-    try:
-        return requests.get(f"{uri}/health", timeout=1).ok
-    except requests.RequestException:
-        return False
-
-
 @pytest.fixture(scope="module")
 def mlflow_folder(tmp_path_factory) -> Path:
     """Where the MLflow server keeps its database and log."""
@@ -395,7 +381,10 @@ def tracking_uri(running, mlflow_folder) -> Iterator[str]:
         tree = psutil.Process(process.pid)
         try:
             deadline = time.monotonic() + 240  # its tables are made first, which takes long on a busy machine
-            while not is_healthy(uri):
+            while True:
+                with suppress(requests.RequestException):
+                    requests.get(f"{uri}/health", timeout=1).raise_for_status()
+                    break
                 assert process.poll() is None, (mlflow_folder / "mlflow.log").read_text()
                 assert time.monotonic() < deadline, (mlflow_folder / "mlflow.log").read_text()
                 time.sleep(0.1)

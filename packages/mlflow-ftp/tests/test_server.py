@@ -118,13 +118,6 @@ def test_user_has_full_rights_and_files_are_private(server):
     connection.close()
 
 
-def test_a_hundred_connections_from_one_address_are_served(server):
-    """MLflow's proxy, whose connections all come from loopback, does not run into the limit."""
-    with ExitStack() as stack:
-        connections = [stack.enter_context(server.connect()) for _ in range(100)]
-        assert all(connection.pwd() == "/" for connection in connections)
-
-
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
     """Give a folder a file system of its own."""

@@ -18,7 +18,7 @@ def describe(folder: Path) -> dict[str, bytes | None]:
 
 def find_temporaries(folder: Path) -> list[Path]:
     """Return the parts of uploads below a folder."""
-    return list(folder.rglob(".~*.part"))
+    return list(folder.rglob("*~*.part"))
 
 
 def find_marks(folder: Path) -> list[Path]:

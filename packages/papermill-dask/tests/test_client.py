@@ -107,19 +107,25 @@ def test_kernel_has_the_threads_of_its_worker(tmp_path):
 
 
 OWN_TASKS = """
+import os, pathlib, time
 from distributed import Client
 with Client() as client:
     [worker] = client.scheduler_info()["workers"].values()
-print(worker["nthreads"], worker["resources"])
+print(worker["nthreads"], worker["resources"], os.environ.get("OMP_NUM_THREADS"))
+pathlib.Path(f"{n} of {parallel}").touch()
+while len(list(pathlib.Path().glob(f"* of {parallel}"))) < parallel:
+    time.sleep(0.1)
 """
 
 
-def test_tasks_of_a_notebook_have_all_processors_of_a_cluster_for_the_call(tmp_path):
-    """The cluster runs one notebook, and a thread a processor of what this sends to it."""
-    source, output = notebook(tmp_path / "in.ipynb", OWN_TASKS), tmp_path / "out.ipynb"
-    command = [BIN / "papermill", source, output, "--engine", "dask"]
-    subprocess.run(command, env=clean_environment(), capture_output=True, timeout=120, check=True)
-    assert nbformat.read(output, as_version=4).cells[0].outputs[0].text == f"{CPU_COUNT} {{'notebook': 1}}\n"
+def test_cluster_for_the_call_has_all_processors(tmp_path):
+    """The tasks of one notebook have a thread a processor; notebooks of a sweep run in parallel: here they meet."""
+    notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = parallel = 1", OWN_TASKS)
+    for sweep, parallel, share in (("n=1", 1, None), ("n=1,2", min(2, CPU_COUNT), CPU_COUNT // 2 or None)):
+        command = [BIN / "papermill-sweep", "in.ipynb", "--sweep", sweep, "--sweep", f"parallel={parallel}"]
+        subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, timeout=120, check=True)
+        text = nbformat.read(tmp_path / "executed/in/in-1.ipynb", as_version=4).cells[-1].outputs[0].text
+        assert text == f"{CPU_COUNT} {{'notebook': {parallel}}} {share}\n"
 
 
 MAKERS = """
@@ -266,6 +272,15 @@ def test_tracking_server_that_does_not_answer_is_a_warning(cluster, tmp_path):
     assert client.process.returncode == 0, client.words
     assert f"(MLFLOW_TRACKING_URI={address})" in client.words
     assert client.text() == "ran\n"
+
+
+def test_output_that_cannot_be_written_is_no_full_disk(cluster, tmp_path):
+    """Without Java nothing can be written to `hdfs://`: the error says so, and advises no free space."""
+    command = [BIN / "papermill", notebook(tmp_path / "in.ipynb", "1"), "hdfs://nowhere/out.ipynb", "--engine", "dask"]
+    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "cannot be saved.\n  found:    hdfs://nowhere/out.ipynb: Unable to load" in done.stderr
+    assert "next:     write elsewhere" in done.stderr
 
 
 def test_secrets_stay_at_home(cluster, tmp_path):

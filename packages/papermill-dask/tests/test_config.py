@@ -9,7 +9,6 @@ import dask.config
 import pytest
 from papermill_dask import EngineError
 from papermill_dask.config import NotebookOptions
-from programs import clean_environment
 
 
 def test_options_are_those_of_the_first_that_says_so():
@@ -36,17 +35,6 @@ def test_options_that_make_no_sense_are_refused(option, value):
     with pytest.raises(EngineError, match=f"option `{option}` cannot be used") as caught:
         NotebookOptions.of({}, {option: value})
     assert str(value) in str(caught.value)
-
-
-def test_options_come_from_the_environment_as_dasks_own_do():
-    """`DASK_PAPERMILL_DASK__<OPTION>` is read by Dask itself."""
-    program = (
-        "import papermill_dask.config as p; o = p.NotebookOptions.of({}, {}); print(o.resources, o.deps, o.retries)"
-    )
-    variables = {"RESOURCES": "{'GPU': 1}", "DEPS": "['a']", "RETRIES": "3"}
-    environment = clean_environment() | {f"DASK_PAPERMILL_DASK__{name}": value for name, value in variables.items()}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "{'GPU': 1.0} ['a'] 3\n"
 
 
 def test_public_names_are_there_and_load_nothing_before_they_are_used():

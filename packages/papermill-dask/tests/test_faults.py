@@ -255,7 +255,8 @@ def test_fault_client_disk_full_keeps_what_was_saved(cluster, tmp_path):
         client.wait(60)
         client.assert_nothing_left(DESCENDANTS_SECONDS)
         assert client.process.returncode == 1
-        assert "cannot be saved" in client.words
+        assert "cannot be saved; the last saved version is whole" in client.words
+        assert "free space" in client.words
         assert "No space left on device" in client.words
         assert "Traceback" not in client.words
         assert client.text() == "first\n"

@@ -141,22 +141,6 @@ def test_sweep_of_twenty_notebooks(login):
     assert len({job for _, job in printed}) == 2
 
 
-def test_cluster_of_a_configured_function(login, monkeypatch):
-    """`papermill-dask.cluster` makes the cluster for one notebook; an adaptive one starts its job, and ends it."""
-    module = """from dask_jobqueue import SLURMCluster
-def make():
-    made = SLURMCluster(**{})
-    made.adapt(maximum_jobs=1)
-    return made"""
-    (login / "jobs_of_slurm.py").write_text(module.format(options(login)))
-    monkeypatch.syspath_prepend(login)
-    notebook(login / "one.ipynb", "import os\nprint(os.environ['SLURM_JOB_ID'])")
-    with dask.config.set({"papermill-dask.cluster": "jobs_of_slurm:make"}):
-        papermill.execute_notebook("one.ipynb", "one-done.ipynb", engine_name="dask")
-    (job,) = first_output(login / "one-done.ipynb")
-    wait_for(lambda: job not in jobs(), 60, f"the end of job {job}")
-
-
 def test_cancelled_job_is_a_lost_worker(login):
     """`scancel` in the middle of a notebook: with a retry it runs again in another job, and its out comes back."""
     source = """import os, time

@@ -146,6 +146,7 @@ def test_sweep_of_unknown_names_or_notebooks_is_refused(tmp_path):
     assert "does not exist" in refused(tmp_path, "scores.ipynb", "--sweep", "depth=1")
     with pytest.raises(EngineError, match="'dept', number 2 in the parameters"):
         run_many(tmp_path / "score.ipynb", [{"depth": 1}, {"depth": 2, "dept": 2}])
+    assert "set the parameters" in refused(tmp_path, "score.ipynb", "--skip-tags", "parameters")
     (tmp_path / "broken.ipynb").write_text("{")
     assert "broken.ipynb" in refused(tmp_path, "broken.ipynb", "--sweep", "depth=1")
 
@@ -157,15 +158,6 @@ def test_table_of_a_spreadsheet_is_read(content):
         ["depth", "rate"],
         [{"depth": 8, "rate": "a"}, {"depth": 9, "rate": "x,y"}],
     )
-
-
-def test_sweep_that_skips_unknown_tags_is_refused(tmp_path):
-    """A tag that no code cell has, or that of the parameters: words, before anything runs."""
-    write(tmp_path, SCORES)
-    error = refused(tmp_path, "score.ipynb", "--sweep", "depth=1,2", "--skip-tags", "slow,plots")
-    assert "plots, slow" in error
-    assert "expected: parameters" in error
-    assert "set the parameters" in refused(tmp_path, "score.ipynb", "--skip-tags", "parameters")
 
 
 # -- the table -----------------------------------------------------------------------------------------------------
@@ -200,11 +192,12 @@ def test_run_many_keeps_the_rest_when_one_fails(at):
 
 
 def test_sweep_skips_cells_with_a_tag(at, warm_cluster):
-    """`--skip-tags` holds for each run."""
+    """`--skip-tags` holds for each run; a tag that no cell has is one warning."""
     write(at, SCORES.replace("# %%\nif", "# %% slow\nif"))
-    program = start(at, warm_cluster.environment, "score.ipynb", "--sweep", "depth=3,4", "--skip-tags", "slow,")
+    program = start(at, warm_cluster.environment, "score.ipynb", "--sweep", "depth=3,4", "--skip-tags", "slow,plots")
     out, err = program.communicate(timeout=STOP_SECONDS)
     assert [line.split(",")[1] for line in out.splitlines()] == ["status", "done", "done"], err
+    assert [line for line in err.splitlines() if "tag" in line] == ["No code cell has the tag to skip: plots."]
     cells = nbformat.read(at / "executed/score/score-1.ipynb", as_version=4).cells
     assert [cell.metadata.papermill.status for cell in cells[-2:]] == ["skipped", "completed"]
 

@@ -10,8 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2 as codes
 
 NETWORK_ERRORS = (ftplib.Error, EOFError, ConnectionError, TimeoutError, ssl.SSLError)
-
-
+NO_ROOM = re.compile("[45]52|(426|451).*(space|quota)|55.*(No space left|[Qq]uota exceeded)")
 # In the words of ProFTPD, vsftpd, pure-ftpd, IIS and wu-ftpd: "the maximum number of clients (3) for this user".
 FULL = re.compile(r"\b(max\w*|too many|limit|already (connected|logged))\b", re.IGNORECASE)
 
@@ -24,11 +23,9 @@ class ArtifactError(MlflowException):
 
     code = codes.RESOURCE_CONFLICT  # status 409: MLflow's clients repeat what gets a 500, for minutes
 
-    def __init__(
-        self, what: str, *, value: object = None, expected: str | None = None, next_step: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, value: object = None, expected: str = "", next_step: str = "") -> None:
         details = {"found:   ": value, "expected:": expected, "next:    ": next_step}
-        lines = [f"  {title} {detail}" for title, detail in details.items() if detail is not None]
+        lines = [f"  {title} {detail}" for title, detail in details.items() if detail not in (None, "")]
         super().__init__("\n".join([what, *lines]), error_code=self.code)
 
 
@@ -78,7 +75,7 @@ def explain(error: BaseException, server: str, *, is_logged_in: bool = False) ->
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         kind, what = ArtifactError, "cannot be trusted."
         next_step = "set MLFLOW_FTP_SERVER_CERT_PATH to the file of its certificate, or of its authority's"
-    elif isinstance(error, ftplib.Error) and re.match("[45]52|(426|451).*(space|quota)", str(error)):
+    elif isinstance(error, ftplib.Error) and NO_ROOM.match(str(error)):
         kind, what = ArtifactError, "has no room left; nothing of the artifact was kept."
         next_step = "free space on the server's disk, or delete runs and type `mlflow gc`"
     elif not is_logged_in and (code == "421" or (code == "530" and FULL.search(str(error)))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ftplib
+import hashlib
 import math
 import os
 import random
@@ -12,10 +13,10 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, StoreFull, explain
@@ -26,6 +27,7 @@ KEEP_SECONDS = 4  # after which a kept connection is closed
 FULL_SECONDS = 60  # to wait for a server that lets no more clients in
 ALIVE_SECONDS = 1  # for the answer
 END_SECONDS = 2  # for the server's end of a TLS stream, which some servers never send
+BURST_SECONDS = 2  # for each answer to the first two commands that are sent together
 BLOCK_BYTES = 256 * 1024
 MAX_BURST = 50  # commands; more commands without a reply could fill the buffers of both sides
 
@@ -67,7 +69,7 @@ class Connection(ftplib.FTP):
     """
 
     sock: socket.socket  # as long as it is connected
-    last_use = 0.0
+    last_use, max_burst = 0.0, MAX_BURST
 
     def putline(self, line: str) -> None:
         """Send a line."""
@@ -80,8 +82,8 @@ class Connection(ftplib.FTP):
     def burst(self, *commands: str) -> list[str | ftplib.Error]:
         """Send commands without data connections, then read the replies; return a reply or an error for each."""
         replies: list[str | ftplib.Error] = []
-        for first in range(0, len(commands), MAX_BURST):
-            part = commands[first : first + MAX_BURST]
+        for first in range(0, len(commands), self.max_burst):
+            part = commands[first : first + self.max_burst]
             self.sock.sendall("".join(f"{command}\r\n" for command in part).encode(errors="surrogateescape"))
             for _ in part:
                 try:
@@ -92,24 +94,35 @@ class Connection(ftplib.FTP):
                     replies.append(error)
         return replies
 
-    def is_alive(self) -> bool:
-        """Return whether the server answers: a firewall may have dropped a connection that was idle."""
-        self.sock.settimeout(ALIVE_SECONDS)
+    def executes(self, *commands: str, seconds: float) -> bool:
+        """Return whether the server executes commands that are sent together, and answers each in time."""
+        self.sock.settimeout(seconds)
         with suppress(*NETWORK_ERRORS, OSError):
-            self.voidcmd("NOOP")
+            replies = self.burst(*commands)
             self.sock.settimeout(TIMEOUT_SECONDS)
-            return True
+            return all(isinstance(reply, str) for reply in replies)
         return False
 
-    def store(self, remote: str, blocks: Iterable[bytes]) -> None:
-        """Send the bytes of a file."""
+    def makepasv(self) -> tuple[str, int]:
+        """Return host and port for a data connection; ftplib tries EPSV, which replaces PASV, only with IPv6."""
+        with suppress(ftplib.error_perm):
+            return super().makepasv()
+        self.af = socket.AF_INET6
+        return super().makepasv()
+
+    def store(self, remote: str, file: BinaryIO) -> str:
+        """Send a file; return its sha256."""
+        content = hashlib.sha256()
+        file.seek(0)
         with self._transfer(f"STOR {remote}") as data:
             try:
-                for block in blocks:
+                while block := file.read(BLOCK_BYTES):
+                    content.update(block)
                     data.sendall(block)
             except (ConnectionError, ssl.SSLError):
                 self.voidresp()  # raises the reason that the server gives
                 raise
+        return content.hexdigest()
 
     def blocks(self, command: str) -> Iterator[bytes]:
         """Yield the data that a command sends on a data connection."""
@@ -166,7 +179,7 @@ class _Pool:
             return None
         # A server sends only replies: if there is something to read, it has said goodbye.
         is_fresh = time.monotonic() - connection.last_use < IDLE_SECONDS
-        if not wait([connection.sock], timeout=0) and (is_fresh or connection.is_alive()):
+        if not wait([connection.sock], timeout=0) and (is_fresh or connection.executes("NOOP", seconds=ALIVE_SECONDS)):
             return connection
         self.drop(connection)
         self.close_kept()  # those that were used before it
@@ -209,6 +222,7 @@ class _Pool:
 
 
 _pools: dict[Address, _Pool] = {}
+_one_by_one: set[Address] = set()  # servers, or firewalls before them, that read one command at a time
 
 
 def close_idle() -> None:
@@ -219,9 +233,8 @@ def close_idle() -> None:
 
 def _forget() -> None:
     """Close the connections of the process that this one was forked from, whose locks may be held forever."""
-    for pool in _pools.values():
-        for connection in list(pool.idle):
-            connection.close()
+    for connection in [connection for pool in _pools.values() for connection in pool.idle]:
+        connection.close()
     _pools.clear()
 
 
@@ -235,12 +248,11 @@ def acquire(address: Address) -> Iterator[Connection]:
 
     If the server lets no more in, wait for another one of this process; without any, for a minute.
     """
-    pool, began, connection = _pools.setdefault(address, _Pool()), time.monotonic(), None
-    while connection is None:
-        if connection := pool.take():
-            break
+    pool, began = _pools.setdefault(address, _Pool()), time.monotonic()
+    while not (connection := pool.take()):
         try:
             connection = _connect(address)
+            break
         except BaseException as error:
             pool.drop()
             if not isinstance(error, StoreFull) or time.monotonic() - began > FULL_SECONDS:
@@ -258,13 +270,11 @@ def acquire(address: Address) -> Iterator[Connection]:
     pool.keep(connection)
 
 
-def _connect(address: Address) -> Connection:
+def _connect(address: Address, *, one_by_one: bool = False) -> Connection:
     user, password = os.environ.get("MLFLOW_FTP_USERNAME"), os.environ.get("MLFLOW_FTP_PASSWORD")
     if not (user and password):
-        raise ArtifactError(
-            f"There is no user and password for {address}.",
-            next_step="set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD",
-        )
+        next_step = "set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD"
+        raise ArtifactError(f"There is no user and password for {address}.", next_step=next_step)
     connection = Connection(encoding="latin-1")
     if address.is_secure:
         context = ssl.create_default_context()
@@ -276,7 +286,13 @@ def _connect(address: Address) -> Connection:
         connection.login(user, password)
         if isinstance(connection, SecureConnection):
             connection.prot_p()
-        connection.voidcmd("TYPE I")  # artifacts are bytes, and SIZE has no meaning for text
+        if one_by_one or address in _one_by_one:
+            connection.max_burst = 1
+            connection.voidcmd("TYPE I")  # artifacts are bytes, and SIZE has no meaning for text
+        elif not connection.executes("TYPE I", "NOOP", seconds=BURST_SECONDS):
+            connection.close()
+            connection = _connect(address, one_by_one=True)
+            _one_by_one.add(address)
     except (*NETWORK_ERRORS, OSError) as error:
         connection.close()
         raise explain(error, str(address)) from error

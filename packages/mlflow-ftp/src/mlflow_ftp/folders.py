@@ -18,6 +18,15 @@ LINE = re.compile(  # of LIST, as on Unix and as on Windows
 )
 
 
+def raise_refusal(*replies: str | Exception) -> None:
+    """Raise the first error after the last success: the errors after it are its consequences."""
+    reason = None
+    for reply in replies:
+        reason = None if isinstance(reply, str) else reason or reply
+    if reason:
+        raise reason
+
+
 class Entry(NamedTuple):
     """A file or a folder; ``size`` in bytes."""
 
@@ -37,8 +46,7 @@ def is_folder(connection: Connection, path: str) -> bool:
 def list_folder(connection: Connection, folder: str) -> list[Entry]:
     """Return the entries of ``folder``, including the store's own; an empty list if it is not a folder."""
     try:
-        entries = map(_read, connection.lines(f"MLSD {folder}"))
-        return [entry for entry in entries if entry]
+        return list(filter(None, map(_read, connection.lines(f"MLSD {folder}"))))
     except ftplib.error_perm as error:
         if str(error)[:3] in ("500", "502", "504"):
             return _list_without_mlsd(connection, folder)
@@ -69,8 +77,7 @@ def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
             if "no files" not in str(error).lower():  # which some answer for an empty folder
                 continue
             answers.append([])
-        matches = [match for match in map(LINE.fullmatch, answers[-1]) if match]
-        entry_names = [match["unix"] or match["windows"] for match in matches]
+        entry_names = [match["unix"] or match["windows"] for match in map(LINE.fullmatch, answers[-1]) if match]
         if command.startswith("NLST"):
             entry_names = [posixpath.basename(line) for line in answers[-1]]
         if len(entry_names) == len(answers[-1]) > 0:
@@ -103,9 +110,7 @@ def lists_hidden_names(connection: Connection, folder: str) -> bool:
 def make_folder(connection: Connection, folder: str) -> None:
     """Make a folder and its parents, unless they exist."""
     paths = ["/".join(folder.split("/")[:depth]) for depth in range(2, folder.count("/") + 2)]
-    *_, reply = connection.burst(*(f"MKD {path}" for path in paths), f"CWD {folder}")
-    if isinstance(reply, ftplib.Error):
-        raise reply
+    raise_refusal(*connection.burst(*(f"{command} {path}" for path in paths for command in ("MKD", "CWD"))))
 
 
 def remove_folder(connection: Connection, folder: str) -> None:

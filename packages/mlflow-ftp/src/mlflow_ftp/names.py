@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 MAX_NAME_CHARACTERS = 50  # of an artifact's, in a temporary one: a file name may have 255 bytes, up to 4 a character
-TEMPORARY = re.compile(r"\.~.*\.[0-9a-f]{16}\.part")
+TEMPORARY = re.compile(r"\.?~.*\.[0-9a-f]{16}\.part")
 MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
 
@@ -70,7 +70,7 @@ def is_own(name: str) -> bool:
 
 def remove_temporaries(folder: Path) -> int:
     """Remove temporary files of uploads below a local folder; return their number. No client may be uploading."""
-    parts = [file for file in folder.rglob(".~*.part") if is_temporary(file.name) and not file.is_symlink()]
+    parts = [file for file in folder.rglob("*~*.part") if is_temporary(file.name) and not file.is_symlink()]
     for file in parts:
         file.unlink(missing_ok=True)
     return len(parts)

@@ -1,8 +1,5 @@
 """The store: an artifact appears under its name whole or not at all, and a download returns the stored bytes.
 
-MLflow opens it for the schemes `ftp` and `ftps` (explicit TLS, RFC 4217), in place of its own, which writes straight to
-the final name and cannot delete.
-
 FTP replaces one name atomically (RNFR, RNTO), but not two: a checksum file could not change with its artifact. So
 the checksum is in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`. The store makes the mark before
 the artifact gets its name. Marks of earlier contents stay until the artifact is deleted: another client may be about to
@@ -18,7 +15,7 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +26,8 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 from mlflow_ftp import artifact_errors as errors
 from mlflow_ftp import folders, names
-from mlflow_ftp.artifact_errors import ArtifactDamaged, ArtifactError, StoreRefused
-from mlflow_ftp.connections import BLOCK_BYTES, Connection, acquire, parse
+from mlflow_ftp.artifact_errors import ArtifactDamaged, ArtifactError, ArtifactMissing, StoreRefused
+from mlflow_ftp.connections import Connection, acquire, parse
 
 PARALLEL_UPLOADS = 8
 T = TypeVar("T")
@@ -59,7 +56,7 @@ class FTPArtifactRepository(ArtifactRepository):
         """Store all files of ``local_dir`` in the folder ``artifact_path``; raise the error of the first that fails."""
         with ThreadPoolExecutor(PARALLEL_UPLOADS, "store") as pool:
             futures = []
-            for folder, _, file_names in os.walk(local_dir, onerror=_raise):
+            for folder, _, file_names in os.walk(local_dir, onerror=folders.raise_refusal):
                 path = posixpath.normpath(posixpath.join(artifact_path or "", os.path.relpath(folder, local_dir)))
                 for file in (Path(folder, name) for name in sorted(file_names)):
                     if file.is_file():
@@ -69,9 +66,8 @@ class FTPArtifactRepository(ArtifactRepository):
             try:
                 for future in futures:
                     future.result()
-            except BaseException:
+            finally:
                 pool.shutdown(cancel_futures=True)
-                raise
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         """Return the files and folders in a folder, sorted by name; nothing for a file or a missing folder."""
@@ -108,15 +104,15 @@ class FTPArtifactRepository(ArtifactRepository):
     def _store(self, local_file: Path, remote: str) -> None:
         """Upload a file under a temporary name, check it, mark it, and then rename it: readers never see a part."""
         folder, name = posixpath.split(remote)
-        temporary = posixpath.join(folder, names.new_temporary(name))
+        temporary, old = names.new_temporary(name), posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
             try:
-                self._retry(lambda connection: _upload(connection, file, remote, temporary), StoreRefused)
-            except errors.StoreSilent:
-                raise
-            except BaseException:
-                with suppress(ArtifactError), acquire(self.address) as connection:
-                    connection.burst(f"DELE {temporary}")
+                self._retry(lambda connection: _upload(connection, file, remote, temporary, old), StoreRefused)
+            except BaseException as error:
+                if not isinstance(error, errors.StoreSilent):
+                    with suppress(ArtifactError), acquire(self.address) as connection:
+                        parts = [f"DELE {posixpath.join(folder, name)}" for name in (temporary, temporary[1:])]
+                        connection.burst(*parts, f"RNFR {old}", f"RNTO {remote}")
                 raise
 
     def _fetch(self, connection: Connection, path: str, file: BinaryIO) -> None:
@@ -130,9 +126,7 @@ class FTPArtifactRepository(ArtifactRepository):
         except ftplib.error_perm as error:
             if str(error)[:3] != "550":
                 raise
-            raise errors.ArtifactMissing(
-                f"There is no artifact {path!r} in {self.artifact_uri}.", value=error
-            ) from None
+            raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.", value=error) from None
         if not _is_marked(connection, remote, content.hexdigest()):
             raise ArtifactDamaged(
                 f"The artifact {path!r} is not what was stored.",
@@ -155,10 +149,6 @@ class FTPArtifactRepository(ArtifactRepository):
         return names.as_stored(posixpath.join(self.root, _normalize(path)).rstrip("/")) or "/"
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def _normalize(path: str | None) -> str:
     """Return a normal relative path, "" for the root; raise ArtifactNameRefused if it leads out of the root."""
     normal = posixpath.normpath(path or ".")
@@ -178,42 +168,35 @@ def _normalize(path: str | None) -> str:
     return "" if normal == "." else normal
 
 
-def _upload(connection: Connection, file: BinaryIO, remote: str, temporary: str) -> None:
-    """Send a file under a temporary name, mark its content, and give it its name."""
+def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old: str) -> None:
+    """Send a file under the temporary name ``part``, mark its content, and give it its name.
+
+    A server that does not replace files has the earlier file at the path ``old`` meanwhile.
+    """
     folder, name = posixpath.split(remote)
+    temporary = posixpath.join(folder, part)
     try:
-        sha256 = _send(connection, file, temporary)
+        sha256 = connection.store(temporary, file)
     except ftplib.error_perm:  # the folder may be missing
         folders.make_folder(connection, folder)
-        sha256 = _send(connection, file, temporary)
+        sha256 = connection.store(temporary, file)
     mark = posixpath.join(folder, names.mark_of(name, sha256))
-    size, _, is_marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
-    _raise_errors(is_marked)
+    size, *marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
+    folders.raise_refusal(*marked)
     if isinstance(size, ftplib.Error):  # a server without SIZE: read the file back
         size = str(sum(map(len, connection.blocks(f"RETR {temporary}"))))
     if size.split()[-1] != str(file.tell()):
         raise StoreRefused(f"The artifact {name!r} was not stored whole.", value=size, expected=f"{file.tell()} bytes")
-    _raise_errors(*connection.burst(f"RNFR {temporary}", f"RNTO {remote}"))
-
-
-def _send(connection: Connection, file: BinaryIO, temporary: str) -> str:
-    """Send a file; return its sha256."""
-    content = hashlib.sha256()
-
-    def blocks() -> Iterator[bytes]:
-        file.seek(0)
-        while block := file.read(BLOCK_BYTES):
-            content.update(block)
-            yield block
-
-    connection.store(temporary, blocks())
-    return content.hexdigest()
-
-
-def _raise_errors(*replies: str | ftplib.Error) -> None:
-    for reply in replies:
-        if isinstance(reply, ftplib.Error):
-            raise reply
+    renaming = f"RNFR {temporary}", f"RNTO {remote}"
+    replies = connection.burst(*renaming)
+    if isinstance(replies[0], ftplib.Error) and part[0] == ".":  # a server that renames no hidden files
+        connection.burst(f"DELE {temporary}")
+        _upload(connection, file, remote, part[1:], old)
+        return
+    if isinstance(replies[1], ftplib.Error) and not folders.is_folder(connection, remote):
+        *_, reply = replies = connection.burst(f"RNFR {remote}", f"RNTO {old}", *renaming)
+        connection.burst(*([f"DELE {old}"] if isinstance(reply, str) else [f"RNFR {old}", f"RNTO {remote}"]))
+    folders.raise_refusal(*replies)
 
 
 def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
@@ -225,9 +208,8 @@ def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
     if any(entry.name.startswith(prefix) for entry in folders.list_folder(connection, folder)):
         return False
     if not folders.lists_hidden_names(connection, folder):
-        raise ArtifactError(
-            f"The artifact {name!r} cannot be checked: the server does not list hidden names.",
-            next_step="have the server list names that begin with a dot, or store the artifact again",
-        )
+        what = f"The artifact {name!r} cannot be checked: the server does not list hidden names."
+        next_step = "have the server list names that begin with a dot, or store the artifact again"
+        raise ArtifactError(what, next_step=next_step)
     _logger.warning("The artifact %s was stored by another program, without a checksum.", names.printable(name))
     return True

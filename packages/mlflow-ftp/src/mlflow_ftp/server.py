@@ -125,7 +125,6 @@ def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> 
     if not all(credentials):
         raise click.UsageError("Set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD.")
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         certificate = ensure_certificate(folder, host)
         artifacts = folder / "artifacts"
         server = Server(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 
 import click
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # numbers of errors
 LOST = {
     "expected": "a worker that runs, and can be reached, until the notebook ends",
     "next_step": "run the notebook again; it was not repeated (option `retries`)",

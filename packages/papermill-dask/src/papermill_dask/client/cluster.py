@@ -65,12 +65,12 @@ class Worker:
 
 
 @contextlib.contextmanager
-def connect() -> Iterator[Client]:
+def connect(notebooks: int = 1) -> Iterator[Client]:
     """Yield a client of the cluster to run on; close what was opened for the call.
 
     The cluster is that of the function in Dask's configuration (`papermill-dask.cluster`), or of the scheduler
-    (DASK_SCHEDULER_ADDRESS), else a local one of one worker. Raises EngineError if the function cannot be used, or the
-    scheduler does not answer or has no worker.
+    (DASK_SCHEDULER_ADDRESS), else a local one for this number of ``notebooks`` in parallel. Raises EngineError if the
+    function cannot be used, or the scheduler does not answer or has no worker.
     """
     # papermill logs at INFO; Dask's own lines of that level are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -88,8 +88,8 @@ def connect() -> Iterator[Client]:
             if address is not None:
                 stack.callback(address.close)
         elif address is None:
-            logger.info("No scheduler address is set: starting a local Dask cluster for this notebook.")
-            address = stack.enter_context(_local_cluster())
+            logger.info("No scheduler address is set: starting a local Dask cluster for this call.")
+            address = stack.enter_context(_local_cluster(notebooks))
         try:
             client = client or compat.new_client(address, CONNECT_SECONDS)
         except (OSError, TimeoutError, ValueError, TypeError) as error:
@@ -105,8 +105,8 @@ def connect() -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def _local_cluster() -> Iterator[LocalCluster]:
-    """Yield a cluster of one worker for this user alone, with a thread a processor, and for one notebook; close it.
+def _local_cluster(notebooks: int) -> Iterator[LocalCluster]:
+    """Yield a cluster of one worker for this user alone, with a thread a processor; close it.
 
     Scheduler and worker are threads of this process: a process of their own would run the caller's script again, which
     needs `if __name__ == "__main__":`, and could not be started by a daemonic process. Whoever connects needs the key.
@@ -119,7 +119,7 @@ def _local_cluster() -> Iterator[LocalCluster]:
         with _making, dask.config.set({"temporary-directory": folder}):
             # Dask's own default for the page, ":0", listens on every interface.
             options = {"dashboard_address": "127.0.0.1:0", "security": True, "protocol": "tls://"}
-            cluster = LocalCluster(n_workers=1, resources={NOTEBOOK: 1}, processes=False, **options)
+            cluster = LocalCluster(n_workers=1, resources={NOTEBOOK: notebooks}, processes=False, **options)
         with cluster:
             yield cluster
 

@@ -32,7 +32,7 @@ from papermill.log import logger
 from papermill_dask import compat, tracking
 from papermill_dask.client import cluster, stage
 from papermill_dask.config import METADATA, OPTIONS, RESULTS, NotebookOptions, tags_of
-from papermill_dask.failures import LOST, EngineError, WorkerLost
+from papermill_dask.failures import FULL_DISK, LOST, EngineError, WorkerLost
 from papermill_dask.task import Task
 from papermill_dask.worker.notebook import run_notebook
 
@@ -209,7 +209,7 @@ class ExecutedNotebook(NotebookExecutionManager):
         return self.nb.cells[index].metadata.papermill["status"] == self.SKIPPED
 
     def save(self, **_: Any) -> None:
-        """Write the notebook to a hidden file, and put that in place; raise EngineError when the disk is full."""
+        """Write the notebook to a hidden file, and put that in place; raise EngineError if it cannot be written."""
         began, target, file = time.monotonic(), self.output_path, _local_file(self.output_path)
         partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # a name may be as long as the system allows
         try:
@@ -224,9 +224,9 @@ class ExecutedNotebook(NotebookExecutionManager):
             if isinstance(error, FileNotFoundError):
                 raise  # no such folder: papermill's own error is clear
             raise EngineError(
-                "The executed notebook cannot be saved; the last saved version is whole.",
-                value=f"{target}: {error}",
-                next_step="free space, or write elsewhere, then run the notebook again",
+                f"The executed notebook cannot be saved{'; the last saved version is whole' if partial else ''}.",
+                value=f"{target}: {error}".partition("\n")[0],  # pyarrow lists each place without Java
+                next_step=f"{'free space, or ' if error.errno in FULL_DISK else ''}write elsewhere; then run it again",
             ) from None
         finally:
             self.output_path = target

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
+from dask.system import CPU_COUNT
 
 from papermill_dask import compat
 from papermill_dask.config import METADATA, NotebookOptions, tags_of
@@ -113,13 +114,15 @@ def check_names(names: Sequence[str], place: str, notebook: Path) -> None:
             )
 
 
-def check_tags(tags: Iterable[str], notebook: Path) -> None:
-    """Raise EngineError unless each tag is that of a code cell."""
-    known = tags_of(json.loads(notebook.read_bytes())["cells"])
+def known_tags(options: Mapping[str, Any], notebook: Path, report: Report) -> list[str]:
+    """Return the tags to skip that code cells have; report the others, once for all runs."""
+    document = json.loads(notebook.read_bytes())
+    metadata = {"skip_tags": document["metadata"].get(METADATA, {}).get("skip_tags")}
+    given = {"skip_tags": options["skip_tags"]} if "skip_tags" in options else {}
+    tags, known = NotebookOptions.of(metadata, given).skip_tags, tags_of(document["cells"])
     if unknown := sorted(set(tags) - known):
-        value, next_step = ", ".join(unknown), f"correct the tag, or give it to a cell of {notebook}"
-        expected = ", ".join(sorted(known)) or "none: no code cell has a tag"
-        raise EngineError("No code cell has the tag to skip.", value=value, expected=expected, next_step=next_step)
+        report(f"No code cell has the tag to skip: {', '.join(unknown)}.")
+    return [tag for tag in tags if tag in known]
 
 
 def read_table(content: bytes, place: str, raw: Container[str] = ()) -> tuple[list[str], list[dict[str, Any]]]:
@@ -165,7 +168,7 @@ def run_many(notebook: Path | str, every: Iterable[Mapping[str, Any]], report: R
 
     notebook, every = Path(notebook), list(every)
     check_names(list(dict.fromkeys(itertools.chain(*every))), "the parameters", notebook)
-    check_tags(NotebookOptions.of({}, {"skip_tags": options.get("skip_tags")}).skip_tags, notebook)
+    options["skip_tags"] = known_tags(options, notebook, report)
     folder = Path("executed", notebook.stem)
     folder.mkdir(parents=True, exist_ok=True)
     runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
@@ -174,10 +177,9 @@ def run_many(notebook: Path | str, every: Iterable[Mapping[str, Any]], report: R
         stack.enter_context(stage.ends_with_dvc())
         # papermill has one current folder for all threads; so set it here, and restore it afterwards.
         stack.enter_context(local_file_io_cwd())
-        client = stack.enter_context(cluster.connect())
+        client = stack.enter_context(cluster.connect(max(1, min(len(every), CPU_COUNT))))
         options = {"engine_name": "dask", "client": client, "progress_bar": False} | options
-        # Collect signals, instead of an exception at any place.
-        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # collected, instead of an exception at any place
         stack.enter_context(engine.handled(stops, lambda number, _: signals.append(number)))
         parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
         report(f"{len(runs)} x {notebook.name}, {parallel} in parallel, on {compat.scheduler_of(client).address}")
@@ -225,11 +227,7 @@ def _execute(run: NotebookRun, notebook: Path, options: dict[str, Any], signals:
 @click.version_option(package_name="papermill-dask")
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--sweep",
-    "sweeps",
-    multiple=True,
-    metavar="NAME=1,2,3",
-    help="A run for each value; several: for each combination.",
+    "--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value; several: each combination."
 )
 @click.option(
     "--csv", "file", type=click.File("rb"), help="A run for each row of this file; its header names the parameters."

@@ -28,7 +28,7 @@ from distributed import Client, Worker
 from papermill_dask import compat
 from papermill_dask.client import cluster
 from papermill_dask.client.stage import Declaration
-from papermill_dask.failures import LOST, EngineError, WorkerLost
+from papermill_dask.failures import FULL_DISK, LOST, EngineError, WorkerLost
 
 PERMISSIONS = 0o777
 PIECE_BYTES = 2**20  # sent at a time: this limits the memory of client, scheduler and worker
@@ -92,7 +92,7 @@ def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: 
             "The notebook's outs cannot be moved into place.",
             value=str(error),
             expected=f"outs that can be written, or replaced, in {folder}, and room for them",
-            next_step="repair that file, or make room; no file was changed here",
+            next_step=f"{'make room' if error.errno in FULL_DISK else 'repair that file'}; no file was changed here",
         ) from None
 
 
@@ -297,7 +297,7 @@ async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
             "The worker could not handle the notebook's files.",
             value=f"{socket.gethostname()}: {error}",
             expected=f"a folder {store.root} that the worker can write to, with room for them",
-            next_step="make room on the worker's disk, or give the worker another folder with `--local-directory`",
+            next_step=f"{'make room, or ' if error.errno in FULL_DISK else ''}set the worker's `--local-directory`",
         )
 
 

@@ -28,14 +28,14 @@ def environment_of(worker: Worker) -> dict[str, str]:
     its notebooks. A value that a person gave to the worker stays.
     """
     variables, names = os.environ | {"DASK_SCHEDULER_ADDRESS": worker.scheduler.address}, {}
-    if worker.nanny:
-        threads = worker.state.nthreads
-        share = max(1, threads // int(worker.state.total_resources.get(config.NOTEBOOK, threads) or threads))
-        preset = dask.config.get("distributed.nanny.pre-spawn-environ") | {"PYTHONHASHSEED": NANNY_SEED}
-        for name in [name for name, value in preset.items() if variables.get(name) == str(value)]:
+    threads = worker.state.nthreads
+    parallel = int(worker.state.total_resources.get(config.NOTEBOOK, threads) or threads)
+    preset = dask.config.get("distributed.nanny.pre-spawn-environ") | {"PYTHONHASHSEED": NANNY_SEED}
+    for name, value in preset.items():
+        if is_nannys := worker.nanny and variables.get(name) == str(value):
             del variables[name]
-            if name.endswith("_NUM_THREADS"):
-                variables[name] = str(share)
+        if name.endswith("_NUM_THREADS") and (is_nannys or parallel > 1):
+            variables.setdefault(name, str(max(1, threads // parallel)))
     tls = worker.security.get_tls_config_for_role("worker")
     if tls["cert"] and not dask.config.get("distributed.comm.tls.client.cert"):
         names = {"ca_file": "CA_FILE", "cert": "CLIENT__CERT", "key": "CLIENT__KEY"}
