@@ -37,15 +37,9 @@ class Registry(mlflow_gate.Registry):
 
             return storage.load_files(files, str(files.name))
 
-        super().__init__(
-            problem.REGISTERED_MODEL,
-            PRODUCTION,
-            lambda: client or connect(),
-            load=load,
-            links=_links,
-            tags=("mlflow_gate.", STAGE_TAG, COMMIT_TAG, DIRTY_TAG),
-            decision=project() / "results" / "decision.json",
-        )
+        tags, decision = ("mlflow_gate.", STAGE_TAG, COMMIT_TAG, DIRTY_TAG), project() / "results" / "decision.json"
+        options: dict[str, Any] = {"load": load, "links": _links, "tags": tags, "decision": decision}
+        super().__init__(problem.REGISTERED_MODEL, PRODUCTION, lambda: client or connect(), **options)
 
 
 class Gate(mlflow_gate.Gate):

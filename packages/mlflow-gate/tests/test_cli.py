@@ -92,8 +92,9 @@ def test_settings_are_searched_upwards(run, name, monkeypatch):
         ("[tool.mlflow-gate\n", "pyproject.toml cannot be read"),
         (SETTINGS.replace("judge:", "judge_x:"), "No module named 'judge_x'"),
         (SETTINGS.replace(":gate", ":wrong"), "judge:wrong is no gate"),
-        (SETTINGS.replace("\ngate", "\nregistry"), "The setting registry is now gate"),
+        (SETTINGS.replace("\ngate", "\nregistry"), "cannot be used"),
         (SETTINGS.replace(":gate", ":broken"), "give min, max or both"),
+        (SETTINGS.replace('"judge:gate"', "3"), "cannot be used"),
     ],
 )
 def test_settings_that_cannot_be_used_are_explained(run, settings, words):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -80,11 +79,11 @@ def test_rows_are_known_in_any_form_of_their_keys(learned, held_out):
     [
         (HOURS.tz_localize(None), HOURS, (NAIVE, ZONED)),
         (["007"], [7], (TEXT, NUMBER)),
-        (np.array([0.1]), np.array([0.1], "float32"), (NUMBER, f"{NUMBER} rounded to float32")),
+        (np.array([0.1]), [np.float32(0.1), 2], (NUMBER, f"{NUMBER} rounded to float32")),
+        (["2020-01-01T00:00:00.123456789"], pd.DatetimeIndex(["2020-01-01T00:00:00.123456789"]), (TEXT, NAIVE)),
         (pd.Index([0.1]), pd.Index([0.1], dtype="float32"), (NUMBER, f"{NUMBER} rounded to float32")),
         ([2**53 + 1], [2.0**53], (NUMBER, f"{NUMBER} rounded to float64")),
         (["a"], [b"a"], (TEXT, "bytes")),
-        (["1"], [Decimal(1)], (TEXT, "Decimal")),
         ([("A", 1)], [("A", "1")], (f"{TEXT} and {NUMBER}", f"{TEXT} and {TEXT}")),
     ],
 )
@@ -121,11 +120,12 @@ def test_span_holds_all_keys_between_its_ends(first, last, inside, outside):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([1, "a"], "several kinds.*int, str"),
-        ([HOURS[0], HOURS[0].tz_localize(None)], "several kinds"),
-        ([("A", 1), "A"], "several kinds"),
+        ([1, "a"], "cannot be compared.*int, str"),
+        ([HOURS[0], HOURS[0].tz_localize(None)], "cannot be compared"),
+        ([("A", 1), "A"], "cannot be compared"),
         ([[1, 2], [3, 4]], "Rows have no keys.*list"),
         ("test.csv", "Rows have no keys.*test.csv"),
+        ([Decimal("1.0")], "cannot be compared.*Decimal"),
         ([1.0, float("nan")], "key of a row is missing"),
         ([HOURS[0], pd.NaT], "key of a row is missing"),
     ],
@@ -151,10 +151,3 @@ def test_declaration_needs_a_run():
     with pytest.raises(ConfigError, match="no active run"):
         log_learned([1])
     assert mlflow.active_run() is None
-
-
-def test_hundred_thousand_keys_are_compared_in_seconds():
-    """A long list costs microseconds a key."""
-    began = time.process_time()
-    assert sum(known(range(100_000), range(90_000, 110_000))) == 10_000
-    assert time.process_time() - began < 5

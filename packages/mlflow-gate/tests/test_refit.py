@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mlflow
 import pytest
 from models import LEARNED, make_gate, train, train_models
 
@@ -48,6 +49,15 @@ def test_refit_in_the_run_of_its_candidate(gate):
     now = gate.registry.production()
     assert (now.source, now.refit_of.source, now.move.scores) == (refit, judged, {"mae": 1.0})
     assert gate.promote(run_id, judged).reason.startswith("already in production")
+
+
+def test_candidate_registered_before_is_fitted_again(gate):
+    """A version that never went through the gate is no reason to leave out the refit."""
+    run_id, uri = train_models(1.0)
+    mlflow.register_model(uri, gate.registry.name)
+    gate.promote(run_id)
+    now = gate.registry.production()
+    assert (now.refit_of.source, len(gate.calls)) == (uri, 1)
 
 
 def test_refit_that_breaks_a_rule_is_refused(gate):

@@ -118,11 +118,6 @@ def test_alias_that_mlflow_refuses_leaves_nothing(name, alias):
     assert not make_gate(name).registry.client.search_registered_models(f"name LIKE '{name}%'")
 
 
-def fail(_scores):
-    """Raise, as a rule with a mistake does."""
-    raise KeyError("bias")
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -130,8 +125,7 @@ def fail(_scores):
         ({"contest": "mae"}, "The contest is no Contest"),
         ({"rules": {"two": lambda scores: (1.0, "<= 2")}}, "The rule two cannot be applied.*not enough values"),
         ({"rules": {"none": lambda scores: None}}, "The rule none cannot be applied.*NoneType"),
-        ({"rules": {"own": fail}}, "The rule own cannot be applied.*KeyError"),
-        ({"evaluate": lambda *_: Scores({"mae": [1.0, 2.0]})}, "The metrics of Scores cannot be read"),
+        ({"rules": {"own": lambda scores: 1 / 0}}, "The rule own cannot be applied.*ZeroDivisionError"),
         ({"evaluate": lambda *_: Scores({"mae": HELD_OUT["target"]})}, "The metrics of Scores.*no single number"),
         ({"evaluate": lambda *_: Scores({"mae": HELD_OUT.to_numpy()[:1]})}, "The metrics of Scores.*no single number"),
         ({"evaluate": lambda *_: Scores({"mae": "0.5"})}, "The metrics of Scores.*no single number"),
@@ -141,16 +135,21 @@ def fail(_scores):
         ({"refit": lambda run, uri: uri}, "`refit` returned no model"),
         ({"refit": lambda run, uri: ("0" * 32, uri)}, "There is no such run"),
         ({"refit": lambda run, uri: (run.info.run_id, "models:/m-other")}, "The refit's model is none of its run"),
+        ({"rules": {"own": lambda scores: (1, "<= 2", "failed")}}, "The rule own cannot.*neither True nor False"),
+        ({"rules": []}, "The rules cannot be read"),
+        ({"evaluate": lambda *_: Scores({"mae": 1}, period="2020")}, "The period of Scores"),
+        ({"evaluate": "judge.py"}, "`evaluate` or `refit` is no function"),
+        ({"time_limit": 0}, "The time limit cannot be used"),
+        ({"held_out": iter(HELD_OUT.index)}, "can be read only once"),
         ({"held_out": []}, "There are no held-out rows"),
         ({"held_out": "test.csv"}, "Rows have no keys"),
     ],
 )
 def test_setting_that_cannot_be_used_leaves_nothing(name, options, words):
     """A mistake in the gate's settings is an error in words, for the first candidate too, and nothing is written."""
-    gate = make_gate(name, **options)
     with pytest.raises((ConfigError, ModelError), match=f"(?s){words}"):
-        gate.promote(train(0.5))
-    assert not gate.registry.client.search_registered_models(f"name = '{name}'")
+        make_gate(name, **options).promote(train(0.5))
+    assert not mlflow.MlflowClient().search_registered_models(f"name = '{name}'")
 
 
 def test_champion_without_a_declaration_is_no_walk_over(name):
@@ -376,6 +375,32 @@ def test_decision_is_made_again_when_production_changed(gate, monkeypatch):
     decision = gate.promote(train(0.3))
     assert (decision.promoted, gate.registry.production().run_id) == (False, better)
     assert decision.champion.metrics["mae"] == pytest.approx(0.1)
+
+
+def test_rollback_during_a_decision_counts(gate, monkeypatch):
+    """A model that was promoted and rolled back while it was evaluated is refused, though the alias is where it was."""
+    judge, better = gate._judge, train(0.1)
+
+    def interfere(*arguments):
+        decided = judge(*arguments)
+        monkeypatch.undo()
+        gate.promote(better)
+        gate.registry.rollback(why="a person says no")
+        return decided
+
+    monkeypatch.setattr(gate, "_judge", interfere)
+    assert "a person says no" in gate.promote(better).reason
+    assert gate.registry.production().version == "2"
+
+
+def test_copied_version_is_its_model(gate):
+    """A version that `copy_model_version` made has the identity of the model that was copied."""
+    client, name = gate.registry.client, gate.registry.name
+    copy = client.copy_model_version(f"models:/{name}/2", f"{name}_copy")
+    client.set_registered_model_alias(copy.name, "production", copy.version)
+    model = gate.registry.production().evaluated
+    assert Registry(copy.name).production().evaluated.source == model.source
+    assert make_gate(copy.name).promote(model.run_id).reason.startswith("already in production")
 
 
 def test_aliases_have_records_of_their_own(gate):

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from mlflow_gate.errors import ConfigError, ModelError
+from mlflow_gate.errors import ConfigError, GateError, ModelError
 from mlflow_gate.gate import Gate
 from mlflow_gate.registry import Registry
 
@@ -61,7 +61,7 @@ def find_gate(named: str | None = None) -> Gate | None:
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"
         try:
-            setting = tomllib.loads(file.read_text())["tool"]["mlflow-gate"]
+            setting = dict(tomllib.loads(file.read_text())["tool"]["mlflow-gate"])
             break
         except (FileNotFoundError, KeyError, TypeError):
             continue
@@ -69,19 +69,23 @@ def find_gate(named: str | None = None) -> Gate | None:
             raise ConfigError(f"{file} cannot be read.", value=error) from None
     else:
         folder, setting = here, {}
-    if not named and "registry" in setting:
-        raise ConfigError("The setting registry is now gate.", value=setting["registry"], expected=EXAMPLE)
+    if not named and (setting.keys() - {"gate"} or not isinstance(setting.get("gate", ""), str)):
+        raise ConfigError(f"{folder / 'pyproject.toml'} cannot be used.", value=setting, expected=EXAMPLE)
     if (named := named or setting.get("gate")) is None:
         return None
     sys.path.insert(0, str(folder))
     try:
         gate = resolve_name(named)
-    except (ImportError, AttributeError, ValueError) as error:
+        gate = gate() if callable(gate) else gate
+    except GateError:
+        raise
+    except Exception as error:
         expected = f"module:object, from {folder}, as in\n{EXAMPLE}"
-        raise ConfigError("The gate cannot be imported.", value=f"{named}: {error}", expected=expected) from None
+        raise ConfigError(
+            "The gate cannot be imported.", value=f"{named}: {error!r:.300}", expected=expected
+        ) from error
     finally:
         sys.path.remove(str(folder))
-    gate = gate() if callable(gate) else gate
     if not isinstance(gate, Gate):
         expected = "a mlflow_gate.Gate, or a function that returns one"
         raise ConfigError(f"{named} is no gate.", value=repr(gate)[:200], expected=expected)
@@ -144,7 +148,7 @@ def rollback(name: str | None, to: str | None, why: str, module: str | None) -> 
               mlflow-gate rollback reviews --to 3
     """
     registry = find_registry(name, module)
-    click.echo("the version is loaded", err=True)
+    click.echo("loading the version", err=True)
     now = registry.rollback(to, why)
     click.echo(f"{now} is in production again: {now.move.reason}")
 

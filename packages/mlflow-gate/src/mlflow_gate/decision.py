@@ -11,13 +11,13 @@ from typing import Any
 
 from mlflow_gate.contest import LEAST_BLOCKS, PAIRED_TEST, Contest
 from mlflow_gate.errors import ConfigError
-from mlflow_gate.record import Move
 from mlflow_gate.rules import Finding, Rules, Scores, judge
 
 UNDECLARED = "its run does not declare its training rows"
 RENUMBERED = "; the keys count from 0: if that is the work of reset_index, keep the index of the whole table"
 HELD_OUT = "held-out rows"
 UNLEARNED = "held-out rows that neither model was trained on"
+BLOCKED = "rolled back from"
 CHAMPION = "model in production"
 
 
@@ -152,15 +152,6 @@ def refuse(decision: Decision, finding: Finding) -> Decision:
     return replace(decision, promoted=False, reason=reason, findings=(*decision.findings, finding))
 
 
-def block(decision: Decision, rollback: Move | None) -> Decision:
-    """Return the decision, refused if a rollback blocks the candidate."""
-    if rollback is None:
-        return decision
-    value = f"version {rollback.replaced} was, on {rollback.when} by {rollback.who}: {rollback.why}"
-    step = "send another candidate, or overrule the rollback with --force --why"
-    return refuse(decision, Finding("rolled back from", value, "not rolled back from", passed=False, next_step=step))
-
-
 def check_refit(decision: Decision, refitted: Evaluation, rules: Rules) -> Decision:
     """Return the decision, refused if the refit of what passed breaks a rule; it has learned the rows."""
     failed = decide(replace(refitted, is_declared=True), None, rules, None).failed
@@ -185,9 +176,12 @@ def in_production(again: Evaluation, rules: Rules, contest: Contest | None, *, h
 
 def _own_findings(candidate: Evaluation, scores: Scores, rules: Rules) -> Iterator[Finding]:
     """Yield the findings that do not depend on a champion."""
-    numbers, wrong = "all are numbers", [name for name, value in scores.metrics.items() if not math.isfinite(value)]
+    figures = {**scores.metrics, **{f"block {name}": error for name, error in scores.blocks.items()}}
+    numbers, wrong = "all are numbers", [name for name, value in figures.items() if not math.isfinite(value)]
     step = "look at what the model predicts for the held-out rows: NaN or infinity is among it" if wrong else ""
-    yield Finding("metrics", f"not numbers: {', '.join(wrong)}" if wrong else numbers, numbers, not wrong, "", step)
+    yield Finding(
+        "metrics", f"not numbers: {', '.join(wrong)[:200]}" if wrong else numbers, numbers, not wrong, "", step
+    )
     yield from judge(rules, scores)
     new, step = "not in the model's training rows", ""
     if not candidate.is_declared:

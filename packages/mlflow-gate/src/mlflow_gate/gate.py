@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_gate import record, trial
 from mlflow_gate.contest import LEAST_BLOCKS, Contest
-from mlflow_gate.decision import Decision, Evaluation, block, check_refit, decide, force, in_production
+from mlflow_gate.decision import BLOCKED, Decision, Evaluation, check_refit, decide, force, in_production, refuse
 from mlflow_gate.errors import ConfigError, ModelError, ServerError
 from mlflow_gate.keys import Keys, TrainingRows, hash_of, training_rows
-from mlflow_gate.record import EvaluatedModel, Move, Production
+from mlflow_gate.record import EvaluatedModel, Move, Production, Record
 from mlflow_gate.registry import Registry, line_of
-from mlflow_gate.rules import Rules, Scores, read_rules
-from mlflow_gate.server import is_outage, outage
+from mlflow_gate.rules import Finding, Rules, Scores, read_rules
+from mlflow_gate.server import find, is_outage, outage
 from mlflow_gate.turns import turn
 
 if TYPE_CHECKING:
@@ -55,8 +55,13 @@ class Gate:
     ) -> None:
         self.registry, self.candidate_file = registry, candidate
         self._evaluate, self._held_out, self._refit = evaluate, held_out, refit
-        self._rules: Callable[[], Rules] = lambda: read_rules(rules() if callable(rules) else rules or {})
-        self._contest: Callable[[], Contest | None] = lambda: contest() if callable(contest) else contest
+        if not callable(evaluate) or not (refit is None or callable(refit)):
+            value = f"{evaluate!r:.100}, {refit!r:.100}"
+            expected = "evaluate(model, held_out), and refit(run, model_uri) or None"
+            raise ConfigError("`evaluate` or `refit` is no function.", value=value, expected=expected)
+        self._rules: Callable[[], Rules] = lambda: read_rules(rules() if callable(rules) else rules)
+        is_function = callable(contest) and not isinstance(contest, type)
+        self._contest: Callable[[], Any] = contest if is_function else lambda: contest  # type: ignore[assignment]
         _ = callable(rules) or self._rules()  # a mistake is an error at once
 
     def judge(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
@@ -66,7 +71,7 @@ class Gate:
         both are scored on the other ones, as long as these fill six blocks. Raises ModelError when there is no such run
         or model, ConfigError for rules that cannot be applied, ServerError when a model cannot be read now.
         """
-        return self._judge(self._find(run_id, model_uri, "candidate"))
+        return self._judge(self._find(run_id, model_uri, "candidate"))[:2]
 
     def promote(
         self, run_id: str, model_uri: str | None = None, *, dry_run: bool = False, force: bool = False, why: str = ""
@@ -78,16 +83,16 @@ class Gate:
         experiment of DVC nothing moves. What goes into production is the refit of the candidate, if there is one; it
         has to pass the rules, too. Errors are those of `judge`; also Conflict.
         """
-        if force and not why.strip():
+        if force and not (why or "").strip():
             expected = 'force=True, why="..." (--force --why "...")'
             raise ConfigError("A forced promotion needs a reason.", expected=expected)
         experiment = os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV") or None
         candidate, registry, refitted = self._find(run_id, model_uri, "candidate"), self.registry, None
-        decision, champion = self._judge(candidate)
+        decision, champion, read = self._judge(candidate)
         final = self._finish(decision, champion, None, forced=force)
         if dry_run or experiment or not final.promoted or _is_live(candidate, champion):
             return replace(final, experiment=experiment)
-        if self._refit and not registry.version_of(candidate.source):
+        if self._refit and not registry.version_of(candidate.source, recorded=True):
             refitted = self._fit_again(candidate, self._refit)
             final = self._finish(decision, champion, refitted, forced=force)
             if not final.promoted:
@@ -95,14 +100,14 @@ class Gate:
         with contextlib.suppress(Exception):  # it exists already; if not, the next step says so
             registry.client.create_registered_model(registry.name)
         with turn(registry.client, registry.name) as keep:
-            if registry.record().current != (champion.version if champion and champion.has_alias else None):
-                decision, champion = self._judge(candidate)
+            if not registry.record().is_as(read):  # another process was faster
+                decision, champion, _ = self._judge(candidate)
                 final = self._finish(decision, champion, refitted, forced=force)
                 if not final.promoted or _is_live(candidate, champion):
                     return final
             return replace(final, production=_fields(self._move(final, candidate, refitted, why, keep)))
 
-    def _judge(self, candidate: EvaluatedModel) -> tuple[Decision, Production | None]:
+    def _judge(self, candidate: EvaluatedModel) -> tuple[Decision, Production | None, Record]:
         held_out, keys = self._rows()
         read, rules, contest = self.registry.record(), self._rules(), self._contest()
         if not isinstance(contest, Contest | None):
@@ -131,13 +136,18 @@ class Gate:
                 if compared.trouble and compared.is_there:  # what fails once may be chance
                     compared = self._evaluation(model, other, held_out, keys)
             decision = decide(evaluation, compared or (Evaluation() if champion else None), rules, contest)
-            decision = block(decision, record.blocking_rollback(candidate.source, read.moves))
-        return replace(decision, run_id=candidate.run_id, model_uri=candidate.source), champion
+            if rollback := record.blocking_rollback(candidate.source, read.moves):
+                value = f"version {rollback.replaced} was, on {rollback.when} by {rollback.who}: {rollback.why}"
+                step = "send another candidate, or overrule the rollback with --force --why"
+                decision = refuse(
+                    decision, Finding(BLOCKED, value, "not rolled back from", passed=False, next_step=step)
+                )
+        return replace(decision, run_id=candidate.run_id, model_uri=candidate.source), champion, read
 
     def _fit_again(self, candidate: EvaluatedModel, refit: Callable[[Any, str], Any]) -> EvaluatedModel | None:
         """Return the model that ``refit`` makes of a candidate; None where it leaves the candidate as it is."""
         made = refit(candidate.run, candidate.source)
-        if made is not None and not (isinstance(made, tuple | list) and len(made) == 2):
+        if made is not None and [type(each) for each in made] != [str, str]:
             expected = "(run_id, model_uri), or None"
             raise ConfigError("`refit` returned no model.", value=repr(made)[:200], expected=expected)
         return None if made is None else self._find(made[0], made[1], "refit")
@@ -163,7 +173,8 @@ class Gate:
         from mlflow.utils.git_utils import get_git_branch
 
         registry, scores, model = self.registry, decision.candidate, refitted or candidate
-        version = registry.version_of(candidate.source) or registry.client.create_model_version(
+        known = None if refitted else registry.version_of(candidate.source)
+        version = known or registry.client.create_model_version(
             registry.name,
             model.source,
             model.run_id,
@@ -200,10 +211,12 @@ class Gate:
         named = [model_uri] if model_uri else logged
         if model_uri and model_uri.startswith(f"runs:/{run_id}/"):
             name = model_uri.removeprefix(f"runs:/{run_id}/").strip("/")
-            named = [uri for uri in logged if client.get_logged_model(uri.removeprefix("models:/")).name == name]
+            models = ((uri, find(client.get_logged_model, uri.removeprefix("models:/"))) for uri in logged)
+            named = [uri for uri, model in models if model and model.name == name]
         if len(named) != 1 or named[0] not in logged:
+            is_unknown = model_uri and len(named) < 2
             raise ModelError(
-                f"The {what}'s model is none of its run." if model_uri else f"Which model of the run is the {what}?",
+                f"The {what}'s model is none of its run." if is_unknown else f"Which model of the run is the {what}?",
                 value=model_uri or f"the run logged {len(logged)}",
                 expected=f"a model of the run {run_id}: {', '.join(logged) or 'it has none'}",
                 next_step=None if logged else "log one in the run: mlflow.<flavor>.log_model(model, name='model')",
@@ -213,6 +226,8 @@ class Gate:
     def _rows(self) -> tuple[Any, Keys]:
         """Return the data that models are evaluated on, and its keys."""
         held_out = self._held_out() if callable(self._held_out) else self._held_out
+        if hasattr(held_out, "__next__"):
+            raise ConfigError("The held-out rows can be read only once.", expected="a pandas object, or a list of keys")
         if not (keys := Keys.of(held_out)).texts:
             raise ConfigError("There are no held-out rows.", expected="the rows that models are evaluated on")
         return held_out, keys
@@ -220,7 +235,8 @@ class Gate:
     def _evaluation(self, model: EvaluatedModel, rows: TrainingRows | None, held_out: Any, keys: Keys) -> Evaluation:
         """Load and score a model; one that cannot be loaded or cannot predict has a `trouble`."""
         registry, (known, unknown) = self.registry, rows.find(keys) if rows else ([], "")
-        facts: dict[str, Any] = {"unknown": unknown, "are_renumbered": keys.are_renumbered, "run_id": model.run_id}
+        run_id = model.run_id if model.run and model.run.info.lifecycle_stage == "active" else ""
+        facts: dict[str, Any] = {"unknown": unknown, "are_renumbered": keys.are_renumbered, "run_id": run_id}
         evaluation = Evaluation(is_declared=bool(rows), learned_rows=sum(known), **facts)
         try:
             scores = trial.within(registry.time_limit, self._evaluate, registry.load(model.model_uri), held_out)

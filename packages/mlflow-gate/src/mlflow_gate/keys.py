@@ -24,7 +24,7 @@ LEARNED_TAG = "mlflow_gate.learned"
 KEYS_FILE = "mlflow_gate/training_rows.gz"  # the digests of the keys
 DIGEST_BYTES = 8
 NUMBER, TEXT, ZONED, NAIVE = "numbers", "texts", "times of a time zone", "times without a time zone"
-DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d.*)?")
+DATE = re.compile(r"(?!.*[.,]\d{7})\d{4}-\d\d-\d\d([T ]\d\d.*)?")  # Python cuts nanoseconds off
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Keys:
         else:
             tuples = [key if isinstance(key, tuple) else (key,) for key in keys]
             if len({len(key) for key in tuples}) > 1:
-                raise _of_several_kinds("tuples of several lengths")
+                raise _not_comparable("tuples of several lengths")
             columns = list(zip(*tuples, strict=True))
         if not columns or not len(columns[0]):
             return cls((TEXT,), [])
@@ -62,14 +62,19 @@ class Keys:
     @property
     def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The lowest and the highest text of each part."""
-        parts = zip(self.kinds, zip(*self.texts, strict=True), strict=True)
-        columns = [sorted(set(texts), key=_order_of(kind)) for kind, texts in parts]
-        return tuple(texts[0] for texts in columns), tuple(texts[-1] for texts in columns)
+        columns = [
+            (texts, _order_of(kind)) for kind, texts in zip(self.kinds, zip(*self.texts, strict=True), strict=True)
+        ]
+        low, high = ([end(texts, key=order) for texts, order in columns] for end in (min, max))
+        return tuple(low), tuple(high)
 
     @property
     def period(self) -> tuple[str, str] | None:
         """The first and the last time; None for other keys."""
-        return (self.ends[0][0], self.ends[1][0]) if self.texts and self.kinds in ((ZONED,), (NAIVE,)) else None
+        if not self.texts or self.kinds not in ((ZONED,), (NAIVE,)):
+            return None
+        (first, *_), (last, *_) = self.ends
+        return first, last
 
     @property
     def are_renumbered(self) -> bool:
@@ -210,7 +215,7 @@ def _column(column: Any) -> tuple[str, list[str]]:
     if kind in ("datetime", "datetime64"):
         times = list(map(Timestamp, keys)) if kind == "datetime64" else keys
         if len(naive := {time.tzinfo is None for time in times}) > 1:
-            raise _of_several_kinds(f"{ZONED}, {NAIVE}")
+            raise _not_comparable(f"{ZONED}, {NAIVE}")
         if naive == {True}:
             return NAIVE, [time.isoformat() for time in times]
         return ZONED, [time.astimezone(UTC).isoformat().replace("+00:00", "Z") for time in times]
@@ -219,21 +224,23 @@ def _column(column: Any) -> tuple[str, list[str]]:
     if kind == "integer":
         return NUMBER, [str(int(key)) for key in keys]
     if kind in ("floating", "mixed-integer-float"):
-        array = np.asarray(column)
-        return _floats(array if array.dtype.kind == "f" else array.astype(float))
-    if len(types := sorted({type(key).__name__ for key in keys})) > 1 and kind != "string":
-        raise _of_several_kinds(", ".join(types))
-    return (TEXT if kind == "string" else types[0]), list(map(str, keys))
+        numbers = np.asarray(column)
+        dtypes = [numbers.dtype] if numbers.dtype.kind == "f" else [np.dtype(float)]
+        dtypes += [key.dtype for key in keys if isinstance(key, np.floating)]
+        return _floats(numbers.astype(float), min(dtypes, key=lambda dtype: dtype.itemsize))
+    if kind not in ("string", "bytes", "boolean"):
+        raise _not_comparable(", ".join(sorted({type(key).__name__ for key in keys})))
+    return (TEXT if kind == "string" else kind), list(map(str, keys))
 
 
-def _floats(numbers: Any) -> tuple[str, list[str]]:
+def _floats(numbers: Any, dtype: Any) -> tuple[str, list[str]]:
     """Return floats as texts; where their dtype rounds keys, such as ids above 2**53, they are of another kind."""
     import numpy as np
 
-    is_whole, end = np.isfinite(numbers) & (numbers == np.round(numbers)), 2 ** (np.finfo(numbers.dtype).nmant + 1)
-    is_exact = (abs(numbers[is_whole]) < end).all() and (is_whole.all() or numbers.dtype == float)
+    is_whole, end = np.isfinite(numbers) & (numbers == np.round(numbers)), 2 ** (np.finfo(dtype).nmant + 1)
+    is_exact = (abs(numbers[is_whole]) < end).all() and (is_whole.all() or dtype.itemsize >= 8)
     texts = [str(int(number)) if number.is_integer() else repr(number) for number in numbers.tolist()]
-    return (NUMBER if is_exact else f"{NUMBER} rounded to {numbers.dtype}"), texts
+    return (NUMBER if is_exact else f"{NUMBER} rounded to {dtype}"), texts
 
 
 def _order_of(kind: str) -> Callable[[str], Any]:
@@ -248,6 +255,6 @@ def _without_keys(value: object) -> ConfigError:
     return ConfigError("Rows have no keys.", value=f"{type(value).__name__}: {value!r:.60}", expected=expected)
 
 
-def _of_several_kinds(value: str) -> ConfigError:
+def _not_comparable(value: str) -> ConfigError:
     expected = f"keys of one kind: {NUMBER}, {ZONED}, {NAIVE}, {TEXT}; or tuples of these"
-    return ConfigError("The keys of rows are of several kinds.", value=value, expected=expected)
+    return ConfigError("The keys of rows cannot be compared.", value=value, expected=expected)

@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -160,10 +161,14 @@ class Record:
         self.moves = [move for move in self._all if move.recorded] + last
         if self.current is not None and (not self.moves or self.moves[-1].version != self.current):
             known, before = self.of(self.current), self.moves[-1].version if self.moves else None
-            run_id, uri = self.version.run_id or "", source_of(self.version)
+            run_id, uri = self.version.run_id or "", source_of(self.version, client)
             run_id, uri = (known.run_id, known.model_uri) if known else (run_id, uri)
             by_hand = Move(self.next_number, BY_HAND, self.current, replaced=before, run_id=run_id, model_uri=uri)
             self.moves.append(replace(by_hand, alias=alias, recorded=False))
+
+    def is_as(self, other: Record) -> bool:
+        """Return whether the alias has not moved since another reading, not even away and back."""
+        return (self.current, self.next_number) == (other.current, other.next_number)
 
     def of(self, version: str) -> Move | None:
         """Return the last record of a version, also of a move that did not happen: it names the judged model."""
@@ -174,10 +179,14 @@ class Record:
         return {move.version for move in self._all if move.model_uri == model_uri}
 
 
-def source_of(version: ModelVersion) -> str:
+def source_of(version: ModelVersion, client: MlflowClient) -> str:
     """Return what identifies the model of a version: its logged model, or else the place of its files."""
-    model_id = getattr(version, "model_id", None)
-    return f"models:/{model_id}" if model_id else version.source or ""
+    source = version.source or ""
+    if copied := re.fullmatch("models:/(.+)/([0-9]+)", source):
+        original = find(client.get_model_version, *copied.groups())
+        return source_of(original, client) if original else source
+    model = re.search("m-[0-9a-f]{32}", source)
+    return f"models:/{model[0]}" if model else source
 
 
 def write(client: MlflowClient, name: str, move: Move, *, done: bool) -> None:

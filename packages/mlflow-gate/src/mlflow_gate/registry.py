@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -49,6 +50,8 @@ class Registry:
         decision: Path | str | None = None,
         time_limit: float = 600.0,
     ) -> None:
+        if not isinstance(time_limit, int | float) or not 0 < time_limit <= threading.TIMEOUT_MAX:
+            raise ConfigError("The time limit cannot be used.", value=time_limit, expected="seconds, more than 0")
         self.name, self.alias, self.time_limit, self._tags = name, alias, time_limit, tuple(tags)
         self._client, self._read, self._decision_file = client, load, decision
         self._links = links or (lambda _run, _tags: [])
@@ -76,7 +79,7 @@ class Registry:
         """
         version = find(self.client.get_model_version_by_alias, self.name, self.alias)
         number = version and version.tags.get(record.LAST_TAG + self.alias)
-        last = version and (str(version.version), record.source_of(version), number)
+        last = version and (str(version.version), record.source_of(version, self.client), number)
         if known and last == (known.version, known.source, str(known.move.number)):
             return known
         return self.describe(self.record()) if version else None
@@ -101,7 +104,8 @@ class Registry:
         line = line_of(self.describe(read)) if read.version else f"{self.name}: nothing is in production"
         if not read.version and read.moves:
             last = read.moves[-1]
-            line += f": the alias was removed from version {last.version}, in production since {last.when}"
+            since = f", in production since {last.when}" if last.when else ""
+            line += f": the alias was removed from version {last.version}{since}"
         if decided is None:
             return line
         named = (decided.get("production") or {}).get("version")
@@ -181,7 +185,9 @@ class Registry:
         number = str(version.version) if version else read.moves[-1].version
         version = version or read.version or find(self.client.get_model_version, self.name, number)
         kept = read.of(number) or Move(0, record.BY_HAND, number)
-        run_id, source = (version.run_id or "", record.source_of(version)) if version else (kept.run_id, kept.model_uri)
+        run_id, source = (
+            (version.run_id or "", record.source_of(version, self.client)) if version else (kept.run_id, kept.model_uri)
+        )
         run, refit_of = self.find_run(run_id), None
         if kept.model_uri not in ("", source):
             judged = self.find_run(kept.run_id)
@@ -205,9 +211,9 @@ class Registry:
         """Return a run; None when it was purged or never existed: a version has its own copy of the model."""
         return find(self.client.get_run, run_id) if run_id else None
 
-    def version_of(self, source: str) -> ModelVersion | None:
-        """Return the last version of a model, or of its refit; None when there is none."""
-        made = self.client.search_model_versions(f"source_path='{source}'")
+    def version_of(self, source: str, *, recorded: bool = False) -> ModelVersion | None:
+        """Return the last version of a model, or of its refit; None without one, or without a ``recorded`` one."""
+        made = [] if recorded else self.client.search_model_versions(f"source_path='{source}'")
         named, numbers = [each for each in made if each.name == self.name], self.record().versions_of(source)
         judged = (find(self.client.get_model_version, self.name, number) for number in numbers)
         return max([*named, *filter(None, judged)], key=lambda version: int(version.version), default=None)

@@ -43,6 +43,10 @@ class Scores:
                 expected = "single numbers by their names, which differ: a mapping, or a Series"
                 raise ConfigError(f"{what}: {error}.", value=repr(given)[:200], expected=expected) from None
             object.__setattr__(self, name, values)
+        if self.period is not None and (isinstance(self.period, str) or len(self.period) != 2):
+            raise ConfigError("The period of Scores cannot be read.", value=self.period, expected="its two ends")
+        object.__setattr__(self, "period", self.period and tuple(map(str, self.period)))
+        object.__setattr__(self, "part", str(self.part))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the scores as JSON-able values; NaN and infinity are left out."""
@@ -126,8 +130,9 @@ class Rule(BaseModel):
 Rules = Mapping[str, Rule | Callable[[Scores], tuple[Any, str, bool]]]
 
 
-def read_rules(rules: Mapping[str, Any]) -> Rules:
+def read_rules(rules: Mapping[str, Any] | None) -> Rules:
     """Return rules as they are applied; raise ConfigError for one that is neither limits nor a function."""
+    rules = {} if rules is None else rules  # as of an empty file of YAML
     if not isinstance(rules, Mapping):
         expected = "a mapping such as {r2: {min: 0.5}}, or a function that returns one"
         raise ConfigError("The rules cannot be read.", value=repr(rules)[:200], expected=expected)
@@ -154,7 +159,8 @@ def judge(rules: Rules, scores: Scores) -> Iterator[Finding]:
         else:
             try:
                 value, limit, passed = rule(scores)
-                passed = bool(passed)
+                if passed not in (True, False):
+                    raise TypeError("whether it passed is neither True nor False")
             except GateError:
                 raise
             except Exception as error:
@@ -163,4 +169,5 @@ def judge(rules: Rules, scores: Scores) -> Iterator[Finding]:
                     f"The rule {name} cannot be applied.", value=repr(error)[:300], expected=expected
                 ) from error
             step = "" if passed else (rule.__doc__ or f"look at the rule {name}").strip()
-            yield Finding(name, value if isinstance(value, float) else str(value), str(limit), passed, next_step=step)
+            value = value if isinstance(value, float) else str(value)
+            yield Finding(name, value, str(limit), bool(passed), next_step=step)

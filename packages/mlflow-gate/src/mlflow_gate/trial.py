@@ -9,6 +9,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +27,22 @@ def within(seconds: float, call: Callable[..., Any], *arguments: Any) -> Any:
     Raises ModelError when the function has not returned after so many seconds (its thread is left behind), or raised
     what is no Exception, such as SystemExit.
     """
-    results: list[Any] = []
-    context = contextvars.copy_context()
+    future, context = Future[Any](), contextvars.copy_context()
 
     def run() -> None:
         try:
-            results.append((context.run(call, *arguments), None))
+            future.set_result(context.run(call, *arguments))
         except BaseException as error:  # noqa: BLE001 - a model's own code may raise anything
-            results.append((None, error))
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, name="mlflow-gate model", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not results:
+    threading.Thread(target=run, name="mlflow-gate model", daemon=True).start()
+    if not wait([future], seconds).done:
         expected = f"an answer within {seconds:g} s; Registry(time_limit=...) allows more"
         raise ModelError("The model does not answer.", value=f"no answer after {seconds:g} s", expected=expected)
-    value, error = results[0]
-    if error is not None and not isinstance(error, Exception):
-        raise ModelError("The model ends the process.", value=trouble_of(error)) from error
-    if error is not None:
-        raise error
-    return value
+    error = future.exception()
+    if error is None or isinstance(error, Exception):
+        return future.result()
+    raise ModelError("The model ends the process.", value=trouble_of(error)) from error
 
 
 def load(model_uri: str, read: Callable[[Path], Any] | None, seconds: float) -> Any:
