@@ -242,8 +242,9 @@ def _check_names(name: str, alias: str) -> None:
     try:
         validation._validate_model_name(name)
         validation._validate_model_alias_name(alias)
-        validation._validate_model_alias_name_reserved(alias)
-    except (MlflowException, TypeError, AttributeError) as error:
+        # In MLflow 3.1 the check above knows the reserved names, too.
+        getattr(validation, "_validate_model_alias_name_reserved", str)(alias)
+    except (MlflowException, TypeError) as error:
         expected = "a name without / and :; an alias of letters, digits, - and _, which is not `latest` or like `v1`"
         what = f"MLflow refuses the model {name!r} or its alias {alias!r:.60}."
         raise ConfigError(what, value=f"{error!s:.200}", expected=expected) from None
