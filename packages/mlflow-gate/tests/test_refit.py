@@ -69,7 +69,7 @@ def test_refit_that_breaks_a_rule_is_refused(gate):
     assert gate.registry.production() is None
 
 
-def test_rollback_from_a_refit_is_a_veto_on_the_judged_run(gate):
+def test_rollback_from_a_refit_blocks_the_evaluated_model(gate):
     """A refit blocks no retraining; the judged run is refused, and forced gets its version back without another fit."""
     gate.promote(train(1.0))
     run_id = train(0.5)

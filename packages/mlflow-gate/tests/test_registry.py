@@ -188,7 +188,7 @@ def test_champion_is_evaluated_again(gate):
     assert gate.registry.history() == moves
 
 
-def test_rollback_is_a_veto_for_a_while(gate):
+def test_rollback_blocks_for_a_while(gate):
     """The run that was rolled back from is refused until it is forced, or another candidate is promoted."""
     now = gate.registry.rollback(why="bad at noon")
     assert (now.version, now.move.action, now.move.replaced) == ("1", "rolled back", "2")
@@ -206,7 +206,7 @@ def test_rollback_is_a_veto_for_a_while(gate):
 
 
 def test_later_version_is_restored(gate):
-    """A move to a version that was rolled back from is `restored`, and lifts the veto."""
+    """A move to a version that was rolled back from is `restored`, and unblocks the model."""
     gate.registry.rollback()
     assert gate.registry.rollback(to="2", why="it was right after all").move.action == "restored"
     assert blocking_rollback(gate.registry.production().evaluated.source, gate.registry.history()) is None
@@ -233,7 +233,7 @@ def test_move_by_hand_is_recorded(gate):
 
 
 def test_record_survives_deletions_and_strangers(gate):
-    """Record and vetoes outlive runs and versions; tags of strangers are ignored."""
+    """Record and rollbacks outlive runs and versions; tags of strangers are ignored."""
     smaller = train(0.1)
     gate.promote(smaller)
     gate.registry.client.delete_run(gate.runs[1])
