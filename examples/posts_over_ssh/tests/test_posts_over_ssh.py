@@ -78,7 +78,7 @@ def test_better_model_is_promoted_and_the_same_again_stays(typed):
         alice.types("dvc repro --force -s promote")
         again = json.loads(alice.laptop.path(f"{HOME}/results/decision.json").read_text())
     assert (again["promoted"], again["production"]["version"]) == (True, "2")
-    assert "it is in production already" in again["note"]
+    assert again["reason"].startswith("already in production")
     assert len(json.loads(alice.types("mlflow-gate history posts_over_ssh --json"))) == 2
 
 
