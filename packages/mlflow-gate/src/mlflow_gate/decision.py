@@ -179,9 +179,8 @@ def _own_findings(candidate: Evaluation, scores: Scores, rules: Rules) -> Iterat
     figures = {**scores.metrics, **{f"block {name}": error for name, error in scores.blocks.items()}}
     numbers, wrong = "all are numbers", [name for name, value in figures.items() if not math.isfinite(value)]
     step = "look at what the model predicts for the held-out rows: NaN or infinity is among it" if wrong else ""
-    yield Finding(
-        "metrics", f"not numbers: {', '.join(wrong)[:200]}" if wrong else numbers, numbers, not wrong, "", step
-    )
+    found = f"not numbers: {', '.join(wrong)[:200]}" if wrong else numbers
+    yield Finding("metrics", found, numbers, not wrong, "", step)
     yield from judge(rules, scores)
     new, step = "not in the model's training rows", ""
     if not candidate.is_declared:

@@ -87,14 +87,16 @@ class Gate:
             expected = 'force=True, why="..." (--force --why "...")'
             raise ConfigError("A forced promotion needs a reason.", expected=expected)
         experiment = os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV") or None
-        candidate, registry, refitted = self._find(run_id, model_uri, "candidate"), self.registry, None
+        candidate, registry = self._find(run_id, model_uri, "candidate"), self.registry
+        refitted, on_refit = None, None
         decision, champion, read = self._judge(candidate)
         final = self._finish(decision, champion, None, forced=force)
         if dry_run or experiment or not final.promoted or _is_live(candidate, champion):
             return replace(final, experiment=experiment)
         if self._refit and not registry.version_of(candidate.source, recorded=True):
             refitted = self._fit_again(candidate, self._refit)
-            final = self._finish(decision, champion, refitted, forced=force)
+            on_refit = self._evaluation(refitted, None, *self._rows()) if refitted else None
+            final = self._finish(decision, champion, on_refit, forced=force)
             if not final.promoted:
                 return final
         with contextlib.suppress(Exception):  # it exists already; if not, the next step says so
@@ -102,7 +104,7 @@ class Gate:
         with turn(registry.client, registry.name) as keep:
             if not registry.record().is_as(read):  # another process was faster
                 decision, champion, _ = self._judge(candidate)
-                final = self._finish(decision, champion, refitted, forced=force)
+                final = self._finish(decision, champion, on_refit, forced=force)
                 if not final.promoted or _is_live(candidate, champion):
                     return final
             return replace(final, production=_fields(self._move(final, candidate, refitted, why, keep)))
@@ -139,9 +141,8 @@ class Gate:
             if rollback := record.blocking_rollback(candidate.source, read.moves):
                 value = f"version {rollback.replaced} was, on {rollback.when} by {rollback.who}: {rollback.why}"
                 step = "send another candidate, or overrule the rollback with --force --why"
-                decision = refuse(
-                    decision, Finding(BLOCKED, value, "not rolled back from", passed=False, next_step=step)
-                )
+                finding = Finding(BLOCKED, value, "not rolled back from", passed=False, next_step=step)
+                decision = refuse(decision, finding)
         return replace(decision, run_id=candidate.run_id, model_uri=candidate.source), champion, read
 
     def _fit_again(self, candidate: EvaluatedModel, refit: Callable[[Any, str], Any]) -> EvaluatedModel | None:
@@ -153,11 +154,11 @@ class Gate:
         return None if made is None else self._find(made[0], made[1], "refit")
 
     def _finish(
-        self, decision: Decision, champion: Production | None, refitted: EvaluatedModel | None, *, forced: bool
+        self, decision: Decision, champion: Production | None, on_refit: Evaluation | None, *, forced: bool
     ) -> Decision:
         """Return the decision with what the refit and a person who forces it make of it."""
-        if refitted:
-            decision = check_refit(decision, self._evaluation(refitted, None, *self._rows()), self._rules())
+        if on_refit:
+            decision = check_refit(decision, on_refit, self._rules())
         live = champion if champion and champion.has_alias else None
         return replace(force(decision) if forced else decision, production=_fields(live))
 
