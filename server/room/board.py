@@ -18,7 +18,7 @@ from urllib.parse import quote, urlparse
 
 import psutil
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
-from people import INSTRUCTOR, PERSON, Trouble, run
+from people import INSTRUCTOR, MAX_BODY_BYTES, PERSON, Trouble, run
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from tornado.escape import xhtml_escape
 from tornado.httpclient import AsyncHTTPClient
@@ -33,8 +33,10 @@ DISK_SECONDS = 300
 DEADLINE = 120
 CHECKS = asyncio.Semaphore(3)  # at once: who makes a check hang keeps one of them for its deadline
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
-HOMES, RESERVE = Path("/home"), Path("/home/.workshop-room-reserve")
-LOW_BYTES = 300_000_000
+FOLDERS = map(Path, ("/var/lib/workshop-room", "/home"))
+DISKS = [*{folder.stat().st_dev: folder for folder in FOLDERS}.values()]  # often one
+RESERVE = ".workshop-room-reserve"
+LOW_BYTES, LOW_FILES = 300_000_000, 5_000  # that log-ins need
 # Prints a notebook's sources, and its outputs as far as they are text.
 NOTEBOOK = (
     "jupyter",
@@ -73,14 +75,27 @@ class Person:
     rested: float = 0  # when the person did something last, before the servers of chapter 4 were ended
     measured: float = 0
     disk_MB: int | None = 0  # None if there are too many files to count
+    files: int = 0
+    before: float = float("inf")  # what was taken when there was space
+    greedy: float = 0  # when the person had taken most of what was then missing
     memory_MB: int = 0
     task: asyncio.Task[None] | None = None
 
     @property
     def server(self) -> dict[str, Any] | None:
-        """What the hub knows of the person's JupyterLab, while it runs."""
+        """What the hub knows of the person's JupyterLab, while it runs; a start that failed has no time."""
         server = self.user["servers"].get("")
-        return server if server and server["ready"] else None
+        return server if server and server["ready"] and server["started"] else None
+
+    @property
+    def taken(self) -> float:
+        """How much of the disk the person has, in what log-ins need."""
+        return float("inf") if self.disk_MB is None else self.disk_MB * 1e6 / LOW_BYTES + self.files / LOW_FILES
+
+    @property
+    def growth(self) -> float:
+        """How much the person has taken since there was space."""
+        return max(0, self.taken - self.before)  # 0 for what is no number
 
     @property
     def next(self) -> Step:
@@ -116,13 +131,14 @@ class Person:
 
     async def measure(self) -> None:
         """Add up the person's files, as root: a folder can be closed to its owner."""
-        self.measured, account = time.time(), pwd.getpwnam(self.name)
+        account = pwd.getpwnam(self.name)
         folders = [account.pw_dir, f"/var/lib/workshop-room/temporary/{account.pw_uid}"]
         try:
-            out = await run("sh", "-c", 'nice du -sxmc "$@" 2>/dev/null | tail -n 1', "sh", *folders)
-            self.disk_MB = int(out.split()[0])
+            script = 'for unit in -m --inodes; do nice du -sxc $unit "$@" 2>/dev/null | tail -n 1; done'
+            self.disk_MB, self.files = map(int, (await run("sh", "-c", script, "sh", *folders)).split()[::2])
         except Trouble:
             self.disk_MB = None
+        self.measured = time.time()
 
     async def follow(self) -> None:
         """Look at the person again and again."""
@@ -173,27 +189,53 @@ def measure_memory() -> None:
             person.memory_MB = bytes_of[pwd.getpwnam(person.name).pw_uid] // 2**20
 
 
-def keep_reserve() -> None:
-    """Free the reserve when the disk is nearly full; make it again when there is room for three of it."""
-    usage = shutil.disk_usage(HOMES)
-    size = min(10**9, usage.total // 50)
-    if usage.free < LOW_BYTES:
-        RESERVE.unlink(missing_ok=True)
-    elif usage.free > LOW_BYTES + 3 * size and not RESERVE.exists():
-        with RESERVE.open("xb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+def is_short(disk: Path) -> bool:
+    """Return whether a disk has less than log-ins need."""
+    usage = os.statvfs(disk)
+    return usage.f_bavail * usage.f_frsize < LOW_BYTES or usage.f_favail < min(LOW_FILES, usage.f_files)
+
+
+def keep_reserves() -> None:
+    """Take bytes and files where there are three times as many: what an instructor can give when there are none."""
+    for disk in DISKS:
+        usage, reserve = os.statvfs(disk), disk / RESERVE
+        size, count = min(10**9, usage.f_blocks * usage.f_frsize // 50), min(20_000, usage.f_files // 50)
+        is_space = usage.f_bavail * usage.f_frsize > LOW_BYTES + 3 * size and usage.f_favail >= 3 * count
+        if is_space and not reserve.exists():
+            reserve.mkdir()
+            with (reserve / "space").open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+            for number in range(count):
+                (reserve / str(number)).touch()
+
+
+async def guard_disks() -> None:
+    """Name who has taken most since there was space, and end all that this person runs the second time in a minute."""
+    await asyncio.to_thread(keep_reserves)
+    if not any(map(is_short, DISKS)):
+        for person in filter(lambda person: person.measured, people.values()):
+            person.before = person.taken
+    elif people:
+        await asyncio.gather(*(person.measure() for person in people.values()))
+        person = max(people.values(), key=lambda person: person.growth)
+        if person.growth >= 1:
+            if person.greedy > time.time() - 60:
+                person.before = person.taken  # who comes back to delete files is not ended again
+                await run(PERSON, "leave", person.name)
+            person.greedy = time.time()
 
 
 async def watch() -> None:
     """Ask the hub who is there, and look at memory and disk, again and again."""
     while True:
         with suppress(OSError, HubError):  # while the hub starts again
-            await asyncio.to_thread(keep_reserve)
             for user in await ask_hub("users?limit=200"):
                 if user["name"] != INSTRUCTOR:
                     person = people.setdefault(user["name"], Person(user["name"]))
                     person.user = user
                     person.task = person.task or asyncio.create_task(person.follow())
+        with suppress(OSError, Trouble):
+            await guard_disks()
         await asyncio.sleep(10)
 
 
@@ -210,18 +252,23 @@ class Board(HubOAuthenticated, RequestHandler):
     async def get(self) -> None:
         """Answer with the table; where the disk is nearly full, those who use most of it come first."""
         await asyncio.to_thread(measure_memory)
-        usage, rows = shutil.disk_usage(HOMES), [people[name] for name in sorted(people)]
-        is_short = usage.free < usage.total / 20
-        if is_short:
-            rows.sort(key=lambda person: -1e9 if person.disk_MB is None else -person.disk_MB)
-        self.render("board.html", rows=rows, now=time.time(), seconds=seconds, usage=usage, is_short=is_short)
+        usage, rows = shutil.disk_usage(DISKS[-1]), [people[name] for name in sorted(people)]
+        short = usage.free < usage.total / 20 or any(map(is_short, DISKS))
+        if short:
+            rows.sort(key=lambda person: -person.taken)
+        has_reserve = any((disk / RESERVE).exists() for disk in DISKS)
+        values = {"rows": rows, "now": time.time(), "seconds": seconds, "usage": usage}
+        self.render("board.html", is_short=short, has_reserve=has_reserve, **values)
 
     @authenticated
     async def post(self) -> None:
-        """End a person's server."""
-        if (name := self.get_body_argument("name")) not in people:
+        """End a person's server, or give the reserve."""
+        if self.get_body_argument("reserve", ""):
+            await run("rm", "-rf", *(str(disk / RESERVE) for disk in DISKS))
+        elif (name := self.get_body_argument("name")) not in people:
             raise HTTPError(404)
-        await ask_hub(f"users/{name}/server", "DELETE")
+        else:
+            await ask_hub(f"users/{name}/server", "DELETE")
         self.redirect(PREFIX)
 
 
@@ -255,7 +302,8 @@ async def main() -> None:
         routes, cookie_secret=os.urandom(32), xsrf_cookies=True, template_path=str(Path(__file__).parent)
     )
     address = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
-    HTTPServer(application).listen(address.port, address.hostname)
+    server = HTTPServer(application, max_body_size=MAX_BODY_BYTES, body_timeout=10, idle_connection_timeout=60)
+    server.listen(address.port, address.hostname)
     await watch()
 
 

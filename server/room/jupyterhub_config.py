@@ -2,15 +2,19 @@
 
 import asyncio
 import grp
+import ipaddress
 import json
 import pwd
+import subprocess
 import sys
+import time
 from pathlib import Path
 from secrets import compare_digest
 from typing import ClassVar
 
+import tornado.httpserver
 from jupyterhub.auth import PAMAuthenticator
-from jupyterhub.handlers import BaseHandler
+from jupyterhub.handlers import BaseHandler, LoginHandler
 from jupyterhub.spawner import LocalProcessSpawner
 from tornado.web import HTTPError, authenticated
 
@@ -21,6 +25,9 @@ import people  # noqa: E402
 HUB, LAB_PORT = "10.77.0.2", 8888  # on the bridge of `room.sh`, in the hub's network and in a person's
 WITH_HUB = ("setpriv", "--pdeathsig", "KILL")  # ends with the hub, which then starts another one
 WRONG_PASSWORD_SECONDS = 3
+MAX_WRONG, MAX_WRONG_OF_ADDRESS = 30, 6  # of a name within a minute
+# Reads what a person's programs print until they end, and keeps the first megabyte.
+LOG = ("sh", "-c", 'mkdir -p "${1%/*}"; head --bytes=1M >"$1"; exec cat >/dev/null', "sh")
 BIN = Path(sys.executable).parent
 INSTALLATION = HERE.parents[1]
 # The program that nbgitpuller's links call, with what is fixed here.
@@ -35,9 +42,8 @@ class PersonSpawner(LocalProcessSpawner):
 
     async def start(self) -> tuple[str, int]:
         """Prepare account, network and clone, then start JupyterLab there."""
-        self.ip = (await people.run(people.PERSON, "enter", self.user.name, seconds=280)).decode().strip()
-        self.port = LAB_PORT
-        self.popen_kwargs = {"cwd": "/"}
+        address = await people.run(people.PERSON, "enter", self.user.name, seconds=280)
+        self.ip, self.port = str(ipaddress.IPv4Address(address.decode().strip())), LAB_PORT
         home = pwd.getpwnam(self.user.name).pw_dir
         self.environment = {
             "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin",
@@ -50,7 +56,10 @@ class PersonSpawner(LocalProcessSpawner):
         servers = "timeout 90 sh -c 'until [ -e START.md ]; do sleep 1; done'; workshop up ftp mlflow"
         lab = f'{sys.executable} -I {BIN}/jupyterhub-singleuser "$@"'
         self.cmd = [people.PERSON, "run", self.user.name, "sh", "-c", f"{{ {servers}; }} & exec {lab}", "sh"]
-        return await super().start()
+        log = [*LOG, str(STATE / "people" / f"{self.user.name}.log")]
+        with subprocess.Popen(log, stdin=subprocess.PIPE, start_new_session=True).stdin as pipe:
+            self.popen_kwargs = {"cwd": "/", "stdout": pipe, "stderr": pipe}
+            return await super().start()
 
     def make_preexec_fn(self, name: str) -> None:
         """Stay root until `person.sh` becomes the person."""
@@ -90,26 +99,39 @@ class Update(BaseHandler):
             words = f"Not updated: {trouble}"
         finally:
             self.updating.remove(name)
+            if not self.current_user.active:  # her git may have started programs, which no JupyterLab ends
+                await people.run(people.PERSON, "leave", name)
         self.finish(await self.render_template("update.html", words=words))
 
 
 class RoomAuthenticator(PAMAuthenticator):
-    """Asks for names of the room alone, and delays wrong passwords without a thread, for which others would wait."""
+    """Asks for names of the room alone, and counts and delays wrong passwords, without a thread that others wait for."""
+
+    tried: ClassVar[list[tuple[object, float]]] = []  # what was tried within a minute: a name, or address and name
 
     async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
         """Return the name if the password is PAM's, or in an open room the room's; the instructor has another one."""
-        name = self.normalize_username(data["username"])
-        is_right = False
-        if self.validate_username(name) and self.check_allowed(name):
+        name, now, is_right = self.normalize_username(data["username"]), time.monotonic(), False
+        # The page alone takes passwords: the API would take them for tokens.
+        if isinstance(handler, LoginHandler) and self.validate_username(name) and self.check_allowed(name):
+            limits = {name: MAX_WRONG, (handler.request.remote_ip, name): MAX_WRONG_OF_ADDRESS}
+            self.tried[:] = [each for each in self.tried if each[1] > now - 60]
+            if any(sum(key == each for each, _ in self.tried) >= limit for key, limit in limits.items()):
+                raise HTTPError(429, f"Too many wrong passwords for {name}. Next: wait a minute.")
+            self.tried.extend((key, now) for key in limits)  # before the answer, for many may be tried at once
             if room["open"]:
                 right = secret("instructor.password" if name == people.INSTRUCTOR else "room.password")
                 is_right = compare_digest(data["password"].encode(), right.encode())
             else:
                 is_right = await super().authenticate(handler, data | {"username": name}) is not None
         if is_right:
+            self.tried[:] = [each for each in self.tried if each not in [(key, now) for key in limits]]
             return name
         await asyncio.sleep(WRONG_PASSWORD_SECONDS)
         return None
+
+    def delete_user(self, _user) -> None:
+        """Keep the name among those of the room: `room.sh password` ends sessions by deleting what the hub knows."""
 
     def system_user_exists(self, _user) -> bool:
         """Say that there is an account: `person.sh` makes those of an open room."""
@@ -129,6 +151,16 @@ def secret(name: str) -> str:
     return (SETTINGS / name).read_text().strip()
 
 
+class LimitedServer(tornado.httpserver.HTTPServer):
+    """Takes what the hub's pages send. People reach it past nginx, which has limits as well."""
+
+    def initialize(self, *words, **options) -> None:
+        """Set limits that JupyterHub has no settings for."""
+        limits = {"max_body_size": people.MAX_BODY_BYTES, "body_timeout": 10, "idle_connection_timeout": 60}
+        super().initialize(*words, **options, **limits)
+
+
+tornado.httpserver.HTTPServer = LimitedServer
 c = get_config()  # noqa: F821 - JupyterHub gives it
 c.JupyterHub.hub_ip = HUB
 c.JupyterHub.bind_url = "http://127.0.0.1:8000"  # nobody's: the proxy has a socket
@@ -174,8 +206,10 @@ c.JupyterHub.load_roles = [
         "services": ["board", "idle"],
         "scopes": ["list:users", "read:users:activity", "read:servers", "delete:servers"],
     },
+    {"name": "room.sh", "services": ["room-script"], "scopes": ["delete:users"]},
 ]
 c.JupyterHub.services = [
+    {"name": "room-script", "api_token": secret("proxy.token")},  # ends the sessions of whose password changes
     {
         "name": "board",
         "url": "http://127.0.0.1:8082",

@@ -10,6 +10,7 @@ from pathlib import Path
 from tornado.web import HTTPError
 
 INSTRUCTOR = "instructor"
+MAX_BODY_BYTES = 2**16  # a form
 PERSON = str(Path(__file__).with_name("person.sh"))
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -4,6 +4,7 @@
 #   person.sh run NAME ...    become the person, in that network and within the limits, and run a command
 #   person.sh leave NAME      end every process of the person, wherever it runs
 set -eu
+umask 077 # who can open a lock can hold it
 here=$(dirname "$0")
 # shellcheck source=server/room/settings.sh
 . "$here/settings.sh"
@@ -77,7 +78,7 @@ connect() {
 # Runs as the person, with a configuration of git that is not the person's. Each step may have been interrupted.
 # shellcheck disable=SC2016
 CLONE='
-  cd; umask 077
+  cd
   export GIT_CONFIG_GLOBAL=/dev/null GIT_TEMPLATE_DIR= GIT_TERMINAL_PROMPT=0 GIT_COMMITTER_EMAIL="$USER@localhost" # else DNS is asked
   if ! git --git-dir=workshop/.git cat-file -e "HEAD^{tree}" 2>/dev/null; then
     rm -rf workshop.new
@@ -103,7 +104,8 @@ case $command in
     exec 8>&-
     install --directory --mode 700 --owner "$name" --group "$name" "$home"
     limit_disk "$name"
-    "$0" run "$name" timeout --kill-after 5 150 sh -ec "$CLONE" 9>&- </dev/null ||
+    # Other programs of hers can write where these can, but not into the address.
+    "$0" run "$name" timeout --kill-after 5 150 sh -ec "$CLONE" 9>&- </dev/null >&2 ||
       fail "The folder of $name could not be made ready (the words above say why)." "make room on the disk, or tell the instructor"
     echo "$address"
     ;;

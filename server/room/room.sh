@@ -1,7 +1,7 @@
 #!/bin/sh
 # Start or stop the room, as root. Open JupyterLabs continue over a restart.
 #   room.sh start | restart | stop
-#   room.sh password NAME     a new password for NAME, in /etc/workshop-room/passwords.txt
+#   room.sh password NAME     a new password for NAME, in /etc/workshop-room/passwords.txt; ends her server and sessions
 set -eu
 here=/opt/workshop/server/room
 # shellcheck source=server/room/settings.sh
@@ -33,7 +33,7 @@ network() {
   [ -e $resolvers ] || resolvers=/etc/resolv.conf
   names=$(sed -n 's/^nameserver *\([0-9][0-9.]*\)$/\1/p' $resolvers | paste --serial --delimiters ,)
   reach=$(setting reach) # 10.77.0.1 is nobody: a set needs an element
-  nft --define "PEOPLE=$FIRST_UID-$LAST_UID" --define "RESOLVERS={ ${names:-10.77.0.1} }" \
+  nft --define "PORT=$(setting port)" --define "PEOPLE=$FIRST_UID-$LAST_UID" --define "RESOLVERS={ ${names:-10.77.0.1} }" \
     --define "REACH={ ${reach:-10.77.0.1} }" --file "$here/people.nft"
 }
 
@@ -91,6 +91,10 @@ case ${1:-} in
     touch "$SETTINGS/passwords.txt"
     { grep -v "^$2 " "$SETTINGS/passwords.txt" || true; echo "$2 $word"; } >"$SETTINGS/passwords.new"
     mv "$SETTINGS/passwords.new" "$SETTINGS/passwords.txt"
+    "$here/person.sh" leave "$2"
+    ! is_up || printf 'Authorization: token %s' "$(cat "$SETTINGS/proxy.token")" | in_hub curl --silent --header @- --request DELETE \
+      --max-time 60 --output /dev/null --write-out '%{http_code}' "http://10.77.0.2:8081/hub/api/users/$2" | grep -q '204\|404' ||
+      fail "The sessions of $2 go on" "type it again"
     echo "The new password of $2 is in $SETTINGS/passwords.txt"
     ;;
   *) fail "room.sh ${1:-}" "room.sh start | restart | stop | password NAME" ;;

@@ -14,9 +14,11 @@ make_account() {
     --key UID_MAX=$LAST_UID --key SUB_UID_COUNT=0 --key SUB_GID_COUNT=0 "$1"
 }
 
+# A file for each 16 KiB, as a file system of ext4 has them.
 limit_disk() {
   size=$(setting disk) place=$(findmnt -no TARGET -T /home)
   if quotaon -pu "$place" 2>/dev/null | grep -q "is on"; then # without --disk a quota of before ends
-    setquota -u "$1" 0 "$(($(numfmt --from=iec "${size:-0}") / 1024))" 0 0 "$place"
+    size=$(($(numfmt --from=iec "${size:-0}") / 1024))
+    setquota -u "$1" 0 "$size" 0 $((size / 16)) "$place"
   fi
 }

@@ -41,7 +41,8 @@ wrong=$(grep -vxE '[a-z][a-z0-9_-]{0,30}' <<<"${names:-a}" || true)
 [[ $processes =~ ^[0-9]+$ ]] || fail "--processes $processes" "a number, such as 1000"
 [[ $disk =~ ^([0-9]+[GM])?$ ]] || fail "--disk $disk" "a number with G or M, such as 5G"
 [[ $port =~ ^[0-9]{1,5}$ ]] && [ "$port" -gt 0 ] && [ "$port" -le 65535 ] || fail "--port $port" "a number up to 65535"
-[[ $host =~ ^[A-Za-z0-9.-]+$ ]] || fail "--host $host" "a name or an address, without a port"
+host=${host,,} address=$host && [ "$port" = 443 ] || address=$host:$port
+[[ $host =~ ^[a-z0-9.-]+$ ]] && [[ -z $subdomains || $host =~ [a-z]$ ]] || fail "--host $host" "a name, or without --subdomains an address; no port"
 for file in password_file certificate key; do # relative to here
   [ -z "${!file}" ] || printf -v $file %s "$(realpath "${!file}")"
 done
@@ -113,7 +114,8 @@ elif [ ! -s room.pem ]; then
   openssl req -x509 -newkey rsa:2048 -noenc -days 365 -subj "/CN=$host" -addext "subjectAltName=DNS:$host,DNS:*.$host" \
     -keyout room.key -out room.pem 2>/dev/null || fail "no certificate for $host" "--certificate FILE --key FILE"
 fi
-{ echo "listen $port ssl;" && { [ ! -e /proc/net/if_inet6 ] || echo "listen [::]:$port ssl;"; }; } >listen.conf
+{ echo "listen $port ssl;" && { [ ! -e /proc/net/if_inet6 ] || echo "listen [::]:$port ssl;"; }; echo "set \$room $address;"; } >listen.conf
+if [ -n "$subdomains" ]; then echo "default unknown; $host room; *.$host person;"; else echo "default any;"; fi >names.conf
 python3 -Ic 'import json, sys; port, host, memory, processes, disk, reach, people, *flags = sys.argv[1:]; print(json.dumps({
   "port": int(port), "host": host, "memory": memory, "processes": int(processes), "disk": disk, "reach": reach,
   "people": people.split(), "open": bool(flags[0]), "subdomains": bool(flags[1])}))' \
@@ -140,13 +142,12 @@ others=$(getent passwd | awk -F: -v first=$FIRST_UID -v last=$LAST_UID '$3 >= fi
 for name in $others; do
   [ -n "$open" ] || /opt/workshop/server/room/person.sh leave "$name"
 done
-[ "$port" = 443 ] || host=$host:$port
 if [ -n "$people" ]; then
-  echo "The room:       https://$host, names and passwords in $SETTINGS/passwords.txt"
-  echo "The instructor: https://$host/services/board, the name instructor, the password in $SETTINGS/passwords.txt"
+  echo "The room:       https://$address, names and passwords in $SETTINGS/passwords.txt"
+  echo "The instructor: https://$address/services/board, the name instructor, the password in $SETTINGS/passwords.txt"
   [ -z "$others" ] || echo "No longer in the list: ${others//$'\n'/, }. They cannot log in; their files stay in /home."
 else
-  echo "The room:       https://$host, any name, the password in $SETTINGS/room.password"
-  echo "The instructor: https://$host/services/board, the name instructor, the password in $SETTINGS/instructor.password"
+  echo "The room:       https://$address, any name, the password in $SETTINGS/room.password"
+  echo "The instructor: https://$address/services/board, the name instructor, the password in $SETTINGS/instructor.password"
   [ -z "$others" ] || echo "Who knows the room's password can log in as any of ${others//$'\n'/, }, too."
 fi
