@@ -105,7 +105,7 @@ class Update(BaseHandler):
 
 
 class RoomAuthenticator(PAMAuthenticator):
-    """Asks for names of the room alone, and counts and delays wrong passwords, without a thread that others wait for."""
+    """Asks for names of the room alone; counts wrong passwords, and delays them without a thread others wait for."""
 
     tried: ClassVar[list[tuple[object, float]]] = []  # what was tried within a minute: a name, or address and name
 
