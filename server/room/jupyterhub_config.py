@@ -1,6 +1,7 @@
 """JupyterHub's configuration for a room: who may log in, and how a person's JupyterLab starts."""
 
 import asyncio
+import functools
 import grp
 import ipaddress
 import json
@@ -151,16 +152,9 @@ def secret(name: str) -> str:
     return (SETTINGS / name).read_text().strip()
 
 
-class LimitedServer(tornado.httpserver.HTTPServer):
-    """Takes what the hub's pages send. People reach it past nginx, which has limits as well."""
-
-    def initialize(self, *words, **options) -> None:
-        """Set limits that JupyterHub has no settings for."""
-        limits = {"max_body_size": people.MAX_BODY_BYTES, "body_timeout": 10, "idle_connection_timeout": 60}
-        super().initialize(*words, **options, **limits)
-
-
-tornado.httpserver.HTTPServer = LimitedServer
+# JupyterHub has no settings for the limits of its pages, which people reach past nginx, too.
+limits = {"max_body_size": people.MAX_BODY_BYTES, "body_timeout": 10, "idle_connection_timeout": 60}
+tornado.httpserver.HTTPServer = functools.partial(tornado.httpserver.HTTPServer, **limits)
 c = get_config()  # noqa: F821 - JupyterHub gives it
 c.JupyterHub.hub_ip = HUB
 c.JupyterHub.bind_url = "http://127.0.0.1:8000"  # nobody's: the proxy has a socket
