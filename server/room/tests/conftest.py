@@ -14,11 +14,12 @@ from workplace import ROOT, pytest_runtest_setup  # noqa: F401 - a hook
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory) -> Iterator[Room]:
-    """Type the set-up on a new machine; two folders that may be full have disks of their own."""
+    """Type the set-up on a new machine, with one disk for /home and the room's state, which may be full."""
     folder = tmp_path_factory.mktemp("room")
     with machine("room", folder / "root") as server, machine("laptop", folder / "laptop") as laptop:
         connect(server, [laptop])
         server.run("mount -t tmpfs -o size=3g,mode=755 tmpfs /home; mount -t tmpfs -o mode=755 tmpfs /run")
+        server.run("mkdir -p /home/.state /var/lib/workshop-room; mount --bind /home/.state /var/lib/workshop-room")
         server.path("/root/names.txt").write_text("\n".join(PEOPLE))
         # The packages come through this machine's own network, which the new one is not connected to.
         online = ["nsenter", f"--target={server.pid}", "--mount", "--pid", "--root", "env", "--chdir=/", "bash", "-ec"]

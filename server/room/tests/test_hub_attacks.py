@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +16,7 @@ from workplace import wait_for
 
 pytestmark = pytest.mark.privileged
 BOARD = f"{ADDRESS}/services/board/"
+DATABASE = "/run/workshop-room/jupyterhub.sqlite"
 # What a page of the same origin can do with the cookies of whoever opens it: read the token against forged requests.
 CALL_API = """async ([method, path]) => {
   const token = document.cookie.match(/_xsrf=([^;]+)/)[1]
@@ -126,31 +129,117 @@ def test_update_is_one_and_needs_a_button(room):
     assert room.types("dirac", "ls -A ~/.config/git 2>/dev/null").stdout == ""
 
 
-def test_wrong_passwords_wait_and_pam_is_asked_for_names_of_the_room(room):
-    """Wrong passwords take three seconds, in which others log in; the page never asks the machine for root's."""
-    curl, page = "curl --silent --insecure --output /dev/null", f"{ADDRESS}/hub/login"
-    script = f"""
-        cd $(mktemp -d)
-        {curl} --cookie-jar jar {page}
-        post() {{
-            {curl} --cookie jar --data-urlencode "_xsrf=$(awk '/_xsrf/ {{print $7}}' jar)" \\
-                --data username=$1 --data password=$2 --write-out '%{{http_code}} %{{time_total}}\\n' {page}
-        }}
-        for name in root root root ada ada ada ada ada ada ada; do post $name wrong & done
-        sleep 0.5
-        post boole {room.passwords["boole"]}
-        wait"""
-    answers = [line.split() for line in room.laptop.run(script).splitlines()]
-    assert (answers[0][0], len(answers)) == ("302", 11)
-    assert float(answers[0][1]) < 3
-    assert all(code == "403" and float(seconds) >= 3 for code, seconds in answers[1:])
+def test_wrong_passwords_are_counted_by_name_and_address(room):
+    """Six in a minute from an address and thirty in all, in three seconds each; others log in meanwhile from there."""
+    room.laptop.run("for n in $(seq 10 16); do ip address replace 10.98.1.$n/24 dev eth0; done")
+    others, source = [name for name in room.passwords if name not in ("ada", "euler")] * 3, "10.98.1.10"
+    with ThreadPoolExecutor(80) as pool:
+        guesses = [pool.submit(room.log_in, "ada", "wrong", source=source) for _ in range(40)]
+        names = [pool.submit(room.log_in, "root", "wrong", source=source) for _ in range(3)]
+        spread = [pool.submit(room.log_in, "euler", "wrong", source=f"10.98.1.{10 + n % 7}") for n in range(35)]
+        assert {pool.submit(room.log_in, name, source=source).result().status_code for name in others} == {302}
+        assert all(each.result().status_code == 403 and each.result().elapsed.total_seconds() >= 3 for each in names)
+    for answers, count in ((guesses, 6), (spread, 30)):
+        assert Counter(each.result().status_code for each in answers) == {403: count, 429: len(answers) - count}
+    assert "Too many wrong passwords" in room.log_in("ada", source=source).text  # the right one, too
+    assert room.log_in("ada").status_code == 302
     log = room.server.run("grep 'PAM Authentication failed' /var/lib/workshop-room/hub.log")
     assert "'ada'" in log
     assert "'root'" not in log
+    restart_hub(room)  # which has counted
+
+
+def test_other_ways_to_the_log_in_are_closed(room):
+    """Paths that the proxy would read differently are refused, and the API of tokens knows no password."""
+    curl = "curl --insecure --silent --output /dev/null --write-out '%{http_code}' --path-as-is"
+    for path in (r"/hub\login", "/hub/../hub/login", "/hub/./login", "/user/%2e%2E/hub/login", "/hub/.."):
+        assert room.laptop.run(f"{curl} --request-target '{path}' --data username=ada {ADDRESS}") == "400", path
+    room.server.run(f"{SCRIPTS}/person.sh enter boole")
+    tokens = "http://10.77.0.2:8081/hub/api/users/ada/tokens"
+    words = [json.dumps({"auth": {"username": "ada", "password": word}}) for word in (room.passwords["ada"], "wrong")]
+    right, wrong = (room.types("boole", f"curl --silent --data '{each}' {tokens}").stdout for each in words)
+    assert right == wrong
+    assert json.loads(right)["status"] == 403
+
+
+def test_large_and_endless_bodies_are_refused(room):
+    """Neither nginx nor the hub takes more than a form, and both end a body of which a byte comes each second."""
+    hub = room.server.run(f"{SUPERVISOR} pid hub").strip()
+    peak = f"awk '/VmHWM/ {{print $2}}' /proc/{hub}/status"
+    before = room.server.run(f"echo 5 >/proc/{hub}/clear_refs; {peak}")
+    room.server.run(f"{SCRIPTS}/person.sh enter boole")
+    curl = "curl --insecure --silent --output /dev/null --write-out ' %{http_code} %{time_total}' --max-time 60 --request POST"
+    bodies = ("head -c 80M /dev/zero", "(while sleep 1; do printf x || exit; done)")
+    headers = ("Content-Length: 80000000", "Transfer-Encoding: chunked")
+    texts = [
+        f"{body} | {curl} --header '{header}' --upload-file - HUB/hub/login || true"
+        for body in bodies
+        for header in headers
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        page = [pool.submit(room.laptop.run, text.replace("HUB", ADDRESS)) for text in texts]
+        past = [
+            pool.submit(lambda text: room.types("boole", text).stdout, text.replace("HUB", "http://10.77.0.2:8081"))
+            for text in texts
+        ]
+    answers = [each.result().split() for each in page + past]
+    assert [code for code, _ in answers[:3]] == ["413"] * 3
+    assert not {code for code, _ in answers} - {"000", "400", "408", "413"}, answers  # 000: closed while it is sent
+    assert all(float(seconds) < 30 for _, seconds in answers), answers
+    assert int(room.server.run(peak)) - int(before) < 50_000
+
+
+def test_new_password_ends_server_and_sessions(room):
+    """After `room.sh password` nothing of the person runs, and an open page needs the new one, also after a log-in."""
+    room.open_lab("curie")
+    with room.page("curie", f"{ADDRESS}/hub/home") as page:
+        page.wait_for_url("**/hub/home")
+        room.server.run(f"{SCRIPTS}/room.sh password curie")
+        assert not room.server.run("pgrep --uid curie || true")
+        lines = room.server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
+        old, room.passwords["curie"] = room.passwords["curie"], dict(line.split() for line in lines)["curie"]
+        for _ in range(2):
+            for path in ("/hub/home", "/user/curie/lab"):
+                page.goto(ADDRESS + path)
+                assert "/hub/login" in page.url
+            assert room.log_in("curie").status_code == 302
+        assert room.log_in("curie", old).status_code == 403
+
+
+def test_update_leaves_no_program_of_hers(room):
+    """What git starts by her configuration during an update ends with it, if no JupyterLab of hers runs."""
+    restart_hub(room, f"{SCRIPTS}/person.sh leave dirac; {SCRIPTS}/person.sh enter dirac")
+    monitor = "#!/bin/sh\ntouch ~/began; setsid sleep 300 >/dev/null 2>&1 &"
+    room.types("dirac", "cat >~/monitor; chmod +x ~/monitor; git config core.fsmonitor ~/monitor", input=monitor)
+    assert "<pre>" in room.post("/hub/update", room.log_in("dirac").cookies).text
+    assert room.types("dirac", "ls ~/began").returncode == 0
+    assert not room.server.run("pgrep --uid dirac || true")
+    room.types("dirac", "rm ~/began ~/monitor; git config --unset core.fsmonitor")
+
+
+def test_output_and_headers_of_a_person_are_the_persons(room):
+    """What is printed by JupyterLab has a file of a megabyte, and no page of it may have a service worker for others."""
+    restart_hub(room, f"{SCRIPTS}/person.sh leave ada; {SCRIPTS}/person.sh enter ada")
+    plant = 'import os, sys\nif "up" in sys.orig_argv:\n    os.write(1, b"planted" * 2**19)'
+    room.types("ada", "cat >sitecustomize.py", input=plant)  # which `workshop up` imports beside JupyterLab
+    room.open_lab("ada")
+    header = 'self.send_response(200), self.send_header("Service-Worker-Allowed", "/"), self.send_header("X-Other", "1"), self.end_headers()'
+    serve = f'from http.server import *; H = type("H", (BaseHTTPRequestHandler,), {{"do_GET": lambda self: ({header})}}); HTTPServer(("", 9005), H).serve_forever()'
+    room.types("ada", f"python3 -c '{serve}' >/dev/null 2>&1 &")
+    with room.page("ada") as page:
+        page.wait_for_url("**/lab/**")
+        headers = page.goto(f"{ADDRESS}/user/ada/proxy/9005/").headers
+        assert headers["x-other"] == "1"
+        assert "service-worker-allowed" not in headers
+    log = room.server.path("/var/lib/workshop-room/people/ada.log")
+    wait_for(lambda: log.exists() and "planted" in log.read_text(), 60)
+    assert log.stat().st_size <= 2**20
+    room.types("ada", "rm sitecustomize.py")
+    assert "planted" not in room.server.path("/var/lib/workshop-room/hub.log").read_text()
 
 
 def test_trouble_of_one_person_is_one_row_of_the_board(room):
-    """A folder that is gone, a pipe for a notebook, no JSON and endless output: each row says so, one is checked."""
+    """A folder that is gone, a pipe for a notebook, no JSON, endless output, no time of a start: each row says so, one is checked."""
     people = ["ada", "boole", "curie", "dirac", "euler"]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(room.open_lab, people))
@@ -162,21 +251,39 @@ def test_trouble_of_one_person_is_one_row_of_the_board(room):
 
         wait_for(are_said, 2 * LAB_SECONDS)
         wait_for(lambda: "not checked" not in rows(page)["euler"], LAB_SECONDS)
+        sql = "UPDATE spawners SET started = {} WHERE user_id = (SELECT id FROM users WHERE name = 'ada')"
+        change = f'/opt/workshop/.venv/bin/python -c "import sqlite3; d = sqlite3.connect({str(DATABASE)!r}); d.execute(\\"{sql}\\"); d.commit()"'
+        room.server.run(change.format("NULL"))  # as after a start that failed
+        wait_for(lambda: "not logged in" in rows(page).get("ada", ""), 60)
+        assert "MB" in rows(page)["euler"]
+        room.server.run(change.format("last_activity"))
 
 
-def test_full_disk_stops_one_person_and_no_other(room):
-    """The reserve is given up, and others log in; who fills the disk is first on the board, and is ended there."""
-    room.open_lab("boole")
-    reserve = room.server.path("/home/.workshop-room-reserve")
-    with impatient_board(room):
-        room.types("boole", "dd if=/dev/zero of=$HOME/large bs=1M")
-        wait_for(lambda: not reserve.exists(), 60)
-        room.open_lab("euler")
-        room.types("boole", "dd if=/dev/zero of=$HOME/larger bs=1M")
-        with room.page("instructor") as page:  # who was not logged in
-            wait_for(lambda: next(iter(rows(page))) == "boole", 60)
-            page.locator("tr", has_text="boole").get_by_role("button").click()
-            wait_for(lambda: not room.server.run("pgrep --uid boole || true"), 60)
-        room.server.run("rm /home/boole/large /home/boole/larger")
-        wait_for(reserve.exists, 60)
-    room.open_lab("boole")
+@pytest.mark.parametrize(
+    "fill",
+    [
+        "n=0; while n=$((n + 1)); do dd if=/dev/zero of=fill/$n bs=1M count=100; done",
+        "n=0; while n=$((n + 1)); do touch $(seq --format=fill/$n.%.0f 1000); done",
+    ],
+)
+def test_full_disk_stops_one_person_and_no_other(room, fill):
+    """Who took bytes or files is named and ended; the reserve is kept until the instructor gives it to the others."""
+    reserve = room.server.path("/home/.workshop-room-reserve/space")
+    room.server.run(
+        f"mount -o remount,nr_inodes=$((40000 + $(stat -fc '%c - %d' /home))) /home; {SCRIPTS}/person.sh enter boole"
+    )
+    with room.page("instructor", BOARD) as page:  # who was not logged in
+        wait_for(lambda: reserve.exists() and "\t0 MB" not in rows(page)["boole"], 60)
+        page.wait_for_timeout(11_000)  # until space was seen
+        room.types("boole", f"mkdir ~/fill; cd; ({fill}) >/dev/null 2>&1 &")
+        wait_for(lambda: "grew most" in rows(page)["boole"], 60)
+        wait_for(lambda: not room.server.run("pgrep --uid boole || true"), 60)
+        assert next(iter(rows(page))) == "boole"
+        assert "Little space" in page.inner_text("body")
+        assert reserve.exists()
+        page.get_by_role("button", name="Give the reserve").click()
+        expect(page.get_by_role("button", name="Give the reserve")).to_have_count(0)
+        assert not reserve.exists()
+    room.open_lab("euler")
+    room.server.run("rm -r /home/boole/fill; mount -o remount,nr_inodes=9999999 /home")
+    wait_for(reserve.exists, 60)
