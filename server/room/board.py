@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import shutil
+import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -37,15 +38,9 @@ FOLDERS = map(Path, ("/var/lib/workshop-room", "/home"))
 DISKS = [*{folder.stat().st_dev: folder for folder in FOLDERS}.values()]  # often one
 RESERVE = ".workshop-room-reserve"
 LOW_BYTES, LOW_FILES = 300_000_000, 5_000  # that log-ins need
-# Prints a notebook's sources, and its outputs as far as they are text.
-NOTEBOOK = (
-    "jupyter",
-    "nbconvert",
-    "--stdout",
-    "--to=markdown",
-    "--log-level=ERROR",
-    "--NbConvertBase.display_data_priority=text/plain",
-)
+# Prints a notebook's sources, and its outputs as far as they are text. It runs nothing that the person configured.
+PRINT = f"JUPYTER_NO_CONFIG=1 exec {sys.executable} -I -m nbconvert --stdout --to=markdown --log-level=ERROR"
+NOTEBOOK = ("sh", "-c", f'{PRINT} --NbConvertBase.display_data_priority=text/plain "$1"', "sh")
 
 
 class Step(BaseModel):
