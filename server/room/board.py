@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import shutil
+import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -37,15 +38,9 @@ FOLDERS = map(Path, ("/var/lib/workshop-room", "/home"))
 DISKS = [*{folder.stat().st_dev: folder for folder in FOLDERS}.values()]  # often one
 RESERVE = ".workshop-room-reserve"
 LOW_BYTES, LOW_FILES = 300_000_000, 5_000  # that log-ins need
-# Prints a notebook's sources, and its outputs as far as they are text.
-NOTEBOOK = (
-    "jupyter",
-    "nbconvert",
-    "--stdout",
-    "--to=markdown",
-    "--log-level=ERROR",
-    "--NbConvertBase.display_data_priority=text/plain",
-)
+# Prints a notebook's sources, and its outputs as far as they are text. It runs nothing that the person configured.
+PRINT = f"JUPYTER_NO_CONFIG=1 exec {sys.executable} -I -m nbconvert --stdout --to=markdown --log-level=ERROR"
+NOTEBOOK = ("sh", "-c", f'{PRINT} --NbConvertBase.display_data_priority=text/plain "$1"', "sh")
 
 
 class Step(BaseModel):
@@ -131,11 +126,9 @@ class Person:
 
     async def measure(self) -> None:
         """Add up the person's files, as root: a folder can be closed to its owner."""
-        account = pwd.getpwnam(self.name)
-        folders = [account.pw_dir, f"/var/lib/workshop-room/temporary/{account.pw_uid}"]
         try:
-            script = 'for unit in -m --inodes; do nice du -sxc $unit "$@" 2>/dev/null | tail -n 1; done'
-            self.disk_MB, self.files = map(int, (await run("sh", "-c", script, "sh", *folders)).split()[::2])
+            size, self.files, deleted = map(int, (await run(PERSON, "size", self.name)).split())
+            self.disk_MB = size + deleted
         except Trouble:
             self.disk_MB = None
         self.measured = time.time()
@@ -216,10 +209,11 @@ async def guard_disks() -> None:
         for person in filter(lambda person: person.measured, people.values()):
             person.before = person.taken
     elif people:
+        begun = time.time()
         await asyncio.gather(*(person.measure() for person in people.values()))
         person = max(people.values(), key=lambda person: person.growth)
         if person.growth >= 1:
-            if person.greedy > time.time() - 60:
+            if person.greedy > begun - 60:
                 person.before = person.taken  # who comes back to delete files is not ended again
                 await run(PERSON, "leave", person.name)
             person.greedy = time.time()

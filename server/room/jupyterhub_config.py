@@ -28,7 +28,7 @@ WITH_HUB = ("setpriv", "--pdeathsig", "KILL")  # ends with the hub, which then s
 WRONG_PASSWORD_SECONDS = 3
 MAX_WRONG, MAX_WRONG_OF_ADDRESS = 30, 6  # of a name within a minute
 # Reads what a person's programs print until they end, and keeps the first megabyte.
-LOG = ("sh", "-c", 'mkdir -p "${1%/*}"; head --bytes=1M >"$1"; exec cat >/dev/null', "sh")
+LOG = ("sh", "-c", 'mkdir -p "${1%/*}"; stdbuf -o0 head --bytes=1M >"$1"; exec cat >/dev/null', "sh")
 BIN = Path(sys.executable).parent
 INSTALLATION = HERE.parents[1]
 # The program that nbgitpuller's links call, with what is fixed here.

@@ -2,6 +2,7 @@
 # A person's account, network and processes, as root. The hub types this.
 #   person.sh enter NAME      account, network, folders and clone, repaired where something is missing; prints the address
 #   person.sh run NAME ...    become the person, in that network and within the limits, and run a command
+#   person.sh size NAME       print megabytes, number, and megabytes of deleted ones, of the person's files
 #   person.sh leave NAME      end every process of the person, wherever it runs
 set -eu
 umask 077 # who can open a lock can hold it
@@ -114,6 +115,15 @@ case $command in
     shift 2
     run "$@"
     ;;
+  size)
+    for unit in -m --inodes; do nice du -sxc $unit "$home" "$temporary" 2>/dev/null | tail -n 1 | cut -f 1; done
+    # What is deleted and still open takes space that `du` does not see.
+    disks=$(stat --format %d /home "$STATE" | paste --serial --delimiters ' ')
+    # shellcheck disable=SC2046 # a word for each folder
+    find -L /dev/null $(pgrep --uid "$number" | sed 's|.*|/proc/&/fd /proc/&/map_files|') -maxdepth 1 -type f -links 0 \
+      -printf '%D %i %b\n' 2>/dev/null | sort -u |
+      awk -v disks=" $disks " 'index(disks, " " $1 " ") {blocks += $3} END {print int(blocks / 2048)}'
+    ;;
   leave)
     # By user, and not by namespace, cgroup or terminal, which a process can leave; all at once, for a process forks. The
     # sender has a number of its own, and the person's only as the effective one: the person's programs cannot signal it.
@@ -131,5 +141,5 @@ os.kill(-1, signal)' "$number" $signal $((LAST_UID + 1)) 2>/dev/null || true # n
     ! pgrep --uid "$number" >/dev/null || fail "Processes of $name cannot be ended." "ps -u $name"
     rm -rf "$temporary"
     ;;
-  *) fail "person.sh $command" "person.sh enter | run | leave NAME" ;;
+  *) fail "person.sh $command" "person.sh enter | run | size | leave NAME" ;;
 esac

@@ -67,6 +67,7 @@ done
 [ -z "$disk" ] || command -v setquota >/dev/null || packages+=(quota)
 python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
 if [ ${#packages[@]} -gt 0 ]; then
+  echo "Debian's packages: ${packages[*]}" >&2
   # Debian starts nginx with a page of its own as soon as it is installed.
   command -v nginx >/dev/null || [ ! -d /run/systemd/system ] || systemctl --quiet mask nginx
   { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
