@@ -111,16 +111,13 @@ def test_one_log_in_waits_for_no_other(attacked):
 
 def test_locks_and_addresses_are_not_what_people_make_of_them(attacked):
     """Nobody but root opens a lock, and a person's program that writes into the output of the log-in adds nothing to an address."""
-    evil = """import ctypes, os, subprocess, time
-time.sleep(1)
-pid = subprocess.check_output(["pgrep", "--newest", "--uid", str(os.getuid()), "--exact", "timeout"])
-pipe = ctypes.CDLL(None).syscall(438, os.pidfd_open(int(pid)), 1, 0)  # pidfd_getfd
-os.write(pipe, b"evil\\n")
-subprocess.run(["pkill", "git"])"""
-    attacked.types(
-        BOOLE,
-        f"mv .git/HEAD .git/kept; mkfifo .git/HEAD; echo '{evil}' >~/evil.py; python3 ~/evil.py >~/evil.log 2>&1 &",
-    )
+    # As it waits for the pipe, the program takes its output by pidfd_getfd, and then lets it continue.
+    evil = """import ctypes, os, subprocess
+while not (pid := subprocess.run("pgrep --uid $(id -u) --exact timeout", shell=True, capture_output=True).stdout):
+    pass
+os.write(ctypes.CDLL(None).syscall(438, os.pidfd_open(int(pid)), 1, 0), b"evil")"""
+    evil = f"echo '{evil}' >~/evil.py; (python3 ~/evil.py; sleep 1; pkill git) >~/evil.log 2>&1 &"
+    attacked.types(BOOLE, f"mv .git/HEAD .git/kept; mkfifo .git/HEAD; {evil}")
     locks = "/run/workshop-room/*.lock"
     enter = f"rm -f {locks}; umask 022; {SCRIPTS}/person.sh enter {BOOLE} 2>/dev/null; stat --format %a {locks}"
     address, *modes = attacked.server.run(enter).split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 from collections import Counter
@@ -169,13 +170,10 @@ def test_large_and_endless_bodies_are_refused(room):
     before = room.server.run(f"echo 5 >/proc/{hub}/clear_refs; {peak}")
     room.server.run(f"{SCRIPTS}/person.sh enter boole")
     curl = "curl --insecure --silent --output /dev/null --write-out ' %{http_code} %{time_total}' --max-time 60 --request POST"
-    bodies = ("head -c 80M /dev/zero", "(while sleep 1; do printf x || exit; done)")
-    headers = ("Content-Length: 80000000", "Transfer-Encoding: chunked")
-    texts = [
-        f"{body} | {curl} --header '{header}' --upload-file - HUB/hub/login || true"
-        for body in bodies
-        for header in headers
-    ]
+    large, endless = "head -c 80M /dev/zero", "(while sleep 1; do printf x || exit; done)"
+    chunks, sizes = "Transfer-Encoding: chunked", "Transfer-Encoding:' --header 'Content-Length: {}"
+    kinds = ((large, sizes.format(80 << 20)), (large, chunks), (endless, sizes.format(60_000)), (endless, chunks))
+    texts = [f"{body} | {curl} --header '{kind}' --upload-file - HUB/hub/login || true" for body, kind in kinds]
     with ThreadPoolExecutor(8) as pool:
         page = [pool.submit(room.laptop.run, text.replace("HUB", ADDRESS)) for text in texts]
         past = [
@@ -183,15 +181,16 @@ def test_large_and_endless_bodies_are_refused(room):
             for text in texts
         ]
     answers = [each.result().split() for each in page + past]
-    assert [code for code, _ in answers[:3]] == ["413"] * 3
-    assert not {code for code, _ in answers} - {"000", "400", "408", "413"}, answers  # 000: closed while it is sent
+    assert [code for code, _ in answers[:2]] == ["413"] * 2
+    assert not {code for code, _ in answers} - {"000", "400", "408", "413", "502"}, answers  # 000: closed while it is sent
     assert all(float(seconds) < 30 for _, seconds in answers), answers
     assert int(room.server.run(peak)) - int(before) < 50_000
 
 
 def test_new_password_ends_server_and_sessions(room):
     """After `room.sh password` nothing of the person runs, and an open page needs the new one, also after a log-in."""
-    room.open_lab("curie")
+    room.server.run(f"{SCRIPTS}/person.sh enter curie")
+    room.types("curie", "setsid sleep 300 >/dev/null 2>&1 &")
     with room.page("curie", f"{ADDRESS}/hub/home") as page:
         page.wait_for_url("**/hub/home")
         room.server.run(f"{SCRIPTS}/room.sh password curie")
@@ -228,8 +227,8 @@ def test_output_and_headers_of_a_person_are_the_persons(room):
     room.types("ada", f"python3 -c '{serve}' >/dev/null 2>&1 &")
     with room.page("ada") as page:
         page.wait_for_url("**/lab/**")
-        headers = page.goto(f"{ADDRESS}/user/ada/proxy/9005/").headers
-        assert headers["x-other"] == "1"
+        proxied = functools.partial(page.goto, f"{ADDRESS}/user/ada/proxy/9005/")
+        headers = wait_for(lambda: (given := proxied().headers).get("x-other") and given, 20)
         assert "service-worker-allowed" not in headers
     log = room.server.path("/var/lib/workshop-room/people/ada.log")
     wait_for(lambda: log.exists() and "planted" in log.read_text(), 60)
