@@ -15,7 +15,7 @@ UV := $(shell sed -n 's/^uv==\([^ ]*\).*/uv==\1/p' requirements.txt)
 CONTAINER_PACKAGES := podman buildah runc mmdebstrap netavark aardvark-dns iptables catatonit docker-registry \
 	curl iproute2 openssh-client openssh-server openssl
 # What the tests of server/room need; a room's set-up installs those that a room needs.
-ROOM_PACKAGES := chromium cron curl iproute2 nftables nginx openssl procps
+ROOM_PACKAGES := at chromium cron curl iproute2 nftables nginx openssh-client openssh-server openssl procps quota
 
 build-wheels = for package in packages/*/; do $(BIN)/uv build --quiet --out-dir $(1) "$$package" && rm -f $(1)/*.tar.gz $(1)/.gitignore || exit 1; done
 

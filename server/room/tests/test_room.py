@@ -151,6 +151,7 @@ def test_open_room_takes_any_name_but_the_machines(room):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_twenty_people_on_one_machine(room):
     """They come, run chapter 1 and chapter 2's first notebook together, and four of them the pipeline."""
     room.server.path("/root/password").write_text("on the board")
