@@ -182,7 +182,9 @@ def test_large_and_endless_bodies_are_refused(room):
         ]
     answers = [each.result().split() for each in page + past]
     assert [code for code, _ in answers[:2]] == ["413"] * 2
-    assert not {code for code, _ in answers} - {"000", "100", "400", "408", "413", "502", "503"}, answers  # 000: closed while it is sent
+    assert not {code for code, _ in answers} - {"000", "100", "400", "408", "413", "502", "503"}, (
+        answers
+    )  # 000: closed while it is sent
     assert all(float(seconds) < 30 for _, seconds in answers), answers
     assert int(room.server.run(peak)) - int(before) < 50_000
 
@@ -259,30 +261,30 @@ def test_trouble_of_one_person_is_one_row_of_the_board(room):
 
 
 @pytest.mark.parametrize(
-    "fill",
+    ("name", "fill"),
     [
-        "n=0; while n=$((n + 1)); do dd if=/dev/zero of=fill/$n bs=1M count=100; done",
-        "n=0; while n=$((n + 1)); do touch $(seq --format=fill/$n.%.0f 1000); done",
+        ("boole", "n=0; while n=$((n + 1)); do dd if=/dev/zero of=fill/$n bs=1M count=100; done"),
+        ("dirac", "n=0; while n=$((n + 1)); do touch $(seq --format=fill/$n.%.0f 1000); done"),
     ],
 )
-def test_full_disk_stops_one_person_and_no_other(room, fill):
+def test_full_disk_stops_one_person_and_no_other(room, name, fill):
     """Who took bytes or files is named and ended; the reserve is kept until the instructor gives it to the others."""
     reserve = room.server.path("/home/.workshop-room-reserve/space")
     room.server.run(
-        f"mount -o remount,nr_inodes=$((40000 + $(stat -fc '%c - %d' /home))) /home; {SCRIPTS}/person.sh enter boole"
+        f"mount -o remount,nr_inodes=$((40000 + $(stat -fc '%c - %d' /home))) /home; {SCRIPTS}/person.sh enter {name}"
     )
     with room.page("instructor", BOARD) as page:  # who was not logged in
-        wait_for(lambda: reserve.exists() and "\t0 MB" not in rows(page)["boole"], 60)
+        wait_for(lambda: reserve.exists() and "\t0 MB" not in rows(page)[name], 60)
         page.wait_for_timeout(11_000)  # until space was seen
-        room.types("boole", f"mkdir ~/fill; cd; ({fill}) >/dev/null 2>&1 &")
-        wait_for(lambda: "grew most" in rows(page)["boole"], 60)
-        wait_for(lambda: not room.server.run("pgrep --uid boole || true"), 60)
-        assert next(iter(rows(page))) == "boole"
+        room.types(name, f"mkdir ~/fill; cd; ({fill}) >/dev/null 2>&1 &")
+        wait_for(lambda: "grew most" in rows(page)[name], 60)
+        wait_for(lambda: not room.server.run(f"pgrep --uid {name} || true"), 60)
+        assert next(iter(rows(page))) == name
         assert "Little space" in page.inner_text("body")
         assert reserve.exists()
         page.get_by_role("button", name="Give the reserve").click()
         expect(page.get_by_role("button", name="Give the reserve")).to_have_count(0)
         assert not reserve.exists()
     room.open_lab("euler")
-    room.server.run("rm -r /home/boole/fill; mount -o remount,nr_inodes=9999999 /home")
+    room.server.run(f"rm -r /home/{name}/fill; mount -o remount,nr_inodes=9999999 /home")
     wait_for(reserve.exists, 60)
