@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import httpx
+from browsing import chromium
 from machines import Machine, network
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from workplace import ROOT
 
 PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
@@ -31,26 +31,16 @@ class Room:
 
     @contextlib.contextmanager
     def page(self, name: str, address: str = ADDRESS) -> Iterator[Page]:
-        """Provide a page of a person's browser, logged in through the form to which an address leads; all names are the machine's."""
-        arguments = [
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--host-resolver-rules=MAP * 10.98.1.1",
-        ]
-        with network(self.laptop.pid), sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        """Provide a page of a person's browser, logged in by the form of an address; all names are the machine's."""
+        with network(self.laptop.pid), chromium("--host-resolver-rules=MAP * 10.98.1.1") as browser:
             page = browser.new_context(ignore_https_errors=True).new_page()
             page.goto(address)
             page.fill("#username_input", name)
             page.fill("#password_input", self.passwords[name])
             page.click("#login_submit")
             yield page
-            browser.close()
 
-    def post(
-        self, path: str, cookies: httpx.Cookies | None = None, source: str = "10.98.1.2", **form
-    ) -> httpx.Response:
+    def post(self, path: str, cookies: httpx.Cookies | None = None, source="10.98.1.2", **form: str) -> httpx.Response:
         """Send the form of a page from an address of the laptop, with the cookies of an answer; follow nothing."""
         transport = httpx.HTTPTransport(verify=False, local_address=source)
         with network(self.laptop.pid), httpx.Client(transport=transport, cookies=cookies, timeout=60) as client:

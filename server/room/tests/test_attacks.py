@@ -110,7 +110,7 @@ def test_one_log_in_waits_for_no_other(attacked):
 
 
 def test_locks_and_addresses_are_not_what_people_make_of_them(attacked):
-    """Nobody but root opens a lock, and a person's program that writes into the output of the log-in adds nothing to an address."""
+    """Nobody but root opens a lock, and a person's program cannot write into the address that a log-in prints."""
     # As it waits for the pipe, the program takes its output by pidfd_getfd, and then lets it continue.
     evil = """import ctypes, os, subprocess
 while not (pid := subprocess.run("pgrep --uid $(id -u) --exact timeout", shell=True, capture_output=True).stdout):
@@ -186,7 +186,7 @@ def test_only_the_page_is_reached_from_outside(attacked):
 
 
 def test_one_laptop_cannot_take_all_connections_of_the_page(attacked):
-    """Of 8,300 connections that say one byte a thousand are taken, and a log-in from another address takes no longer."""
+    """Of 8,300 connections of one byte a thousand are taken, and a log-in from another address takes no longer."""
     flood = """import resource, socket
 resource.setrlimit(resource.RLIMIT_NOFILE, (9000, 9000))
 kept = []

@@ -46,7 +46,7 @@ def test_printed_address_and_link_open_the_board(room):
 
 def test_log_in_form_has_one_name(room: Room, board):
     """Under a person's name the hub's pages lead to the room's, and under unknown names nobody answers."""
-    curl = "curl --insecure --silent --output /dev/null --write-out '%{http_code} %{redirect_url}' --connect-to ::10.98.1.1:"
+    curl = "curl --insecure --silent --output /dev/null -w '%{http_code} %{redirect_url}' --connect-to ::10.98.1.1:"
 
     def answer(address: str, options: str = "") -> str:
         return room.laptop.run(f"{curl} {options} '{address}' && echo ' 0' || echo \" $?\"").strip()
