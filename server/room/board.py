@@ -202,25 +202,31 @@ def keep_reserves() -> None:
                 (reserve / str(number)).touch()
 
 
-async def guard_disks() -> None:
-    """Name who has taken most since there was space, and end all that this person runs the second time in a minute."""
+async def guard_disks(was_short: bool) -> bool:
+    """Name who has taken most since there was space, and end all that this person runs the second time in a minute.
+
+    Returns whether space is short.
+    """
     await asyncio.to_thread(keep_reserves)
-    if not any(map(is_short, DISKS)):
+    short, begun = any(map(is_short, DISKS)), time.time()
+    if short or was_short:
+        await asyncio.gather(*(person.measure() for person in people.values()))
+    if not short:
         for person in filter(lambda person: person.measured, people.values()):
             person.before = person.taken
     elif people:
-        begun = time.time()
-        await asyncio.gather(*(person.measure() for person in people.values()))
         person = max(people.values(), key=lambda person: person.growth)
         if person.growth >= 1:
             if person.greedy > begun - 60:
                 person.before = person.taken  # who comes back to delete files is not ended again
                 await run(PERSON, "leave", person.name)
             person.greedy = time.time()
+    return short
 
 
 async def watch() -> None:
     """Ask the hub who is there, and look at memory and disk, again and again."""
+    short = False
     while True:
         with suppress(OSError, HubError):  # while the hub starts again
             for user in await ask_hub("users?limit=200"):
@@ -229,7 +235,7 @@ async def watch() -> None:
                     person.user = user
                     person.task = person.task or asyncio.create_task(person.follow())
         with suppress(OSError, Trouble):
-            await guard_disks()
+            short = await guard_disks(short)
         await asyncio.sleep(10)
 
 

@@ -113,8 +113,9 @@ class RoomAuthenticator(PAMAuthenticator):
     async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
         """Return the name if the password is PAM's, or in an open room the room's; the instructor has another one."""
         name, now, is_right = self.normalize_username(data["username"]), time.monotonic(), False
-        # The page alone takes passwords: the API would take them for tokens.
-        if isinstance(handler, LoginHandler) and self.validate_username(name) and self.check_allowed(name):
+        # The page alone takes passwords, behind nginx, which says who asks: the API would take them for tokens.
+        is_page = isinstance(handler, LoginHandler) and handler.request.connection.stream.socket.getpeername()[0] == HUB
+        if is_page and self.validate_username(name) and self.check_allowed(name):
             limits = {name: MAX_WRONG, (handler.request.remote_ip, name): MAX_WRONG_OF_ADDRESS}
             self.tried[:] = [each for each in self.tried if each[1] > now - 60]
             if any(sum(key == each for each, _ in self.tried) >= limit for key, limit in limits.items()):

@@ -262,6 +262,16 @@ def test_root_of_a_namespace_of_her_own_gains_nothing(attacked):
     assert attacked.server.run(f"pgrep --uid {ADA} || true") == ""
 
 
+def test_leave_ends_what_hides_and_defends_itself(attacked):
+    """A program in a session of its own that ignores signals, and stops whatever it may, ends with the server."""
+    stop = "import os\nwhile True:\n  try: os.kill(-1, 19)\n  except OSError: pass"
+    attacked.types(ADA, f"printf '{stop}' >~/stop.py; trap '' TERM; setsid python3 ~/stop.py >/dev/null 2>&1 &")
+    wait_for(lambda: attacked.server.run(f"pgrep --uid {ADA} python || true"), 20)
+    attacked.server.run(f"timeout 60 {SCRIPTS}/person.sh leave {ADA}")
+    assert attacked.server.run(f"pgrep --uid {ADA} || true") == ""
+    attacked.server.run(f"{SCRIPTS}/person.sh enter {ADA}")
+
+
 def test_one_person_cannot_take_all_connections_of_the_hub(attacked):
     """Of a hundred connections of a person the hub takes sixty-four, and answers others."""
     lines = (

@@ -96,6 +96,9 @@ def test_board_shows_files_and_runs_nothing_of_them(room):
     cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": 1, "source": ["1 + 1"]}
     notebook["cells"] = [cell | {"outputs": [output]}]
     room.open_lab("ada")
+    config = 'open("/home/ada/ran", "w")'
+    place = "~/.jupyter/jupyter_nbconvert_config.py"
+    room.types("ada", f"mkdir -p ~/.jupyter; cat >{place}", input=config)
     files = 'printf "<script>document.title = 1</script>" >page.html; mkfifo pipe; touch "<i>.txt"; cat >some.ipynb'
     assert room.types("ada", f"mkdir shown; cd shown; {files}", input=json.dumps(notebook)).returncode == 0
     with room.page("instructor") as page:
@@ -111,10 +114,11 @@ def test_board_shows_files_and_runs_nothing_of_them(room):
         assert "1 + 1" in text
         assert "words" in text
         assert "<b>" not in text
+        assert room.types("ada", "ls ~/ran").returncode
         page.goto(f"{BOARD}files/ada/shown/pipe")
         assert "it did not end within" in page.inner_text("body")
         assert page.goto(f"{BOARD}files/ada/%2e%2e/.bashrc").status == 404
-    room.types("ada", "rm -r shown")
+    room.types("ada", "rm -r shown ~/.jupyter")
 
 
 def test_update_is_one_and_needs_a_button(room):
@@ -151,7 +155,7 @@ def test_wrong_passwords_are_counted_by_name_and_address(room):
 
 
 def test_other_ways_to_the_log_in_are_closed(room):
-    """Paths that the proxy would read differently are refused, and the API of tokens knows no password."""
+    """Paths that the proxy would read differently are refused, and so are passwords in the API, or past nginx."""
     curl = "curl --insecure --silent --output /dev/null --write-out '%{http_code}' --path-as-is"
     for path in (r"/hub\login", "/hub/../hub/login", "/hub/./login", "/user/%2e%2E/hub/login", "/hub/.."):
         assert room.laptop.run(f"{curl} --request-target '{path}' --data username=ada {ADDRESS}") == "400", path
@@ -161,6 +165,11 @@ def test_other_ways_to_the_log_in_are_closed(room):
     right, wrong = (room.types("boole", f"curl --silent --data '{each}' {tokens}").stdout for each in words)
     assert right == wrong
     assert json.loads(right)["status"] == 403
+    curl, page = "curl --silent --cookie-jar jar --cookie jar", "http://10.77.0.2:8081/hub/login"
+    form = f"--data username=ada --data password={room.passwords['ada']}"
+    form += """ --data-urlencode "_xsrf=$(awk '/_xsrf/ {print $7}' jar)\""""
+    past = f"cd; {curl} {page} >page; {curl} {form} --output /dev/null --write-out '%{{http_code}}' {page}; rm jar page"
+    assert room.types("boole", past).stdout == "403"
 
 
 def test_large_and_endless_bodies_are_refused(room):
