@@ -38,6 +38,7 @@ FOLDERS = map(Path, ("/var/lib/workshop-room", "/home"))
 DISKS = [*{folder.stat().st_dev: folder for folder in FOLDERS}.values()]  # often one
 RESERVE = ".workshop-room-reserve"
 LOW_BYTES, LOW_FILES = 300_000_000, 5_000  # that log-ins need
+MIN_GROWTH = 0.3  # of these, to be named
 # Prints a notebook's sources, and its outputs as far as they are text. It runs nothing that the person configured.
 PRINT = f"JUPYTER_NO_CONFIG=1 exec {sys.executable} -I -m nbconvert --stdout --to=markdown --log-level=ERROR"
 NOTEBOOK = ("sh", "-c", f'{PRINT} --NbConvertBase.display_data_priority=text/plain "$1"', "sh")
@@ -85,7 +86,7 @@ class Person:
     @property
     def taken(self) -> float:
         """How much of the disk the person has, in what log-ins need."""
-        return float("inf") if self.disk_MB is None else self.disk_MB * 1e6 / LOW_BYTES + self.files / LOW_FILES
+        return float("inf") if self.disk_MB is None else self.disk_MB * 2**20 / LOW_BYTES + self.files / LOW_FILES
 
     @property
     def growth(self) -> float:
@@ -216,7 +217,7 @@ async def guard_disks(was_short: bool) -> bool:
             person.before = person.taken
     elif people:
         person = max(people.values(), key=lambda person: person.growth)
-        if person.growth >= 1:
+        if person.growth >= MIN_GROWTH:
             if person.greedy > begun - 60:
                 person.before = person.taken  # who comes back to delete files is not ended again
                 await run(PERSON, "leave", person.name)
@@ -229,8 +230,9 @@ async def watch() -> None:
     short = False
     while True:
         with suppress(OSError, HubError):  # while the hub starts again
-            for user in await ask_hub("users?limit=200"):
-                if user["name"] != INSTRUCTOR:
+            accounts = {account.pw_name for account in pwd.getpwall()} - {INSTRUCTOR}  # later than a log-in
+            for user in await ask_hub("users?limit=1000"):
+                if user["name"] in accounts:
                     person = people.setdefault(user["name"], Person(user["name"]))
                     person.user = user
                     person.task = person.task or asyncio.create_task(person.follow())

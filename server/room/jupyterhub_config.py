@@ -13,7 +13,9 @@ from pathlib import Path
 from secrets import compare_digest
 from typing import ClassVar
 
+import sqlalchemy
 import tornado.httpserver
+from jupyterhub import orm
 from jupyterhub.auth import PAMAuthenticator
 from jupyterhub.handlers import BaseHandler, LoginHandler
 from jupyterhub.spawner import LocalProcessSpawner
@@ -27,6 +29,7 @@ HUB, LAB_PORT = "10.77.0.2", 8888  # on the bridge of `room.sh`, in the hub's ne
 WITH_HUB = ("setpriv", "--pdeathsig", "KILL")  # ends with the hub, which then starts another one
 WRONG_PASSWORD_SECONDS = 3
 MAX_WRONG, MAX_WRONG_OF_ADDRESS = 30, 6  # of a name within a minute
+MAX_CODE_LENGTH = 256  # a challenge has at most 128 characters: RFC 7636
 # Reads what a person's programs print until they end, and keeps the first megabyte.
 LOG = ("sh", "-c", 'mkdir -p "${1%/*}"; stdbuf -o0 head --bytes=1M >"$1"; exec cat >/dev/null', "sh")
 BIN = Path(sys.executable).parent
@@ -109,6 +112,7 @@ class RoomAuthenticator(PAMAuthenticator):
     """Asks for names of the room alone; counts wrong passwords, and delays them without a thread others wait for."""
 
     tried: ClassVar[list[tuple[object, float]]] = []  # what was tried within a minute: a name, or address and name
+    known: ClassVar[set[tuple[str, str]]] = set()  # address and name that logged in, which others cannot lock out
 
     async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
         """Return the name if the password is PAM's, or in an open room the room's; the instructor has another one."""
@@ -116,7 +120,8 @@ class RoomAuthenticator(PAMAuthenticator):
         # The page alone takes passwords, behind nginx, which says who asks: the API would take them for tokens.
         is_page = isinstance(handler, LoginHandler) and handler.request.connection.stream.socket.getpeername()[0] == HUB
         if is_page and self.validate_username(name) and self.check_allowed(name):
-            limits = {name: MAX_WRONG, (handler.request.remote_ip, name): MAX_WRONG_OF_ADDRESS}
+            pair = handler.request.remote_ip, name
+            limits = {pair: MAX_WRONG_OF_ADDRESS} | ({} if pair in self.known else {name: MAX_WRONG})
             self.tried[:] = [each for each in self.tried if each[1] > now - 60]
             if any(sum(key == each for each, _ in self.tried) >= limit for key, limit in limits.items()):
                 raise HTTPError(429, f"Too many wrong passwords for {name}. Next: wait a minute.")
@@ -127,13 +132,11 @@ class RoomAuthenticator(PAMAuthenticator):
             else:
                 is_right = await super().authenticate(handler, data | {"username": name}) is not None
         if is_right:
+            self.known.add(pair)
             self.tried[:] = [each for each in self.tried if each not in [(key, now) for key in limits]]
             return name
         await asyncio.sleep(WRONG_PASSWORD_SECONDS)
         return None
-
-    def delete_user(self, _user) -> None:
-        """Keep the name among those of the room: `room.sh password` ends sessions by deleting what the hub knows."""
 
     def system_user_exists(self, _user) -> bool:
         """Say that there is an account: `person.sh` makes those of an open room."""
@@ -153,6 +156,13 @@ def secret(name: str) -> str:
     return (SETTINGS / name).read_text().strip()
 
 
+@sqlalchemy.event.listens_for(orm.OAuthCode, "before_insert")
+def refuse_long(_mapper, _connection, code: orm.OAuthCode) -> None:
+    """Keep a person from filling the hub's database, for the hub stores what a URL or cookie of any size says."""
+    if max(len(value) for value in vars(code).values() if isinstance(value, str)) > MAX_CODE_LENGTH:
+        raise HTTPError(400, f"A code, challenge or session has more than {MAX_CODE_LENGTH} characters.")
+
+
 # JupyterHub has no settings for the limits of its pages, which people reach past nginx, too.
 limits = {"max_body_size": people.MAX_BODY_BYTES, "body_timeout": 10, "idle_connection_timeout": 60}
 tornado.httpserver.HTTPServer = functools.partial(tornado.httpserver.HTTPServer, **limits)
@@ -168,6 +178,7 @@ c.JupyterHub.template_paths = [str(HERE)]
 # JupyterLabs and the proxy outlive the hub.
 c.JupyterHub.cleanup_servers = False
 c.JupyterHub.last_activity_interval = 30  # which also gives a proxy that started again its routes
+c.JupyterHub.api_page_max_limit = 1000  # all people, for the board
 c.ConfigurableHTTPProxy.should_start = False
 c.ConfigurableHTTPProxy.auth_token = secret("proxy.token")
 
@@ -201,10 +212,8 @@ c.JupyterHub.load_roles = [
         "services": ["board", "idle"],
         "scopes": ["list:users", "read:users:activity", "read:servers", "delete:servers"],
     },
-    {"name": "room.sh", "services": ["room-script"], "scopes": ["delete:users"]},
 ]
 c.JupyterHub.services = [
-    {"name": "room-script", "api_token": secret("proxy.token")},  # ends the sessions of whose password changes
     {
         "name": "board",
         "url": "http://127.0.0.1:8082",

@@ -116,7 +116,10 @@ case $command in
     run "$@"
     ;;
   size)
-    for unit in -m --inodes; do nice du -sxc $unit "$home" "$temporary" 2>/dev/null | tail -n 1 | cut -f 1; done
+    # By crontab and at a person has files in a spool.
+    spool=$(find /var/spool -xdev -user "$number" 2>/dev/null || true)
+    # shellcheck disable=SC2086 # a word for each file
+    for unit in -m --inodes; do nice du -sxc $unit "$home" "$temporary" $spool 2>/dev/null | tail -n 1 | cut -f 1; done
     # What is deleted and still open takes space that `du` does not see.
     disks=$(stat --format %d /home "$STATE" | paste --serial --delimiters ' ')
     # shellcheck disable=SC2046 # a word for each folder
