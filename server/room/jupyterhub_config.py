@@ -156,11 +156,13 @@ def secret(name: str) -> str:
     return (SETTINGS / name).read_text().strip()
 
 
-@sqlalchemy.event.listens_for(orm.OAuthCode, "before_insert")
-def refuse_long(_mapper, _connection, code: orm.OAuthCode) -> None:
-    """Keep a person from filling the hub's database, for the hub stores what a URL or cookie of any size says."""
-    if max(len(value) for value in vars(code).values() if isinstance(value, str)) > MAX_CODE_LENGTH:
-        raise HTTPError(400, f"A code, challenge or session has more than {MAX_CODE_LENGTH} characters.")
+# The hub stores these as a URL or a cookie says them: thousands of long ones would fill its database.
+@sqlalchemy.event.listens_for(orm.OAuthCode.code_challenge, "set")
+@sqlalchemy.event.listens_for(orm.OAuthCode.session_id, "set")
+def refuse_long(_code: orm.OAuthCode, value: str | None, _old: object, _event: object) -> None:
+    """Refuse before there is anything to roll back."""
+    if value and len(value) > MAX_CODE_LENGTH:
+        raise HTTPError(400, f"A challenge or session has more than {MAX_CODE_LENGTH} characters.")
 
 
 # JupyterHub has no settings for the limits of its pages, which people reach past nginx, too.
