@@ -92,7 +92,7 @@ make --no-print-directory -C /opt/workshop .venv/room
 find /opt/workshop -perm /022 ! -type l -exec chmod go-w {} + # uv's lock, for example
 
 umask 077
-mkdir -p $STATE/temporary $SETTINGS
+install --directory --mode 700 $STATE $STATE/temporary $SETTINGS
 cd $SETTINGS
 getent group workshop-room >/dev/null || groupadd workshop-room
 # People come in by the room alone: no ssh, cron, at, su, nor systemd of a user.

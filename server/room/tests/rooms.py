@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
@@ -43,7 +44,9 @@ class Room:
     def post(self, path: str, cookies: httpx.Cookies | None = None, source="10.98.1.2", **form: str) -> httpx.Response:
         """Send the form of a page from an address of the laptop, with the cookies of an answer; follow nothing."""
         transport = httpx.HTTPTransport(verify=False, local_address=source)
-        with network(self.laptop.pid), httpx.Client(transport=transport, cookies=cookies, timeout=60) as client:
+        forged = {"X-Real-Ip": f"192.0.2.{secrets.randbelow(256)}"}
+        options = {"transport": transport, "cookies": cookies, "headers": forged, "timeout": 60}
+        with network(self.laptop.pid), httpx.Client(**options) as client:
             client.get(ADDRESS + path)
             return client.post(ADDRESS + path, data={"_xsrf": client.cookies["_xsrf"], **form})
 

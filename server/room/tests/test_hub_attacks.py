@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +169,8 @@ def test_other_ways_to_the_log_in_are_closed(room):
     form += """ --data-urlencode "_xsrf=$(awk '/_xsrf/ {print $7}' jar)\""""
     past = f"cd; {curl} {page} >page; {curl} {form} --output /dev/null --write-out '%{{http_code}}' {page}; rm jar page"
     assert room.types("boole", past).stdout == "403"
+    bomb = "curl --insecure --silent --head --header \"Cookie: $(printf 'a=%060000d' 1)\""
+    assert 'Clear-Site-Data: "cookies"' in room.laptop.run(f"{bomb} {ADDRESS}/hub/home")  # of another name's page
 
 
 def test_large_and_endless_bodies_are_refused(room):
@@ -238,6 +239,10 @@ def test_output_and_headers_of_a_person_are_the_persons(room):
         proxied = functools.partial(page.goto, f"{ADDRESS}/user/ada/proxy/9005/")
         headers = wait_for(lambda: (given := proxied().headers).get("x-other") and given, 20)
         assert "service-worker-allowed" not in headers
+        authorize = "hub/api/oauth2/authorize?client_id=jupyterhub-user-ada&redirect_uri=/user/ada/oauth_callback"
+        code = f"{ADDRESS}/{authorize}&response_type=code&state=x&code_challenge_method=S256&code_challenge="
+        for length, status in ((100, 200), (300, 400)):  # the hub's database has a size
+            assert page.request.get(code + length * "a").status == status
     log = room.server.path("/var/lib/workshop-room/people/ada.log")
     wait_for(lambda: log.exists() and "planted" in log.read_text(), 60)
     assert log.stat().st_size <= 2**20
@@ -258,13 +263,15 @@ def test_trouble_of_one_person_is_one_row_of_the_board(room):
 
         wait_for(are_said, 2 * LAB_SECONDS)
         wait_for(lambda: "not checked" not in rows(page)["euler"], LAB_SECONDS)
+        # As after a start that failed; the hub reads it when it starts.
         sql = "UPDATE spawners SET started = {} WHERE user_id = (SELECT id FROM users WHERE name = 'ada')"
-        with contextlib.closing(sqlite3.connect(room.server.path(DATABASE))) as database, database:
-            database.execute(sql.format("NULL"))  # as after a start that failed
+        change = (
+            f'python3 -Ic "import sqlite3; hub = sqlite3.connect({DATABASE!r}); hub.execute(\\"{sql}\\"); hub.commit()"'
+        )
+        restart_hub(room, change.format("NULL"))
         wait_for(lambda: "not logged in" in rows(page).get("ada", ""), 60)
         assert "MB" in rows(page)["euler"]
-        with contextlib.closing(sqlite3.connect(room.server.path(DATABASE))) as database, database:
-            database.execute(sql.format("last_activity"))
+        room.server.run(change.format("last_activity"))
 
 
 @pytest.mark.parametrize(
