@@ -35,7 +35,7 @@ help:
 	@echo "make test-packages   the tests of the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
 	@echo "make dist PACKAGE=... ADDRESS=https://...   a package's wheel and source, to be published"
 	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
-	@echo "make test-room   as root on Debian: server/room, set up on a machine of its own; five people log in, one attacks; installs nginx, nftables, cron"
+	@echo "make test-room   as root on Debian: server/room, set up on a machine of its own; five people log in, others attack; installs, and leaves: at, cron, nftables, nginx, openssh-server, quota"
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2, the image of examples/cifar10; installs podman"
 	@echo "make walk    the tests, and every command and cell of the chapters, pages in a browser, servers that are killed"
