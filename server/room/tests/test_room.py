@@ -141,11 +141,19 @@ def test_link_brings_updates_and_overwrites_nothing(room):
 
 
 def test_open_room_takes_any_name_but_the_machines(room):
-    """One password for all; a name that the machine itself uses is refused, with the reason."""
+    """One password for all but the instructor; a name that the machine itself uses is refused, with the reason."""
     room.server.path("/root/password").write_text("on the board")
     room.set_up("--open --password-file /root/password")
     room.passwords |= dict.fromkeys(("gauss", "daemon"), "on the board")
     room.open_lab("gauss")
+    instructor = room.server.path("/etc/workshop-room/instructor.password").read_text().strip()
+    tries = (
+        ("noether", "on a board"),
+        ("instructor", "on the board"),
+        ("Gauss", "on the board"),
+        ("instructor", instructor),
+    )
+    assert [room.log_in(*each).status_code for each in tries] == [403, 403, 302, 302]
     with room.page("daemon") as page:
         expect(page.get_by_text("The name daemon is taken")).to_be_visible(timeout=LAB_SECONDS * 1000)
 
