@@ -29,7 +29,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_people_log_in_and_reach_nothing_of_each_other(room):
-    """Five browsers come at once; then each tries the next one's servers and files, and one another's pages."""
+    """Five browsers come at once; then each tries the next one's servers, pages and files."""
     with ThreadPoolExecutor(len(PEOPLE)) as pool:
         print(dict(zip(PEOPLE, pool.map(room.open_lab, PEOPLE), strict=True)))
     for name, other in zip(PEOPLE, PEOPLE[1:] + PEOPLE[:1], strict=True):
@@ -41,9 +41,9 @@ def test_people_log_in_and_reach_nothing_of_each_other(room):
         assert int(room.server.run(f"du -sm /home/{name}").split()[0]) < 40
         assert "Permission denied" in room.types(name, f"ls /home/{other}").stderr
         assert "Permission denied" in room.types(name, f"ls /proc/$(pgrep --oldest -u {other})/fd").stderr
-    with room.page(PEOPLE[0]) as page:
-        for path in (f"/user/{PEOPLE[1]}/lab", f"/user/{PEOPLE[1]}/mlflow/", "/services/board/"):
-            assert page.goto(ADDRESS + path).status in (403, 404)
+        with room.page(name) as page:
+            for path in (f"/user/{other}/lab", f"/user/{other}/mlflow/", "/services/board/"):
+                assert page.goto(ADDRESS + path).status in (403, 404)
 
 
 def test_each_works_and_the_board_shows_it(room):
