@@ -221,6 +221,8 @@ async def guard_disks(was_short: bool) -> bool:
             if person.greedy > begun - 60:
                 person.before = person.taken  # who comes back to delete files is not ended again
                 await run(PERSON, "leave", person.name)
+                if person.user["servers"]:  # or a log-in finds, for half a minute, a page whose server is gone
+                    await ask_hub(f"users/{person.name}/server", "DELETE")
             person.greedy = time.time()
     return short
 
@@ -236,7 +238,7 @@ async def watch() -> None:
                     person = people.setdefault(user["name"], Person(user["name"]))
                     person.user = user
                     person.task = person.task or asyncio.create_task(person.follow())
-        with suppress(OSError, Trouble):
+        with suppress(OSError, HubError, Trouble):
             short = await guard_disks(short)
         await asyncio.sleep(10)
 
