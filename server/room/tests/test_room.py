@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import statistics
 import time
@@ -29,14 +30,14 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_people_log_in_and_reach_nothing_of_each_other(room):
-    """Five browsers come at once; then each tries the next one's servers, pages and files."""
+    """Five browsers come at once; then two try the next one's servers, pages and files."""
     with ThreadPoolExecutor(len(PEOPLE)) as pool:
         print(dict(zip(PEOPLE, pool.map(room.open_lab, PEOPLE), strict=True)))
-    for name, other in zip(PEOPLE, PEOPLE[1:] + PEOPLE[:1], strict=True):
+    for name, other in itertools.pairwise(PEOPLE[:3]):
         number = int(room.server.run(f"id -u {other}"))
         wait_for(functools.partial(room.answers, other, 5000), LAB_SECONDS)  # it starts after the page
         for port in (5000, 2121, 8888):
-            tried = room.types(name, f"curl --max-time 3 http://10.77.{number // 256}.{number % 256}:{port}")
+            tried = room.types(name, f"curl --max-time 1 http://10.77.{number // 256}.{number % 256}:{port}")
             assert tried.returncode in (7, 28)  # unreachable, or no answer
         assert int(room.server.run(f"du -sm /home/{name}").split()[0]) < 40
         assert "Permission denied" in room.types(name, f"ls /home/{other}").stderr
@@ -47,10 +48,10 @@ def test_people_log_in_and_reach_nothing_of_each_other(room):
 
 
 def test_each_works_and_the_board_shows_it(room):
-    """The first notebook of chapter 1 in each clone, and `make run` in one; the instructor sees the next steps."""
+    """The first notebook of chapter 1 in two clones, and `make run` in one; the instructor sees the next steps."""
     notebook = "jupyter execute --inplace 1_starting_point/make_processed_data.ipynb"
     with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(lambda name: room.types(name, notebook), PEOPLE):
+        for done in pool.map(lambda name: room.types(name, notebook), PEOPLE[:2]):
             assert done.returncode == 0, done.stderr
     done = room.types(PEOPLE[0], "make run")
     assert "in production" in done.stdout, done.stderr
@@ -110,14 +111,12 @@ def test_greedy_kernel_hits_its_person_alone(room):
 
 
 def test_stopped_person_leaves_no_process_and_loses_nothing(room):
-    """What happens after an idle hour, and by the hub's own button; the next log-in finds the same runs."""
+    """What happens after an idle hour, and by the board's button; the next log-in finds the same runs."""
     name = PEOPLE[2]
     log = "python -c 'import mlflow; mlflow.start_run(run_name=\"kept\")'"
     assert room.types(name, f'eval "$(workshop config --export)"; {log}').returncode == 0
-    with room.page(name) as page:
-        page.goto(f"{ADDRESS}/hub/home")
-        page.click("#stop")
-        expect(page.locator("#start")).to_have_text("Start My Server", timeout=60_000)
+    with room.page("instructor", f"{ADDRESS}/services/board/") as page:
+        page.locator("tr", has_text=name).get_by_role("button", name="End server").click()
         wait_for(lambda: not room.server.run(f"pgrep --uid {name} || true"), 60)
     room.open_lab(name)
     wait_for(lambda: room.answers(name, 5000), LAB_SECONDS)
