@@ -155,14 +155,6 @@ def test_chapters_share_their_headings(chapter):
     assert dict(zip(CHAPTERS, [*CHAPTERS[1:], "README"], strict=True))[chapter] in text.rstrip().splitlines()[-1]
 
 
-def test_readme_tree_names_what_is_there():
-    """The annotated tree of the front page lists files and folders that exist."""
-    text = (ROOT / "README.md").read_text()
-    tree = re.search(r"```text\n(1_starting_point/.*?)```", text, flags=re.DOTALL)[1]
-    for entry in re.findall(r"^([\w.]\S*)", tree, flags=re.MULTILINE):
-        assert (ROOT / entry.rstrip("/")).exists(), entry
-
-
 def test_table_of_benchmarks_is_that_of_the_results():
     """The page shows what the kept results give, and each package's page leads to it."""
     page = ROOT / "benchmarks" / "README.md"
