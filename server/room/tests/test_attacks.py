@@ -178,9 +178,12 @@ def test_only_the_page_is_reached_from_outside(attacked):
     """A laptop with a route into the room's network reaches neither hub nor JupyterLab."""
     number = int(attacked.server.run(f"id -u {ADA}"))
     attacked.types(ADA, SERVER.format(port=8888))
-    attacked.laptop.run("ip route add 10.77.0.0/16 via 10.98.1.1")
+    # From somewhere in the world: answers into a private network are rejected by another rule.
+    attacked.laptop.run("ip route add 10.77.0.0/16 via 10.98.1.1; ip address replace 198.51.100.7/32 dev lo")
+    attacked.server.run("ip route replace 198.51.100.7 via 10.98.1.2")
     for address in ("10.77.0.2:8081", "10.77.0.1:8001", f"10.77.{number // 256}.{number % 256}:8888"):
-        assert "000" in attacked.laptop.run(f"curl --silent --max-time 3 -w '%{{http_code}}' http://{address} || true")
+        curl = f"curl --interface 198.51.100.7 --silent --max-time 3 -w '%{{http_code}}' http://{address}"
+        assert "000" in attacked.laptop.run(f"{curl} || true")
     assert "login" in attacked.laptop.run(f"curl --insecure --silent --location {ADDRESS}/hub/login")
     attacked.laptop.run("ip route delete 10.77.0.0/16")
 

@@ -54,7 +54,7 @@ def test_each_works_and_the_board_shows_it(room):
         for done in pool.map(lambda name: room.types(name, notebook), PEOPLE[:2]):
             assert done.returncode == 0, done.stderr
     done = room.types(PEOPLE[0], "make run")
-    assert "in production" in done.stdout, done.stderr
+    assert "Production  wind_solar" in done.stdout, done.stderr
     with room.page("instructor") as page:
 
         def rows() -> dict[str, str]:
