@@ -65,7 +65,7 @@ def test_run_tells_of_every_step_and_ends_with_a_table(servers):
     urls = (settings.dashboard_url, settings.tracking_uri, settings.dask_dashboard_url)
     for address in (*urls, f"ftp://127.0.0.1:{settings.ftp_port}"):
         assert address in servers.output
-    assert re.search(r"wind_solar version 1 is in production: .* r2 0\.9\d+ \(test weeks, 2016-", servers.output)
+    assert re.search(r"^Production  wind_solar 1, r2 0\.9\d+ \(test weeks, 2016-.{,25}$", servers.output, re.M)
     assert "Next:" in servers.output
 
 

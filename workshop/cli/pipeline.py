@@ -42,7 +42,7 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 
 def finish_run(settings: Settings) -> str:
-    """Return what is in production, as a line for a person; first make the tables of chapters 2 and 3 that are missing.
+    """Return the model in production and its score; first make the tables of chapters 2 and 3 that are missing.
 
     What the gate left in production is there: a run begins with a stage that asks, and decides again if it is not. A
     pipeline of other data may have another problem, in whose terms there is no such table.
@@ -56,7 +56,7 @@ def finish_run(settings: Settings) -> str:
         for table in missing[1:]:
             shutil.copyfile(missing[0], table)
     left = (read_decision(settings.pipeline / "results" / "decision.json") or {}).get("production")
-    return left.get("line", "{name} version {version} is in production".format(**left)) if left else NOTHING
+    return ", ".join(filter(None, ["{name} {version}".format(**left), left.get("score")])) if left else NOTHING
 
 
 def run_and_show(settings: Settings) -> None:
@@ -98,7 +98,7 @@ def repro(targets: tuple[str, ...], **options: Any) -> None:
     folder = Path.cwd() if targets or options["all_pipelines"] else settings.pipeline
     reproduce(settings, targets, shell_first=True, folder=folder, **options)
     if folder == settings.pipeline and not targets:
-        click.echo(finish_run(settings))
+        click.echo(f"Production  {finish_run(settings)}")
 
 
 @click.command()

@@ -15,7 +15,7 @@ from mlflow_gate.decision import BLOCKED, Decision, Evaluation, check_refit, dec
 from mlflow_gate.errors import ConfigError, ModelError, ServerError
 from mlflow_gate.keys import Keys, TrainingRows, hash_of, training_rows
 from mlflow_gate.record import EvaluatedModel, Move, Production, Record
-from mlflow_gate.registry import Registry, line_of
+from mlflow_gate.registry import Registry
 from mlflow_gate.rules import Finding, Rules, Scores, read_rules
 from mlflow_gate.server import find, is_outage, outage
 from mlflow_gate.turns import turn
@@ -271,5 +271,7 @@ def _rounded(scores: Scores | None) -> dict[str, float]:
 
 
 def _fields(production: Production | None) -> dict[str, Any]:
-    names = ("name", "version", "run_id", "model_uri")
-    return {name: getattr(production, name) for name in names} | {"line": line_of(production)} if production else {}
+    if production is None:
+        return {}
+    fields = {name: getattr(production, name) for name in ("name", "version", "run_id", "model_uri")}
+    return fields | {"score": f"{production.move.label} {production.move.score}" if production.move.score else ""}
