@@ -17,7 +17,7 @@ from forecast.errors import PipelineError, ServiceError
 from mlflow_ftp.certificate import ensure_certificate
 from mlflow_ftp.server import Server, serve
 
-from workshop.port_owners import find_owners
+from workshop.port_owners import Owner, find_owners
 from workshop.settings import Settings, get_settings
 
 
@@ -38,8 +38,8 @@ def make_server(settings: Settings) -> Server:
         address = f"{settings.host}:{settings.ftp_port}"
         what = f"The FTP server cannot listen on {address}: {error.strerror or error}."
         if error.errno == errno.EADDRINUSE:
-            holder = find_owners(settings, settings.ftp_port).get(settings.ftp_port, "another process")
-            what = f"The FTP port {address} is held by {holder}; end that, or set WORKSHOP_FTP_PORT to a free port."
+            owner = find_owners(settings, settings.ftp_port).get(settings.ftp_port, Owner(settings.ftp_port))
+            what = f"The FTP server cannot listen: {owner}; end that, or set WORKSHOP_FTP_PORT to a free port."
         raise ServiceError(what) from None
 
 

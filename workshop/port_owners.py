@@ -32,12 +32,13 @@ class Owner:
     by_hand: bool = False
 
     def __str__(self) -> str:
-        """Return a description for people."""
+        """Say who has the port, for people."""
+        who = "a process that the system does not show"
         with contextlib.suppress(psutil.Error):
             if self.process is not None:
-                process = f"{self.process.name()} (process {self.process.pid})"
-                return f"another clone: {self.state}, {process}" if self.state else process
-        return "another user's process"
+                who = f"{self.process.name()} (process {self.process.pid})"
+                who = f"another clone: {self.state}, {who}" if self.state else who
+        return f"port {self.port} is held by {who}"
 
 
 def find_owners(settings: Settings, *ports: int) -> dict[int, Owner]:
@@ -60,7 +61,7 @@ def require_own(settings: Settings, *ports: int) -> None:
     """Raise ServiceError when another clone's server, or another program, listens on one of the ports."""
     if foreign_owner := find_foreign_owner(settings, *ports):
         raise ServiceError(
-            f"The port {foreign_owner.port} of this clone is held by {foreign_owner}.",
+            f"The {foreign_owner}.",
             expected=f"a server of {settings.state}",
             next_step="workshop down, then workshop up, which takes a free port",
         )

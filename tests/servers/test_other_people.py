@@ -82,7 +82,7 @@ def test_stranger_on_an_exported_port_gets_no_runs(environment, tmp_path):
     with running(listen, environment, tmp_path, lambda said: "Serving" in said) as stranger:
         for command in (["python", "-c", RUN], ["mlflow", "experiments", "search"], ["mlflow-gate", "history"]):
             done = run_program(BIN / command[0], *command[1:], env=shell, cwd=ROOT / "4_pipeline", exit_code=1)
-            assert f"The port {settings.mlflow_port} of this clone is held by" in done.stderr
+            assert f"The port {settings.mlflow_port} is held by" in done.stderr
         assert set(re.findall(r'"[A-Z]+ (\S+)', stranger.log.read_text())) <= {"/health"}
         del shell["WORKSHOP_EXPORTED"]
         run_program(BIN / "python", "-c", RUN, env=shell, exit_code=None)

@@ -141,7 +141,7 @@ def test_clone_finds_its_ports_again(clones):
     first.workshop("up")
     shell, ports = first.settings.exports(), first.port
     done = second.workshop("up")
-    busy = f"port {ports} is busy: MLflow tracking takes {second.port} (another clone: {first.settings.state}, "
+    busy = f"MLflow tracking takes {second.port}: port {ports} is held by another clone: {first.settings.state}, "
     assert busy in done.stderr
     assert second.port in range(20000, 30000)
     new_port = second.port
@@ -180,7 +180,7 @@ def test_up_names_the_stranger_that_has_its_port(clones, tmp_path):
         stranger = f"process {intruder.process.pid}"
         wait_for(lambda: port_owners.find_owners(first.settings, first.port))
         done = first.workshop("up", exit_code=1)
-        assert f"The port {first.port} of this clone is held by" in done.stderr
+        assert f"The port {first.port} is held by" in done.stderr
         assert stranger in done.stderr
         row = first.status()
         assert not row["healthy"]

@@ -75,7 +75,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
         """Pass a request on; answer with a page when the server does not run or is not ours."""
         if time.monotonic() > self.last_checks.get(port, 0) + CHECK_SECONDS:
             if foreign_owner := port_owners.find_foreign_owner(get_settings(), port):
-                show_problem(self, self.title, f"The port {port} is held by {foreign_owner}.", "workshop up")
+                show_problem(self, self.title, f"The {foreign_owner}.", "workshop up")
                 return
             self.last_checks[port] = time.monotonic()
         try:

@@ -312,8 +312,7 @@ def choose_ports(settings: Settings, report: Report, *, is_retry: bool = False) 
             others = (FIRST_PORT + (block + n) % BLOCKS * BLOCK_SIZE + len(taken) for n in range(BLOCKS))
             port = taken[name] = next(filter(is_usable, others if is_retry else chain([default], others)))
             if port != default:
-                owner = owners.get(default, "another process")
-                report(f"port {default} is busy: {service.title} takes {port} ({owner})")
+                report(f"{service.title} takes {port}: {owners.get(default, port_owners.Owner(default))}")
     return settings.model_copy(update=taken)
 
 

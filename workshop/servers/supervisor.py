@@ -74,7 +74,7 @@ def status(settings: Settings) -> list[Status]:
         if service.name in by_hand:
             state = "started by hand"
         elif foreign_owner := port_owners.find_foreign_owner(settings, *service.ports_of(settings)):
-            state, reason = "held by another", f"its port {foreign_owner.port} is held by {foreign_owner}"
+            state, reason = "held by another", f"its {foreign_owner}"
         elif process.get("statename") == "FATAL":
             last = next(iter(_log_lines(service, settings)[-1:]), "no output")
             state = "given up"
