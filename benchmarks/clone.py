@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 
 from tests.workplace import Servers, new_workplace, processes_of
+from workshop.exports import exports_of
 
 TIMEOUT_SECONDS = 900
 WARM_SECONDS = 120
@@ -44,7 +45,7 @@ class Clone(Servers):
     def up(self) -> None:
         """Start the servers and learn their addresses, as `eval "$(workshop config --export)"` does in a shell."""
         self.do("workshop", "up", environment=self.fresh_environment)
-        self.environment = self.fresh_environment | self.settings.exports()
+        self.environment = self.fresh_environment | exports_of(self.settings)
 
     def down(self) -> None:
         """Stop the servers."""

@@ -26,6 +26,8 @@ from workplace import (
     pytest_runtest_setup,  # noqa: F401 - a hook
 )
 
+from workshop.exports import exports_of
+
 # The order in which files are begun: the longest first, so that no process works alone at the end. The second servers
 # start from a copy of the first ones: they come when the latter have begun, as there are three processes.
 ORDER = [
@@ -140,7 +142,7 @@ def servers(request, tmp_path_factory) -> Iterator[Servers]:
             if "PYTEST_XDIST_WORKER" in os.environ and is_copied and not kept.exists():
                 shutil.copytree(root, kept / "clone", symlinks=True, ignore=shutil.ignore_patterns("state"))
                 clone.run(BIN / "workshop", "backup", kept / "backup.tar")
-        clone.environment |= clone.settings.exports()
+        clone.environment |= exports_of(clone.settings)
         yield clone
     finally:
         clone.run(BIN / "workshop", "down")

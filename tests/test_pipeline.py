@@ -19,6 +19,8 @@ from forecast.learn import evaluation
 from forecast.table import schema
 from workplace import BIN, Servers, by_night, new_workplace, wait_for
 
+from workshop.exports import exports_of
+
 STAGES = [
     "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
     "compare", "promote", "report",
@@ -208,7 +210,7 @@ def test_repro_with_a_bad_parameter_stops_at_once(restored):
 def test_repro_without_servers_stops_at_tracking_store(tmp_path):
     """Before any training: which address did not answer, and what to do."""
     lonely = Servers(*new_workplace(tmp_path / "lonely"))
-    lonely.environment |= lonely.settings.exports()
+    lonely.environment |= exports_of(lonely.settings)
     done = dvc(lonely, "repro", exit_code=None)
     assert done.returncode != 0
     assert ran(done) == ["tracking_store"]

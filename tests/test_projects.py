@@ -20,6 +20,7 @@ from forecast.table.split import split_by_time
 from walk import run_in, solve
 from workplace import BIN, ROOT, clean_environment, free_port, run_program
 
+from workshop.exports import exports_of
 from workshop.settings import get_settings
 from workshop.teaching import exercises
 from workshop.teaching.pyenv import find_real
@@ -343,7 +344,7 @@ def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(tmp_path)
 def test_run_without_a_server_ends_in_words(tmp_path):
     """A terminal that is set up, and a closed port: the last line says what the README says."""
     address = f"http://127.0.0.1:{free_port()}"
-    environment = clean_environment() | get_settings().exports() | {"MLFLOW_TRACKING_URI": address}
+    environment = clean_environment() | exports_of(get_settings()) | {"MLFLOW_TRACKING_URI": address}
     done = type_line(f"mlflow run {ROOT / '3_projects' / 'lr'}", tmp_path, **environment)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]

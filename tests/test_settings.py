@@ -9,6 +9,7 @@ import pytest
 from forecast import errors
 from workplace import ROOT, clean_environment, environment_of
 
+from workshop.exports import exports_of
 from workshop.settings import find_root, get_settings
 
 
@@ -65,7 +66,7 @@ def test_credentials_are_generated_once_and_private(root, monkeypatch):
     assert len(password.get_secret_value()) >= 24
     for secret in (password.get_secret_value(), "hush-hush"):
         settings = get_settings()
-        assert secret not in repr(settings) + str(settings) + str(settings.exports())
+        assert secret not in repr(settings) + str(settings) + str(exports_of(settings))
         assert "@" not in settings.artifacts_uri
         monkeypatch.setenv("WORKSHOP_FTP_PASSWORD", "hush-hush")
 
@@ -87,7 +88,7 @@ def test_exported_address_is_not_one_that_a_person_set(root, monkeypatch):
     settings = get_settings()
     settings.state.mkdir(parents=True)
     settings.ports_file.write_text(json.dumps({"mlflow_port": 5104, "dask_port": 8804}))
-    shell = get_settings().exports()
+    shell = exports_of(get_settings())
     settings.ports_file.write_text(json.dumps({"mlflow_port": 5105, "dask_port": 8805}))
     with environment_of(clean_environment() | shell):
         assert get_settings().explicit_tracking_uri is None
@@ -103,7 +104,7 @@ def test_exported_address_is_not_one_that_a_person_set(root, monkeypatch):
 def test_address_set_by_hand_stays_so_when_it_is_exported(root, monkeypatch):
     """A team's server, as a container is told of it, goes into the shells there and is used by them."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    with environment_of(clean_environment() | get_settings().exports()):
+    with environment_of(clean_environment() | exports_of(get_settings())):
         assert get_settings().tracking_uri == get_settings().explicit_tracking_uri == "http://mlflow:5000"
 
 

@@ -30,6 +30,7 @@ from mlflow_gate import Decision, Scores
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for
 
 from workshop import port_owners
+from workshop.exports import exports_of
 from workshop.servers import supervisor
 
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))
@@ -60,7 +61,7 @@ def place(tmp_path) -> Iterator[Servers]:
     place = Servers(root, environment)
     try:
         place.run(BIN / "workshop", "up", "--repro")
-        place.environment |= place.settings.exports()
+        place.environment |= exports_of(place.settings)
         yield place
     finally:
         place.run(BIN / "workshop", "down")

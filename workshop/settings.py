@@ -10,16 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dashboard.hosts import LOOPBACK, is_loopback
+from dashboard.hosts import is_loopback
 from forecast.errors import SettingsError
-from forecast.problem import EXPERIMENT
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
 
-EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
-# After 0 and 4 s a person at a terminal, such as of `mlflow run`, hears that no server answers. MLflow's own 7 tries
-# are four minutes; `forecast.tracking` has more for a pipeline.
-SHELL_RETRIES = "2"
 PORTS_FILE, PID_FILE = "ports.json", "supervisord.pid"  # in the state folder
 
 
@@ -64,7 +59,7 @@ class Settings(BaseSettings):
     dashboard_port: int = Field(8050, ge=1, le=65535)
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
     dask_scheduler_address: str | None = Field(None, validation_alias="DASK_SCHEDULER_ADDRESS")
-    exported: str = ""  # addresses that `exports` gave and, last, the state folder
+    exported: str = ""  # addresses that `exports_of` gave and, last, the state folder
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override] # the sources that are not used have no name here
@@ -96,7 +91,7 @@ class Settings(BaseSettings):
 
     @property
     def explicit_tracking_uri(self) -> str | None:
-        """MLFLOW_TRACKING_URI, unless `exports` set it: the port of our own server may have changed since."""
+        """MLFLOW_TRACKING_URI, unless `exports_of` set it: the port of our own server may have changed since."""
         return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
 
     @property
@@ -253,64 +248,6 @@ class Settings(BaseSettings):
             "MLFLOW_FTP_PASSWORD": password.get_secret_value(),
             "MLFLOW_FTP_SERVER_CERT_PATH": str(self.certificate),
         }
-
-    def exports(self) -> dict[str, str]:
-        """Return the environment variables that point other programs at the servers; no secret is among them.
-
-        Servers that run here win over addresses that the shell holds, so that a second export corrects an old shell.
-        """
-        local = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
-        current = local if self.is_up else self
-        is_own_cluster = current.explicit_scheduler_address is None
-        addresses = [
-            "-" if current.explicit_tracking_uri else local.tracking_uri,
-            "-" if current.explicit_scheduler_address else local.scheduler_address,
-        ]
-        return (
-            self._package_source()
-            | loopback_without_proxy()
-            | (self.dask_security() if is_own_cluster else {})
-            | {
-                "WORKSHOP_EXPORTED": " ".join([*addresses, str(self.state)]),
-                "MLFLOW_TRACKING_URI": current.tracking_uri,
-                "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
-                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": SHELL_RETRIES,
-                "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-                "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one for each few kilobytes
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-                "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's words on this machine's processor
-                "DASK_SCHEDULER_ADDRESS": current.scheduler_address,
-                # A slow machine blocks a scheduler or worker for a minute. With Dask's 30 s, a connection with data on
-                # its way would be closed, and its worker end. The connection of a dead process closes immediately.
-                "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5 minutes",
-                "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60 s",
-                # By default both use folders that every user of the machine shares, and run what they find there.
-                "DASK_TEMPORARY_DIRECTORY": str(self.state),
-                "DVC_SITE_CACHE_DIR": str(self.state / "dvc"),
-                "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
-                "WORKSHOP_FTP_URI": self.artifacts_uri,
-            }
-        )
-
-    def dask_security(self) -> dict[str, str]:
-        """Return the variables that give a Dask program our key: https://distributed.dask.org/en/stable/tls.html."""
-        names = ("CA_FILE", "CLIENT__CERT", "SCHEDULER__CERT", "WORKER__CERT")
-        return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(self.dask_key) for name in names}
-
-    def _package_source(self) -> dict[str, str]:
-        """Return the variables with which `mlflow run` makes environments without a network."""
-        if self.offline is None:
-            return {}
-        wheels = (self.root / self.offline / "wheels").as_uri()  # as an address, for a blank would end a path
-        return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "UV_OFFLINE": "1", "UV_FIND_LINKS": wheels}
-
-
-def loopback_without_proxy() -> dict[str, str]:
-    """Return the variables that keep requests to this machine away from the proxy that `http_proxy` names."""
-    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    if hosts != "*":
-        hosts = ",".join(dict.fromkeys([*filter(None, hosts.split(",")), *LOOPBACK]))
-    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def get_settings() -> Settings:

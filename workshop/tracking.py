@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from forecast import tracking
 from forecast.errors import ServiceError
 
+from workshop.exports import EXPORT_COMMAND, exports_of, loopback_without_proxy
 from workshop.port_owners import require_own
-from workshop.settings import EXPORT_COMMAND, Settings, get_settings, loopback_without_proxy
+from workshop.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,7 +20,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     """Point MLflow at this clone's tracking server and return a client; raise ServiceError when it does not answer."""
     settings = get_settings()
     # MLflow reads these when it is imported, also in a shell without `workshop config --export`.
-    exports = settings.exports()
+    exports = exports_of(settings)
     for name in ("MAX_RETRIES", "TIMEOUT"):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", exports[f"MLFLOW_HTTP_REQUEST_{name}"])
     os.environ.update(loopback_without_proxy())

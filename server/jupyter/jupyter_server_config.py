@@ -15,6 +15,7 @@ from pathlib import Path
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 from tornado.web import HTTPError
 
+from workshop.exports import exports_of
 from workshop.servers import lab_tiles
 from workshop.servers.services import ports_for_shell
 from workshop.settings import get_settings
@@ -24,7 +25,7 @@ settings = get_settings()
 folder = Path(__file__).parent  # not the clone's, in a room
 
 # Kernels and terminals get this process's environment: the servers' addresses, and this Python's programs first.
-os.environ.update(ports_for_shell(settings, lambda _: None).exports())  # also before the servers have started
+os.environ.update(exports_of(ports_for_shell(settings, lambda _: None)))  # also before the servers have started
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # Not a kernel `python3` that another installation left in the home folder.
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"

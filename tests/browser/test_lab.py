@@ -17,6 +17,8 @@ from nbformat import v4
 from playwright.sync_api import Frame, Page, expect
 from workplace import BIN, Program, Servers, free_port, running, wait_for
 
+from workshop.exports import exports_of
+
 pytestmark = pytest.mark.usefixtures("servers")  # all of them, in the process that has the servers
 # Each tile, and what its application says that only the running one can say.
 TILES = {
@@ -203,7 +205,7 @@ def test_panel_of_dask_is_connected_to_the_running_cluster(on_a_hub):
 
 def test_terminal_and_kernel_see_the_servers_and_this_environment(page, servers, tmp_path):
     """The tracking address and this Python, whatever the home folder holds; what a kernel says is encrypted."""
-    uri = servers.settings.exports()["MLFLOW_TRACKING_URI"]
+    uri = exports_of(servers.settings)["MLFLOW_TRACKING_URI"]
     answer = tmp_path / "answer"
     launch(page, "Terminal")
     page.locator(".xterm-screen:visible").click()

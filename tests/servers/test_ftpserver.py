@@ -15,6 +15,7 @@ import pytest
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from workplace import ROOT, clean_environment, environment_of, free_passive_range, free_port
 
+from workshop.exports import exports_of
 from workshop.settings import get_settings
 
 SCRIPT = ROOT / "server" / "ftpserver.py"
@@ -74,7 +75,7 @@ def test_artifact_goes_over_tls_to_a_server_that_requires_it(environment, tmp_pa
     environment = environment | {"WORKSHOP_FTP_TLS": "true"}
     with started(environment), environment_of(environment):
         settings = get_settings()
-        os.environ |= settings.exports() | settings.ftp_environment()
+        os.environ |= exports_of(settings) | settings.ftp_environment()
         assert settings.artifacts_uri.startswith("ftps://")
         (tmp_path / "file").write_bytes(b"content")
         get_artifact_repository(settings.artifacts_uri).log_artifact(str(tmp_path / "file"))

@@ -15,6 +15,7 @@ from mlflow_ftp.certificate import ensure_certificate
 from workplace import BIN, ROOT, TAKEN, clean_environment, environment_of, free_port, run_program, running, wait_for
 
 from workshop import port_owners
+from workshop.exports import exports_of
 from workshop.settings import get_settings
 
 RUN = "import mlflow; mlflow.start_run()"
@@ -76,7 +77,7 @@ def test_stranger_on_an_exported_port_gets_no_runs(environment, tmp_path):
     """
     with environment_of(environment):
         settings = get_settings()
-        shell = environment | settings.exports() | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+        shell = environment | exports_of(settings) | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     (tmp_path / "health").touch()
     listen = [BIN / "python", "-u", "-m", "http.server", "--bind", "127.0.0.1", settings.mlflow_port]
     with running(listen, environment, tmp_path, lambda said: "Serving" in said) as stranger:

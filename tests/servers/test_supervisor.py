@@ -23,6 +23,7 @@ import pytest
 from workplace import BIN, ROOT, Servers, frozen, new_workplace, processes_of, run_program, wait_for
 
 from workshop import port_owners
+from workshop.exports import exports_of
 from workshop.servers import supervisor
 from workshop.servers.services import SERVICES
 
@@ -130,7 +131,7 @@ def test_data_on_their_way_to_a_blocked_process_arrive(running, blocked):
     with running.dask_client() as client:
         worker = min(client.scheduler_info()["workers"])
     port = running.settings.dask_port if blocked == "scheduler" else int(worker.rpartition(":")[2])
-    words, environment = [BIN / "python", "-c", SENDING], running.environment | running.settings.exports()
+    words, environment = [BIN / "python", "-c", SENDING], running.environment | exports_of(running.settings)
     with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
         assert sender.stdout.readline() == "connected\n"
         with frozen(port):
@@ -152,7 +153,7 @@ def test_password_is_nowhere_but_in_its_file(running):
             assert password not in str(process.environ())
     for log in settings.logs.iterdir():
         assert password not in log.read_text(errors="replace")
-    assert password not in str(settings.exports())
+    assert password not in str(exports_of(settings))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,7 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
         assert not any(row["pid"] and psutil.pid_exists(row["pid"]) for row in before.values())
         assert new_address in running.run(BIN / "workshop", "config", "--export").stdout
         gate = [BIN / "mlflow-gate", "history"]
-        running.run(*gate, env=environment | running.settings.exports(), cwd=running.pipeline)
+        running.run(*gate, env=environment | exports_of(running.settings), cwd=running.pipeline)
         assert innocent.poll() is None
         innocent.kill()
 

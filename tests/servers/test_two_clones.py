@@ -33,6 +33,7 @@ from workplace import (
 )
 
 from workshop import port_owners
+from workshop.exports import exports_of
 from workshop.servers import supervisor
 from workshop.tracking import connect, own_or_given_uri
 
@@ -104,7 +105,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     first, second = clones
     first.workshop("up")
     first.record()
-    shell = first.settings.exports()  # a terminal that is still open later
+    shell = exports_of(first.settings)  # a terminal that is still open later
     first.workshop("down")
     second.workshop("up")
     assert second.port == first.port
@@ -139,7 +140,7 @@ def test_clone_finds_its_ports_again(clones):
     """The second clone takes ports that follow from its folder; after a restart both have what they had."""
     first, second = clones
     first.workshop("up")
-    shell, ports = first.settings.exports(), first.port
+    shell, ports = exports_of(first.settings), first.port
     done = second.workshop("up")
     busy = f"MLflow tracking takes {second.port}: port {ports} is held by another clone: {first.settings.state}, "
     assert busy in done.stderr

@@ -58,7 +58,8 @@ def main(context: click.Context) -> None:
     \b
     Example:  workshop up --repro
     """
-    from workshop.settings import get_settings, loopback_without_proxy  # not for --help: pydantic takes 0.2 s
+    from workshop.exports import loopback_without_proxy  # not for --help: pydantic takes 0.2 s
+    from workshop.settings import get_settings
 
     os.environ.update(loopback_without_proxy())
     if context.invoked_subcommand in TRACKED and (address := get_settings().explicit_tracking_uri):

@@ -16,7 +16,8 @@ from forecast.parameters import read_stage
 from mlflow_gate.decision import read_decision
 
 from workshop.cli import json_option, print_rows, report
-from workshop.settings import EXPORT_COMMAND, Settings, get_settings
+from workshop.exports import EXPORT_COMMAND, exports_of
+from workshop.settings import Settings, get_settings
 from workshop.tracking import own_or_given_uri
 
 NOTHING = "nothing is in production"
@@ -29,7 +30,7 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     ``options`` are those of `dvc_parallel.reproduce`.
     """
     own_or_given_uri(settings)  # another clone's server may have the port by now
-    servers = {name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))}
+    servers = {name: text for name, text in exports_of(settings).items() if not (shell_first and os.environ.get(name))}
     path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", os.defpath)
     os.environ.update(servers, PATH=path, PYTHONUNBUFFERED="1")  # for the programs of the stages
     options["jobs"] = options.get("jobs") or settings.dask_workers
@@ -66,7 +67,7 @@ def run_and_show(settings: Settings) -> None:
     production = finish_run(settings)
     rows = {
         "Dashboard": settings.dashboard_url,
-        "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
+        "MLflow": exports_of(settings)["MLFLOW_TRACKING_URI"],
         "Dask": settings.dask_dashboard_url,
         "FTP": settings.ftp_uri,
         "Production": production,
@@ -114,9 +115,9 @@ def config(export: bool, as_json: bool) -> None:
     if export:
         from workshop.servers.services import ports_for_shell  # imports requests
 
-        for name, value in ports_for_shell(settings, report).exports().items():
+        for name, value in exports_of(ports_for_shell(settings, report)).items():
             click.echo(f"export {name}={shlex.quote(value)}")
         click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}":$PATH"')
         return
-    values = settings.exports() | {"root": str(settings.root), "state": str(settings.state)}
+    values = exports_of(settings) | {"root": str(settings.root), "state": str(settings.state)}
     print_rows([{"name": name, "value": value} for name, value in values.items()], as_json)

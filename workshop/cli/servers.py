@@ -15,6 +15,7 @@ import click
 
 from workshop import port_owners
 from workshop.cli import json_option, print_rows, report
+from workshop.exports import exports_of
 from workshop.servers import supervisor
 from workshop.servers.services import is_free, program
 from workshop.settings import Settings, get_settings
@@ -108,7 +109,7 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
     import dask  # with its cluster half a second
     from papermill_dask import EngineError, connect, running
 
-    variables = {name: value for name, value in settings.exports().items() if name.startswith("DASK_")}
+    variables = {name: value for name, value in exports_of(settings).items() if name.startswith("DASK_")}
     with (
         dask.config.set({name[5:].lower().replace("__", "."): value for name, value in variables.items()}),
         contextlib.suppress(EngineError),  # while there is no worker

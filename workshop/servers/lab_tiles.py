@@ -19,6 +19,7 @@ from tornado import web
 from tornado.httputil import HTTPHeaders
 
 from workshop import port_owners
+from workshop.exports import exports_of
 from workshop.settings import get_settings
 
 CHECK_SECONDS = 2.0
@@ -149,7 +150,7 @@ def show_problem(handler: JupyterHandler, title: str, problem: str, command: str
 
 def through_jupyterlab(page: bytes, base_url: str) -> bytes:
     """Return a page whose links to MLflow lead through JupyterLab, since the reader may be on another machine."""
-    direct, proxied = get_settings().exports()["MLFLOW_TRACKING_URI"], url_path_join(base_url, "mlflow")
+    direct, proxied = exports_of(get_settings())["MLFLOW_TRACKING_URI"], url_path_join(base_url, "mlflow")
     for slash in ("/", "\\u002f"):  # the second is how Dash writes it into JSON
         old, new = (f"{address}/#".replace("/", slash).encode() for address in (direct, proxied))
         page = page.replace(old, new)

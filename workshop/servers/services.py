@@ -27,6 +27,7 @@ from forecast.errors import ServiceError, SettingsError
 from forecast.table.files import write_atomically
 
 from workshop import port_owners
+from workshop.exports import dask_security
 from workshop.settings import Settings
 
 HEALTH_SECONDS = 3.0
@@ -246,7 +247,7 @@ SERVICES = (
 
 def environment_of(service: Service, settings: Settings) -> dict[str, str]:
     """Return the variables of a service; with `settings.logging_file` also those that configure its logging."""
-    variables = service.environment | (settings.dask_security() if "DASK_CONFIG" in service.environment else {})
+    variables = service.environment | (dask_security(settings) if "DASK_CONFIG" in service.environment else {})
     if not (file := settings.logging_file):
         return variables
     return variables | {

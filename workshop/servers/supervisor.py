@@ -23,6 +23,7 @@ from forecast.errors import ParameterError, ServiceError
 from supervisor.xmlrpc import SupervisorTransport
 
 from workshop import port_owners
+from workshop.exports import exports_of
 from workshop.servers.services import (
     SERVICES,
     Report,
@@ -205,7 +206,7 @@ def _start_supervisor(settings: Settings) -> None:
     with file.open("w") as output:
         _configuration(settings).write(output)
     variables = {"WORKSHOP_ROOT": settings.root, "WORKSHOP_STATE": settings.state, port_owners.MARK: settings.state}
-    environment = os.environ | settings.exports() | {name: str(path) for name, path in variables.items()}
+    environment = os.environ | exports_of(settings) | {name: str(path) for name, path in variables.items()}
     environment.pop("WORKSHOP_DATABASE_URI", None)  # its password is for the tracking server alone
     done = subprocess.run(
         [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(file)],

@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 from forecast.errors import PipelineError
 
+from workshop.exports import exports_of
 from workshop.settings import Settings, get_settings
 from workshop.teaching import exercises
 from workshop.teaching.checkpoints import CHAPTERS, STEPS, runs_of_lr, save_first_chapter, state_of
@@ -92,7 +93,7 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
     """
     from forecast.raw.prepare import load_or_make  # imports pandera
 
-    os.environ.update(settings.exports())  # the servers that were just started, whatever address the shell holds
+    os.environ.update(exports_of(settings))  # the servers that were just started, whatever address the shell holds
     settings = get_settings()
     save_first_chapter(settings, number)
     for chapter in CHAPTERS[: number - 1]:

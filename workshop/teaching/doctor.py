@@ -15,8 +15,9 @@ from forecast.govern import gate
 from forecast.table import schema
 
 from workshop import port_owners
+from workshop.exports import EXPORT_COMMAND, exports_of
 from workshop.servers import supervisor
-from workshop.settings import EXPORT_COMMAND, Settings
+from workshop.settings import Settings
 from workshop.teaching import prerequisites
 from workshop.tracking import connect
 
@@ -52,7 +53,7 @@ def examine(settings: Settings) -> list[Finding]:
         _programs(),
         *(_server(row, settings) for row in supervisor.status(settings)),
     ]
-    here = settings.tracking_uri == settings.exports()["MLFLOW_TRACKING_URI"]
+    here = settings.tracking_uri == exports_of(settings)["MLFLOW_TRACKING_URI"]
     if settings.is_up and here and any((each.check, each.verdict) == ("mlflow", OK) for each in findings):
         findings.append(_production(settings))
     return findings

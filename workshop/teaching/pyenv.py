@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workshop.settings import EXPORT_COMMAND
+from workshop.exports import EXPORT_COMMAND
 
 VERSION = platform.python_version()
 NAME = b"workshop.teaching.pyenv"  # stands in the script of each stand-in, of this clone or another
