@@ -9,7 +9,7 @@ import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 from forecast import problem
-from forecast.errors import DataError, PipelineError
+from forecast.errors import PipelineError
 from forecast.show import figures
 from forecast.table import steps
 from forecast.table.features import INPUTS, LATER_YEARS, assume_capacity, last_year
