@@ -47,7 +47,6 @@ def make_app(follower: Follower) -> Dash:
         update_title=None,
         prevent_initial_callbacks=True,
         suppress_callback_exceptions=True,  # only one of the pages is shown
-        on_error=security.report_failure,
         index_string=layout.INDEX,
         assets_ignore="theme.js",  # `layout.INDEX` loads it, before anything is drawn
     )

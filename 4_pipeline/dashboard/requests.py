@@ -10,19 +10,16 @@ import re
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import pandas as pd
 from forecast.errors import DataError
-from forecast.problem import STEP
 from forecast.table import steps
 from forecast.table.features import INPUTS
 from forecast.table.reading import WORKBOOKS, convert_text, read_text, require_columns
-from forecast.table.schema import CAPACITIES, RANGES, STAMP, UNITS, USUAL_MEANS, check_cells
+from forecast.table.schema import CAPACITIES, STAMP, UNITS, USUAL_MEANS, check_cells
 
 MAX_ROWS = max(375 * steps.A_DAY, 1000)  # a year
 MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times what so many rows take
 YEARS = (1900, 2100)
-HOUR = re.compile(r"(19|20)\d\d-\d\d-\d\dT\d\d:00:00Z")  # of `YEARS`
 START = f"the start of {steps.ONE}" + f" in {steps.ZONE}" * steps.IS_DAY
 EXAMPLE = f"{steps.starts(pd.Series(pd.Timestamp('2016-06-01T12:00Z')))[0]:{STAMP}}"
 # Advice of `forecast.table` that needs the pipeline's folder or a shell: whoever sends rows may have a browser alone.
@@ -82,8 +79,6 @@ def from_records(rows: object) -> pd.DataFrame:
         if unknown := [name for name in row if name not in columns]:
             what = f"Row {number} has unknown keys: {', '.join(unknown)[:200]}."
             raise DataError(what, expected=", ".join([*INPUTS, *CAPACITIES.values()]), next_step="leave them out")
-    if 0 < len(rows) < steps.A_MONTH and columns == INPUTS and (frame := _plain(rows)) is not None:
-        return frame
     text = pd.DataFrame([[str(row[name]) for name in columns] for row in rows], columns=columns, dtype="str")
     text.index = pd.RangeIndex(1, len(rows) + 1, name="row")
     return _check(text, "the rows", _CORRECT)
@@ -92,29 +87,6 @@ def from_records(rows: object) -> pd.DataFrame:
 def _columns(header: Container[str]) -> list[str]:
     """Return the columns to read: those of the capacity, too, if the rows have one of them."""
     return INPUTS + list(CAPACITIES.values()) * any(name in header for name in CAPACITIES.values())
-
-
-def _plain(rows: list[dict]) -> pd.DataFrame | None:
-    """Return rows that break no rule as a frame; None for rows that `_check`, which takes 8 ms, has to judge.
-
-    Plain is an hour as the example has it, and numbers within `RANGES`; there is no mean of a month.
-    """
-    if STEP != "h":
-        return None
-    times = [row["utc_timestamp"] for row in rows]
-    if not all(isinstance(time, str) and HOUR.fullmatch(time) for time in times) or len(set(times)) < len(times):
-        return None
-    weather = {name: [row[name] for row in rows] for name in INPUTS[1:]}
-    for name, numbers in weather.items():
-        least, most = RANGES[name]
-        if not all(type(number) in (int, float) and least <= number <= most for number in numbers):
-            return None
-    try:
-        stamps = np.array([time[:-1] for time in times], "datetime64[us]")
-    except ValueError:  # 30 February
-        return None
-    stamps = pd.DatetimeIndex(stamps, tz="UTC")
-    return pd.DataFrame({"utc_timestamp": stamps} | {name: np.array(weather[name], float) + 0.0 for name in weather})
 
 
 def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Protection against requests that no page makes: each is refused with 4xx and a reason, and none ends in a 500."""
+"""Protection against requests that no page makes; every error is answered as JSON, and described in the log alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import os
 from collections.abc import Collection
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any
 from urllib.parse import urlsplit
 
 from dash import Dash
 from dash.exceptions import DependencyException
 from flask import Response, abort, jsonify, request
-from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
 from .requests import MAX_BYTES
 
@@ -21,7 +20,6 @@ from .requests import MAX_BYTES
 # own. A file travels in a callback as base64, four letters for three bytes.
 MAX_BODY_BYTES = MAX_BYTES * 2
 HOSTS = "DASHBOARD_ALLOWED_HOSTS"  # the variable with further names of the dashboard, as behind a proxy
-CALLBACKS = "/_dash-update-component"
 ANY_PATH = "/<path:path>"  # Dash shows the page at every path
 
 # What a page may load, and who may frame it: JupyterLab, which shows it under its own address. Dash and plotly style
@@ -35,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def protect(app: Dash, paths: Collection[str]) -> None:
-    """Refuse foreign hosts, large bodies and malformed callbacks, and answer every error as JSON.
+    """Refuse foreign hosts and large bodies, and answer every error as JSON.
 
     ``paths`` are those of the pages; any other path shows the page that says so, with status 404.
     """
@@ -50,8 +48,6 @@ def protect(app: Dash, paths: Collection[str]) -> None:
         if not is_allowed(host):
             reason = f"the host {host[:80]!r} is neither localhost, a private address nor in {HOSTS}; to allow a name,"
             abort(HTTPStatus.FORBIDDEN, f"{reason} start the dashboard with it, such as {HOSTS}=dash.company.lan")
-        if request.path == CALLBACKS and request.method == "POST":
-            check_callback(app, request.get_json())
 
     @server.after_request
     def add_headers(response: Response) -> Response:
@@ -72,37 +68,14 @@ def _answer_error(error: Exception) -> tuple[Response, int]:
         reason, status = error.description or error.name, error.code or HTTPStatus.INTERNAL_SERVER_ERROR
     elif isinstance(error, DependencyException):
         reason, status = "there is no such file", HTTPStatus.NOT_FOUND
-    elif request.path == CALLBACKS or isinstance(error, RecursionError):  # errors of a callback: `report_failure`
-        reason, status = "the body is not what a page of the dashboard sends", HTTPStatus.BAD_REQUEST
+    elif isinstance(error, RecursionError):
+        reason, status = "the body is nested too deeply", HTTPStatus.BAD_REQUEST
     else:
         reason, status = InternalServerError.description, HTTPStatus.INTERNAL_SERVER_ERROR
         log.error("%s failed", request.method, exc_info=error)
     # The path in one line, and not at any length.
     log.info("%s %s answered with %d: %.80s", request.method, repr(request.path)[1:81], status, reason)
     return jsonify(error=reason), status
-
-
-def report_failure(error: Exception) -> None:
-    """Log an error of a callback and answer 500; only a value nested too deeply is the request's fault."""
-    if isinstance(error, RecursionError):
-        raise BadRequest("the body is nested too deeply")
-    log.error("a callback failed", exc_info=error)
-    raise InternalServerError
-
-
-def check_callback(app: Dash, body: Any) -> None:
-    """Raise BadRequest unless the inputs and states are those that the callback declares: Dash takes them on trust."""
-    try:
-        declared = app.callback_map[body["output"]]
-        named = {key: [(item["id"], item["property"]) for item in body.get(key, [])] for key in ("inputs", "state")}
-        fits = "callback" in declared and all(
-            names == [(item["id"], item["property"]) for item in declared[key]] for key, names in named.items()
-        )
-        fits = fits and set(body.get("changedPropIds", [])) <= {".".join(name) for name in named["inputs"]}
-    except (AttributeError, KeyError, TypeError):
-        fits = False
-    if not fits:
-        raise BadRequest("the body is not what a page of the dashboard sends")
 
 
 def is_allowed(host: str) -> bool:

@@ -26,8 +26,10 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
       return range && range[0] ? range.map((time) => String(time).slice(0, 10)) : [no_update, no_update];
     },
     // An answer to other choices than the page's comes late, after the reader went to another period.
-    show_period: ({ choices, parts }, ...shown) =>
-      String(choices) === String(shown) ? parts : parts.map(() => window.dash_clientside.no_update),
+    show_period: function ({ choices, shown }, ...chosen) {
+      const { callback_context, no_update } = window.dash_clientside, is_late = String(choices) !== String(chosen);
+      return callback_context.outputs_list.map(({ id }) => is_late ? no_update : shown[id]);
+    },
     mark_week: function (hovered) {
       const day = hovered && String(hovered.points[0].x).slice(0, 10);
       for (const row of weeks()) row.classList.toggle("here", Boolean(day) && first(row) <= day && day <= last(row));

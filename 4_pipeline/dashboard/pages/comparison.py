@@ -38,25 +38,31 @@ ZONES = {steps.CALENDAR: steps.CALENDAR} if steps.IS_DAY else {"UTC": "UTC", ste
 DAYS = ("first-day", "last-day")
 CHOICES = (*DAYS, "zone")
 FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month", "overview")
+# What a period changes: the components, and their properties.
+SHOWN = dict.fromkeys(FIGURES, "figure") | dict.fromkeys(("key-figures", "comparison-weeks"), "children")
+SHOWN |= {"months-of-residuals": "className", "comparison-adjustment": "children"}
+SHOWN |= {f"preset-{name}": "active" for name in PRESETS} | {"earlier": "disabled", "later": "disabled"}
 
 
 def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     """Return the page with the period of the query (`from`, `to`), or the latest two weeks."""
     period, adjustment = periods.chosen(snapshot, query.get("from"), query.get("to"))
-    figure, by_hour, by_month, strip, key_figures, weeks, by_month_class = answer(snapshot, period)
+    drawn = answer(snapshot, period)
     compared = [
-        html.Div(key_figures, id="key-figures", **{"aria-live": "polite"}),
+        html.Div(drawn["key-figures"], id="key-figures", **{"aria-live": "polite"}),
         _controls(snapshot, period),
         html.P(adjustment, id="comparison-adjustment", role="status"),
-        parts.graph("comparison-figure", figure, "Measured and predicted over time, with error band"),
+        parts.graph(
+            "comparison-figure", drawn["comparison-figure"], "Measured and predicted over time, with error band"
+        ),
         html.P(f"All of the data: daily means, each target by its highest {steps.NAME}. {DRAG}", className="hint"),
-        parts.graph("overview", strip, "All of the data; drag across it for a period", "strip"),
+        parts.graph("overview", drawn["overview"], "All of the data; drag across it for a period", "strip"),
     ]
-    by_month = parts.graph("residuals-by-month", by_month, "Errors by month", "chart low")
+    by_month = parts.graph("residuals-by-month", drawn["residuals-by-month"], "Errors by month", "chart low")
     label = f"Errors by {'day of the week' if steps.IS_DAY else 'hour of the day'}"
     residuals = [
-        parts.graph("residuals-by-hour", by_hour, label, "chart low"),
-        html.Div(by_month, id="months-of-residuals", className=by_month_class),
+        parts.graph("residuals-by-hour", drawn["residuals-by-hour"], label, "chart low"),
+        html.Div(by_month, id="months-of-residuals", className=drawn["months-of-residuals"]),
     ]
     hint = f"Means in {figures.UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
     off = f"Predicted minus measured in the period: the median, and the middle half of the {steps.NAMES}."
@@ -64,7 +70,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         dcc.Store(id="latest-period", data=periods.latest(snapshot)),
         dcc.Store(id="comparison-answer"),
         parts.panel("comparison", TITLE, modelled(snapshot), compared),
-        parts.panel("weeks", "Week by week", hint, [html.Div(weeks, id="comparison-weeks")]),
+        parts.panel("weeks", "Week by week", hint, [html.Div(drawn["comparison-weeks"], id="comparison-weeks")]),
         parts.panel("residuals", "When the model is off", off, [html.Div(residuals, className="columns")]),
     ]
 
@@ -134,17 +140,12 @@ def _register_answers(app: Dash, follower: Follower) -> None:
         snapshot = follower.now
         period, adjustment = periods.chosen(snapshot, start, end)
         drawn = answer(snapshot, period, zone if zone in tuple(ZONES) else steps.CALENDAR)
-        return {"choices": [start, end, zone], "parts": [*drawn, adjustment, *button_states(snapshot, period)]}
+        shown = drawn | button_states(snapshot, period) | {"comparison-adjustment": adjustment}
+        return {"choices": [start, end, zone], "shown": shown}
 
     app.clientside_callback(
         ClientsideFunction("figures", "show_period"),
-        *(Output(name, "figure") for name in FIGURES),
-        *(Output(name, "children") for name in ("key-figures", "comparison-weeks")),
-        Output("months-of-residuals", "className"),
-        Output("comparison-adjustment", "children"),
-        *(Output(f"preset-{name}", "active") for name in PRESETS),
-        Output("earlier", "disabled"),
-        Output("later", "disabled"),
+        *(Output(id_, name) for id_, name in SHOWN.items()),
         Input("comparison-answer", "data"),
         *(State(id_, "value") for id_ in CHOICES),
     )
@@ -166,23 +167,25 @@ def _register_answers(app: Dash, follower: Follower) -> None:
 
 
 @once
-def answer(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> tuple:
-    """Return `FIGURES`, key figures and weeks of a period (in UTC), and the class of the errors by month.
+def answer(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> dict[str, Any]:
+    """Return figures, key figures and weeks of a period (in UTC), and the class of the errors by month, as `SHOWN`.
 
     Times are those of a zone. A period too short for errors by month hides them.
     """
-    strip = overview(snapshot, period)
-    by_month_class = "gone" if None in period or (period[1] - period[0]).days < MONTHS_FROM_DAYS else ""
+    is_short = None in period or (period[1] - period[0]).days < MONTHS_FROM_DAYS
+    drawn = {"overview": overview(snapshot, period), "months-of-residuals": "gone" if is_short else ""}
     compared = periods.compared(snapshot, period)
     if compared is None:
         text = snapshot.missing("frame", "champion") or f"There is no {steps.NAME} of data in this period."
-        return *[figures.empty(text)] * 3, strip, [], [], by_month_class
+        nothing = dict.fromkeys(FIGURES, figures.empty(text)) | {"key-figures": [], "comparison-weeks": []}
+        return nothing | drawn
     frame, predicted = compared.frame, compared.predicted
     local = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
     coverage, name = compared.champion.model.coverage, origin_of(frame).measured_name
     figure = figures.measured_and_predicted(local, predicted, band=compared.band, coverage=coverage, measured_name=name)
-    residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
-    figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
+    for by in ("hour", "month"):
+        drawn[f"residuals-by-{by}"] = figures.residuals(local, predicted, by=by).update_layout(margin_t=36)
+    drawn["comparison-figure"] = figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
     week = snapshot.record.report_week
     link = address.link("/results/report.html")
     report = parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
@@ -193,8 +196,8 @@ def answer(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> tu
     text += monitoring.training_overlap(frame, *learned)
     tiles = html.Div([_tile(each) for each in compared.qualities], className="tiles")
     summary = html.P(monitoring.sentence(compared.qualities), className="summary")
-    key_figures = [summary, tiles, html.P(text, className="hint")]
-    return figure, *residuals, strip, key_figures, [*weeks(frame, predicted), html.P(report)], by_month_class
+    drawn["key-figures"] = [summary, tiles, html.P(text, className="hint")]
+    return drawn | {"comparison-weeks": [*weeks(frame, predicted), html.P(report)]}
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
@@ -215,10 +218,11 @@ def _preset(snapshot: Snapshot, name: str) -> Period:
     return periods.whole(snapshot) if name == "all" else periods.latest(snapshot, int(name))
 
 
-def button_states(snapshot: Snapshot, period: Period) -> list[bool]:
+def button_states(snapshot: Snapshot, period: Period) -> dict[str, bool]:
     """Return for each preset whether it is chosen, and for both shifts whether there is no further data."""
     first, last = periods.whole(snapshot)
-    return [*(period == _preset(snapshot, name) for name in PRESETS), period[0] == first, period[1] == last]
+    are_chosen = {f"preset-{name}": period == _preset(snapshot, name) for name in PRESETS}
+    return are_chosen | {"earlier": period[0] == first, "later": period[1] == last}
 
 
 def _tile(quality: Quality) -> html.Div:
@@ -281,13 +285,13 @@ def _controls(snapshot: Snapshot, period: Period) -> html.Div:
             # The browser's own calendar: known to keyboards, screen readers and thumbs.
             dbc.Input(id=id_, type="date", value=day, min=first, max=last, debounce=400, size="sm"),
         ]
-    *are_chosen, is_first, is_last = button_states(snapshot, period)
+    states = button_states(snapshot, period)
     presets = [
-        parts.button(label, f"preset-{name}", f"The latest: {label}", active=is_chosen)
-        for (name, label), is_chosen in zip(PRESETS.items(), are_chosen, strict=True)
+        parts.button(label, id_, f"The latest: {label}", active=states[id_])
+        for id_, label in ((f"preset-{name}", label) for name, label in PRESETS.items())
     ]
-    shifts = [parts.button("← Earlier", "earlier", disabled=is_first)]
-    shifts.append(parts.button("Later →", "later", disabled=is_last))
+    shifts = [parts.button("← Earlier", "earlier", disabled=states["earlier"])]
+    shifts.append(parts.button("Later →", "later", disabled=states["later"]))
     zones = [
         html.Label("Times of the figure", htmlFor="zone", className="visually-hidden"),
         dbc.Select(id="zone", options=ZONES, value=steps.CALENDAR, size="sm"),

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import tempfile
 import zipfile
+import zlib
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -176,27 +177,10 @@ def _card(**values: object) -> bytes:
 
 # -- Open Power System Data --------------------------------------------------------------------------------------------
 def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) -> None:
-    """Put the table of a release at ``path``, if it is the published one.
+    """Put the table of a release at ``path``, if it is the published one; a download that is cut starts again.
 
     Downloads stay in the cache, which takes copies from elsewhere, too; one that is wrong is removed from it.
     """
-    download = _download(release, cache, progress)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        table = _unpack(download, release.member, folder) if release.member else download
-        if (actual := pooch.file_hash(table)) != release.sha256:
-            download.unlink()
-            raise DataError(
-                f"The content of {download.name} is not the published one.",
-                value=f"sha256 {actual}",
-                expected=f"sha256 {release.sha256}",
-                next_step=f"fetch it again (is {release.url} a login or error page in a browser?), "
-                f"{_BY_HAND.format(cache)}",
-            )
-        write_atomically(path, table.read_bytes())
-
-
-def _download(release: Release, cache: Path, progress: bool) -> Path:
-    """Return a release's file in the cache; a download that is cut starts again, a few times."""
     pooch.get_logger().setLevel("WARNING")
     # Without a checksum, since the published one is the table's, which may be packed.
     store = pooch.create(
@@ -206,7 +190,15 @@ def _download(release: Release, cache: Path, progress: bool) -> Path:
     hooks = {"response": lambda response, **_: responses.append(response)}
     downloader = pooch.HTTPDownloader(progressbar=progress, timeout=SILENCE_SECONDS, hooks=hooks)
     try:
-        return Path(store.fetch(release.name, downloader=downloader))
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            unzip = pooch.Unzip([release.member], folder) if release.member else None
+            store.fetch(release.name, unzip, downloader)
+            table = Path(folder, release.member) if release.member else cache / release.name
+            found = f"sha256 {pooch.file_hash(table)}" if table.exists() else f"no {release.member} in it"
+            if found != f"sha256 {release.sha256}":
+                raise ValueError(found)
+            write_atomically(path, table.read_bytes())
     except requests.RequestException as error:
         response = error.response
         raise DataError(
@@ -222,21 +214,15 @@ def _download(release: Release, cache: Path, progress: bool) -> Path:
             expected="a writable folder with enough space",
             next_step="free some space, or set another folder: FETCH_DOWNLOADS",
         ) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        (cache / release.name).unlink()
+        raise DataError(
+            f"The content of {release.name} is not the published one.",
+            value=error,
+            expected=f"sha256 {release.sha256}" + f" of {release.member} in a zip archive" * bool(release.member),
+            next_step=f"fetch it again (is {release.url} a login or error page in a browser?), "
+            f"{_BY_HAND.format(cache)}",
+        ) from None
     finally:
         for response in responses:
             response.close()
-
-
-def _unpack(archive: Path, member: str, folder: str) -> Path:
-    """Return the table of an archive, unpacked into a folder."""
-    try:
-        with zipfile.ZipFile(archive) as members:
-            return Path(members.extract(member, folder))
-    except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
-        archive.unlink()
-        raise DataError(
-            f"The archive {archive} cannot be unpacked.",
-            value=error,
-            expected=f"a zip archive that holds {member}",
-            next_step=f"fetch it again, {_BY_HAND.format(archive.parent)}",
-        ) from None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas import DataFrame, Series
+from pandas import DataFrame, Series, Timestamp
 
 from forecast import problem
 from forecast.errors import ParameterError
@@ -50,14 +50,14 @@ MAX_NIGHT_PERCENT = 1.0
 MIN_ABOVE_PERCENT = 2.0
 # How a year's columns fit the sun and installed capacity: usual values, and what may be the cause of others. What is
 # usual of a driver stands in `problem`.
-BEHIND_SUN = (-0.6, 0.6)  # hours; -0.1 to 0.0 in the sample; 9 degrees of longitude make 0.6
+BEHIND_SUN = (-0.6, 0.6)  # hours; 0 in the sample; 9 degrees of longitude make 0.6
 SUN_CAUSE = (
     "winter time declared Europe/Berlin, local time declared UTC, stamps at the end of the hour, or other places?"
 )
 MEAN_FACTOR = (0.05, 0.7)  # solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea
 HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; statistics that count late may lead to a little more than 1
 SUMMER = range(4, 11)  # the months of summer time
-MAX_LAG = round(12 / steps.HOURS)
+MAX_LAG = round(12 / steps.HOURS)  # no lag of days
 
 # In which columns often are by mistake.
 OTHER_UNITS = (
@@ -149,96 +149,187 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table of rules: values by place (a year, a season, a time), and the limits of all or by place.
+
+    ``question`` is asked where values are beyond the limits. ``readings`` are what the column has at these times.
+    """
+
+    name: str
+    of: str
+    values: Series
+    limits: tuple[Any, Any]
+    unit: str = ""
+    question: str = ""
+    readings: Series | None = None
+
+    def check(self) -> Check:
+        """Return the check of the worst place; its note names the places beyond the limits, the worst first."""
+        values, (least, most) = self.values.dropna(), (np.nan if limit is None else limit for limit in self.limits)
+        beyond = DataFrame({"below": least - values, "above": values - most}, values.index).max(axis="columns")
+        beyond = beyond.sort_values(ascending=False, kind="stable")
+        worst, far = beyond.index[0], beyond.index[beyond > 0]
+        places = [*map(self._measured, far[:SHOWN])] + [f"{len(far) - SHOWN} more"] * (len(far) > SHOWN)
+        note = "; ".join(filter(None, (", ".join(places), self.question))) if places else _words(worst)
+        low, high = (float(limit[worst]) if isinstance(limit, Series) else limit for limit in self.limits)
+        return Check(self.name, self.of, float(values[worst]), (low, high), self.unit, note)
+
+    def _measured(self, place: Any) -> str:
+        reading = "" if self.readings is None else f"{number(self.readings[place])} {UNITS[self.of]}, "
+        return f"{_words(place)} ({reading}{number(self.values[place])} {self.unit})".replace(" )", ")")
+
+
+def _words(place: Any) -> str:
+    return steps.written(place) if isinstance(place, Timestamp) else " ".join(map(str, np.atleast_1d(place)))
+
+
 def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
     """Check a processed table and its findings (`prepare.prepare`) for unusual values.
 
     Impossible values have raised a DataError before; steps without a figure of installed capacity raise it here. Means,
     changes, outliers and all that compares columns need 28 days.
     """
-    table = frame.set_index("utc_timestamp")[[*TARGETS, *FEATURES]]
-    table = table.reindex(steps.grid(*table.index[[0, -1]])).rename_axis("utc_timestamp")
-    enough = len(frame) >= steps.A_MONTH
-    checks, values, year = [*_check_rows(findings)], {}, _years(table.index).rename("year")
-    checks += _check_fitting(frame, table, findings)
-    for column in table:
-        has_means = enough and column in USUAL_MEANS
-        spikes = _spikes(table[column]) if has_means else 0 * table[column]
-        if has_means:
-            checks += _check_means(table[column], findings)
-            note = _places_of(table[column], spikes, MAX_SPIKE)
-            checks.append(
-                Check(
-                    f"distance from neighbouring {steps.NAMES}",
-                    column,
-                    spikes.max(),
-                    (None, MAX_SPIKE),
-                    "times p99",
-                    note,
-                )
-            )
-        checks += _check_same(table[column])
-        checks += [
-            check for target in problem.TARGETS if target.name == column for check in _check_correlation(table, target)
-        ]
-        by_year = table[column].groupby(year).agg(least="min", mean="mean", most="max")
-        values[column] = by_year.assign(outliers=(spikes > MAX_SPIKE).groupby(year).sum())
-    checks += [_check_night(table, target) for target in problem.TARGETS if target.by_day]
-    return Validation(tuple(checks), findings, pd.concat(values, names=["column"]).dropna().reset_index())
+    known = frame.set_index("utc_timestamp", drop=False)
+    table = known[[*TARGETS, *FEATURES]].reindex(steps.grid(*known.index[[0, -1]])).rename_axis("utc_timestamp")
+    has_means = len(frame) >= steps.A_MONTH
+    spikes = DataFrame({name: _spikes(table[name]) * (has_means and name in USUAL_MEANS) for name in table})
+    known = known[_by_year(known[TARGETS[0]]).transform("size") >= steps.A_MONTH]
+    whole = [int(year) for year, of in findings["by_year"].items() if of["steps_kept"] >= WHOLE_YEAR]
+    rules = [*_rules_of_rows(findings), *_rules_of_capacity(known, whole, findings)]
+    for name in table:
+        rules += _rules_of_runs(table[name])
+        if has_means and name in USUAL_MEANS:
+            rules += _rules_of_means(table[name], spikes[name], whole)
+    for target in problem.TARGETS:
+        rules += [*_rules_of_time(table, target), *_rules_of_driver(known, target)]
+    values = {name: _by_year(table[name]).agg(least="min", mean="mean", most="max") for name in table}
+    for name, by_year in values.items():
+        by_year["outliers"] = _by_year(spikes[name] > MAX_SPIKE).sum()
+    checks = tuple(rule.check() for rule in rules if rule.values.notna().any())
+    return Validation(checks, findings, pd.concat(values, names=["column"]).dropna().reset_index())
 
 
-def _years(stamps: pd.DatetimeIndex) -> pd.Index:
-    return stamps.tz_convert(steps.CALENDAR).year
+def _by_year(values: Series | DataFrame) -> Any:
+    """Group values, whose index is their time, by the year of the calendar."""
+    return values.groupby(values.index.tz_convert(steps.CALENDAR).year.rename("year"))
 
 
-def _check_rows(findings: Mapping[str, Any]) -> Iterator[Check]:
-    years = findings["by_year"]
-    absent = {year: counts["steps_expected"] - counts["steps_kept"] for year, counts in years.items()}
-    percent = {year: 100 * count / max(years[year]["steps_expected"], steps.A_MONTH) for year, count in absent.items()}
-    worst = max(percent, key=lambda year: percent[year])
-    over = [year for year in years if percent[year] > MAX_MISSING_PERCENT] or [worst]
-    note = _listed(f"{year} lacks {absent[year]:,} {steps.NAMES}" for year in over)
-    yield Check(
-        f"{steps.NAMES} missing from a year", steps.NAMES, percent[worst], (None, MAX_MISSING_PERCENT), "%", note
-    )
-    longest = max(years.values(), key=lambda counts: counts["longest_gap_steps"])
-    start = longest["longest_gap_from"]
-    note = f"from {steps.written(pd.Timestamp(start))} on" if start else ""
-    hours = longest["longest_gap_steps"] * steps.HOURS
-    yield Check("longest gap", steps.NAMES, hours, (None, LONGEST_GAP_HOURS), "h", note)
+def _driver(frame: DataFrame, target: Target) -> Series:
+    return frame[list(target.driver.inputs)].sum(axis="columns", skipna=False)
+
+
+# -- the table of rules ------------------------------------------------------------------------------------------------
+def _rules_of_rows(findings: Mapping[str, Any]) -> Iterator[Rule]:
+    """Yield the rules of rows that are missing or doubled."""
+    years = DataFrame.from_dict(findings["by_year"], orient="index")
+    lacking = years["steps_expected"] - years["steps_kept"]
+    percent = 100 * lacking / years["steps_expected"].clip(lower=steps.A_MONTH)
+    percent.index = [f"{year} lacks {count:,} {steps.NAMES}" for year, count in lacking.items()]
+    yield Rule(f"{steps.NAMES} missing from a year", steps.NAMES, percent, (None, MAX_MISSING_PERCENT), "%")
+    years = years[years["gaps"] > 0]
+    gaps = (years["longest_gap_steps"] * steps.HOURS).set_axis(pd.to_datetime(years["longest_gap_from"]))
+    yield Rule("longest gap", steps.NAMES, gaps, (None, LONGEST_GAP_HOURS), "h")
+    question = f"the first row of each {steps.NAME} was kept: is it the right one?"
     for name, count in findings["doubled"].items():
-        doubled = {year: counts["doubled"][name] for year, counts in years.items() if counts["doubled"][name]}
-        note = _listed(f"{rows:,} in {year}" for year, rows in doubled.items())
-        note += f"; the first row of each {steps.NAME} was kept: is it the right one?" if count else ""
-        yield Check(f"duplicate {steps.NAMES}", name, count, (None, MAX_DOUBLED), "rows", note)
+        doubled = {year: of["doubled"][name] for year, of in findings["by_year"].items() if of["doubled"][name]}
+        places = ", ".join(f"{rows:,} in {year}" for year, rows in doubled.items())
+        yield Rule(f"duplicate {steps.NAMES}", name, Series({places: count}), (None, MAX_DOUBLED), "rows", question)
 
 
-def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]:
-    """Check the mean of each nearly whole year (another unit?), and each year's change from the same time before."""
-    column, usual = values.name, USUAL_MEANS[values.name]
-    means = values.groupby(_years(values.index)).mean().loc[_whole_years(findings)]
+def _rules_of_means(values: Series, spikes: Series, whole: list[int]) -> Iterator[Rule]:
+    """Yield the rules of a column's mean in each nearly whole year, its change from the same time before, outliers."""
+    column, usual, unit = values.name, USUAL_MEANS[values.name], UNITS[values.name]
+    means = _by_year(values).mean().loc[whole]
     if means.empty:
-        means = values.groupby(lambda _: f"all {steps.NAMES}").mean()
+        means = Series({f"all {steps.NAMES}": values.mean()})
         usual = min(usual[0], usual[0] / 10), usual[1]  # a winter has little light
-    yield from _check_each("mean of a year", column, means, usual, UNITS[column], _another_unit(means, column, usual))
+    yield Rule("mean of a year", column, means, usual, unit, _another_unit(means, column, usual))
     before = values.set_axis(values.index + pd.DateOffset(years=1))
-    pairs = DataFrame({"before": before[~before.index.duplicated()], "now": values}).dropna()
-    by_year = pairs.groupby(_years(pairs.index))
-    rows = by_year.size()[lambda sizes: sizes >= steps.A_MONTH]
-    if rows.empty:
-        return
-    before, now = (by_year[name].mean()[rows.index] for name in pairs)
-    kelvin = UNITS[column] in ("°C", "K")  # a share of such a value means nothing
+    pairs = _by_year(DataFrame({"before": before[~before.index.duplicated()], "now": values}).dropna())
+    rows = pairs.size()[lambda sizes: sizes >= steps.A_MONTH]
+    before, now = (pairs[name].mean()[rows.index] for name in ("before", "now"))
+    kelvin = unit in ("°C", "K")  # a share of such a value means nothing
     limit, unit = (MAX_CHANGE_KELVIN, "K") if kelvin else (MAX_CHANGE, "%")
     change = now - before if kelvin else 100 * (now - before) / before.clip(lower=1e-9)
-    limits = (limit / np.sqrt((rows / WHOLE_YEAR).clip(upper=1))).round(1)
-    worst = (change.abs() / limits).idxmax()
-    places = {year: f"{year} ({rows[year] * steps.HOURS:,.0f} h of both years)" for year in rows.index}
-    note = _listed(f"{change[year]:+.3g} {unit} to {places[year]}" for year in rows.index[change.abs() > limits])
-    note = f"{note}; did capacity, or what is counted, change?" if note else f"to {places[worst]}"
-    most = float(limits[worst])
-    yield Check("change of the mean from year to year", column, float(change[worst]), (-most, most), unit, note)
+    change.index = [f"{year} over {count * steps.HOURS:,.0f} h of both years" for year, count in rows.items()]
+    most = (limit / np.sqrt((rows / WHOLE_YEAR).clip(upper=1))).round(1).set_axis(change.index)
+    question = "did capacity, or what is counted, change?"
+    yield Rule("change of the mean from year to year", column, change, (-most, most), unit, question)
+    name = f"distance from neighbouring {steps.NAMES}"
+    yield Rule(name, column, spikes, (None, MAX_SPIKE), "times p99", readings=values)
 
 
+def _rules_of_runs(values: Series) -> Iterator[Rule]:
+    """Yield the rules of how long a value stays the same; zero apart, which some quantities are for longer."""
+    runs, max_zero = prepare.runs(values).set_index("first"), QUANTITIES[values.name].zero_hours
+    if max_zero is None:
+        return
+    zero, hours, question = runs["value"] == 0, runs["steps"] * steps.HOURS, "frozen, or filled in?"
+    for kind, which, most in (("the same value", ~zero, MAX_SAME_HOURS), ("zero", zero, max_zero)):
+        name, limits = f"{kind} {steps.NAME} after {steps.NAME}", (None, max(most, LEAST_SAME * steps.HOURS))
+        yield Rule(name, values.name, hours[which], limits, "h", question, values)
+
+
+def _rules_of_time(table: DataFrame, target: Target) -> Iterator[Rule]:
+    """Yield the rules of a target's clock: by the sun, by its driver, and by how well it follows that in each year."""
+    driver, values, weather = target.driver, table[target.name], _driver(table, target)
+    if MAX_LAG and driver.lag_hours:
+        name, question = f"hours behind the {driver.title}", "is one file in local time, or its summer an hour late?"
+        yield Rule(name, target.name, _lags(values, weather), driver.lag_hours, "h", question)
+    if MAX_LAG and target.by_day:
+        elevation = features.sun_position(table.index)["elevation"].clip(lower=0).set_axis(table.index)
+        yield Rule("hours behind the sun", target.name, _lags(values, elevation), BEHIND_SUN, "h", SUN_CAUSE)
+    if target.by_day:
+        dark = weather.rolling(3, center=True).max() < DARK_W_M2
+        name, share = "share of the highest while the sun is down", 100 * values.where(dark) / values.max()
+        question = "is the time zone of one file another?"
+        yield Rule(name, target.name, share, (None, MAX_NIGHT_PERCENT), "%", question, values)
+        weather = weather.where(weather > DARK_W_M2)
+    pairs = _by_year(DataFrame({"values": values, "weather": weather}).dropna())
+    ranked = pairs.apply(lambda pair: abs(pair.rank().corr().iloc[0, 1]))[pairs.size() >= steps.A_MONTH].dropna()
+    others = Series({year: ranked.drop(year).median() for year in ranked.index}, dtype=float).fillna(0)
+    least = (others - MAX_BELOW_OTHERS).round(2).clip(lower=MIN_CORRELATION)
+    name, question = f"rank correlation with the {driver.title}", "are target and inputs of the same time?"
+    yield Rule(name, target.name, ranked, (least, None), "", question)
+
+
+def _rules_of_driver(known: DataFrame, target: Target) -> Iterator[Rule]:
+    """Yield the rules of the unit of a target's driver, of two inputs exchanged, and of a sum in place of a part."""
+    driver, values, (first, *others) = target.driver, _driver(known, target), target.driver.inputs
+    if driver.top_share:
+        [second] = others
+        brightest = values >= _by_year(values).transform("quantile", 0.99).clip(lower=DARK_W_M2)
+        shares = _by_year((known[second] / values).where(brightest)).mean()
+        question = f"are {' and '.join(QUANTITIES[name].title.lower() for name in driver.inputs)} exchanged?"
+        yield Rule(f"share of the brightest {steps.NAMES}", second, shares, driver.top_share, "", question)
+        above = _by_year(100 * (known[second] > known[first])[values > DARK_W_M2]).mean()
+        question = f"is {first} the sum of both, as global radiation is?"
+        yield Rule(f"{steps.NAMES} above {first}", second, above, (MIN_ABOVE_PERCENT, 100), "%", question)
+    if usual := driver.at_half:
+        powers = _by_year(known[target.name])
+        half = powers.apply(lambda of: values[of.index].quantile((of <= of.quantile(0.99) / 2).mean()))
+        name = f"{driver.title} of half the highest power"
+        yield Rule(name, first, half, usual, driver.unit, _another_unit(half, first, usual))
+
+
+def _rules_of_capacity(known: DataFrame, whole: list[int], findings: Mapping[str, Any]) -> Iterator[Rule]:
+    """Yield the rules of installed capacity, if there is any: its figures, and the share of it that is produced."""
+    if not problem.CAPACITY:
+        return
+    gaps, question = findings.get("years_without_figure", []), "the capacity is a line between its neighbours"
+    without = Series({", ".join(map(str, gaps)): len(gaps)})
+    yield Rule("years without a figure", "capacity", without, (None, 0), "", question)
+    factors = features.capacity_factors(known)
+    for target in problem.CAPACITY:
+        by_year = _by_year(factors[target])
+        means, question = by_year.mean().reindex(whole), "is the capacity of another country, or in MW?"
+        yield Rule("mean capacity factor", target, means, MEAN_FACTOR, "", question)
+        question = "is the capacity too small, or in another unit?"
+        yield Rule("highest capacity factor", target, by_year.max(), HIGHEST_FACTOR, "", question)
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
 def _another_unit(values: Series, column: str, usual: tuple[float, float]) -> str:
     """Return the question whether unusual values are of another unit, with the units in which they would be usual."""
     beyond = values[~values.between(*usual)]
@@ -249,98 +340,16 @@ def _another_unit(values: Series, column: str, usual: tuple[float, float]) -> st
     return "another unit?" + (f" It would be usual in {' or '.join(fitting)}" if fitting else "")
 
 
-def _whole_years(findings: Mapping[str, Any]) -> list[int]:
-    return [int(year) for year, of in findings["by_year"].items() if of["steps_kept"] >= WHOLE_YEAR]
+def _lags(values: Series, reference: Series) -> Series:
+    """Return by how many hours ``values`` follow ``reference``, in whole steps, by year and season of clock time.
 
-
-def _check_each(
-    name: str, of: str, values: Series, limits: tuple[float, float], unit: str, cause: str
-) -> Iterator[Check]:
-    """Check a value of each year, or of each season: that of the worst, and which are beyond the limits."""
-    values = values.dropna()
-    if values.empty:
-        return
-    values.index = values.index.to_frame().astype(str).agg(" ".join, axis="columns")
-    beyond = values[~values.between(*limits)]
-    worst = (beyond if len(beyond) else values).sub(sum(limits) / 2).abs().idxmax()
-    places = _listed(f"{place} ({number(value)} {unit})".replace(" )", ")") for place, value in beyond.items())
-    yield Check(name, of, float(values[worst]), limits, unit, f"{places}; {cause}" if places else worst)
-
-
-def _check_fitting(frame: DataFrame, table: DataFrame, findings: Mapping[str, Any]) -> Iterator[Check]:
-    """Check clocks, units and installed capacity by rules that hold in any weather."""
-    years = steps.local(frame["utc_timestamp"]).dt.year
-    frame = frame[years.groupby(years).transform("size") >= steps.A_MONTH]
-    for each in problem.TARGETS:
-        if MAX_LAG:  # not of days
-            yield from _check_clock(table, each)
-        yield from _check_driver(frame, each, years)
-    if problem.CAPACITY:
-        gaps = findings.get("years_without_figure", [])
-        note = f"{_listed(map(str, gaps))}; the capacity is a line between its neighbours" if gaps else ""
-        yield Check("years without a figure", "capacity", len(gaps), (None, 0), "", note)
-        factors = features.capacity_factors(frame)
-    for target in problem.CAPACITY:
-        by_year = factors[target].groupby(years)
-        means, cause = by_year.mean().reindex(_whole_years(findings)), "is the capacity of another country, or in MW?"
-        yield from _check_each("mean capacity factor", target, means, MEAN_FACTOR, "", cause)
-        cause = "is the capacity too small, or in another unit?"
-        yield from _check_each("highest capacity factor", target, by_year.max(), HIGHEST_FACTOR, "", cause)
-
-
-def _driver(frame: DataFrame, target: Target) -> Series:
-    return frame[list(target.driver.inputs)].sum(axis="columns", skipna=False)
-
-
-def _check_clock(table: DataFrame, target: Target) -> Iterator[Check]:
-    """Compare the clock of each target with that of its driver, and by day with the sun."""
-    values = table[target.name]
-    if target.by_day:
-        elevation = features.sun_position(table.index)["elevation"].clip(lower=0)
-        late = _lags(values, elevation.set_axis(table.index)).stack()
-        yield from _check_each("hours behind the sun", target.name, late, BEHIND_SUN, "h", SUN_CAUSE)
-    if limits := target.driver.lag_hours:
-        name, late = f"hours behind the {target.driver.title}", _lags(values, _driver(table, target)).stack()
-        cause = "is one file in local time, or its summer an hour late?"
-        yield from _check_each(name, target.name, late, limits, "h", cause)
-
-
-def _check_driver(frame: DataFrame, target: Target, years: Series) -> Iterator[Check]:
-    """Check the units of a target's driver, that its two inputs are not exchanged, and that they are parts of a sum."""
-    driver, values = target.driver, _driver(frame, target)
-    first, *others = driver.inputs
-    if driver.top_share:
-        [second] = others
-        brightest = values >= values.groupby(years).transform("quantile", 0.99).clip(lower=DARK_W_M2)
-        shares = (frame[second] / values).where(brightest).groupby(years).mean()
-        cause = f"are {' and '.join(QUANTITIES[name].title.lower() for name in driver.inputs)} exchanged?"
-        yield from _check_each(f"share of the brightest {steps.NAMES}", second, shares, driver.top_share, "", cause)
-        above = 100 * (frame[second] > frame[first])[values > DARK_W_M2].groupby(years).mean()
-        cause = f"is {first} the sum of both, as global radiation is?"
-        yield from _check_each(f"{steps.NAMES} above {first}", second, above, (MIN_ABOVE_PERCENT, 100), "%", cause)
-    if usual := driver.at_half:
-        powers = frame[target.name].groupby(years)
-        half = powers.apply(lambda of: values[of.index].quantile((of <= of.quantile(0.99) / 2).mean()))
-        name, cause = f"{driver.title} of half the highest power", _another_unit(half, first, usual)
-        yield from _check_each(name, first, half, usual, driver.unit, cause)
-
-
-def _lags(values: Series, reference: Series) -> DataFrame:
-    """Return by how many hours ``values`` follow ``reference``: a row a year, columns `summer` and `winter`.
-
-    That is where their correlation is best, between whole steps by a parabola.
+    That is where their correlation is best.
     """
-    shifted = DataFrame({rows: reference.shift(rows) for rows in range(-MAX_LAG, MAX_LAG + 1)})
-    lags = DataFrame(columns=["summer", "winter"], dtype=float)
+    shifted = DataFrame({rows * steps.HOURS: reference.shift(rows) for rows in range(-MAX_LAG, MAX_LAG + 1)})
     seasons = np.where(values.index.month.isin(SUMMER), "summer", "winter")
-    for place, part in values.groupby([values.index.year, seasons]):
-        correlations = shifted.loc[part.index].corrwith(part)
-        if part.count() >= steps.A_MONTH and correlations.notna().all():
-            best = correlations.idxmax()
-            before, top, after = correlations.reindex([best - 1, best, best + 1])
-            between = (before - after) / (before - 2 * top + after) / 2
-            lags.loc[place] = (best + (0 if np.isnan(between) else between)) * steps.HOURS
-    return lags
+    parts = shifted[values.notna()].groupby([values.index.year[values.notna()], seasons[values.notna()]])
+    correlations = parts.apply(lambda part: part.corrwith(values[part.index]))
+    return correlations[parts.size() >= steps.A_MONTH].dropna().idxmax(axis="columns")
 
 
 def _spikes(values: Series) -> Series:
@@ -348,63 +357,3 @@ def _spikes(values: Series) -> Series:
     apart = (values - values.rolling(3, center=True).median()).abs()
     usual = apart.quantile(0.99)
     return (apart / (usual if usual > 0 else np.inf)).fillna(0)
-
-
-def _check_same(values: Series) -> Iterator[Check]:
-    """Check for how long a value stays the same; zero apart, which some quantities are for longer."""
-    column, runs = values.name, prepare.runs(values)
-    max_zero = QUANTITIES[column].zero_hours
-    if max_zero is None:
-        return
-    zero = runs["value"] == 0
-    for name, of_kind, most in (("the same value", runs[~zero], MAX_SAME_HOURS), ("zero", runs[zero], max_zero)):
-        hours = of_kind["steps"] * steps.HOURS
-        most = max(most, LEAST_SAME * steps.HOURS)
-        long = of_kind.assign(hours=hours)[hours > most].sort_values("hours", ascending=False).itertuples()
-        note = _listed(
-            f"{number(r.value)} {UNITS[column]} for {r.hours:g} h from {steps.written(r.first)} on" for r in long
-        )
-        note += "; frozen, or filled in?" if note else ""
-        yield Check(f"{name} {steps.NAME} after {steps.NAME}", column, max(hours, default=0), (None, most), "h", note)
-
-
-def _check_correlation(table: DataFrame, target: Target) -> Iterator[Check]:
-    """Compare each year's rank correlation of a target and its driver, of either sign, with that of the other years."""
-    weather = _driver(table, target)
-    weather = weather.where(weather > DARK_W_M2) if target.by_day else weather
-    pairs = table[[target.name]].assign(weather=weather).dropna()
-    correlations = {
-        year: abs(float(pair.rank().corr().iloc[0, 1]))
-        for year, pair in pairs.groupby(_years(pairs.index))
-        if len(pair) >= steps.A_MONTH and pair.nunique().min() > 1
-    }
-    for year, correlation in correlations.items():
-        others = np.median([other for key, other in correlations.items() if key != year] or [0])
-        least = max(MIN_CORRELATION, round(float(others) - MAX_BELOW_OTHERS, 2))
-        name, note = (
-            f"rank correlation with the {target.driver.title} of {year}",
-            "are target and inputs of the same time?",
-        )
-        yield Check(name, target.name, correlation, (least, None), "", note)
-
-
-def _check_night(table: DataFrame, target: Target) -> Check:
-    """Check a target while the sun is down, also in the neighbouring hours, by the weather's own radiation."""
-    name, values = "share of the highest while the sun is down", table[target.name]
-    dark = _driver(table, target).rolling(3, center=True).max() < DARK_W_M2
-    share = (100 * values.where(dark) / values.max()).fillna(0)
-    places, count = _places_of(values, share, MAX_NIGHT_PERCENT), (share > MAX_NIGHT_PERCENT).sum()
-    note = f"{count * steps.HOURS:,.0f} h: {places}; is the time zone of one file another?" if count else ""
-    return Check(name, target.name, float(share.max()), (None, MAX_NIGHT_PERCENT), "%", note)
-
-
-def _places_of(values: Series, distances: Series, most: float) -> str:
-    """Return the steps whose distance is above the limit, the farthest first, with their values."""
-    far = distances[distances > most].sort_values(ascending=False)
-    return _listed(f"{steps.written(at)} ({number(values[at])} {UNITS[values.name]})" for at in far.index)
-
-
-def _listed(places: Iterable[str]) -> str:
-    places = list(places)
-    more = [f"{len(places) - SHOWN} more"] if len(places) > SHOWN else []
-    return ", ".join(places[:SHOWN] + more)

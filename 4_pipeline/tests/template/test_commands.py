@@ -10,11 +10,6 @@ from click.testing import CliRunner
 from forecast.__main__ import main
 
 
-def invoke(*words):
-    """Run a command in this process."""
-    return CliRunner().invoke(main, [str(word) for word in words])
-
-
 @pytest.mark.parametrize("name", main.commands)
 def test_command_has_help_with_an_example(name):
     """Each command says what it does and shows a call of it."""
@@ -23,12 +18,8 @@ def test_command_has_help_with_an_example(name):
     assert f"python -m forecast {name}" in example
 
 
-def test_commands_name_what_is_wrong(tmp_path):
-    """A folder that cannot be, and what is left out of the table of the sample."""
-    (tmp_path / "file").touch()
-    done = invoke("fetch", "--source", "sample", "--to", tmp_path / "file" / "below")
-    assert done.exit_code == 1
-    assert str(tmp_path / "file") in done.stderr
-    done = invoke("csv", tmp_path / "germany.csv")
+def test_csv_says_what_is_left_out_of_the_sample(tmp_path):
+    """Hours kept, and how many are absent where."""
+    done = CliRunner().invoke(main, ["csv", str(tmp_path / "germany.csv")])
     assert done.exit_code == 0, done.stderr
     assert "35,016 of 35,064 hours kept, 2013-01-01 to 2016-12-31; left out: absent from power 28" in done.stderr

@@ -59,6 +59,15 @@ def test_browsers_are_limited_in_what_they_load(made, path):
         assert answer.headers["Referrer-Policy"] == "same-origin"
 
 
+def test_every_callback_answers_a_page(made):
+    """Each callback on the server is reached by what a page sends."""
+    app, client = made()
+    for output, declared in app.callback_map.items():
+        if "callback" in declared:
+            answer = client.post(URL, json=body_of(app, output))
+            assert answer.status_code in (200, 204), (output, answer.get_data(as_text=True))
+
+
 def test_unforeseen_error_is_described_in_the_log_alone(made, caplog):
     """An error in a callback answers 500 with a short reason; its traceback is logged once."""
     app, client = made()

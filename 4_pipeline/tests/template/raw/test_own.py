@@ -255,59 +255,38 @@ def test_ends_of_hours_around_a_clock_change(put, by_clock):
 
 
 # -- other distances than an hour --------------------------------------------------------------------------------------
+HOURS = pd.date_range("2015-07-01", periods=40, freq="h")
+EXACT = GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S.%f"}
+
+
 @pytest.mark.parametrize(
-    ("step", "words", "cure"),
+    ("times", "where", "cure"),
     [
-        ("15min", "0.25 hours", '"15min" in'),
-        ("15min", "0.25 hours", '("h").mean()'),
-        ("7h", "7 hours", "file of hourly values"),
-        ("D", "24 hours", "in another column"),
+        (pd.date_range(HOURS[0], periods=60, freq="15min"), r"plants\.csv: the rows are 0\.25 hours", '"15min" in'),
+        (pd.date_range(HOURS[0], periods=60, freq="15min"), r"plants\.csv: the rows are 0\.25 hours", '("h").mean()'),
+        (pd.date_range(HOURS[0], periods=20, freq="7h"), "are 7 hours apart", "file of hourly values"),
+        (pd.date_range(HOURS[0], periods=60, freq="D"), "are 24 hours apart", "in another column"),
+        (HOURS.repeat(3), "3 rows an hour", "add them up"),
+        (pd.date_range(HOURS[0], periods=9).repeat(24), "24 rows an hour", "join both"),
+        (HOURS.append(pd.date_range("2015-07-02 16:00", periods=40, freq="15min")), "line 43", "two files"),
+        (HOURS + pd.to_timedelta(range(40), unit="s"), r"are 1\.000278 hours", "move each time to the start"),
+        (pd.date_range(HOURS[0], periods=60, freq="3599999ms"), r"are 0\.9999997 hours", "move each time to the start"),
     ],
-)
-def test_rows_that_are_not_an_hour_apart_are_refused(put, tmp_path, step, words, cure):
-    """Quarters of an hour, and days, are no hours: the distance and the cure; a few gaps change nothing."""
-    times = pd.date_range("2015-07-01", periods=60, freq=step).strftime("%d.%m.%Y %H:%M")
-    put(times)
-    with pytest.raises(DataError, match=rf"plants\.csv: the rows are {words} apart") as caught:
-        _prepare(tmp_path, _own(), 2015, 2015)
+)  # fmt: skip
+def test_rows_that_are_no_hours_are_refused_with_the_cure(put, tmp_path, times, where, cure):
+    """Other steps, several rows of a time, another step from some line on, and times that a spreadsheet has cut."""
+    rows = [ROW.replace("4000", str(4000 + number)) for number in range(len(times))]
+    put(times.strftime(EXACT["format"]), *rows)
+    with pytest.raises(DataError, match=where) as caught:
+        _prepare(tmp_path, _own(time=EXACT), 2015, 2015)
     assert cure in caught.value.next_step
+
+
+def test_gaps_are_no_other_step(put, tmp_path):
+    """What is there is read."""
     hours = pd.date_range("2015-07-01", periods=60, freq="h").strftime("%d.%m.%Y %H:%M")
     put([*hours[:10], *hours[20:30], *hours[45:]])
     assert len(_prepare(tmp_path, _own(), 2015, 2015)[0]) == 35
-
-
-HOURS = pd.date_range("2015-07-01", periods=40, freq="h")
-
-
-@pytest.mark.parametrize(
-    ("times", "words", "cure"),
-    [
-        (HOURS.repeat(3), "3 rows an hour, with other values", "add them up"),
-        (pd.date_range("2015-07-01", periods=9).repeat(24), "24 rows an hour, with other values", "join both"),
-        (
-            HOURS.append(pd.date_range("2015-07-02 16:00", periods=40, freq="15min")),
-            "line 43: the rows were 1 h apart, and are 0.25 h apart from here on", "two files",
-        ),
-        (pd.date_range("2015-01-05", periods=52, freq="7D"), "are 168 hours apart", "a file of hourly values"),
-        (HOURS + pd.to_timedelta(range(40), unit="s"), "are 1.000278 hours", "move each time to the start"),
-    ],
-)  # fmt: skip
-def test_rows_that_are_no_hours_are_refused_with_the_cure(put, tmp_path, times, words, cure):
-    """Several rows of a time, another step from some line on, weeks, and times that are not exact."""
-    rows = [ROW.replace("4000", str(4000 + number)) for number in range(len(times))]
-    put(times.strftime("%d.%m.%Y %H:%M:%S"), *rows)
-    with pytest.raises(DataError, match=words) as caught:
-        _prepare(tmp_path, _own(time=GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S"}), 2015, 2015)
-    assert cure in caught.value.next_step
-
-
-def test_times_that_a_spreadsheet_has_cut_are_refused(put, tmp_path):
-    """A thousandth of a second less than an hour: the error shows it, and says to round."""
-    times = pd.date_range("2015-07-01", periods=60, freq=pd.Timedelta(hours=1) - pd.Timedelta(milliseconds=1))
-    put(times.strftime("%d.%m.%Y %H:%M:%S.%f"))
-    with pytest.raises(DataError, match=r"are 0\.9999997 hours apart") as caught:
-        _prepare(tmp_path, _own(time=GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S.%f"}), 2015, 2015)
-    assert "move each time to the start" in caught.value.next_step
 
 
 def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
@@ -315,7 +294,6 @@ def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
     times = ["01.07.2015 02:00", "01.07.2015 03:00"]
     with pytest.raises(DataError, match="line 2, column Zeit") as caught:
         own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "Asia/Kolkata"}))
-    assert "00:00, 01:00, ... UTC" in caught.value.expected
     assert "'+05:00'" in caught.value.next_step
     _, frame, _, _ = own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "+05:00"}))
     assert frame["utc_timestamp"].dt.minute.tolist() == [0, 0]
@@ -331,16 +309,6 @@ def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
     assert "by a script" in caught.value.next_step  # no zone without summer time has such hours
 
 
-def test_years_joined_newest_first_keep_the_order_of_the_hour_that_comes_twice(put):
-    """Within each year time runs forwards: the first of the two rows is summer's, as in a file of that year alone."""
-    hours = pd.Series(pd.date_range("2013-01-01", "2016-01-01", freq="h", tz="Europe/Berlin", inclusive="left"))
-    years = [hours[hours.dt.year == year] for year in (2015, 2014, 2013)]
-    for parts in (years, [part[::-1] for part in years], years[::-1], [part[::-1] for part in years[::-1]]):
-        joined = pd.concat(parts)
-        _, frame, _, _ = own_file.read(put(joined.dt.strftime("%d.%m.%Y %H:%M")), _own())
-        assert frame["utc_timestamp"].tolist() == joined.dt.tz_convert("UTC").tolist()
-
-
 def test_second_header_is_named_and_a_minus_sign_is_one(put):
     """Files that were joined have a header in the middle; a typographic minus is a minus."""
     with pytest.raises(DataError, match="line 2, column PV") as caught:
@@ -348,20 +316,6 @@ def test_second_header_is_named_and_a_minus_sign_is_one(put):
     assert caught.value.next_step == "remove the second header"
     cold = own_file.read(put(["01.07.2015 02:00"], ROW.replace("283,15", "\u22121,5")), _own(**CELSIUS)).frame
     assert cold["temperature"].tolist() == [-1.5]
-
-
-@pytest.mark.parametrize("newest_first", [False, True])
-@pytest.mark.parametrize("often", [1, 2, 3])
-def test_rows_that_a_join_has_doubled_keep_their_hours(put, often, newest_first):
-    """Each row stands there several times: all of an hour are that hour; a night without its second 02:00 is told."""
-    hours = pd.Series(pd.date_range("2015-10-24", "2015-10-27", freq="h", tz="Europe/Berlin"))
-    hours = hours.repeat(often)[:: -1 if newest_first else 1]
-    for part in (hours, pd.concat([hours, hours])):  # two copies of the file in one
-        _, frame, _, _ = own_file.read(put(part.dt.strftime("%d.%m.%Y %H:%M")), _own())
-        assert frame["utc_timestamp"].unique().tolist() == part.dt.tz_convert("UTC").unique().tolist()
-    once = hours[hours != pd.Timestamp("2015-10-25T01:00Z")]
-    _, _, _, counts = own_file.read(put(once.dt.strftime("%d.%m.%Y %H:%M")), _own())
-    assert counts["clock_changes"] == {"ambiguous": often, "skipped": 0}
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
@@ -384,15 +338,16 @@ def test_hour_that_comes_twice_is_equal_to_the_truth(freq, newest_first):
         assert kind.startswith("begins") or read.notna().all(), kind
 
 
-AUTUMN = [f"25.10.2015 {hour}:00" for hour in ("01", "02", "02", "03")]
-
-
-def test_hour_that_should_come_twice_and_does_not_is_left_out_and_counted(put, tmp_path):
-    """One 02:00 in autumn could be either: the row is left out."""
-    put(AUTUMN[:2] + AUTUMN[3:])
-    frame, findings = _prepare(tmp_path, _own(), 2015, 2015)
-    assert len(frame) == 2
-    assert findings["clock_changes"] == {"ambiguous": 1, "skipped": 0}
+@pytest.mark.parametrize("often", [1, 2])
+def test_hour_that_should_come_twice_and_does_not_is_left_out_and_counted(put, often):
+    """One 02:00 in autumn could be either, though a join has doubled each row."""
+    hours = pd.Series(pd.date_range("2015-10-24", "2015-10-27", freq="h", tz="Europe/Berlin")).repeat(often)
+    once = hours[hours != pd.Timestamp("2015-10-25T01:00Z")]
+    _, frame, _, counts = own_file.read(put(once.dt.strftime("%d.%m.%Y %H:%M")), _own())
+    assert counts["clock_changes"] == {"ambiguous": often, "skipped": 0}
+    assert (
+        frame["utc_timestamp"].tolist() == once[once != pd.Timestamp("2015-10-25T00:00Z")].dt.tz_convert("UTC").tolist()
+    )
 
 
 def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
@@ -429,20 +384,19 @@ def test_zone_may_be_an_offset_and_offsets_need_no_zone(put):
 @pytest.mark.parametrize(
     ("times", "time", "line", "words"),
     [
-        (["2015-01-01 00:00"], {}, 2, ["a zone", "fetch.csv.time.zone", "time: {column: Zeit, zone: UTC}"]),
-        (["2015-01-01T00:00:00Z", "2015-01-01 01:00"], {}, 3, ["an offset"]),
-        (["2015-01-01 00:00", "soon"], {"zone": "UTC"}, 3, ["'soon'"]),
-        (["2015-01-01 00:00", ""], {"zone": "UTC"}, 3, ["an empty cell"]),
-        (["01.13.2015 00:00"], {"zone": "UTC", "format": "%d.%m.%Y %H:%M"}, 2, ["'01.13.2015 00:00'", "%d.%m.%Y"]),
-        (["1. März 2015"], {"zone": "UTC", "format": "%d. %B %Y"}, 2, ["'1. März 2015'", "English names of months"]),
+        (["2015-01-01 00:00"], {}, 2, "time: {column: Zeit, zone: UTC}"),
+        (["2015-01-01T00:00:00Z", "2015-01-01 01:00"], {}, 3, "an offset"),
+        (["2015-01-01 00:00", "soon"], {"zone": "UTC"}, 3, "'soon'"),
+        (["2015-01-01 00:00", ""], {"zone": "UTC"}, 3, "an empty cell"),
+        (["01.13.2015 00:00"], {"zone": "UTC", "format": "%d.%m.%Y %H:%M"}, 2, "'01.13.2015 00:00'"),
+        (["1. März 2015"], {"zone": "UTC", "format": "%d. %B %Y"}, 2, "English names of months"),
     ],
 )
 def test_time_that_cannot_be_used_is_named(put, times, time, line, words):
     """Line, column, value, what was expected and what to do."""
     with pytest.raises(DataError, match=f"plants.csv, line {line}, column Zeit") as caught:
         own_file.read(put(times), _own(time={"column": "Zeit", **time}))
-    for word in words:
-        assert word in str(caught.value)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlim", "../../etc/passwd", "+25:00"])

@@ -51,7 +51,7 @@ def test_fault_in_a_running_year_is_found(cut):
         return table.assign(**power)[~table["utc_timestamp"].between("2016-01-10T00", "2016-01-10T19:30")]
 
     jump = cut("2015-01-01T00", "2016-07-31T23:30", damage)[2]["change of the mean from year to year"]
-    assert (jump.limits, jump.note.split(";")[0]) == ((-37.4, 37.4), "-43.5 % to 2016 (5,061 h of both years)")
+    assert (jump.limits, jump.note.split(";")[0]) == ((-37.4, 37.4), "2016 over 5,061 h of both years (-43.5 %)")
     missing = cut("2013-01-01", "2016-01-28T23:30", damage)[2]["hours missing from a year"]
     assert missing.value == pytest.approx(100 * 21 / 672)
     findings = cut("2013-01-01", "2016-01-01T05:30", names=[POWER_FILE])[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import partial, reduce
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_sample_gives_the_warnings_it_deserves(prepared):
     assert "1 in 2014" in doubled.note
     jump = _warnings(validated)["wind_GW", "change of the mean from year to year"]
     assert jump.value == pytest.approx(42.2, abs=0.1)
-    assert "+42.2 % to 2015" in jump.note
+    assert jump.note.startswith("2015 over")
     assert all(np.isfinite(check.value) for check in validated.checks)
     assert validated.values["outliers"].sum() == 0
 
@@ -74,10 +75,10 @@ def test_gap_is_named_with_its_length_and_its_begin(damaged):
     validated = damaged(POWER_FILE, lambda table: table.drop(index=cut))
     gap = _warnings(validated)["hours", "longest gap"]
     assert gap.value == 400
-    assert gap.note == "from 2015-07-28 08:00 on"
+    assert gap.note == "2015-07-28 08:00 (400 h)"
     missing = _warnings(validated)["hours", "hours missing from a year"]
     assert missing.value == pytest.approx(100 * 401 / 8760)
-    assert missing.note == "2015 lacks 401 hours"
+    assert missing.note == "2015 lacks 401 hours (4.58 %)"
     year = validated.findings["by_year"]["2015"]
     assert year["absent"] == {"power": 400, "weather": 0}
     assert (year["steps_kept"], year["longest_gap_steps"]) == (8359, 400)
@@ -99,7 +100,7 @@ def test_single_wrong_reading_is_an_outlier(damaged, name, column, ours, value, 
         check for (of, check_name), check in _warnings(validated).items() if of == ours and "distance" in check_name
     ]
     assert outliers
-    assert all(f"{hour} ({reading})" in check.note for check in outliers)
+    assert all(f"{hour} ({reading}, " in check.note for check in outliers)
     rows = validated.values[validated.values["outliers"] > 0]
     assert rows[["column", "year", "outliers"]].to_numpy().tolist() == [[ours, 2015, 1]]
     assert validated.metrics()["outliers"] == 1
@@ -119,18 +120,23 @@ YEAR = ("2014-01-01", "2014-12-31 23:00")
 def test_generation_that_does_not_fit_the_weather_is_warnings(damaged, name, column, hours, how, target, years):
     """Power shuffled over a year, or wind speed of a month before, in one year or in all: each year, none besides."""
     validated = damaged(name, _put(column, hours, how))
-    poor = {key for key in _warnings(validated) if "rank correlation" in key[1]}
-    driver = "light" if target == "solar_GW" else "wind speed"
-    assert poor == {(target, f"rank correlation with the {driver} of {year}") for year in years}
-    checks = [check for check in validated.checks if "rank correlation" in check.name]
-    assert len(checks) == 8
+    [poor] = [check for check in validated.warnings if "rank correlation" in check.name]
+    assert poor.of == target
+    assert sorted(re.findall(r"(\d{4}) \(", poor.note)) == [str(year) for year in years]
 
 
 # A frozen reading, zeros for a gap, sun at night: column, hours and value, then the check, its value and its note.
 IMPOSSIBLE = [
-    (WIND, ("2013-01-05 04:00", "2013-01-07 16:00"), 5000, "the same value hour after hour", 61, "5 GW for 61 h"),
-    (SOLAR, ("2013-06-05 00:00", "2013-06-06 23:00"), 0, "zero hour after hour", 53, "0 GW for "),
-    (SOLAR, ("2015-06-10 00:00",) * 2, 2000, "share of the highest while the sun is down", 8.2, "1 h: 2015-06-10"),
+    (WIND, ("2013-01-05 04:00", "2013-01-07 16:00"), 5000, "the same value hour after hour", 61, " (5 GW, 61 h)"),
+    (SOLAR, ("2013-06-05 00:00", "2013-06-06 23:00"), 0, "zero hour after hour", 53, " (0 GW, "),
+    (
+        SOLAR,
+        ("2015-06-10 00:00",) * 2,
+        2000,
+        "share of the highest while the sun is down",
+        8.2,
+        "2015-06-10 00:00 (2 GW",
+    ),
 ]
 
 
@@ -152,7 +158,7 @@ def test_other_unit_of_one_year_is_suspected(damaged):
     assert check.value == pytest.approx(3.6 * 4.1107, abs=0.01)
     assert check.note.startswith("2014 (14.8 m/s); another unit?")
     assert "km/h" in check.note
-    assert "+260 % to 2014" in _warnings(validated)["windspeed", "change of the mean from year to year"].note
+    assert ("windspeed", "change of the mean from year to year") in _warnings(validated)
 
 
 # -- an own file that is wrong and possible ----------------------------------------------------------------------------
@@ -239,10 +245,10 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
     ("how", "options", "expected", "words"),
     [
         (lambda table: table, {}, set(), []),
-        (_tutorial, {}, {BEHIND_LIGHT, TWICE}, ["2014 summer (-1.08", "its summer an hour late"]),
-        (_without_spring, {"time": BERLIN}, {SUN}, ["2014 summer (-1.1", "winter time declared"]),
-        (_restamped(1), {"time": BERLIN | {"zone": "UTC"}}, {SUN}, ["2014 winter (0.9", "stamps at the end"]),
-        (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (5.8"]),
+        (_tutorial, {}, {BEHIND_LIGHT, TWICE}, ["2014 summer (-1 h)", "its summer an hour late"]),
+        (_without_spring, {"time": BERLIN}, {SUN}, ["2014 summer (-1 h)", "winter time declared"]),
+        (_restamped(1), {"time": BERLIN | {"zone": "UTC"}}, {SUN}, ["2014 winter (1 h)", "stamps at the end"]),
+        (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (6 h)"]),
         (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.726)", "exchanged?"]),
         (_global, {}, {("rad_diffuse", "hours above rad_horizontal")}, ["2014 (0 %)", "global radiation"]),
         (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "usual in kn"]),
@@ -252,7 +258,7 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
             lambda table: table,
             {"capacity": {year: ends for year, ends in FIGURES.items() if year != 2014}},
             {("capacity", "years without a figure")},
-            ["2014; "],
+            ["2014 (1); "],
         ),
     ],
     ids=[
