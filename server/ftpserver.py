@@ -13,7 +13,7 @@ import sys
 from logging.handlers import RotatingFileHandler
 
 import yaml
-from forecast.errors import PipelineError, ServiceError
+from forecast.terms.errors import PipelineError, ServiceError
 from mlflow_ftp.certificate import ensure_certificate
 from mlflow_ftp.server import Server, serve
 

@@ -11,9 +11,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from forecast.errors import PipelineError
 from forecast.problem import EXPERIMENT
 from forecast.table.schema import FEATURES, TARGETS
+from forecast.terms.errors import PipelineError
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.metrics import mean_absolute_error, r2_score
 from walk import run_in, solution_of, solve

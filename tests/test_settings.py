@@ -6,7 +6,7 @@ import json
 import pickle
 
 import pytest
-from forecast import errors
+from forecast.terms import errors
 from workplace import ROOT, clean_environment, environment_of
 
 from workshop.exports import exports_of

@@ -22,9 +22,9 @@ import pytest
 import requests
 import yaml
 from forecast import tracking
-from forecast.errors import PipelineError
 from forecast.govern import gate
 from forecast.learn import storage
+from forecast.terms.errors import PipelineError
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Decision, Scores
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from forecast.errors import ServiceError
+from forecast.terms.errors import ServiceError
 
 from workshop.settings import Settings
 

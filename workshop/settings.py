@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dashboard.hosts import is_loopback
-from forecast.errors import SettingsError
+from forecast.terms.errors import SettingsError
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
 

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from forecast import tracking
-from forecast.errors import ServiceError
+from forecast.terms.errors import ServiceError
 
 from workshop.exports import EXPORT_COMMAND, exports_of, loopback_without_proxy
 from workshop.port_owners import require_own

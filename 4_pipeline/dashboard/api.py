@@ -9,10 +9,11 @@ from http import HTTPStatus
 
 from flask import Flask, Response, abort, jsonify, request
 from forecast import problem
-from forecast.errors import DataError, ModelError
 from forecast.govern.gate import source_of
 from forecast.show import monitoring
-from forecast.table import features, steps
+from forecast.table import features
+from forecast.terms import steps
+from forecast.terms.errors import DataError, ModelError
 from werkzeug.exceptions import BadRequest
 
 from . import address, predictions, requests

@@ -14,8 +14,8 @@ import yaml
 from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 from dash.exceptions import PreventUpdate
 from forecast import tracking
-from forecast.errors import ServiceError
-from forecast.parameters import project
+from forecast.terms.errors import ServiceError
+from forecast.terms.parameters import project
 from waitress.server import BaseWSGIServer
 from werkzeug.middleware.proxy_fix import ProxyFix
 

@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import mlflow_gate
 import pandas as pd
 from cachetools import LRUCache, cached
-from forecast.errors import PipelineError
 from forecast.govern import gate
 from forecast.learn import storage
 from forecast.show import monitoring
 from forecast.show.monitoring import Quality
-from forecast.table import schema, split, steps
+from forecast.table import schema, split
+from forecast.terms import steps
+from forecast.terms.errors import PipelineError
 from mlflow_gate import GateError, Move, Production
 
 from . import address, record

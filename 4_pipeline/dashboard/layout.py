@@ -8,8 +8,8 @@ import dash_bootstrap_components as dbc
 from dash import dcc, html
 from forecast.govern.gate import stage_of
 from forecast.problem import REGION, TITLE
-from forecast.table import steps
-from forecast.table.origin import origin_of
+from forecast.terms import steps
+from forecast.terms.origin import origin_of
 from mlflow_gate import Production
 
 from . import address, pages, parts

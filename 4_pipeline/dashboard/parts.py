@@ -13,9 +13,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 from forecast import problem
-from forecast.errors import PipelineError
-from forecast.parameters import FILE, load, project
-from forecast.table import steps
+from forecast.terms import steps
+from forecast.terms.errors import PipelineError
+from forecast.terms.parameters import FILE, load, project
 
 from .follower import Snapshot
 from .predictions import Band

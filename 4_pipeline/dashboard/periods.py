@@ -6,7 +6,7 @@ from datetime import date, timedelta
 from typing import Any
 
 import pandas as pd
-from forecast.table import steps
+from forecast.terms import steps
 
 from .follower import Comparison, Snapshot
 

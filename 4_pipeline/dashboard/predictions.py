@@ -12,8 +12,8 @@ from forecast import problem
 from forecast.govern import gate
 from forecast.learn import storage
 from forecast.learn.storage import LoadedModel
-from forecast.quantities import YearEnds
 from forecast.table.schema import STAMP, TARGETS
+from forecast.terms.quantities import YearEnds
 from mlflow_gate import Production
 
 Band = tuple[pd.DataFrame, pd.DataFrame]  # its lower and its upper end

@@ -11,8 +11,8 @@ from typing import Any
 
 import mlflow
 import plotly.graph_objects as go
-from forecast.errors import ModelError
 from forecast.govern.gate import Registry
+from forecast.terms.errors import ModelError
 from forecast.tracking import connect
 from mlflow_gate import Link, Move, Production
 

@@ -11,11 +11,11 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 import pandas as pd
-from forecast.errors import DataError
-from forecast.table import steps
 from forecast.table.features import INPUTS
 from forecast.table.reading import WORKBOOKS, convert_text, read_text, require_columns
 from forecast.table.schema import CAPACITIES, STAMP, UNITS, USUAL_MEANS, check_cells
+from forecast.terms import steps
+from forecast.terms.errors import DataError
 
 MAX_ROWS = max(375 * steps.A_DAY, 1000)  # a year
 MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times what so many rows take

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from forecast.fetch import fetch
-from forecast.parameters import FILE, allowed, project, read, read_stage, trainings
+from forecast.terms.parameters import FILE, allowed, project, read, read_stage, trainings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -51,6 +51,9 @@ def params(stage: str | None) -> None:
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
 def state(folder: Path) -> None:
     """Check params.yaml, write there which tracking store this is and where the alias went, delete stale summaries.
+
+    A store that was wiped makes the stages that log to it run again. DVC leaves summaries of trainings that are gone,
+    which `compare` would read.
 
     \b
     Example:  python -m forecast state --to data

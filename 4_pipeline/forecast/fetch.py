@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from forecast.errors import ParameterError
-from forecast.parameters import FILE, project, read_stage
+from forecast.terms.errors import ParameterError
+from forecast.terms.parameters import FILE, project, read_stage
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,7 +27,7 @@ def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     Example:  python -m forecast fetch --source opsd --to raw_data
     """
     from forecast.raw import sources  # imports pandas
-    from forecast.table.origin import origin_in
+    from forecast.terms.origin import origin_in
 
     base = project()
     options: Any = None if source == "sample" else read_stage(base / FILE, "fetch")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from forecast.quantities import Driver, Input, Slider, Target, YearEnds
+from forecast.terms.quantities import Driver, Input, Slider, Target, YearEnds
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow_gate
 
-from forecast.errors import ServiceError
-from forecast.parameters import project
 from forecast.problem import EXPERIMENT
+from forecast.terms.errors import ServiceError
+from forecast.terms.parameters import project
 
 if TYPE_CHECKING:
     import mlflow
@@ -132,7 +132,7 @@ def _lineage_tags(data: Iterable[Path | str]) -> dict[str, str]:
 def _declare_learned(table: Path) -> None:
     import pandas as pd
 
-    from forecast.table.origin import origin_of
+    from forecast.terms.origin import origin_of
 
     frame = pd.read_parquet(table, columns=["utc_timestamp"])
     origin = origin_of(frame)

@@ -175,8 +175,8 @@ def check_refusal(good: Path, build: Callable, place: Path) -> None:
     folder, mark = place / "model", place / "sprung"
     shutil.copytree(good, folder)
     build(folder, mark)
-    from forecast.errors import ModelError
     from forecast.learn.storage import load_folder
+    from forecast.terms.errors import ModelError
 
     before = sorted(place.rglob("*"))
     with pytest.raises(ModelError) as refused:

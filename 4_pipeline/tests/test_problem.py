@@ -7,8 +7,8 @@ from datetime import date
 import pytest
 from forecast import problem
 from forecast.govern.gate import rules
-from forecast.parameters import FILE, read
 from forecast.table import schema
+from forecast.terms.parameters import FILE, read
 from places import PROJECT
 
 INPUTS = {each.name: each for each in problem.INPUTS}

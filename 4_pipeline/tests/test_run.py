@@ -13,13 +13,13 @@ from forecast.govern.gate import rules
 from forecast.learn.evaluation import SIGNATURES, judge
 from forecast.learn.models import CapacityFactorRegressor
 from forecast.learn.storage import LoadedModel
-from forecast.parameters import FILE, read_stage
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
 from forecast.raw.validation import validate
 from forecast.table import schema
 from forecast.table.features import derive, inputs, targets
 from forecast.table.split import by_alternate_weeks, split_by_time
+from forecast.terms.parameters import FILE, read_stage
 from mlflow_gate import Contest, Evaluation, Move, Production, decide
 from places import PROJECT
 from sklearn.ensemble import HistGradientBoostingRegressor

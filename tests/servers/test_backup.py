@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pooch
 import pytest
-from forecast.errors import ServiceError
 from forecast.problem import REGISTERED_MODEL
+from forecast.terms.errors import ServiceError
 from forecast.tracking import PRODUCTION
 from mlflow import MlflowClient
 from mlflow_ftp import names

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
-from forecast.errors import ServiceError
 from forecast.govern.gate import Registry
 from forecast.problem import REGISTERED_MODEL
+from forecast.terms.errors import ServiceError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Move

@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 from attendee import git
 from click.testing import CliRunner
-from forecast.errors import PipelineError, ServiceError
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from forecast.table.schema import FEATURES, TARGETS
+from forecast.terms.errors import PipelineError, ServiceError
 from forecast.tracking import PRODUCTION, STAGE_TAG
 from mlflow_gate import Move
 from workplace import BIN, ROOT, clean_environment, run_program

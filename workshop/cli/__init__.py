@@ -7,7 +7,7 @@ import json
 import os
 
 import click
-from forecast.errors import typeable
+from forecast.terms.errors import typeable
 
 # The module of each command and its line in `workshop --help`, which imports no command and so is fast.
 COMMANDS = {

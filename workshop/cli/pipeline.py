@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 import dvc_parallel
-from forecast.parameters import read_stage
+from forecast.terms.parameters import read_stage
 from mlflow_gate.decision import read_decision
 
 from workshop.cli import json_option, print_rows, report

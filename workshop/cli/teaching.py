@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import asdict
 
 import click
-from forecast.errors import typeable
+from forecast.terms.errors import typeable
 
 from workshop.cli import json_option, print_rows, report
 from workshop.settings import get_settings

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pooch
-from forecast.errors import ServiceError
+from forecast.terms.errors import ServiceError
 from mlflow_ftp import names
 
 from workshop.servers import supervisor

@@ -23,8 +23,8 @@ from typing import Any
 
 import requests
 from dashboard.hosts import is_loopback
-from forecast.errors import ServiceError, SettingsError
-from forecast.table.files import write_atomically
+from forecast.terms.errors import ServiceError, SettingsError
+from forecast.terms.files import write_atomically
 
 from workshop import port_owners
 from workshop.exports import dask_security

@@ -19,7 +19,7 @@ from typing import Any
 
 import filelock
 import psutil
-from forecast.errors import ParameterError, ServiceError
+from forecast.terms.errors import ParameterError, ServiceError
 from supervisor.xmlrpc import SupervisorTransport
 
 from workshop import port_owners

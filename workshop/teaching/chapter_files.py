@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-from forecast.errors import PipelineError
+from forecast.terms.errors import PipelineError
 
 from workshop.exports import exports_of
 from workshop.settings import Settings, get_settings

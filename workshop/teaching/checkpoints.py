@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlparse
 
 import yaml
-from forecast.errors import ServiceError
 from forecast.govern import gate
 from forecast.govern.gate import PIPELINE_WHY
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
-from forecast.table.files import write_atomically
+from forecast.terms.errors import ServiceError
+from forecast.terms.files import write_atomically
 from forecast.tracking import PRODUCTION, STAGE_TAG, STORE_ID_TAG
 from mlflow_gate import Move
 

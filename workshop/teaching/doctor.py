@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from forecast.errors import DataError, PipelineError
 from forecast.govern import gate
 from forecast.table import schema
+from forecast.terms.errors import DataError, PipelineError
 
 from workshop import port_owners
 from workshop.exports import EXPORT_COMMAND, exports_of

@@ -17,10 +17,10 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forecast.errors import PipelineError
 from forecast.govern import gate
 from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
-from forecast.table.files import write_atomically
+from forecast.terms.errors import PipelineError
+from forecast.terms.files import write_atomically
 from forecast.tracking import PRODUCTION, STAGE_TAG
 from papermill_dask import COMMIT_TAG
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from forecast.table.files import write_atomically
+from forecast.terms.files import write_atomically
 
 from workshop.settings import Settings, get_settings
 from workshop.teaching.checkpoints import (

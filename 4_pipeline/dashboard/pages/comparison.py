@@ -17,9 +17,10 @@ from forecast.learn.evaluation import in_percent
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 from forecast.show.report import signed
-from forecast.table import split, steps
-from forecast.table.origin import origin_of
+from forecast.table import split
 from forecast.table.schema import TARGETS
+from forecast.terms import steps
+from forecast.terms.origin import origin_of
 
 from .. import address, parts, periods, predictions
 from ..follower import Follower, Snapshot, once

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dash import html
 from forecast.raw import prepare
 from forecast.show import figures
-from forecast.table import steps
-from forecast.table.origin import origin_of
+from forecast.terms import steps
+from forecast.terms.origin import origin_of
 
 from .. import parts
 from ..follower import Snapshot

@@ -11,7 +11,7 @@ from forecast import problem
 from forecast.govern import gate
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
-from forecast.table import steps
+from forecast.terms import steps
 
 from .. import parts
 from ..follower import Snapshot

@@ -14,11 +14,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html
 from forecast import problem
-from forecast.errors import PipelineError
 from forecast.problem import Slider
 from forecast.show import figures
-from forecast.table import features, steps
+from forecast.table import features
 from forecast.table.schema import FEATURES, TARGETS, UNITS
+from forecast.terms import steps
+from forecast.terms.errors import PipelineError
 
 from .. import parts
 from ..follower import Follower, Snapshot

@@ -9,11 +9,11 @@ import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 from dash.development.base_component import Component
 from forecast import problem
-from forecast.errors import PipelineError
 from forecast.show import figures
-from forecast.table import steps
 from forecast.table.features import INPUTS, LATER_YEARS, assume_capacity, last_year
 from forecast.table.schema import CAPACITIES, STAMP
+from forecast.terms import steps
+from forecast.terms.errors import PipelineError
 
 from .. import parts, predictions, requests
 from ..follower import Follower, Snapshot

@@ -13,8 +13,9 @@ from mlflow_gate import Contest, Link, Production, Rule
 from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG, PAGE_TAG
 
 from forecast import problem, tracking
-from forecast.parameters import FILE, project, read_stage
-from forecast.table import schema, steps
+from forecast.table import schema
+from forecast.terms import steps
+from forecast.terms.parameters import FILE, project, read_stage
 from forecast.tracking import DIRTY_TAG, PRODUCTION, STAGE_TAG, connect
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow_gate import EvaluatedModel
 
-    from forecast.parameters import Promote
+    from forecast.terms.parameters import Promote
 
 PIPELINE_WHY = "pipeline"  # the reason that the pipeline gives for a promotion; a person gives another
 KINDS = ("data", "commit", "stage", "notebook", "run", "refit", "model", "decision", "production")

@@ -11,7 +11,7 @@ import mlflow_gate
 from mlflow_gate.decision import read_decision
 
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
-from forecast.table.files import write_atomically
+from forecast.terms.files import write_atomically
 from forecast.tracking import PRODUCTION, STORE_ID_TAG, connect, store_id, tracking_uri
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ from sklearn.metrics import r2_score
 from forecast import problem
 from forecast.learn.scores import Scores, TargetScore
 from forecast.learn.storage import LoadedModel
-from forecast.quantities import Target
-from forecast.table import split, steps
+from forecast.table import split
 from forecast.table.features import INPUTS, assume_capacity, sun_position, to_utc
 from forecast.table.schema import FEATURES, STAMP, TARGETS
+from forecast.terms import steps
+from forecast.terms.quantities import Target
 
 # The two interfaces that a model may have: inputs in, or time and inputs in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))

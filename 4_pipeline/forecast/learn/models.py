@@ -22,8 +22,6 @@ from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 from forecast import problem
-from forecast.errors import DataError, ServiceError
-from forecast.table import steps
 from forecast.table.features import (
     INPUTS,
     derive,
@@ -35,6 +33,8 @@ from forecast.table.features import (
     year_ends_of,
 )
 from forecast.table.reading import require_columns
+from forecast.terms import steps
+from forecast.terms.errors import DataError, ServiceError
 
 if TYPE_CHECKING:
     from distributed import Client

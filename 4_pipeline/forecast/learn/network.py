@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forecast.errors import ModelError
 from forecast.learn.models import LEAST
-from forecast.quantities import YearEnds
 from forecast.table.features import capacity_factors, derive, installed, year_ends_of
 from forecast.table.schema import TARGETS
 from forecast.table.split import split_by_time
+from forecast.terms.errors import ModelError
+from forecast.terms.quantities import YearEnds
 
 WATCHED_SHARE, PATIENCE_EPOCHS = 0.15, 6
 BATCH_HOURS = 4096  # Keras's own 32 take several times as long

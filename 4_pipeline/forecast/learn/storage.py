@@ -16,13 +16,13 @@ import pandas as pd
 from sklearn.base import clone
 
 from forecast import problem
-from forecast.errors import ModelError
 from forecast.learn.models import CapacityFactorRegressor, one_thread
 from forecast.learn.scores import Scores
-from forecast.quantities import YearEnds
-from forecast.table import steps
 from forecast.table.features import features, inputs, last_year, targets
 from forecast.table.schema import CAPACITIES, FEATURES, QUANTITIES, RANGES, TARGETS, UNITS
+from forecast.terms import steps
+from forecast.terms.errors import ModelError
+from forecast.terms.quantities import YearEnds
 from forecast.tracking import connect
 
 if TYPE_CHECKING:

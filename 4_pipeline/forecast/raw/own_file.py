@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
-from forecast.errors import ParameterError
-from forecast.parameters import OwnFile, TimeColumn
 from forecast.table import reading as raw
-from forecast.table import schema, steps
+from forecast.table import schema
 from forecast.table.reading import Table
 from forecast.table.schema import RANGES
+from forecast.terms import steps
+from forecast.terms.errors import ParameterError
+from forecast.terms.parameters import OwnFile, TimeColumn
 
 SCRIPT = "by a script in own/ (see own/README.md)"
 MOVE = f"move each time to the start of the {steps.NAME} that it stands for, {SCRIPT}"

@@ -13,16 +13,17 @@ import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
 from forecast import problem
-from forecast.errors import DataError, ParameterError
-from forecast.parameters import OwnFile
 from forecast.raw import own_file, sources
 from forecast.raw.own_file import MOVE, SCRIPT
 from forecast.table import reading as raw
-from forecast.table import schema, steps
+from forecast.table import schema
 from forecast.table.features import add_capacity, check_derived
-from forecast.table.origin import origin_in
 from forecast.table.reading import Table
 from forecast.table.schema import STAMP
+from forecast.terms import steps
+from forecast.terms.errors import DataError, ParameterError
+from forecast.terms.origin import origin_in
+from forecast.terms.parameters import OwnFile
 
 logger = logging.getLogger(__name__)
 JOIN = "if the hour or the quarter is in another column than the date, join both"

@@ -21,7 +21,7 @@ import pandas as pd
 from pandas import DataFrame, DatetimeIndex
 from pvlib import atmosphere, irradiance, solarposition
 
-from forecast.errors import DataError
+from forecast.terms.errors import DataError
 
 STATIONS_SHA256 = "be2119ad7432ef6c2778f3570638ed021ea3a7d81467b0e32febeb7796806f68"
 FIRST_YEAR, LAST_YEAR = 2013, 2016

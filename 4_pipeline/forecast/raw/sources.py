@@ -16,10 +16,10 @@ import pooch
 import requests
 from platformdirs import user_cache_path
 
-from forecast.errors import DataError, ParameterError
-from forecast.parameters import Fetch
-from forecast.table.files import write_atomically
-from forecast.table.origin import ORIGIN_FILE, Origin
+from forecast.terms.errors import DataError, ParameterError
+from forecast.terms.files import write_atomically
+from forecast.terms.origin import ORIGIN_FILE, Origin
+from forecast.terms.parameters import Fetch
 
 POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
 OWN_FILE, CARD_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "SHA256SUMS"

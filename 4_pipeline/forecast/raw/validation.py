@@ -13,11 +13,12 @@ import pandas as pd
 from pandas import DataFrame, Series, Timestamp
 
 from forecast import problem
-from forecast.errors import ParameterError
-from forecast.quantities import Target
 from forecast.raw import prepare
-from forecast.table import features, steps
+from forecast.table import features
 from forecast.table.schema import FEATURES, QUANTITIES, TARGETS, UNITS, USUAL_MEANS, convert
+from forecast.terms import steps
+from forecast.terms.errors import ParameterError
+from forecast.terms.quantities import Target
 
 logger = logging.getLogger(__name__)
 

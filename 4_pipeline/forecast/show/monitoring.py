@@ -13,13 +13,13 @@ import pandas as pd
 from sklearn.metrics import r2_score
 
 from forecast import problem
-from forecast.errors import DataError
 from forecast.learn.evaluation import coverage, in_percent
-from forecast.parameters import FILE, project, read_stage
 from forecast.problem import Target
-from forecast.table import steps
 from forecast.table.features import installed
 from forecast.table.schema import FEATURES, TARGETS
+from forecast.terms import steps
+from forecast.terms.errors import DataError
+from forecast.terms.parameters import FILE, project, read_stage
 
 WINDOW_DAYS = 56  # that the state is about: in a shorter time a few storms decide
 BASELINES = (

@@ -16,16 +16,17 @@ from mlflow_gate import Link, Production
 from pandas import DataFrame, Series, Timestamp
 
 from forecast import problem
-from forecast.errors import DataError
 from forecast.govern import gate
 from forecast.learn.storage import load, predict_as_new
-from forecast.quantities import Target
 from forecast.show import monitoring
 from forecast.show.figures import INK, MEASURED
 from forecast.show.monitoring import Quality
-from forecast.table import features, schema, split, steps
-from forecast.table.origin import Origin, origin_of
+from forecast.table import features, schema, split
 from forecast.table.schema import FEATURES, TARGETS
+from forecast.terms import steps
+from forecast.terms.errors import DataError
+from forecast.terms.origin import Origin, origin_of
+from forecast.terms.quantities import Target
 
 if TYPE_CHECKING:
     from IPython.display import Image

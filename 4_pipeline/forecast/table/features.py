@@ -12,12 +12,12 @@ import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
 from forecast import problem
-from forecast.errors import DataError
 from forecast.problem import DERIVED
-from forecast.quantities import YearEnds
-from forecast.table import steps
 from forecast.table.reading import require_columns
 from forecast.table.schema import CAPACITIES, FEATURES, STAMP, TARGETS
+from forecast.terms import steps
+from forecast.terms.errors import DataError
+from forecast.terms.quantities import YearEnds
 
 INPUTS = ["utc_timestamp", *FEATURES]
 GIVE_CAPACITY = (

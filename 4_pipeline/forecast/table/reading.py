@@ -18,8 +18,8 @@ import pyarrow as pa
 from pandas import DataFrame, Series
 from pyarrow import csv as arrow
 
-from forecast.errors import DataError
-from forecast.table import steps
+from forecast.terms import steps
+from forecast.terms.errors import DataError
 
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how Excel's files begin, of today and of before 2007
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}

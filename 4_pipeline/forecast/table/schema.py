@@ -14,11 +14,11 @@ from pandas import DataFrame, Series
 from pyarrow import parquet
 
 from forecast import problem
-from forecast.errors import DataError
-from forecast.quantities import Target
-from forecast.table import steps
-from forecast.table.files import write_atomically
 from forecast.table.reading import convert_text, read_text, require_columns
+from forecast.terms import steps
+from forecast.terms.errors import DataError
+from forecast.terms.files import write_atomically
+from forecast.terms.quantities import Target
 
 QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
 FEATURES = [quantity.name for quantity in problem.INPUTS]

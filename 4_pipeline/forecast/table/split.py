@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 from pandas import DataFrame, Series
 
-from forecast.errors import DataError, ParameterError
-from forecast.table import steps
+from forecast.terms import steps
+from forecast.terms.errors import DataError, ParameterError
 
 TEST_WEEKS = "test weeks"  # what the record calls the weeks to judge on
 EPOCH = pd.Timestamp("1970-01-05", tz="UTC")  # a Monday

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from forecast import problem
 from forecast.table.features import add_capacity, features, targets
-from forecast.table.origin import Origin
 from forecast.table.schema import FEATURES, TARGETS
+from forecast.terms.origin import Origin
 from places import clean_environment, environment_of, tracking_server
 from sklearn.linear_model import LinearRegression, Ridge
 

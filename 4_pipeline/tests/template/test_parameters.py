@@ -9,8 +9,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from forecast.__main__ import main
-from forecast.errors import ParameterError
-from forecast.parameters import check, read, read_stage
+from forecast.terms.errors import ParameterError
+from forecast.terms.parameters import check, read, read_stage
 from places import PROJECT, copy_project
 
 COMMITTED = PROJECT / "params.yaml"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from forecast.errors import ParameterError
 from forecast.problem import TARGETS
+from forecast.terms.errors import ParameterError
 
 
 def quantity(unit: str, new_unit: str = ""):

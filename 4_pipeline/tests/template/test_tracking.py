@@ -7,7 +7,7 @@ import time
 
 import mlflow
 import pytest
-from forecast.errors import ServiceError
+from forecast.terms.errors import ServiceError
 from forecast.tracking import connect, experiment_tags, run_url, start_run, tracking_uri
 from places import clean_environment, environment_of, free_port, git
 

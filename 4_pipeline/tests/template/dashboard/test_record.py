@@ -7,7 +7,7 @@ import json
 import plotly.graph_objects as go
 import pytest
 from dashboard import record
-from forecast.errors import ModelError
+from forecast.terms.errors import ModelError
 
 
 def _json(**changes) -> str:

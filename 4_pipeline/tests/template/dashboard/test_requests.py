@@ -7,8 +7,8 @@ import gzip
 import pandas as pd
 import pytest
 from dashboard import requests
-from forecast.errors import DataError
 from forecast.table.features import INPUTS
+from forecast.terms.errors import DataError
 
 HEADER = ",".join(INPUTS)
 NUMBERS = "correct the file, and upload it again; write numbers as 1234.5"

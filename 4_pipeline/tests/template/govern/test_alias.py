@@ -14,8 +14,8 @@ from forecast import problem, tracking
 from forecast.__main__ import main
 from forecast.govern.gate import KINDS, Gate
 from forecast.learn import storage
-from forecast.parameters import Promote
 from forecast.table import features
+from forecast.terms.parameters import Promote
 from forecast.tracking import EXPERIMENT_TAG, connect
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Decision, Scores

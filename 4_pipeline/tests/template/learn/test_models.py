@@ -15,7 +15,6 @@ import pandas as pd
 import psutil
 import pytest
 from distributed import Client
-from forecast.errors import DataError, ServiceError
 from forecast.learn.evaluation import coverage
 from forecast.learn.models import CapacityFactorRegressor, find_levels, search
 from forecast.problem import CAPACITY
@@ -23,6 +22,7 @@ from forecast.raw.prepare import load_or_make
 from forecast.table.features import add_capacity, features, inputs, installed, targets
 from forecast.table.schema import FEATURES, TARGETS
 from forecast.table.split import split_by_time
+from forecast.terms.errors import DataError, ServiceError
 from joblib.externals.loky import get_reusable_executor
 from places import BIN, PROJECT, clean_environment, wait_for
 from sklearn.dummy import DummyRegressor

@@ -12,7 +12,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from forecast.errors import ModelError
 from forecast.learn import network, storage
 from forecast.learn.network import CapacityFactorNetwork, fit_network
 from forecast.learn.storage import LoadedModel, load_folder
@@ -20,6 +19,7 @@ from forecast.problem import CAPACITY
 from forecast.table.features import DERIVED, INPUTS, inputs, year_ends_of
 from forecast.table.schema import FEATURES, TARGETS
 from forecast.table.split import split_by_time
+from forecast.terms.errors import ModelError
 from packaging.requirements import Requirement
 from places import check_refusal
 

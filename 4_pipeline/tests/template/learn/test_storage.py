@@ -9,7 +9,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from forecast.errors import ModelError
 from forecast.learn import storage
 from forecast.learn.models import CapacityFactorRegressor
 from forecast.learn.storage import TRUSTED_TYPES, LoadedModel, load_folder, predict_as_new
@@ -17,6 +16,7 @@ from forecast.problem import CAPACITY
 from forecast.table.features import INPUTS, features, inputs, targets, year_ends_of
 from forecast.table.schema import FEATURES, TARGETS
 from forecast.table.split import split_by_time
+from forecast.terms.errors import ModelError
 from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression

@@ -7,12 +7,12 @@ import shutil
 
 import pandas as pd
 import pytest
-from forecast.errors import DataError
-from forecast.parameters import Fetch, OwnFile
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
 from forecast.table import schema
 from forecast.table.schema import write
+from forecast.terms.errors import DataError
+from forecast.terms.parameters import Fetch, OwnFile
 
 ROWS = 48
 

@@ -10,11 +10,11 @@ import zipfile
 import pytest
 from click.testing import CliRunner
 from forecast.__main__ import main
-from forecast.errors import DataError
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import Release
-from forecast.table.origin import origin_of
+from forecast.terms.errors import DataError
+from forecast.terms.origin import origin_of
 
 POWER, WEATHER = sources.POWER_FILE, sources.WEATHER_FILE
 ARCHIVE, MEMBER = sources.RELEASES[WEATHER].name, sources.RELEASES[WEATHER].member

@@ -8,12 +8,12 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
-from forecast.errors import DataError, ParameterError
-from forecast.parameters import Fetch, OwnFile, TimeColumn
 from forecast.raw import own_file, sources
 from forecast.raw.prepare import in_words, prepare
 from forecast.table import schema
-from forecast.table.origin import origin_of
+from forecast.terms.errors import DataError, ParameterError
+from forecast.terms.origin import origin_of
+from forecast.terms.parameters import Fetch, OwnFile, TimeColumn
 from places import PROJECT
 
 GERMAN = {

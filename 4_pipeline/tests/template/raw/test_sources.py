@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from forecast.errors import DataError
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
 from forecast.table import schema
-from forecast.table.origin import origin_in, origin_of
 from forecast.table.schema import write
+from forecast.terms.errors import DataError
+from forecast.terms.origin import origin_in, origin_of
 
 NAMES = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "source.json", "SHA256SUMS"]
 

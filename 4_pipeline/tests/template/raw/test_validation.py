@@ -9,13 +9,13 @@ from functools import partial, reduce
 import numpy as np
 import pandas as pd
 import pytest
-from forecast.errors import DataError
-from forecast.parameters import Fetch, OwnFile
 from forecast.problem import CAPACITY
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import POWER_FILE, WEATHER_FILE, fetch
 from forecast.raw.validation import validate
 from forecast.table.schema import FEATURES, QUANTITIES, TARGETS, USUAL_MEANS
+from forecast.terms.errors import DataError
+from forecast.terms.parameters import Fetch, OwnFile
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"

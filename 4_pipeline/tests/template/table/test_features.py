@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from forecast.errors import DataError
 from forecast.problem import CAPACITY
 from forecast.table.features import (
     add_capacity,
@@ -16,6 +15,7 @@ from forecast.table.features import (
     year_ends_of,
 )
 from forecast.table.schema import FEATURES, TARGETS, write_csv
+from forecast.terms.errors import DataError
 from places import PROJECT
 
 

@@ -7,8 +7,8 @@ import sys
 import textwrap
 
 import pytest
-from forecast.errors import DataError
-from forecast.table.files import write_atomically
+from forecast.terms.errors import DataError
+from forecast.terms.files import write_atomically
 
 
 def test_write_atomically_replaces_a_file_and_makes_its_folder(tmp_path):
@@ -31,8 +31,8 @@ def test_write_atomically_keeps_the_old_file_when_the_disk_is_full(tmp_path):
     script = textwrap.dedent(f"""
         import resource
         from pathlib import Path
-        from forecast.table.files import write_atomically
-        from forecast.errors import DataError
+        from forecast.terms.files import write_atomically
+        from forecast.terms.errors import DataError
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
             write_atomically(Path({str(path)!r}), b"x" * 5000)

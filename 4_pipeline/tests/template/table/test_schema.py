@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from forecast.errors import DataError
 from forecast.table import schema
 from forecast.table.schema import write
+from forecast.terms.errors import DataError
 
 
 @pytest.fixture

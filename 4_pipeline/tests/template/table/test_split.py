@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from forecast.errors import DataError, ParameterError
 from forecast.table.split import by_alternate_weeks, monday, name_of, select_week, split_by_time
+from forecast.terms.errors import DataError, ParameterError
 from hypothesis import given
 from hypothesis import strategies as st
 

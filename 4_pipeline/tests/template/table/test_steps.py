@@ -13,8 +13,8 @@ from places import PROJECT
 READ = """
 import json, sys, pandas as pd
 from pathlib import Path
-from forecast.errors import DataError
-from forecast.parameters import Fetch
+from forecast.terms.errors import DataError
+from forecast.terms.parameters import Fetch
 from forecast.raw import prepare, sources
 csv = {"file": "own.csv", "time": {"column": "time", "zone": sys.argv[1]}, "attribution": "ours"}
 csv["columns"] = {"solar_GW": {"column": "solar_GW", "unit": sys.argv[2]}}

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from forecast.errors import ParameterError
+from forecast.terms.errors import ParameterError
 
 SPELLINGS = {"C": "degC", "F": "degF", "number": ""}  # to pint C and F are coulomb and farad
 

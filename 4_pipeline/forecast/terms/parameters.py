@@ -14,8 +14,8 @@ from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.nodes import Node
 
 from forecast import problem
-from forecast.errors import ParameterError
-from forecast.quantities import Quantity, YearEnds
+from forecast.terms.errors import ParameterError
+from forecast.terms.quantities import Quantity, YearEnds
 
 FILE = "params.yaml"
 MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 300
@@ -23,7 +23,7 @@ MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 
 
 def project() -> Path:
     """Return the project's folder: the working one if it has a dvc.yaml, else the one that this package lies in."""
-    return Path.cwd() if Path("dvc.yaml").exists() else Path(__file__).resolve().parents[1]
+    return Path.cwd() if Path("dvc.yaml").exists() else Path(__file__).resolve().parents[2]
 
 
 class Section(BaseModel):
@@ -243,7 +243,7 @@ class Report(Section):
 STAGES: dict[str, type[Section]] = {
     "fetch": Fetch, "prepare": Prepare, "split": Split, "compare": Compare, "promote": Promote, "report": Report,
 }  # fmt: skip
-NEW_STAGE = "a training has a stage `train_...` in dvc.yaml, any other stage a class in forecast/parameters.py"
+NEW_STAGE = "a training has a stage `train_...` in dvc.yaml, any other stage a class in forecast/terms/parameters.py"
 
 
 def trainings(folder: Path) -> list[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from pandas import DataFrame
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from forecast.errors import DataError
-from forecast.parameters import OwnFile
+from forecast.terms.errors import DataError
+from forecast.terms.parameters import OwnFile
 
 ORIGIN_FILE = "source.json"  # in a folder of raw files
 _KEY = "origin"  # in a table's attributes

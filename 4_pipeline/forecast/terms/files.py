@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from forecast.errors import DataError
+from forecast.terms.errors import DataError
 
 
 def write_atomically(path: Path, content: bytes) -> Path:

@@ -14,8 +14,8 @@ import pandas as pd
 from pandas import DatetimeIndex, Series, Timedelta, Timestamp
 from pandas.tseries.frequencies import to_offset
 
-from forecast.errors import ParameterError
 from forecast.problem import STEP, ZONE
+from forecast.terms.errors import ParameterError
 
 HOUR, DAY, WEEK = Timedelta(hours=1), Timedelta(days=1), timedelta(weeks=1)
 IS_DAY = STEP == "D"

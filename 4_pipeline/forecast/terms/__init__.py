@@ -1,0 +1,1 @@
+"""What every stage depends on: errors, parameters, quantities, steps of time, files and origins."""
