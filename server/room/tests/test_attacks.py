@@ -94,7 +94,7 @@ def test_log_in_repairs_the_folder(attacked, trouble):
     """A renamed, half-made or missing clone is made again, and what was there is kept under another name."""
     assert code(attacked.types(BOOLE, f"cd; {trouble}")) == 0
     attacked.server.run(f"{SCRIPTS}/person.sh enter {BOOLE}")
-    assert attacked.types(BOOLE, "git status --short; git log -1 --format=%s; ls .venv/bin/workshop").returncode == 0
+    assert attacked.types(BOOLE, "git status --short && git log -1 --format=%s && ls .venv/bin/workshop").returncode == 0
     assert attacked.types(BOOLE, "git status --short").stdout == ""  # the link to the environment among them
     attacked.types(BOOLE, "cd; rm -rf workshop.*")
 
