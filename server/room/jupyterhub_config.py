@@ -120,7 +120,8 @@ class RoomAuthenticator(PAMAuthenticator):
         # The page alone takes passwords, behind nginx, which says who asks: the API would take them for tokens.
         is_page = isinstance(handler, LoginHandler) and handler.request.connection.stream.socket.getpeername()[0] == HUB
         if is_page and self.validate_username(name) and self.check_allowed(name):
-            pair = handler.request.remote_ip, name
+            asking = ipaddress.ip_address(handler.request.remote_ip)  # of IPv6 everybody has a /64
+            pair = str(ipaddress.ip_network((asking, 64 if asking.version == 6 else 32), strict=False)), name
             limits = {pair: MAX_WRONG_OF_ADDRESS} | ({} if pair in self.known else {name: MAX_WRONG})
             self.tried[:] = [each for each in self.tried if each[1] > now - 60]
             if any(sum(key == each for each, _ in self.tried) >= limit for key, limit in limits.items()):

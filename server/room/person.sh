@@ -2,7 +2,7 @@
 # A person's account, network and processes, as root. The hub types this.
 #   person.sh enter NAME      account, network, folders and clone, repaired where something is missing; prints the address
 #   person.sh run NAME ...    become the person, in that network and within the limits, and run a command
-#   person.sh size NAME       print megabytes, number, and megabytes of deleted ones, of the person's files
+#   person.sh size NAME       print megabytes and number of the person's files, then of those deleted and still open
 #   person.sh leave NAME      end every process of the person, wherever it runs
 set -eu
 umask 077 # who can open a lock can hold it
@@ -50,6 +50,8 @@ run() {
     mount --bind "$1/tmp" /tmp
     mount --bind "$1/var" /var/tmp
     mount --types tmpfs --options "mode=1777,nosuid,nodev,size=$2" tmpfs /dev/shm
+    mount --types devpts --options newinstance,ptmxmode=0666,mode=620,gid=5,max=64 devpts /dev/pts # of all there are 4096
+    mount --bind /dev/pts/ptmx /dev/ptmx
     # systemd-resolved listens on the loopback of this machine, and has the servers that it asks in this file.
     [ ! -e /run/systemd/resolve/resolv.conf ] || mount --bind /run/systemd/resolve/resolv.conf /etc/resolv.conf
     name=$3 home=$4
@@ -119,13 +121,16 @@ case $command in
     # By crontab and at a person has files in a spool.
     spool=$(find /var/spool -xdev -user "$number" 2>/dev/null || true)
     # shellcheck disable=SC2086 # a word for each file
-    for unit in -m --inodes; do nice du -sxc $unit "$home" "$temporary" $spool 2>/dev/null | tail -n 1 | cut -f 1; done
-    # What is deleted and still open takes space that `du` does not see.
+    for unit in -m --inodes; do du -sxc $unit "$home" "$temporary" $spool 2>/dev/null | tail -n 1 | cut -f 1; done
+    # What is deleted and still open takes space that `du` does not see; what is on its way in a socket, nobody sees.
+    # shellcheck disable=SC2046 # a word for each folder
+    ! grep -rqs '^scm_fds:.*[1-9]' /dev/null $(pgrep --uid "$number" | sed 's|.*|/proc/&/task/*/fdinfo|') ||
+      fail "Programs of $name send each other open files." "leave"
     disks=$(stat --format %d /home "$STATE" | paste --serial --delimiters ' ')
     # shellcheck disable=SC2046 # a word for each folder
-    find -L /dev/null $(pgrep --uid "$number" | sed 's|.*|/proc/&/fd /proc/&/map_files|') -maxdepth 1 -type f -links 0 \
+    find -L /dev/null $(pgrep --uid "$number" | sed 's|.*|/proc/&/task/*/fd /proc/&/map_files|') -maxdepth 1 -type f -links 0 \
       -printf '%D %i %b\n' 2>/dev/null | sort -u |
-      awk -v disks=" $disks " 'index(disks, " " $1 " ") {blocks += $3} END {print int(blocks / 2048)}'
+      awk -v disks=" $disks " 'index(disks, " " $1 " ") {blocks += $3; files += 1} END {print int(blocks / 2048), files + 0}'
     ;;
   leave)
     # By user, and not by namespace, cgroup or terminal, which a process can leave; all at once, for a process forks. The

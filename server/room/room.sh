@@ -97,7 +97,7 @@ case ${1:-} in
     mv "$SETTINGS/passwords.new" "$SETTINGS/passwords.txt"
     if ask pid >/dev/null 2>&1; then # without the hub, in which a start or a page of hers could be open
       ask stop hub >/dev/null
-      "$here/person.sh" leave "$2"
+      "$here/person.sh" leave "$2" || true # it has said what still runs, and the others need the hub
       python3 -Ic 'import sqlite3, sys
 with sqlite3.connect(sys.argv[1]) as hub:
     hub.execute("PRAGMA foreign_keys = ON")

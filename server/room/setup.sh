@@ -89,7 +89,8 @@ done
 [ "$here" = /opt/workshop ] || git -C /opt/workshop fetch --quiet "$here" HEAD
 [ "$here" = /opt/workshop ] || git -C /opt/workshop checkout --quiet --force -B main FETCH_HEAD
 make --no-print-directory -C /opt/workshop .venv/room
-find /opt/workshop -perm /022 ! -type l -exec chmod go-w {} + # uv's lock, for example
+find /opt/workshop -perm /022 ! -type l -exec chmod go-w {} +
+find /opt/workshop/.venv -maxdepth 2 -name '*.lock' -exec chmod 600 {} + # uv's: who can open one can hold it
 
 umask 077
 install --directory --mode 700 $STATE $STATE/temporary $SETTINGS

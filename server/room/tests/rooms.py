@@ -41,14 +41,14 @@ class Room:
             page.click("#login_submit")
             yield page
 
-    def post(self, path: str, cookies: httpx.Cookies | None = None, source="10.98.1.2", **form: str) -> httpx.Response:
+    def post(self, path: str, cookies=None, source="10.98.1.2", address=ADDRESS, **form: str) -> httpx.Response:
         """Send the form of a page from an address of the laptop, with the cookies of an answer; follow nothing."""
         transport = httpx.HTTPTransport(verify=False, local_address=source)
         forged = {"X-Real-Ip": f"192.0.2.{secrets.randbelow(256)}"}
         options = {"transport": transport, "cookies": cookies, "headers": forged, "timeout": 60}
         with network(self.laptop.pid), httpx.Client(**options) as client:
-            client.get(ADDRESS + path)
-            return client.post(ADDRESS + path, data={"_xsrf": client.cookies["_xsrf"], **form})
+            client.get(address + path)
+            return client.post(address + path, data={"_xsrf": client.cookies["_xsrf"], **form})
 
     def log_in(self, name: str, password: str = "", **options) -> httpx.Response:
         """Send the form of the log-in."""

@@ -94,7 +94,9 @@ def test_log_in_repairs_the_folder(attacked, trouble):
     """A renamed, half-made or missing clone is made again, and what was there is kept under another name."""
     assert code(attacked.types(BOOLE, f"cd; {trouble}")) == 0
     attacked.server.run(f"{SCRIPTS}/person.sh enter {BOOLE}")
-    assert attacked.types(BOOLE, "git status --short && git log -1 --format=%s && ls .venv/bin/workshop").returncode == 0
+    assert (
+        attacked.types(BOOLE, "git status --short && git log -1 --format=%s && ls .venv/bin/workshop").returncode == 0
+    )
     assert attacked.types(BOOLE, "git status --short").stdout == ""  # the link to the environment among them
     attacked.types(BOOLE, "cd; rm -rf workshop.*")
 
@@ -226,6 +228,42 @@ def test_limits_of_processes_and_memory_hold(attacked):
     attacked.set_up("--people /root/names.txt --memory 1G")
 
 
+def test_one_person_cannot_take_all_terminals_or_flows(attacked):
+    """Of the machine's 4096 terminals, and of the connections that its kernel follows, one person gets some."""
+    take = 'import os, time\nwhile True:\n  try: os.open("/dev/ptmx", 2)\n  except OSError: time.sleep(1)'
+    attacked.types(ADA, "cat >~/take.py; python3 ~/take.py >/dev/null 2>&1 &", input=take)
+    send = "import socket\none = socket.socket(type=socket.SOCK_DGRAM)\nfor n in range(20000):\n"
+    send += "  try: one.sendto(b'x', ('198.51.100.7', 10000 + n))\n  except OSError: pass"
+    attacked.types(ADA, "python3 -", input=send)
+    assert code(attacked.types(BOOLE, "script --quiet --command true /dev/null")) == 0
+    assert attacked.server.run("python3 -c 'import os; os.openpty()'") == ""
+    assert 1000 < int(attacked.server.run("cat /proc/sys/net/netfilter/nf_conntrack_count")) < 4000
+    attacked.server.run(f"pkill --uid {ADA} --full take.py")
+
+
+def test_size_counts_what_is_deleted_and_refuses_what_is_sent(attacked):
+    """A deleted file that a thread alone has open counts; one on its way through a socket cannot be measured."""
+    hide = """import ctypes, os, socket, sys, threading, time
+def keep():
+    ctypes.CDLL(None).unshare(0x400)  # CLONE_FILES: the process itself does not have what is opened now
+    kept = os.open("hidden", os.O_CREAT | os.O_RDWR); os.unlink("hidden"); os.write(kept, bytes(30 << 20))
+    pair = socket.socketpair()
+    if sys.argv[1:]: socket.send_fds(pair[0], [b"x"], [kept])
+    open("ready", "w"); time.sleep(100)
+threading.Thread(target=keep).start()"""
+    for words in ("", "sent"):
+        attacked.types(ADA, f"cat >~/hide.py; rm -f ready; python3 ~/hide.py {words} >/dev/null 2>&1 &", input=hide)
+        wait_for(attacked.server.path(f"/home/{ADA}/workshop/ready").exists, 20)
+        size = f"{SCRIPTS}/person.sh size {ADA}"
+        if words:
+            assert "send each other" in attacked.server.run(f"! {size} 2>&1")
+        else:
+            *_, deleted_MB, deleted = map(int, attacked.server.run(size).split())
+            assert (deleted_MB >= 30, deleted >= 1) == (True, True)
+        attacked.server.run(f"pkill --uid {ADA} --full hide.py")
+    attacked.types(ADA, "rm -f ready ~/hide.py")
+
+
 def test_limits_hold_for_all_processes_together_where_cgroups_are_of_version_2(attacked):
     """A person's group has both limits, and each program is put into it; here files stand for the kernel's."""
     folder = "/sys/fs/cgroup"
@@ -327,7 +365,12 @@ def test_failures_end_the_set_up_in_words(attacked):
 def test_installation_is_roots_alone(attacked):
     """No person can write what others run; secrets and the passwords are root's; no password was in a command line."""
     assert attacked.types(ADA, "find /opt/workshop -writable ! -type l | head").stdout == ""
-    for place in ("/etc/workshop-room/passwords.txt", "/run/workshop-room/jupyterhub.sqlite", "/var/lib/workshop-room"):
+    for place in (
+        "/opt/workshop/.venv/.lock",
+        "/etc/workshop-room/passwords.txt",
+        "/run/workshop-room/jupyterhub.sqlite",
+        "/var/lib/workshop-room",
+    ):
         assert (
             "ermission denied" in attacked.types(ADA, f"ls {place}").stderr + attacked.types(ADA, f"cat {place}").stderr
         )

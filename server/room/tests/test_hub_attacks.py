@@ -147,6 +147,13 @@ def test_wrong_passwords_are_counted_by_name_and_address(room):
         assert Counter(each.result().status_code for each in answers) == {403: count, 429: len(answers) - count}
     assert "Too many wrong passwords" in room.log_in("ada", source=source).text  # the right one, too
     assert room.log_in("ada").status_code == 302
+    room.server.run("ip address replace fd00:98::1/64 dev to1 nodad")
+    room.laptop.run("for n in $(seq 10 16); do ip address replace fd00:98::$n/64 dev eth0 nodad; done")
+    one = [
+        room.log_in("dirac", "wrong", source=f"fd00:98::{n}", address="https://[fd00:98::1]:8443")
+        for n in range(10, 17)
+    ]
+    assert [each.status_code for each in one] == [403] * 6 + [429]  # who has IPv6 has all of a network's addresses
     log = room.server.run("grep 'PAM Authentication failed' /var/lib/workshop-room/hub.log")
     assert "'ada'" in log
     assert "'root'" not in log
@@ -156,7 +163,14 @@ def test_wrong_passwords_are_counted_by_name_and_address(room):
 def test_other_ways_to_the_log_in_are_closed(room):
     """Paths that the proxy would read differently are refused, and so are passwords in the API, or past nginx."""
     curl = "curl --insecure --silent --output /dev/null --write-out '%{http_code}' --path-as-is"
-    for path in (r"/hub\login", "/hub/../hub/login", "/hub/./login", "/user/%2e%2E/hub/login", "/hub/.."):
+    for path in (
+        r"/hub\login",
+        "/hub/../hub/login",
+        "/hub/./login",
+        "/user/%2e%2E/hub/login",
+        "/hub/..",
+        "/x%2f..%2fhub",
+    ):
         assert room.laptop.run(f"{curl} --request-target '{path}' --data username=ada {ADDRESS}") == "400", path
     room.server.run(f"{SCRIPTS}/person.sh enter boole")
     tokens = "http://10.77.0.2:8081/hub/api/users/ada/tokens"
@@ -171,6 +185,17 @@ def test_other_ways_to_the_log_in_are_closed(room):
     assert room.types("boole", past).stdout == "403"
     bomb = "curl --insecure --silent --head --header \"Cookie: $(printf 'a=%060000d' 1)\""
     assert 'Clear-Site-Data: "cookies"' in room.laptop.run(f"{bomb} {ADDRESS}/hub/home")  # of another name's page
+
+
+def test_upgrade_for_an_unreadable_path_keeps_no_socket(room):
+    """The proxy has no more open files after two hundred such requests, and a kernel's path is still upgraded."""
+    proxy = room.server.run(f"{SUPERVISOR} pid proxy").strip()
+    before = int(room.server.run(f"ls /proc/{proxy}/fd | wc -l"))
+    upgrade = "--http1.1 --header 'Upgrade: websocket' --header 'Connection: Upgrade'"
+    curl = f"curl --insecure --silent --output /dev/null --path-as-is {upgrade} --write-out '%{{http_code}}\n'"
+    for path in ("/%ff", "//[]", "/user/ada/%ff"):
+        room.laptop.run(f"{curl} --globoff {ADDRESS}'{path}?n='{{1..70}}")
+    assert int(room.server.run(f"ls /proc/{proxy}/fd | wc -l")) < before + 20
 
 
 def test_large_and_endless_bodies_are_refused(room):
