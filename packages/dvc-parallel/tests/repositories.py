@@ -5,17 +5,16 @@ from __future__ import annotations
 import atexit
 import functools
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import programs
 import yaml
+from programs import BIN
 
-BIN = Path(sys.executable).parent
 PACKAGE = Path(__file__).resolve().parent.parent
 SECONDS = 120
 RUN = """
@@ -40,14 +39,8 @@ if __name__ == "__main__":
 """
 
 
-def clean_environment() -> dict[str, str]:
-    """Return this environment without what a stage or a tool's settings would change, this Python's programs first."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "PYTEST"))}
-    # DVC's order of stages is that of a set when targets are named: chance decides, unless hashes are fixed.
-    return kept | {"PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "PYTHONHASHSEED": "0", "DVC_NO_ANALYTICS": "1"}
-
-
-ENVIRONMENT = clean_environment()
+# DVC's order of stages is that of a set when targets are named: chance decides, unless hashes are fixed.
+ENVIRONMENT = programs.clean_environment() | {"PYTHONHASHSEED": "0"}
 
 
 @functools.cache
@@ -107,14 +100,6 @@ def program(repository: Path, name: str, *words: str) -> subprocess.CompletedPro
 def dvc(repository: Path, *words: str) -> subprocess.CompletedProcess:
     """Run DVC itself."""
     return program(repository, "dvc", *words)
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    """Wait for something that comes about in another process."""
-    patience = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < patience, "waited in vain"
-        time.sleep(0.05)
 
 
 def read(file: Path) -> str:

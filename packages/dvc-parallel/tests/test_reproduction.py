@@ -15,7 +15,8 @@ import psutil
 import pytest
 import yaml
 from dvc_parallel import ReproError, State, lines, reproduce
-from repositories import ENVIRONMENT, Ended, dvc, new_repository, program, read, repro, stamped, start, wait_until
+from programs import wait_for
+from repositories import ENVIRONMENT, Ended, dvc, new_repository, program, read, repro, stamped, start
 
 EVERYTHING = """
 vars: [{names: [one, two]}]
@@ -297,13 +298,13 @@ def test_repro_interrupted_ends_all_and_keeps_what_was_done(tmp_path, number):
     place = new_repository(tmp_path / "place", stages)
     process = start(place)
     files = [place / f"{name}.pid" for name in ("slow", "grandchild", "deaf")]
-    wait_until(lambda: all(map(read, files)) and "quick" in read(place / "dvc.lock"))
+    wait_for(lambda: all(map(read, files)) and "quick" in read(place / "dvc.lock"))
     process.send_signal(number)
     began = time.monotonic()
     done = Ended(process)
     assert done.code == 128 + number
     assert time.monotonic() - began < 100  # of 300
-    wait_until(lambda: not any(psutil.pid_exists(int(read(file))) for file in files))
+    wait_for(lambda: not any(psutil.pid_exists(int(read(file))) for file in files))
     assert done.states["slow"] == State.INTERRUPTED
     assert dvc(place, "repro", "quick").stdout.count("Running stage") == 0
 
@@ -313,7 +314,7 @@ def test_repro_killed_leaves_no_command(tmp_path):
     command = "echo $$ > pid; [ -e go ] || sleep 300; echo x > x"
     place = new_repository(tmp_path / "place", {"slow": {"cmd": command, "outs": ["x"]}})
     process = start(place)
-    wait_until(lambda: read(place / "pid"))
+    wait_for(lambda: read(place / "pid"))
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
@@ -327,7 +328,7 @@ def test_two_repros_at_once_run_each_stage_once(tmp_path):
     """The second waits, says for whom, and finds all up to date."""
     place = new_repository(tmp_path / "place", COUNTED)
     first = start(place)
-    wait_until(lambda: read(tmp_path / "count"))
+    wait_for(lambda: read(tmp_path / "count"))
     second = start(place)
     assert f"waiting for process {first.pid}" in second.stderr.readline()
     (tmp_path / "go").touch()
@@ -341,7 +342,7 @@ def test_dvc_typed_meanwhile_does_not_run_a_stage_twice(tmp_path):
     """DVC finds the files in use, as beside another `dvc repro`, and says by whom."""
     place = new_repository(tmp_path / "place", COUNTED)
     first = start(place)
-    wait_until(lambda: read(tmp_path / "count"))
+    wait_for(lambda: read(tmp_path / "count"))
     meanwhile = dvc(place, "repro")
     (tmp_path / "go").touch()
     assert Ended(first).code == 0
@@ -354,7 +355,7 @@ def test_repro_waits_for_the_lock_and_loses_nothing(tmp_path):
     """DVC itself gives up after three seconds, with its work done; ours is committed, and was made once."""
     place = new_repository(tmp_path / "place", COUNTED)
     process = start(place)
-    wait_until(lambda: read(tmp_path / "count"))
+    wait_for(lambda: read(tmp_path / "count"))
     code = """
 import contextlib, time, zc.lockfile
 lock = None

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow_gate import ServerError, connect
 from mlflow_gate.cli import main
-from servers import free_port
+from programs import free_port
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from distributed import Security
-from hosts import Client, Cluster, Hosts, new_cluster, new_hosts, notebook, wait_for
+from hosts import Client, Cluster, Hosts, new_cluster, new_hosts, notebook
 from papermill_dask import EngineError
-from programs import BIN, clean_environment
+from programs import BIN, clean_environment, run_program, wait_for
 
 MB = 10**6
 
@@ -193,11 +193,8 @@ def test_cluster_that_adapts_grows_with_the_notebooks_that_wait(tmp_path):
     """An adaptive cluster of no worker starts as many as it may; later ones get notebooks, too."""
     notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import time\ntime.sleep(3)")
     (tmp_path / "adaptive.py").write_text(ADAPTIVE)
-    done = subprocess.run(
-        [sys.executable, "adaptive.py"], cwd=tmp_path, env=clean_environment(),
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.stdout.splitlines()[-1:] == ["8 3"], done.stderr
+    printed = run_program(sys.executable, "adaptive.py", cwd=tmp_path, env=clean_environment(), timeout=240)
+    assert printed.splitlines()[-1:] == ["8 3"]
 
 
 # -- what a notebook asks for ------------------------------------------------------------------------------------

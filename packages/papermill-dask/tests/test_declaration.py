@@ -12,7 +12,7 @@ import pytest
 from papermill_dask import EngineError
 from papermill_dask.client.stage import declared
 from papermill_dask.client.transfer import entries, inside
-from programs import BIN, clean_environment
+from programs import BIN, clean_environment, run_program
 
 # A stage's command: makes its outs and writes down what is declared for it, as the engine would find it.
 PROBE = """
@@ -63,10 +63,7 @@ def environment(place: Path) -> dict[str, str]:
 
 def run(place: Path, folder: Path, *command) -> None:
     """Run a program; it must succeed."""
-    done = subprocess.run(
-        command, cwd=folder, env=environment(place), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_program(*command, cwd=folder, env=environment(place), timeout=120)
 
 
 def dvc(place: Path, folder: Path, *arguments) -> dict[str, dict]:

@@ -15,9 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 import nbformat
 import notebooks
 import pytest
-from hosts import wait_for
 from notebooks import Outcome, add_echo_kernel, add_kernel, execute, notebook
-from programs import BIN
+from programs import BIN, wait_for
 
 ENGINES = {"own": None, "dask": "dask"}
 RUN_SECONDS = 120

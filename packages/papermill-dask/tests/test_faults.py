@@ -10,7 +10,8 @@ import urllib.request
 
 import psutil
 import pytest
-from hosts import Client, new_cluster, notebook, small_disk, wait_for
+from hosts import Client, new_cluster, notebook
+from programs import small_disk, wait_for
 
 SECONDS = 10  # within which all that a notebook had started is gone, on every machine
 DESCENDANTS_SECONDS = 5  # likewise, for what only the kernel has to do with

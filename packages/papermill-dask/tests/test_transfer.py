@@ -16,10 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hosts import Cluster, new_cluster, small_disk, wait_for
+from hosts import Cluster, new_cluster
 from papermill_dask import EngineError
 from papermill_dask.client.stage import Declaration
 from papermill_dask.client.transfer import fetch, scratch_folder
+from programs import small_disk, wait_for
 
 MB = 10**6
 
