@@ -66,6 +66,18 @@ def stamped(name: str, seconds: float, **more) -> dict:
             "outs": [f"{name}.txt"], **more}  # fmt: skip
 
 
+def span(repository: Path, name: str) -> tuple[float, float]:
+    """Return when a stamped stage began and ended."""
+    began, ended = map(float, read(repository / f"{name}.at").split())
+    return began, ended
+
+
+def together(repository: Path, *names: str) -> int:
+    """Return how many of these stages ran at the same time, at most."""
+    spans = [span(repository, name) for name in names]
+    return max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
+
+
 def start(repository: Path, *words: str, jobs: int = 4) -> subprocess.Popen:
     """Start a run that tells each change."""
     return subprocess.Popen(

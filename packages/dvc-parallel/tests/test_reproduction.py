@@ -16,7 +16,7 @@ import pytest
 import yaml
 from dvc_parallel import ReproError, State, lines, reproduce
 from programs import wait_for
-from repositories import ENVIRONMENT, Ended, dvc, new_repository, program, read, repro, stamped, start
+from repositories import ENVIRONMENT, Ended, dvc, new_repository, program, read, repro, span, stamped, start, together
 
 EVERYTHING = """
 vars: [{names: [one, two]}]
@@ -151,31 +151,13 @@ def test_repro_of_targets_names_them_as_dvc_does(twins):
     assert set(below.states.items()) == {("../dvc.yaml:each@two", State.DONE), ("far", State.DONE)}
 
 
-def test_repro_of_all_pipelines_leaves_what_dvc_leaves(twins):
-    """`dvc-parallel repro -P` runs the stages of each `dvc.yaml` in the repository, those of other folders too."""
-    ours, theirs = twins
-    done = program(ours / "sub", "dvc-parallel", "repro", "-P")
-    assert done.returncode == 0, done.stderr
-    assert dvc(theirs / "sub", "repro", "-P").returncode == 0
-    assert read(ours / "far" / "far.txt") == "two\n"
-    assert contents(ours) == contents(theirs)
-
-
 # -- side by side --------------------------------------------------------------------------------------------------
-def span(repository: Path, name: str) -> tuple[float, float]:
-    """When a stamped stage ran."""
-    began, ended = map(float, read(repository / f"{name}.at").split())
-    return began, ended
-
-
 def test_repro_runs_independent_stages_at_once_within_its_jobs(tmp_path):
     """Two of three at a time, and never before what they need."""
     stages = {name: stamped(name, 1.5) for name in "abc"} | {"end": stamped("end", 0, deps=["a.txt", "b.txt"])}
     place = new_repository(tmp_path / "place", stages)
     assert repro(place, jobs=2).code == 0
-    spans = [span(place, name) for name in "abc"]
-    together = [sum(began <= moment < ended for began, ended in spans) for moment, _ in spans]
-    assert max(together) == 2
+    assert together(place, *"abc") == 2
     assert span(place, "end")[0] >= max(span(place, "a")[1], span(place, "b")[1])
 
 
@@ -202,7 +184,8 @@ def test_odd_names_of_folders_and_stages_have_a_log_each(tmp_path):
                 stage: {"cmd": f"echo {stage} > {stage}.txt", "outs": [f"{stage}.txt"]} for stage in ("学習", "x" * 60)
             }
             (place / folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, allow_unicode=True))
-        done = program(place, *(["dvc-parallel"] if name == "ours" else ["dvc"]), "repro", "-P")
+        words = ["dvc-parallel" if name == "ours" else "dvc", "repro", "-P"]
+        done = program(place / ODD_NAMES[-1], *words)  # from one folder, those of all others too
         assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
     assert len(list((tmp_path / "ours" / ".dvc/tmp/dvc-parallel").glob("*.log"))) == 2 * (len(ODD_NAMES) + 4)
@@ -307,21 +290,6 @@ def test_repro_interrupted_ends_all_and_keeps_what_was_done(tmp_path, number):
     wait_for(lambda: not any(psutil.pid_exists(int(read(file))) for file in files))
     assert done.states["slow"] == State.INTERRUPTED
     assert dvc(place, "repro", "quick").stdout.count("Running stage") == 0
-
-
-def test_repro_killed_leaves_no_command(tmp_path):
-    """kill -9 of the run alone: its commands and their children end, and the next run succeeds."""
-    command = "echo $$ > pid; [ -e go ] || sleep 300; echo x > x"
-    place = new_repository(tmp_path / "place", {"slow": {"cmd": command, "outs": ["x"]}})
-    process = start(place)
-    wait_for(lambda: read(place / "pid"))
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    assert len(family) >= 2
-    assert not psutil.wait_procs(family, timeout=10)[1]
-    (place / "go").touch()
-    assert repro(place).code == 0
 
 
 def test_two_repros_at_once_run_each_stage_once(tmp_path):

@@ -178,16 +178,6 @@ raw
 
 """
 
-PARAMETERS = """
-# %% parameters
-count = 1
-share: float = 0.5  # a share
-name = "nobody"
-# %%
-print(sorted((key, value) for key, value in globals().items() if key in GIVEN))
-import os, sys; print(os.environ["PYDEVD_DISABLE_FILE_VALIDATION"], sys.stdin.name)
-"""
-
 # Reads what is on disk while it runs; no word that it looks for stands in the source.
 SAVED = """
 # %%

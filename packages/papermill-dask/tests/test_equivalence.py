@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import json
@@ -367,23 +366,6 @@ def outputs_of_each(outcome: Outcome) -> list[list[str]]:
 
 
 # -- the command line --------------------------------------------------------------------------------------------
-
-
-def test_equivalence_of_command_line_parameters(command_lines, folders):
-    """Parameters of all types, from every source, and the paths: the same cell, the same warnings."""
-    for folder in folders.values():
-        (folder / "file.yaml").write_text("from_file: [1, {a: b}]\nname: by file\n")
-    names = "count,share,name,yes,nothing,raw,from_file,from_yaml,from_base64,PAPERMILL_INPUT_PATH"
-    text = notebooks.PARAMETERS.replace("GIVEN", repr(names.split(",")))
-    stock, dask = command_lines(
-        notebook(text),
-        *("-p", "count", "7", "-p", "share", "0.25", "-p", "name", "ä 'quoted'", "-p", "yes", "True"),
-        *("-p", "nothing", "None", "-r", "raw", "007", "-f", "file.yaml", "-y", "from_yaml: 2020-01-01"),
-        *("-b", base64.b64encode(b"from_base64: {x: 1.5}").decode(), "--inject-paths", "--no-progress-bar"),
-    )
-    assert stock.returncode == dask.returncode == 0, stock.stderr + dask.stderr
-    assert_same_saved(folders)
-    assert lines(dask.stderr) == lines(stock.stderr)
 
 
 def test_equivalence_of_command_line_logs(command_lines, folders):

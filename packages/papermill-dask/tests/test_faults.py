@@ -108,16 +108,6 @@ def test_fault_kernel_that_dies_is_told_with_its_end(cluster, tracking_server, t
     assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
-def test_fault_kernel_stuck_in_c_is_ended(cluster, tmp_path):
-    """A kernel in C code that holds the GIL, and answers nothing and nobody, is gone soon after its time is up."""
-    stuck = "import ctypes\nprint('stuck', flush=True)\ntime.sleep(1)\nctypes.PyDLL(None).sleep(300)"
-    client = cluster.start(notebook(tmp_path / "stuck.ipynb", "import time", stuck, LATER), "--execution-timeout", "3")
-    client.wait_for_text("stuck", 1)
-    client.wait(3 + SECONDS)
-    client.assert_nothing_left(0)
-    assert_told(client, "CellTimeoutError", code=1, cells=["completed", "failed", "pending"], traceback=True)
-
-
 # -- the client --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_fault_client_interrupted_ends_the_notebook(cluster, tracking_server, tmp_path, how, code):
