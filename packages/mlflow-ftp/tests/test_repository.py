@@ -276,7 +276,6 @@ def test_frozen_server_is_an_error_in_time(server, file, monkeypatch):
         with pytest.raises(ArtifactError, match=f"127.0.0.1:{server.port} does not answer") as caught:
             call()
         assert time.monotonic() - started < 6  # of 8, without the shorter time-out
-        assert "check that the server runs" in str(caught.value)
         assert caught.value.get_http_status_code() == 503
     server.process.send_signal(signal.SIGCONT)
     assert [info.path for info in store.list_artifacts()] == ["numbers.bin"]

@@ -246,8 +246,6 @@ def test_send_refuses_what_leaves_the_folder(cluster, folder, path):
     with pytest.raises(EngineError, match="cannot be sent") as caught:
         cluster.send(folder, path)
     assert path in str(caught.value.value)
-    assert str(folder) in caught.value.expected
-    assert caught.value.next_step
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert cluster.scratch_folders() == before
 
