@@ -53,15 +53,14 @@ def interpreters(warm_cluster):
 def both(interpreters, folders):
     """A function that executes a notebook with both engines in parallel; returns papermill's own outcome and ours."""
 
-    def run(document, *, output="output.ipynb", as_file=True, **options) -> list[Outcome]:
+    def run(document, **options) -> list[Outcome]:
         # nbclient, under both engines, now and then misses a reply after it has answered an Output widget; with a
         # time-out it looks again, without one it waits forever.
         options = {"execution_timeout": CELL_SECONDS} | options
         outcomes = []
         for engine, folder in folders.items():
             nbformat.write(document, folder / "input.ipynb")
-            source = "input.ipynb" if as_file else document
-            outcomes.append(interpreters[engine].submit(execute, folder, ENGINES[engine], source, output, options))
+            outcomes.append(interpreters[engine].submit(execute, folder, ENGINES[engine], options))
         return [outcome.result(RUN_SECONDS) for outcome in outcomes]
 
     return run
@@ -76,7 +75,7 @@ def command_lines(warm_cluster, folders):
         for engine, folder in folders.items():
             nbformat.write(document, folder / "input.ipynb")
             with_engine = ["--engine", engine] if ENGINES[engine] else []
-            command = [BIN / "papermill", *(word.format(folder=engine) for word in (*paths, *words)), *with_engine]
+            command = [BIN / "papermill", *paths, *words, *with_engine]
             stdin = subprocess.PIPE if piped else subprocess.DEVNULL
             processes.append(
                 subprocess.Popen(
