@@ -340,11 +340,7 @@ def test_process_that_was_killed_is_passed_over(gate, monkeypatch, caplog):
     monkeypatch.setattr(turns, "WAIT_SECONDS", 30)
     monkeypatch.setattr(turns, "STALE_SECONDS", 1)
     assert gate.registry.rollback().version == "1"
-    assert not [
-        tag
-        for tag in gate.registry.client.get_registered_model(gate.registry.name).tags
-        if tag.startswith(turns.TURN_TAG)
-    ]
+    assert not turn_tags(gate)
 
 
 def test_lost_turn_is_noticed(gate):

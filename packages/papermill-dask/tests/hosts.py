@@ -98,8 +98,8 @@ def environment_of(variables: dict[str, str]) -> Iterator[None]:
 
 
 # -- notebooks ---------------------------------------------------------------------------------------------------
-def notebook(file: Path, *sources: str, **metadata: Any) -> Path:
-    """Write a notebook of code cells; a first line `# tags: a b` gives a cell its tags."""
+def document(*sources: str, **metadata: Any) -> nbformat.NotebookNode:
+    """Return a notebook of code cells; a first line `# tags: a b` gives a cell its tags."""
     document = nbformat.v4.new_notebook()
     document.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     document.metadata.update(metadata)
@@ -108,7 +108,12 @@ def notebook(file: Path, *sources: str, **metadata: Any) -> Path:
         if result := re.match(r"# tags: (.*)", source):
             cell.metadata.tags = result[1].split()
         document.cells.append(cell)
-    nbformat.write(document, file)
+    return document
+
+
+def notebook(file: Path, *sources: str, **metadata: Any) -> Path:
+    """Write a `document`."""
+    nbformat.write(document(*sources, **metadata), file)
     return file
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from distributed import Security
-from hosts import Client, Cluster, Hosts, new_cluster, new_hosts, notebook
+from hosts import Client, Cluster, Hosts, document, new_cluster, new_hosts, notebook
 from papermill_dask import EngineError
 from programs import BIN, clean_environment, run_program, wait_for
 
@@ -49,15 +49,6 @@ def dask_client(cluster):
 
     with Client(cluster.address, set_as_default=False) as client:
         yield client
-
-
-def document(*sources: str, **options) -> nbformat.NotebookNode:
-    """Return a notebook as papermill hands it to an engine; ``options`` are those of `metadata.papermill_dask`."""
-    result = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    result.metadata.papermill = {}
-    if options:
-        result.metadata.papermill_dask = options
-    return result
 
 
 # -- slots -------------------------------------------------------------------------------------------------------
@@ -240,7 +231,9 @@ def test_cluster_waits_for_a_slow_worker_unless_another_suits(fresh_cluster, mon
         def start():
             """Begin to execute a notebook."""
             caplog.clear()
-            return executor.submit(execute_notebook, document(source), "python3", progress_bar=False, client=client)
+            return executor.submit(
+                execute_notebook, document(source, papermill={}), "python3", progress_bar=False, client=client
+            )
 
         def is_waited_for() -> bool:
             return "Waiting for the answer of slow workers: slow." in caplog.text

@@ -13,9 +13,9 @@ import textwrap
 import time
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
+from hosts import document
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from papermill_dask.worker.kernels import manager as kernel_manager
@@ -40,30 +40,21 @@ FAMILY = """
 """
 
 
-def notebook(*sources):
-    """Return a notebook of these code cells."""
-    cells = [nbformat.v4.new_code_cell(textwrap.dedent(source)) for source in sources]
-    document = nbformat.v4.new_notebook(cells=cells)
-    document.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return document
-
-
 def run(*sources, folder=None, environment=None, manager=KernelManager, **options):
     """Run cells in a kernel of their own; return what they printed, joined, and the kernel's manager."""
-    document = notebook(*sources)
-    managers = []
+    notebook, managers = document(*map(textwrap.dedent, sources)), []
 
     class Remembered(manager):
         def __init__(self, **keywords):
             super().__init__(**keywords)
             managers.append(self)
 
-    client = NotebookClient(document, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
+    client = NotebookClient(notebook, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
     try:
         client.execute(cwd=str(folder or Path.cwd()), env=os.environ | (environment or {}))
     finally:
         run.manager = managers[0]
-    return "".join(output.text for cell in document.cells for output in cell.outputs if "text" in output)
+    return "".join(output.text for cell in notebook.cells for output in cell.outputs if "text" in output)
 
 
 @contextlib.contextmanager
