@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab offline take-home test test-packages dist test-privileged test-room examples containers walk night book soak bench lint lock
+.PHONY: help run stop status lab offline take-home test test-packages dist test-privileged test-room examples containers walk night book soak bench lint lines lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -44,6 +44,7 @@ help:
 	@echo "make soak    tests that take long: gigabytes, many repetitions; then all others in random order"
 	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
 	@echo "make lint    format, style, spelling, notebooks without outputs, no private keys"
+	@echo "make lines   count lines of source and of tests, and words of pages, by folder"
 	@echo "make lock    compile requirements.txt from pyproject.toml"
 
 run: .venv/installed
@@ -167,6 +168,13 @@ bench: .venv/installed
 
 lint: .venv/tests
 	@$(BIN)/pre-commit run --all-files
+
+lines:
+	@printf '%-28s %7s %7s %7s\n' folder source tests words
+	@{ git ls-files '*.py' '*.sh' | xargs wc -l; git ls-files '*.md' | xargs wc -w; } | awk '$$2 != "total" { \
+		split($$2, part, "/"); folder = $$2 !~ /\// ? "." : part[1] ~ /^(packages|server|examples)$$/ ? part[1] "/" part[2] : part[1]; \
+		column = $$2 ~ /\.md$$/ ? 3 : $$2 ~ /tests\// ? 2 : 1; names[folder]; names["~ all"]; sum[folder, column] += $$1; sum["~ all", column] += $$1 } \
+		END { for (name in names) printf "%-28s %7d %7d %7d\n", name, sum[name, 1], sum[name, 2], sum[name, 3] }' | LC_ALL=C sort
 
 lock: .venv/installed
 	@echo '-e .' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \

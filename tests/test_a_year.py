@@ -8,7 +8,6 @@ import shutil
 import mlflow
 import nbformat
 import pytest
-from numbers_of_texts import unfounded
 from walk import run_in
 from workplace import BIN
 
@@ -42,5 +41,4 @@ def test_year_tells_the_story_of_its_text(servers, status, executed):
     assert {words.partition(":")[0] for words in story["words"]} == {"promoted", "refused"}
     assert list(story["bias"]) == POLICIES
     assert abs(story["bias"]["gate with refit"]) < abs(story["bias"]["gate"])
-    assert unfounded(executed) == []
     assert servers.run(BIN / "mlflow-gate", "status", cwd=servers.pipeline).stdout == status

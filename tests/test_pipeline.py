@@ -219,26 +219,6 @@ def test_repro_without_servers_stops_at_tracking_store(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_repro_after_a_failing_cell_goes_on_from_there(restored):
-    """The cell's error and the partial notebook's path; mended, it continues from that stage."""
-    notebook = restored.pipeline / "split.ipynb"
-    good = notebook.read_text()
-    document = nbformat.reads(good, as_version=4)
-    index = next(n for n, cell in enumerate(document.cells) if "split_by_time(" in cell.source)
-    document.cells[index].source = "raise RuntimeError('this cell has a fault')"
-    nbformat.write(document, notebook)
-    done = dvc(restored, "repro", exit_code=None)
-    assert done.returncode != 0
-    assert ran(done)[-1] == "split"
-    assert "RuntimeError: this cell has a fault" in done.stderr
-    assert "executed/split.ipynb" in done.stderr
-    partial = nbformat.read(restored.pipeline / "executed" / "split.ipynb", as_version=4)
-    assert partial.metadata.papermill.exception is True
-    notebook.write_text(good)
-    done = dvc(restored, "repro")
-    assert "prepare" not in ran(done)
-
-
 @pytest.mark.parametrize("temporary", [[], *by_night(["--temp"])])
 def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
     """`dvc exp run` with the gate in it, here or in a copy: the better candidate is named, and the alias stays."""

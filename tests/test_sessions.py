@@ -69,7 +69,7 @@ def test_privileged_tests_are_skipped_or_fail_without_the_powers(folder):
 def test_processes_end_with_an_interrupted_session(tmp_path, number):
     """A signal to pytest alone ends its workers, and the servers that tests started."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for name in ("conftest.py", "leftovers.py", "workplace.py"):
+    for name in ("conftest.py", "leftovers.py", "programs.py", "workplace.py"):
         (tmp_path / "tests").mkdir(exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     for name in ("first", "second"):

@@ -18,10 +18,9 @@ import requests
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from forecast.tracking import PRODUCTION
 from nbclient.exceptions import CellExecutionError
-from numbers_of_texts import unfounded
 from places import tracking_server
 from walk import execute
-from workplace import BIN, ROOT, answer_of, clean_environment, free_port, run_program, running
+from workplace import ROOT, answer_of, clean_environment, free_port, run_program, running
 
 CHAPTER = ROOT / "2_tracking"
 MODELS = ["model_linreg", "model_rf", "model_keras"]
@@ -136,12 +135,11 @@ def assert_complete(client, run) -> None:
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_is_right(chapter, name):
-    """The folded solution passes its check, a cell printed each number of the text, and nothing warns below a cell.
+    """The folded solution passes its check, and nothing warns below a cell.
 
     TensorFlow reports no error: `E`, as it begins such a line.
     """
     assert printed(chapter, name).count(", solved: ") == 1
-    assert unfounded(nbformat.read(chapter / f"{name}.ipynb", as_version=4)) == []
     assert not re.findall(r"^.*\w+Warning: .*$|^E\d{4} .*$", printed(chapter, name, "stderr"), re.MULTILINE)
 
 
@@ -297,24 +295,6 @@ def test_chosen_run_goes_into_production_where_nothing_is(client, chapter):
         version = client.get_model_version_by_alias(REGISTERED_MODEL, alias)
         assert (version.version, version.run_id) == ("1", chosen.info.run_id)
     assert f"R2      {chosen.data.metrics['r2']:.3f}, measured again" in printed(chapter, "get_prod_model")
-
-
-@pytest.mark.usefixtures("chapter")
-def test_version_set_by_hand_is_rolled_back(client, environment):
-    """As step 6 says: another version gets the alias in the UI, and `mlflow-gate rollback` brings back the first."""
-    [run] = scored(client, "linreg")
-    model_id = run.outputs.model_outputs[0].model_id
-    version = client.create_model_version(REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, model_id=model_id)
-    client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
-    lines = re.findall(r"^ *mlflow-gate ((?:history|rollback).*)$", (CHAPTER / "README.md").read_text(), re.MULTILINE)
-    commands = [[BIN / "mlflow-gate", *shlex.split(line)] for line in lines]
-    before, rolled_back, after = (run_program(*command, env=environment).stdout for command in commands)
-    assert client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION).version == "1"
-    assert before.count("by hand") == 2
-    assert "version 1 is in production again" in rolled_back
-    assert "rolled back" in after.splitlines()[-1]
-    assert "it predicts negative power" in after.splitlines()[-1]
-    client.delete_model_version(REGISTERED_MODEL, version.version)
 
 
 def test_empty_registry_is_reported_in_words(early_message):

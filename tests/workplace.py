@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -38,6 +37,7 @@ from places import (  # noqa: E402, F401 - for the tests of the room, too
     running,
     wait_for,
 )
+from programs import missing_powers, pytest_runtest_setup, required  # noqa: E402, F401 - likewise
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -51,32 +51,9 @@ NEAR_PORTS = 200  # above a wanted port: `workshop lab` takes the first free one
 RUN_SECONDS = 600
 
 
-def required(what: str, answer: object) -> None:
-    """Skip the test when a machine lacks something; fail it where CI promised that it is there."""
-    if not answer:
-        if os.environ.get("WORKSHOP_REQUIRE_ALL"):
-            pytest.fail(f"{what} is missing, and WORKSHOP_REQUIRE_ALL is set")
-        pytest.skip(f"{what} is not on this machine")
-
-
 def by_night(*values: object) -> list:
     """Return values of a parameter that `make night` tries: CI tries one that is as good."""
     return [pytest.param(value, marks=pytest.mark.night) for value in values]
-
-
-@functools.cache
-def missing_powers() -> str:
-    """Return why mounts and network namespaces are not possible here, or nothing where they are."""
-    tried = "unshare --mount --net sh -ec 'mount -t tmpfs tmpfs /tmp; ip link add type veth'"
-    done = subprocess.run(tried, shell=True, capture_output=True, text=True, check=False)
-    return f"needs root that may mount and make networks: {tried}: {done.stderr}" if done.returncode else ""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    """Skip a privileged test where the powers are missing; fail it where CI promised that they are there."""
-    if item.get_closest_marker("privileged") and (reason := missing_powers()):
-        (pytest.fail if os.environ.get("WORKSHOP_REQUIRE_PRIVILEGED") else pytest.skip)(reason)
 
 
 def is_near_wanted(port: int) -> bool:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import atexit
 import functools
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import programs
 import yaml
+from programs import BIN
 
-BIN = Path(sys.executable).parent
 PACKAGE = Path(__file__).resolve().parent.parent
 SECONDS = 120
 RUN = """
@@ -40,14 +39,8 @@ if __name__ == "__main__":
 """
 
 
-def clean_environment() -> dict[str, str]:
-    """Return this environment without what a stage or a tool's settings would change, this Python's programs first."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "PYTEST"))}
-    # DVC's order of stages is that of a set when targets are named: chance decides, unless hashes are fixed.
-    return kept | {"PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "PYTHONHASHSEED": "0", "DVC_NO_ANALYTICS": "1"}
-
-
-ENVIRONMENT = clean_environment()
+# DVC's order of stages is that of a set when targets are named: chance decides, unless hashes are fixed.
+ENVIRONMENT = programs.clean_environment() | {"PYTHONHASHSEED": "0"}
 
 
 @functools.cache
@@ -71,6 +64,18 @@ def stamped(name: str, seconds: float, **more) -> dict:
     """Return a stage that writes when it began and ended."""
     return {"cmd": f"date +%s.%N > {name}.at; sleep {seconds}; date +%s.%N >> {name}.at; echo {name} > {name}.txt",
             "outs": [f"{name}.txt"], **more}  # fmt: skip
+
+
+def span(repository: Path, name: str) -> tuple[float, float]:
+    """Return when a stamped stage began and ended."""
+    began, ended = map(float, read(repository / f"{name}.at").split())
+    return began, ended
+
+
+def together(repository: Path, *names: str) -> int:
+    """Return how many of these stages ran at the same time, at most."""
+    spans = [span(repository, name) for name in names]
+    return max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
 
 
 def start(repository: Path, *words: str, jobs: int = 4) -> subprocess.Popen:
@@ -107,14 +112,6 @@ def program(repository: Path, name: str, *words: str) -> subprocess.CompletedPro
 def dvc(repository: Path, *words: str) -> subprocess.CompletedProcess:
     """Run DVC itself."""
     return program(repository, "dvc", *words)
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    """Wait for something that comes about in another process."""
-    patience = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < patience, "waited in vain"
-        time.sleep(0.05)
 
 
 def read(file: Path) -> str:

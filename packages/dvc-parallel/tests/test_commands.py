@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 from dvc_parallel.commands import Commands, console_script, imported_modules
-from repositories import ENVIRONMENT, read, wait_until
+from programs import wait_for
+from repositories import ENVIRONMENT, read
 
 # A console script that runs the file that it is given; it imports more than a program needs to fork.
 SCRIPT = """
@@ -163,7 +164,7 @@ def test_command_ends_with_the_run(python, tmp_path, line):
     (tmp_path / "sleep.py").write_text("import os, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(300)")
     environment = ENVIRONMENT | {"PATH": f"{python.parent}:{ENVIRONMENT['PATH']}"}
     with subprocess.Popen([python, "-c", RUN, line], cwd=tmp_path, env=environment) as process:
-        wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
+        wait_for(lambda: read(tmp_path / "pid").endswith("\n"))
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
     assert int(read(tmp_path / "pid")) in [process.pid for process in family]
@@ -178,7 +179,7 @@ def test_command_ends_with_a_run_that_was_killed_early(commands, tmp_path):
         line = "echo $$ > pid; sleep 300"
         request = None, ["/bin/sh", "-c", line], str(tmp_path), ENVIRONMENT, str(tmp_path / "log"), ()
         ours.sendall(pickle.dumps(request))
-        wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
+        wait_for(lambda: read(tmp_path / "pid").endswith("\n"))
         shell = psutil.Process(int(read(tmp_path / "pid")))
     shell.wait(20)
 
@@ -194,12 +195,12 @@ def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
     """A command whose runner was killed still holds the lock of its stage; the next copy waits for its end."""
     log = tmp_path / "log"
     first = commands.start("echo $$ > pid; sleep 300", str(tmp_path), ENVIRONMENT, log)
-    wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
+    wait_for(lambda: read(tmp_path / "pid").endswith("\n"))
     shell = psutil.Process(int(read(tmp_path / "pid")))
     shell.parent().kill()
     assert first.wait(60) == 128 + signal.SIGKILL
     second = commands.start("echo begun", str(tmp_path), ENVIRONMENT, log)
-    wait_until(lambda: "waiting for an earlier copy" in read(log))
+    wait_for(lambda: "waiting for an earlier copy" in read(log))
     assert "begun" not in read(log)
     for process in (*shell.children(), shell):
         process.kill()

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from repositories import BIN, ENVIRONMENT, SECONDS, new_repository
+from programs import BIN, small_disk, wait_for
+from repositories import ENVIRONMENT, SECONDS, new_repository
 
 # A program that finds another copy of its stage at work says so; the system gives its lock back when it is killed.
 PROGRAM = """
@@ -93,10 +94,7 @@ class Repository:
 
     def assert_clean(self) -> None:
         """No process is left."""
-        deadline = time.monotonic() + 20
-        while left := [process for process in psutil.process_iter() if self._is_ours(process)]:
-            assert time.monotonic() < deadline, left
-            time.sleep(0.2)
+        wait_for(lambda: not [process for process in psutil.process_iter() if self._is_ours(process)], 20)
 
     def _is_ours(self, process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
@@ -136,17 +134,6 @@ def test_run_killed_at_any_time_is_right_the_next_time(tmp_path, rounds):
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """Mount a file system of 20 MB at ``folder``."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@contextlib.contextmanager
 def filled(folder: Path) -> Iterator[None]:
     """Keep a small disk full: what others free on it is taken immediately."""
     done = threading.Event()
@@ -173,7 +160,7 @@ def filled(folder: Path) -> Iterator[None]:
 def test_disk_full_at_any_time_is_right_the_next_time(tmp_path, rounds):
     """The disk fills up by chance during a run: with room again, the next run makes all."""
     dice = random.Random(rounds)
-    with small_disk(tmp_path / "disk") as disk:
+    with small_disk(tmp_path / "disk", "20m") as disk:
         repository = Repository(disk / "place")
         for size in range(rounds):
             repository.ask_for(size)

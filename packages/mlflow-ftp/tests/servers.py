@@ -6,46 +6,17 @@ import contextlib
 import ftplib
 import os
 import secrets
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from mlflow_ftp.repository import FTPArtifactRepository
+from programs import free_port
 
 USER, PASSWORD = "tester", "correct horse battery"
 PASSIVE_PORTS = 40
-
-
-def required(what: str, program: object) -> None:
-    """Skip the test when a machine lacks something; fail it where CI promised that it is there."""
-    if not program:
-        if os.environ.get("WORKSHOP_REQUIRE_ALL"):
-            pytest.fail(f"{what} is missing, and WORKSHOP_REQUIRE_ALL is set")
-        pytest.skip(f"{what} is not on this machine")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now, below those that outgoing connections take for a moment."""
-    # Workers of one session choose from different ports: two servers on one would both seem to answer.
-    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:], os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-    while True:
-        port = secrets.choice(range(20000 + int(worker), 32000, int(workers)))
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @dataclass

@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -20,7 +19,8 @@ from mlflow.exceptions import MlflowException
 from mlflow_ftp import connections
 from mlflow_ftp.artifact_errors import ArtifactError, StoreFull
 from mlflow_ftp.repository import FTPArtifactRepository
-from servers import exchange_folder, free_port, required, wait_for
+from programs import free_port, required, wait_for
+from servers import exchange_folder
 from trees import ODD_NAMES, describe, find_marks, find_temporaries
 
 USER, PASSWORD = "keeper", "correct horse battery"
@@ -150,15 +150,8 @@ def running(name: str, lacks: list[str], monkeypatch, settings: str = "") -> Ite
             file.write(f"{settings}\n")
     with (folder / "out").open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
-            deadline = time.monotonic() + 10
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, (folder / "out").read_text()
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
+            wait_for(lambda: process.poll() or socket.create_connection(("127.0.0.1", port), timeout=1).close() is None)
+            assert process.poll() is None, (folder / "out").read_text()
             yield files, f"ftp://127.0.0.1:{port}/store"
         finally:
             process.terminate()

@@ -16,12 +16,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from mlflow_ftp.artifact_errors import ArtifactError
-from servers import PASSWORD, USER, Server, required, started_server, wait_for
+from programs import required, small_disk, wait_for
+from servers import PASSWORD, USER, Server, started_server
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +119,6 @@ def test_user_has_full_rights_and_files_are_private(server):
     connection.close()
 
 
-@contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
-    """Give a folder a file system of its own."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_transfer_that_is_given_up_does_not_end_another(server):
     """What comes for a closed data connection is not taken for an event of the next one, which has its number."""
     (server.artifacts / "whole").write_bytes(b"whole")
@@ -155,7 +145,7 @@ def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, size):
     monkeypatch.setenv("MLFLOW_FTP_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
     monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(state / "127.0.0.1.pem"))
-    with small_disk(state, 48), started_server(state) as server:
+    with small_disk(state, "48m"), started_server(state) as server:
         if size < 48_000_000:  # less than a buffer: it is written when the upload ends
             with contextlib.suppress(OSError), (state / "ballast").open("wb", buffering=0) as ballast:
                 while ballast.write(bytes(4096)):

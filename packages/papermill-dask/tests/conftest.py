@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
 import shutil
-import subprocess
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 
+import programs
 import pytest
-from hosts import Cluster, end, new_cluster, wait_for
-from programs import BIN, free_port
-
-TRACKING_SECONDS = 240  # its tables are made first, which takes long on a busy machine
-
-
-@functools.cache
-def missing_powers() -> str:
-    """Return why mounts and network namespaces are not possible here, or nothing where they are."""
-    tried = "unshare --mount --net sh -ec 'mount -t tmpfs tmpfs /tmp; ip link add type veth'"
-    done = subprocess.run(tried, shell=True, capture_output=True, text=True, check=False)
-    return f"needs root that may mount and make networks: {tried}: {done.stderr}" if done.returncode else ""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    """Skip a privileged test where the powers are missing; fail it where CI promised that they are there."""
-    if item.get_closest_marker("privileged") and (reason := missing_powers()):
-        (pytest.fail if os.environ.get("WORKSHOP_REQUIRE_PRIVILEGED") else pytest.skip)(reason)
+from hosts import Cluster, new_cluster
+from programs import pytest_runtest_setup  # noqa: F401 - a hook
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,24 +48,5 @@ def warm_cluster(tmp_path_factory) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def tracking_server(tmp_path_factory) -> Iterator[str]:
     """The address of an MLflow tracking server with a store of its own."""
-    folder = tmp_path_factory.mktemp("tracking")
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", folder / "artifacts"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    log = folder / "server.log"
-    with log.open("w") as file:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
-
-    def is_healthy() -> bool:
-        assert server.poll() is None, log.read_text()
-        with contextlib.suppress(OSError):
-            return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
-        return False
-
-    try:
-        wait_for(is_healthy, TRACKING_SECONDS)
-        yield address
-    finally:
-        end(server)
+    with programs.tracking_server(tmp_path_factory.mktemp("tracking")) as (uri, _):
+        yield uri

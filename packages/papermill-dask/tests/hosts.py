@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import secrets
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import dask.config
 import nbformat
 import psutil
-from programs import BIN, clean_environment
+from programs import BIN, clean_environment, end, wait_for
 
-START_SECONDS = 120
 RUN_SECONDS = 240
-POLL_SECONDS = 0.2
 MARK = "DVC_MARK"  # goes with the client's other variables into the kernel, and from there to all that it starts
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = START_SECONDS, what: str = "") -> Any:
-    """Return what ``condition`` gives once that is true; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {seconds:g} s: {what or condition}"
-        time.sleep(POLL_SECONDS)
-    return result
 
 
 # -- hosts -------------------------------------------------------------------------------------------------------
@@ -99,19 +90,16 @@ def _ip(*words: str) -> None:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a file system of ``size`` at ``folder``, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+def environment_of(variables: dict[str, str]) -> Iterator[None]:
+    """Make ``variables`` this process's environment for a while, also for Dask's configuration."""
+    configuration = dask.config.collect(paths=[], env=variables)
+    with mock.patch.dict(os.environ, variables, clear=True), dask.config.set(configuration):
+        yield
 
 
 # -- notebooks ---------------------------------------------------------------------------------------------------
-def notebook(file: Path, *sources: str, **metadata: Any) -> Path:
-    """Write a notebook of code cells; a first line `# tags: a b` gives a cell its tags."""
+def document(*sources: str, **metadata: Any) -> nbformat.NotebookNode:
+    """Return a notebook of code cells; a first line `# tags: a b` gives a cell its tags."""
     document = nbformat.v4.new_notebook()
     document.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     document.metadata.update(metadata)
@@ -120,7 +108,12 @@ def notebook(file: Path, *sources: str, **metadata: Any) -> Path:
         if result := re.match(r"# tags: (.*)", source):
             cell.metadata.tags = result[1].split()
         document.cells.append(cell)
-    nbformat.write(document, file)
+    return document
+
+
+def notebook(file: Path, *sources: str, **metadata: Any) -> Path:
+    """Write a `document`."""
+    nbformat.write(document(*sources, **metadata), file)
     return file
 
 
@@ -178,7 +171,7 @@ class Client:
 
     def assert_nothing_left(self, seconds: float) -> None:
         """Fail unless the kernel and all that it started are gone within ``seconds``."""
-        assert_gone(self.descendants, seconds)
+        wait_for(lambda: not self.descendants(), seconds)
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -189,14 +182,6 @@ def marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 result.append(process)
     return result
-
-
-def assert_gone(processes: Callable[[], list[psutil.Process]], seconds: float) -> None:
-    """Fail unless ``processes`` gives none any more within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while remains := processes():
-        assert time.monotonic() < deadline, f"alive after {seconds:g} s: {remains}"
-        time.sleep(POLL_SECONDS)
 
 
 # -- clusters ----------------------------------------------------------------------------------------------------
@@ -312,22 +297,3 @@ def new_cluster(folder: Path, client_host: Host = THIS, **environment: str) -> I
             cluster.stop(name)
     for sockets in ("kernel-*", "papermill-dask-*"):
         wait_for(lambda pattern=sockets: not list(folder.glob(pattern)), 10, f"the folders {sockets} to go")
-
-
-def end(process: subprocess.Popen) -> None:
-    """End a process and all that it started, kindly if it lets us; but not a fork server, which others may use."""
-    family = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            is_server = child.ppid() == process.pid and "serve_forks" in " ".join(child.cmdline())
-            family += [] if is_server else [child]
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(family, 15)
-    for child in alive:
-        child.kill()
-    assert not alive, f"{process.args} left processes: {alive}"

@@ -178,16 +178,6 @@ raw
 
 """
 
-PARAMETERS = """
-# %% parameters
-count = 1
-share: float = 0.5  # a share
-name = "nobody"
-# %%
-print(sorted((key, value) for key, value in globals().items() if key in GIVEN))
-import os, sys; print(os.environ["PYDEVD_DISABLE_FILE_VALIDATION"], sys.stdin.name)
-"""
-
 # Reads what is on disk while it runs; no word that it looks for stands in the source.
 SAVED = """
 # %%
@@ -289,22 +279,17 @@ IPKernelApp.launch_instance(kernel_class=Echo)
 """
 
 
-def notebook(text: str, *, kernel: str = "python3", language: str = "python", minor: int = 5) -> NotebookNode:
-    """Return a notebook of cells that are parted by lines such as ``# %% [markdown] tag1 tag2``.
-
-    ``minor`` is nbformat's: 5 gives the cells ids, 4 does not.
-    """
+def notebook(text: str, *, kernel: str = "python3", language: str = "python") -> NotebookNode:
+    """Return a notebook of cells that are parted by lines such as ``# %% [markdown] tag1 tag2``."""
     # Nothing before the first mark, then for each cell its kind, its tags and its source.
     _, *parts = CELL.split(text)
-    document = nbformat.v4.new_notebook(nbformat_minor=minor)
+    document = nbformat.v4.new_notebook()
     document.metadata.kernelspec = {"name": kernel, "display_name": kernel.title(), "language": language}
     for number, (kind, tags, source) in enumerate(zip(parts[0::3], parts[1::3], parts[2::3], strict=True)):
         make = getattr(nbformat.v4, f"new_{kind or 'code'}_cell")
         cell = make(source.strip("\n"), id=f"cell-{number}")
         if tags:
             cell.metadata.tags = tags.split()
-        if minor < 5:
-            del cell["id"]
         document.cells.append(cell)
     return document
 
@@ -362,8 +347,8 @@ def enter(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-def execute(folder: Path, engine: str | None, source: Any, output: str | None, options: dict[str, Any]) -> Outcome:
-    """Execute a notebook in ``folder`` through papermill's programming interface."""
+def execute(folder: Path, engine: str | None, options: dict[str, Any]) -> Outcome:
+    """Execute `input.ipynb` in ``folder`` through papermill's programming interface, into `output.ipynb`."""
     import papermill
 
     os.chdir(folder)
@@ -372,11 +357,13 @@ def execute(folder: Path, engine: str | None, source: Any, output: str | None, o
     logger.addHandler(log)
     returned, error = None, None
     try:
-        returned = papermill.execute_notebook(source, output, engine_name=engine, progress_bar=False, **options)
+        returned = papermill.execute_notebook(
+            "input.ipynb", "output.ipynb", engine_name=engine, progress_bar=False, **options
+        )
     except BaseException as problem:  # noqa: BLE001 - what is raised is what is compared
         error = problem
     finally:
         logger.removeHandler(log)
-    saved = nbformat.read(output, as_version=4) if output and Path(output).exists() else None
+    saved = nbformat.read("output.ipynb", as_version=4) if Path("output.ipynb").exists() else None
     classes = [kind.__qualname__ for kind in type(error).__mro__] if error else []
     return Outcome(returned, saved, classes, str(error) if error else "", log.lines)

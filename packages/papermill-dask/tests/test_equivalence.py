@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import json
@@ -15,9 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 import nbformat
 import notebooks
 import pytest
-from hosts import wait_for
 from notebooks import Outcome, add_echo_kernel, add_kernel, execute, notebook
-from programs import BIN
+from programs import BIN, wait_for
 
 ENGINES = {"own": None, "dask": "dask"}
 RUN_SECONDS = 120
@@ -55,15 +53,14 @@ def interpreters(warm_cluster):
 def both(interpreters, folders):
     """A function that executes a notebook with both engines in parallel; returns papermill's own outcome and ours."""
 
-    def run(document, *, output="output.ipynb", as_file=True, **options) -> list[Outcome]:
+    def run(document, **options) -> list[Outcome]:
         # nbclient, under both engines, now and then misses a reply after it has answered an Output widget; with a
         # time-out it looks again, without one it waits forever.
         options = {"execution_timeout": CELL_SECONDS} | options
         outcomes = []
         for engine, folder in folders.items():
             nbformat.write(document, folder / "input.ipynb")
-            source = "input.ipynb" if as_file else document
-            outcomes.append(interpreters[engine].submit(execute, folder, ENGINES[engine], source, output, options))
+            outcomes.append(interpreters[engine].submit(execute, folder, ENGINES[engine], options))
         return [outcome.result(RUN_SECONDS) for outcome in outcomes]
 
     return run
@@ -78,7 +75,7 @@ def command_lines(warm_cluster, folders):
         for engine, folder in folders.items():
             nbformat.write(document, folder / "input.ipynb")
             with_engine = ["--engine", engine] if ENGINES[engine] else []
-            command = [BIN / "papermill", *(word.format(folder=engine) for word in (*paths, *words)), *with_engine]
+            command = [BIN / "papermill", *paths, *words, *with_engine]
             stdin = subprocess.PIPE if piped else subprocess.DEVNULL
             processes.append(
                 subprocess.Popen(
@@ -368,23 +365,6 @@ def outputs_of_each(outcome: Outcome) -> list[list[str]]:
 
 
 # -- the command line --------------------------------------------------------------------------------------------
-
-
-def test_equivalence_of_command_line_parameters(command_lines, folders):
-    """Parameters of all types, from every source, and the paths: the same cell, the same warnings."""
-    for folder in folders.values():
-        (folder / "file.yaml").write_text("from_file: [1, {a: b}]\nname: by file\n")
-    names = "count,share,name,yes,nothing,raw,from_file,from_yaml,from_base64,PAPERMILL_INPUT_PATH"
-    text = notebooks.PARAMETERS.replace("GIVEN", repr(names.split(",")))
-    stock, dask = command_lines(
-        notebook(text),
-        *("-p", "count", "7", "-p", "share", "0.25", "-p", "name", "ä 'quoted'", "-p", "yes", "True"),
-        *("-p", "nothing", "None", "-r", "raw", "007", "-f", "file.yaml", "-y", "from_yaml: 2020-01-01"),
-        *("-b", base64.b64encode(b"from_base64: {x: 1.5}").decode(), "--inject-paths", "--no-progress-bar"),
-    )
-    assert stock.returncode == dask.returncode == 0, stock.stderr + dask.stderr
-    assert_same_saved(folders)
-    assert lines(dask.stderr) == lines(stock.stderr)
 
 
 def test_equivalence_of_command_line_logs(command_lines, folders):

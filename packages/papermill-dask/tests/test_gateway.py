@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import urllib.request
-from contextlib import suppress
 
 import nbformat
 import psutil
 import pytest
-from hosts import end, notebook, wait_for
-from programs import BIN, clean_environment, free_port
+from hosts import notebook
+from programs import BIN, clean_environment, free_port, run_program, running, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the wheel of the gateway's proxy is for Linux")
 CONFIGURATION = """
@@ -43,24 +40,10 @@ def gateway(tmp_path_factory):
     """The port of a gateway, whose clusters are processes of this user."""
     folder, port = tmp_path_factory.mktemp("gateway"), free_port()
     (folder / "config.py").write_text(CONFIGURATION.format(api=free_port(), folder=folder, port=port, bin=BIN))
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [BIN / "dask-gateway-server", "--config", folder / "config.py"],
-            cwd=folder, env=clean_environment(), stdout=log, stderr=log,
-        )  # fmt: skip
-
-    def is_up() -> bool:
-        assert server.poll() is None, (folder / "log").read_text()
-        with suppress(OSError):
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5).status == 200
-        return False
-
-    try:
-        wait_for(is_up)
+    command = [BIN / "dask-gateway-server", "--config", folder / "config.py"]
+    with running(command, folder, f"http://127.0.0.1:{port}/api/health"):
         yield port
         assert not list(folder.glob("*/dask.pem")), "a cluster is left"
-    finally:
-        end(server)
 
 
 def test_notebooks_run_on_a_cluster_of_a_gateway(gateway, tmp_path):
@@ -70,12 +53,9 @@ def test_notebooks_run_on_a_cluster_of_a_gateway(gateway, tmp_path):
     notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import os\nprint(n, os.getppid())", OWN_CLIENT)
     (tmp_path / "makers.py").write_text(MAKERS.format(port=gateway))
     variables = {"DASK_PAPERMILL_DASK__CLUSTER": "makers:cluster", "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [BIN / "papermill-sweep", "in.ipynb", "--sweep", "n=1,2"], cwd=tmp_path, env=clean_environment() | variables,
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert [row.split(",")[1] for row in done.stdout.splitlines()] == ["status", "done", "done"]
+    command = [BIN / "papermill-sweep", "in.ipynb", "--sweep", "n=1,2"]
+    table = run_program(*command, cwd=tmp_path, env=clean_environment() | variables, timeout=180)
+    assert [row.split(",")[1] for row in table.splitlines()] == ["status", "done", "done"]
     cells = nbformat.read(tmp_path / "executed/in/in-2.ipynb", as_version=4).cells
     number, supervisor = map(int, cells[-2].outputs[0].text.split())
     assert number == 2

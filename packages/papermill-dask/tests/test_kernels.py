@@ -13,14 +13,15 @@ import textwrap
 import time
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
+from hosts import document
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from papermill_dask.worker.kernels import manager as kernel_manager
 from papermill_dask.worker.kernels.manager import KernelManager
 from papermill_dask.worker.kernels.warm import WARM
+from programs import wait_for
 
 GONE_SECONDS = 5
 READY_SECONDS = 120  # on a machine that has other things to do
@@ -39,40 +40,21 @@ FAMILY = """
 """
 
 
-def notebook(*sources):
-    """Return a notebook of these code cells."""
-    cells = [nbformat.v4.new_code_cell(textwrap.dedent(source)) for source in sources]
-    document = nbformat.v4.new_notebook(cells=cells)
-    document.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return document
-
-
 def run(*sources, folder=None, environment=None, manager=KernelManager, **options):
     """Run cells in a kernel of their own; return what they printed, joined, and the kernel's manager."""
-    document = notebook(*sources)
-    managers = []
+    notebook, managers = document(*map(textwrap.dedent, sources)), []
 
     class Remembered(manager):
         def __init__(self, **keywords):
             super().__init__(**keywords)
             managers.append(self)
 
-    client = NotebookClient(document, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
+    client = NotebookClient(notebook, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
     try:
         client.execute(cwd=str(folder or Path.cwd()), env=os.environ | (environment or {}))
     finally:
         run.manager = managers[0]
-    return "".join(output.text for cell in document.cells for output in cell.outputs if "text" in output)
-
-
-def wait_until(condition, seconds=READY_SECONDS):
-    """Wait for a condition; return whether it came true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+    return "".join(output.text for cell in notebook.cells for output in cell.outputs if "text" in output)
 
 
 @contextlib.contextmanager
@@ -114,8 +96,7 @@ def nothing_left():
         earlier_pids.update(process.pid for process in warm_processes())
         return [process for process in psutil.Process().children(recursive=True) if process.pid not in earlier_pids]
 
-    wait_until(lambda: not left(), GONE_SECONDS)
-    assert not left()
+    wait_for(lambda: not left(), GONE_SECONDS)
 
 
 def warm_processes():
@@ -148,7 +129,7 @@ def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, 
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
     worker = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
     try:
-        assert wait_until((tmp_path / "complete").exists)
+        wait_for((tmp_path / "complete").exists)
         time.sleep(0.3)  # until the kernel is in the sleep
         family = [psutil.Process(int(pid)) for pid in (tmp_path / "family").read_text().split()]
         assert len(family) == 4
@@ -157,7 +138,7 @@ def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, 
         worker.wait()
     _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
     assert not alive
-    assert wait_until(lambda: not list(temporary.iterdir()), GONE_SECONDS)  # the fork server has gone, too
+    wait_for(lambda: not list(temporary.iterdir()), GONE_SECONDS)  # the fork server has gone, too
     temporary.rmdir()
 
 
@@ -177,7 +158,7 @@ def test_kernel_that_ends_by_itself_leaves_nobody(tmp_path, either):
     assert (tmp_path / "farewell").read_text() == "good-bye"
     assert (tmp_path / "unclosed").read_text() == "all of it"
     family = [int(pid) for pid in (tmp_path / "family").read_text().split()]
-    assert wait_until(lambda: not any(map(psutil.pid_exists, family)), GONE_SECONDS)  # the supervisor is the last
+    wait_for(lambda: not any(map(psutil.pid_exists, family)), GONE_SECONDS)  # the supervisor is the last
 
 
 def test_kernel_listens_on_no_port(either):
@@ -295,13 +276,13 @@ def is_forked(**options):
 def test_kernel_starts_although_the_warm_process_is_killed():
     """As the memory killer may do: kernels start nevertheless, and soon are forked again."""
     WARM.end_all()
-    assert wait_until(lambda: not warm_processes())
+    wait_for(lambda: not warm_processes())
     with warming("wave"):
-        assert wait_until(is_forked)
+        wait_for(is_forked)
         [server] = warm_processes()
         server.kill()
         assert run("print('there')") == "there\n"
-        assert wait_until(is_forked)  # a kernel that starts cold makes the next process
+        wait_for(is_forked)  # a kernel that starts cold makes the next process
 
 
 def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, caplog):
@@ -354,12 +335,12 @@ def test_warm_process_ends_when_idle_and_comes_back(tmp_path):
     """Nobody asks for a kernel for a while: the memory is given back; the next kernel is cold, a later one warm."""
     try:
         WARM.start(["wave"], os.environ, idle_seconds=5)
-        assert wait_until(is_forked)
+        wait_for(is_forked)
         family = warm_processes()
-        assert wait_until(lambda: not WARM.processes)
+        wait_for(lambda: not WARM.processes)
         assert not psutil.wait_procs(family, timeout=GONE_SECONDS)[1]
         assert not is_forked()
-        assert wait_until(is_forked)
+        wait_for(is_forked)
     finally:
         WARM.start((), {})
         WARM.end_all()
@@ -398,5 +379,5 @@ def test_workers_share_a_warm_process_that_is_the_same_for_them(tmp_path):
         for worker in workers:
             worker.kill()
             worker.communicate()
-    assert wait_until(lambda: not list(temporary.iterdir()), GONE_SECONDS)
+    wait_for(lambda: not list(temporary.iterdir()), GONE_SECONDS)
     temporary.rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
-from hosts import end, new_cluster, notebook, wait_for
-from programs import BIN, free_port
+from hosts import new_cluster, notebook
+from programs import BIN, free_port, running, wait_for
 
 # It pins an older pytz than the workshop's; `make test-packages RESOLUTION=highest` installs it.
 pytest.importorskip("jupyter_scheduler", reason="the extra [scheduler] is not installed")
@@ -63,33 +62,19 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jupyter")
     port, home = free_port(), folder / "home"
     home.mkdir()
-    with new_cluster(folder / "cluster") as cluster, (folder / "log").open("w") as log:
+    with new_cluster(folder / "cluster") as cluster:
         cluster.start_scheduler()
         cluster.start_worker("alpha")
         variables = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
         (folder / "DATA").mkdir()
-        process = subprocess.Popen(
-            [
-                BIN / "jupyter", "server", "--no-browser", "--allow-root", f"--ServerApp.root_dir={home}",
-                f"--ServerApp.port={port}", "--IdentityProvider.token=secret",
-                "--Scheduler.execution_manager_class=papermill_dask.scheduler.DaskExecutionManager",
-            ],
-            cwd=home, env=cluster.environment | variables, stdout=log, stderr=log,
-        )  # fmt: skip
-        server = Server(port, home)
-
-        def is_up() -> bool:
-            assert process.poll() is None, (folder / "log").read_text()
-            try:
-                return bool(server.ask("api/status"))
-            except OSError:
-                return False
-
-        try:
-            wait_for(is_up)
-            yield server
-        finally:
-            end(process)
+        command = [
+            BIN / "jupyter", "server", "--no-browser", "--allow-root", f"--ServerApp.root_dir={home}",
+            f"--ServerApp.port={port}", "--IdentityProvider.token=secret",
+            "--Scheduler.execution_manager_class=papermill_dask.scheduler.DaskExecutionManager",
+        ]  # fmt: skip
+        url = f"http://127.0.0.1:{port}/api/status?token=secret"
+        with running(command, home, url, cluster.environment | variables):
+            yield Server(port, home)
 
 
 def test_job_runs_on_the_cluster_with_its_parameters_and_formats(server):

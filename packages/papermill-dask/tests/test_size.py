@@ -6,8 +6,8 @@ import time
 
 import psutil
 import pytest
-from hosts import new_cluster, notebook, wait_for
-from programs import BIN
+from hosts import new_cluster, notebook
+from programs import BIN, wait_for
 
 NOTEBOOKS = 1000
 FIRST = 400  # after which caches are full and connections open

@@ -15,8 +15,9 @@ import dask
 import nbformat
 import papermill
 import pytest
-from hosts import end, notebook, wait_for
+from hosts import notebook
 from papermill_dask import WorkerLost, run_many
+from programs import end, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.privileged, pytest.mark.timeout(900)]
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scancel", "squeue", "munged")

@@ -12,11 +12,11 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from hosts import notebook, wait_for
+from hosts import environment_of, notebook
 from notebooks import notebook as document_of
 from papermill_dask import EngineError, Sweep, run_many
 from papermill_dask.client.sweep import NotebookRun, combinations, read_table
-from programs import BIN, clean_environment, environment_of
+from programs import BIN, clean_environment, wait_for
 
 STOP_SECONDS = 20
 

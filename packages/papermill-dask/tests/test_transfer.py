@@ -16,10 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hosts import Cluster, new_cluster, small_disk, wait_for
+from hosts import Cluster, new_cluster
 from papermill_dask import EngineError
 from papermill_dask.client.stage import Declaration
 from papermill_dask.client.transfer import fetch, scratch_folder
+from programs import small_disk, wait_for
 
 MB = 10**6
 
@@ -245,8 +246,6 @@ def test_send_refuses_what_leaves_the_folder(cluster, folder, path):
     with pytest.raises(EngineError, match="cannot be sent") as caught:
         cluster.send(folder, path)
     assert path in str(caught.value.value)
-    assert str(folder) in caught.value.expected
-    assert caught.value.next_step
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert cluster.scratch_folders() == before
 

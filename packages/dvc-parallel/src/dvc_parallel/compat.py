@@ -1,4 +1,4 @@
-"""Private interfaces of DVC, which do the steps of `dvc repro` one by one; `tests/test_compat.py` watches the names."""
+"""Private interfaces of DVC, which do the steps of `dvc repro` one by one."""
 
 # ruff: noqa: F401
 from operator import attrgetter
