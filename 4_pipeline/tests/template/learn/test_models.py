@@ -127,23 +127,21 @@ def test_more_capacity_is_more_power(parts, fitted):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "where"),
     [
-        (lambda rows: rows.iloc[::-1], ["not in order of time", "sort_values"]),
-        (lambda rows: rows.head(100), ["too few hours", "100 hours", "at least 200"]),
-        (lambda rows: rows.drop(columns="utc_timestamp"), ["utc_timestamp"]),
-        (lambda rows: rows.assign(utc_timestamp="noon"), ["not a time", "noon"]),
-        (lambda rows: rows.assign(wind_capacity_GW=np.nan), ["no figure of installed capacity", "fetch.csv.capacity"]),
+        (lambda rows: rows.iloc[::-1], "not in order of time"),
+        (lambda rows: rows.head(100), "too few hours"),
+        (lambda rows: rows.drop(columns="utc_timestamp"), "lacks 1 column: utc_timestamp"),
+        (lambda rows: rows.assign(utc_timestamp="noon"), "column utc_timestamp holds a value that is not a time"),
+        (lambda rows: rows.assign(wind_capacity_GW=np.nan), "no figure of installed capacity"),
     ],
 )
-def test_hours_that_cannot_be_learned_from_are_errors(parts, change, words):
-    """Each error says what is wrong with the hours and what to do."""
+def test_hours_that_cannot_be_learned_from_are_errors(parts, change, where):
+    """Each error says what is wrong with the hours."""
     train, _ = parts
     rows = change(train.head(400))
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=where):
         CapacityFactorRegressor(LinearRegression()).fit(rows, targets(train.loc[rows.index]))
-    for word in words:
-        assert word in str(caught.value)
 
 
 # -- the search --------------------------------------------------------------------------------------------------------

@@ -120,13 +120,11 @@ def test_refit_is_what_the_recipe_makes_of_all_hours(later_hours, kind):
     "columns", [(FEATURES[:3], TARGETS), (FEATURES, TARGETS[:1]), ([*FEATURES, TARGETS[0]], TARGETS)]
 )
 def test_model_of_another_problem_says_so(hours, tmp_path, columns):
-    """A change of inputs or targets leaves older versions unusable; the error names that and suspects nobody."""
+    """A change of inputs or targets leaves older versions unusable; the error suspects nobody."""
     inputs_then, targets_then = columns
     old = LinearRegression().fit(hours[inputs_then], hours[targets_then])
     with pytest.raises(ModelError, match="does not fit the problem") as error:
         load_folder(save(old, tmp_path / "model"), "version 1")
-    assert "windspeed, temperature, rad_horizontal, rad_diffuse in, solar_GW, wind_GW out" in str(error.value)
-    assert "commit" in error.value.next_step
     assert "who can write" not in str(error.value)
 
 
@@ -149,9 +147,8 @@ class Mean(DummyRegressor):
 
 
 def test_type_that_is_not_listed_is_named_before_the_model_is_logged(hours):
-    """With the list, its file, and the files that name the package."""
+    """With the list that lacks it."""
     with pytest.raises(ModelError, match="not trusted") as error:
         storage._sklearn_options(Mean().fit(hours[FEATURES], hours[TARGETS]), hours[FEATURES])
     assert error.value.value == f"{__name__}.Mean"
-    for word in ("TRUSTED_TYPES", "forecast/learn/storage.py", "pyproject.toml", "requirements.txt"):
-        assert word in error.value.next_step
+    assert "TRUSTED_TYPES" in error.value.next_step
