@@ -127,7 +127,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     values = first.workshop("check", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
     assert f"tracking server: {second.settings.tracking_uri}, as MLFLOW_TRACKING_URI says" in values.stderr
     restarted = first.workshop("up")
-    assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in restarted.stderr
+    assert f"MLflow tracking takes {first.port}: port {second.port} is held by" in restarted.stderr
     assert str(second.settings.state) in restarted.stderr
     with environment_of(first.environment | shell):  # the old terminal finds where it is now
         assert own_or_given_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
