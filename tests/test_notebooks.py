@@ -83,10 +83,10 @@ def test_notebook_has_title_aims_recap_question_and_next(path):
 
 @pytest.mark.parametrize("path", TAUGHT, ids=name)
 def test_notebook_cells_are_short_and_explained(path):
-    """At most 16 lines of code a cell, half of them within 5, and about a text cell for each code cell."""
+    """At most 15 lines of code a cell, half of them within 5, and about a text cell for each code cell."""
     code = cells(path, "code")
     lengths = [len([line for line in cell["source"].splitlines() if line.strip()]) for cell in code]
-    assert max(lengths) <= 16
+    assert max(lengths) <= 15
     assert statistics.median(lengths) <= 5
     assert len(cells(path, "markdown")) >= 0.8 * len(code)
 
