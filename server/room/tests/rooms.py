@@ -17,9 +17,16 @@ from workplace import ROOT
 
 PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
 ADDRESS = "https://10.98.1.1:8443"  # of the machine, as `machines.connect` gives it
+BOARD = f"{ADDRESS}/services/board/"
 LAB_SECONDS = 180
 SCRIPTS = "/opt/workshop/server/room"
 SUPERVISOR = f"/opt/workshop/.venv/bin/supervisorctl --configuration {SCRIPTS}/supervisord.conf"
+
+
+def rows(page: Page) -> dict[str, str]:
+    """Return the board's row of each person."""
+    page.goto(BOARD)
+    return {row.split("\t")[0].strip(): row for row in page.locator("tr").all_inner_texts()[1:]}
 
 
 @dataclass

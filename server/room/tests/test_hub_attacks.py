@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from playwright.sync_api import Page, expect
-from rooms import ADDRESS, LAB_SECONDS, SCRIPTS, SUPERVISOR, Room
+from playwright.sync_api import expect
+from rooms import ADDRESS, BOARD, LAB_SECONDS, SCRIPTS, SUPERVISOR, Room, rows
 from workplace import wait_for
 
 pytestmark = pytest.mark.privileged
-BOARD = f"{ADDRESS}/services/board/"
 DATABASE = "/run/workshop-room/jupyterhub.sqlite"
 # What a page of the same origin can do with the cookies of whoever opens it: read the token against forged requests.
 CALL_API = """async ([method, path]) => {
@@ -23,12 +22,6 @@ CALL_API = """async ([method, path]) => {
   const answer = await fetch("/hub/api/" + path, {method, headers: {"X-XSRFToken": token}})
   return [answer.status, await answer.text()]
 }"""
-
-
-def rows(page: Page) -> dict[str, str]:
-    """Return the board's row of each person."""
-    page.goto(BOARD)
-    return {row.split("\t")[0].strip(): row for row in page.locator("tr").all_inner_texts()[1:]}
 
 
 def restart_hub(room: Room, change: str = "true") -> None:
@@ -188,7 +181,7 @@ def test_other_ways_to_the_log_in_are_closed(room):
 
 
 def test_upgrade_for_an_unreadable_path_keeps_no_socket(room):
-    """The proxy has no more open files after two hundred such requests, and a kernel's path is still upgraded."""
+    """The proxy has no more open files after two hundred such requests."""
     proxy = room.server.run(f"{SUPERVISOR} pid proxy").strip()
     before = int(room.server.run(f"ls /proc/{proxy}/fd | wc -l"))
     upgrade = "--http1.1 --header 'Upgrade: websocket' --header 'Connection: Upgrade'"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
-from rooms import ADDRESS, LAB_SECONDS, PEOPLE, SUPERVISOR
+from rooms import ADDRESS, BOARD, LAB_SECONDS, PEOPLE, SUPERVISOR, rows
 from workplace import wait_for
 
 pytestmark = pytest.mark.privileged
@@ -56,14 +56,9 @@ def test_each_works_and_the_board_shows_it(room):
     done = room.types(PEOPLE[0], "make run")
     assert "Production  wind_solar" in done.stdout, done.stderr
     with room.page("instructor") as page:
-
-        def rows() -> dict[str, str]:
-            page.goto(f"{ADDRESS}/services/board/")
-            return {row.split("\t")[0].strip(): row for row in page.locator("tr").all_inner_texts()[1:]}
-
-        wait_for(lambda: all("min" in rows().get(name, "") for name in PEOPLE), LAB_SECONDS)
-        print(rows())
-        page.goto(f"{ADDRESS}/services/board/files/{PEOPLE[1]}/1_starting_point/make_processed_data.ipynb")
+        wait_for(lambda: all("min" in rows(page).get(name, "") for name in PEOPLE), LAB_SECONDS)
+        print(rows(page))
+        page.goto(f"{BOARD}files/{PEOPLE[1]}/1_starting_point/make_processed_data.ipynb")
         assert "# Weather and renewable power in Germany" in page.inner_text("body")
 
 
@@ -115,7 +110,7 @@ def test_stopped_person_leaves_no_process_and_loses_nothing(room):
     name = PEOPLE[2]
     log = "python -c 'import mlflow; mlflow.start_run(run_name=\"kept\")'"
     assert room.types(name, f'eval "$(workshop config --export)"; {log}').returncode == 0
-    with room.page("instructor", f"{ADDRESS}/services/board/") as page:
+    with room.page("instructor", BOARD) as page:
         page.locator("tr", has_text=name).get_by_role("button", name="End server").click()
         wait_for(lambda: not room.server.run(f"pgrep --uid {name} || true"), 60)
     room.open_lab(name)
