@@ -1,4 +1,4 @@
-"""What a shell and the programs in it get: the variables that point them at the servers. No secret is among them."""
+"""Environment variables that point a shell and its programs at the servers; none holds a secret."""
 
 from __future__ import annotations
 
