@@ -16,7 +16,7 @@ import yaml
 from forecast.govern import gate
 from forecast.govern.gate import Registry
 from forecast.learn import evaluation
-from forecast.table import schema
+from forecast.table import processed, schema
 from workplace import BIN, Servers, by_night, new_workplace, wait_for
 
 from workshop.exports import exports_of
@@ -296,7 +296,7 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
 
     folder = restored.pipeline
     before = storage.load(json.loads((folder / "results" / "trained" / f"{stage}.json").read_text())["model_uri"])
-    validation = schema.read(folder / "data" / "validation.parquet")
+    validation = processed.read(folder / "data" / "validation.parquet")
     wrong = validation.copy()
     for column in schema.RANGES:
         wrong[column] = validation[column].sample(frac=1, random_state=1).to_numpy() * 0.5
@@ -320,7 +320,7 @@ def test_what_is_in_production_has_learned_all_hours(in_workplace):
     now = Registry().production()
     assert now.evaluated.run_id == candidate["run_id"] == decision["run_id"] != now.run_id
     assert gate.learned_until(now) == "2016-12-31T23:00:00Z" > gate.learned_until(now.evaluated)
-    test = schema.read(in_workplace.pipeline / "data" / "test.parquet")
+    test = processed.read(in_workplace.pipeline / "data" / "test.parquet")
     judged, refitted = (Registry().load(uri) for uri in (now.evaluated.model_uri, now.model_uri))
     r2 = [evaluation.score(test, model.predict(test)).r2 for model in (judged, refitted)]
     assert r2[0] == pytest.approx(decision["candidate"]["metrics"]["r2"]) == pytest.approx(now.move.figure, abs=1e-6)

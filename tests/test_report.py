@@ -19,7 +19,7 @@ from forecast.raw.prepare import prepare
 from forecast.raw.sources import fetch
 from forecast.show import report
 from forecast.show.report import ReportData, WorstHour
-from forecast.table import schema, split
+from forecast.table import processed, schema, split
 from forecast.table.features import inputs, targets
 from forecast.table.split import split_by_time
 from mlflow_gate import Link, Production
@@ -257,7 +257,7 @@ def test_stage_makes_the_page_of_any_week(servers, tmp_path):
     assert "all of these are new to it" in text
 
     # The hours of other years, whose capacity the model does not know: as when the gate refuses the first own model.
-    germany = schema.read(folder / "data" / "germany.parquet")
+    germany = processed.read(folder / "data" / "germany.parquet")
     germany = germany.drop(columns=list(schema.CAPACITIES.values()))
     germany["utc_timestamp"] += pd.DateOffset(years=8)
     (folder / "data").unlink()

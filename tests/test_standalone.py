@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import requests
 from forecast.raw.prepare import load_or_make
-from forecast.table import schema
+from forecast.table import processed
 from machines import connect, machine
 from places import health_of, running
 from test_take_it_home import CHANGES, PAGE
@@ -133,7 +133,7 @@ def test_others_can_fetch_it(home, tmp_path):
     assert "Stage 'fetch' didn't change" in output
     assert "Running stage 'prepare'" in output
     assert "own.csv" in clone.types("dvc", "repro", "--force", "--single-item", "fetch")
-    assert len(schema.read(clone.folder / "data" / "observations.parquet")) == home.hours
+    assert len(processed.read(clone.folder / "data" / "observations.parquet")) == home.hours
 
 
 @pytest.mark.privileged

@@ -21,7 +21,7 @@ from forecast.govern import gate
 from forecast.learn import storage
 from forecast.show import monitoring
 from forecast.show.monitoring import Quality
-from forecast.table import schema, split
+from forecast.table import processed, split
 from forecast.terms import steps
 from forecast.terms.errors import PipelineError
 from mlflow_gate import GateError, Move, Production
@@ -230,7 +230,7 @@ class Follower:
         self._data_seen_at = time.monotonic()
         stamp = (status.st_mtime_ns, status.st_size)
         if stamp != self.now.data_stamp:
-            frame = schema.read(self.data_file)
+            frame = processed.read(self.data_file)
             self._replace(frame=frame, predictions=_predict(self.now.champion, frame), data_stamp=stamp)
             ends = frame["utc_timestamp"].iloc[[0, -1]]
             log.info("data: %d %s from %s to %s", len(frame), steps.NAMES, *ends)

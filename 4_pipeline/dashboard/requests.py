@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 import pandas as pd
 from forecast.table.features import INPUTS
-from forecast.table.reading import WORKBOOKS, convert_text, read_text, require_columns
+from forecast.table.reading import WORKBOOKS, convert_text, read_text
 from forecast.table.schema import CAPACITIES, STAMP, UNITS, USUAL_MEANS, check_cells
 from forecast.terms import steps
-from forecast.terms.errors import DataError
+from forecast.terms.errors import DataError, require_columns
 
 MAX_ROWS = max(375 * steps.A_DAY, 1000)  # a year
 MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times what so many rows take

@@ -13,13 +13,13 @@ from workplace import wait_for
 # Half of what the data says: whatever is in production, this version predicts something else.
 ANOTHER = """
 from sklearn.linear_model import LinearRegression
-from forecast.table import schema
+from forecast.table import processed
 from forecast.table.features import features, targets
 from forecast.learn import storage
 from forecast import tracking
 from forecast.problem import REGISTERED_MODEL
 
-frame = schema.read("data/germany.parquet")
+frame = processed.read("data/germany.parquet")
 with tracking.start_run("half_of_it") as run:
     uri = storage.log_model(LinearRegression().fit(features(frame), targets(frame) / 2), frame.head())
 version = tracking.connect().create_model_version(

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from browsing import opened
 from forecast.govern.gate import KINDS
-from forecast.table import schema
+from forecast.table import processed
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -65,7 +65,7 @@ def test_link_of_the_notebook_shows_its_page(model):
 
 def test_data_page_counts_what_is_there_and_what_is_not(browser, url, servers):
     """Missing hours by month add up to what the table lacks; source and licence are there."""
-    frame = schema.read(servers.settings.pipeline / "data" / "germany.parquet")
+    frame = processed.read(servers.settings.pipeline / "data" / "germany.parquet")
     whole = pd.date_range(frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1], freq="h")
     with opened(browser, f"{url}/data") as page:
         expect(page.locator("#hours-hint")).to_contain_text(f"{len(frame):,} of {len(whole):,} hours")

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from forecast.learn.models import CapacityFactorRegressor
 from forecast.raw.prepare import load_or_make
-from forecast.table.schema import FEATURES, TARGETS, write_csv
+from forecast.table.processed import write_csv
+from forecast.table.schema import FEATURES, TARGETS
 from forecast.table.split import split_by_time
 from scipy.stats import loguniform
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor

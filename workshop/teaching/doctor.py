@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 from forecast.govern import gate
-from forecast.table import schema
+from forecast.table import processed
 from forecast.terms.errors import DataError, PipelineError
 
 from workshop import port_owners
@@ -156,7 +156,7 @@ def _production(settings: Settings) -> Finding:
         if serving is not None:
             model = storage.load(serving.model_uri)
             with contextlib.suppress(DataError):  # there need not be any data
-                model.predict_with_band(schema.read(settings.pipeline / "data" / "germany.parquet"))
+                model.predict_with_band(processed.read(settings.pipeline / "data" / "germany.parquet"))
     except (PipelineError, MlflowException, OSError) as error:
         next_step = "mlflow-gate rollback, to the version before it (mlflow-gate history); or restore a backup"
         return Finding("production", WRONG, str(error).splitlines()[0], next_step)

@@ -13,7 +13,7 @@ from mlflow_gate import Contest, Link, Production, Rule
 from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG, PAGE_TAG
 
 from forecast import problem, tracking
-from forecast.table import schema
+from forecast.table import processed
 from forecast.terms import steps
 from forecast.terms.parameters import FILE, project, read_stage
 from forecast.tracking import DIRTY_TAG, PRODUCTION, STAGE_TAG, connect
@@ -67,7 +67,7 @@ class Gate(mlflow_gate.Gate):
             return judge(model, rows)
 
         def hours() -> pd.DataFrame:
-            frame = schema.read(folder / "data" / "test.parquet") if held_out is None else held_out
+            frame = processed.read(folder / "data" / "test.parquet") if held_out is None else held_out
             return frame.set_axis(pd.DatetimeIndex(frame["utc_timestamp"], name="hour"))
 
         super().__init__(
@@ -88,7 +88,7 @@ def _refit(run: Run, model_uri: str) -> tuple[str, str]:
     table, stage = "data/germany.parquet", run.data.tags.get(STAGE_TAG, run.info.run_name)
     facts = {"data": [table], "learned_from": table, "parameters": run.data.params, "refit_of": run.info.run_id}
     with contextlib.chdir(project()), tracking.start_run(stage, **facts) as fitted:
-        frame = schema.read(table)
+        frame = processed.read(table)
         model = storage.load(model_uri).refit(frame, run.data.params)
         return fitted.info.run_id, storage.log_model(model, frame.tail())
 

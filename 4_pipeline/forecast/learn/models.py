@@ -32,9 +32,8 @@ from forecast.table.features import (
     to_utc,
     year_ends_of,
 )
-from forecast.table.reading import require_columns
 from forecast.terms import steps
-from forecast.terms.errors import DataError, ServiceError
+from forecast.terms.errors import DataError, ServiceError, require_columns
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -15,8 +15,8 @@ from pandas import DataFrame, DatetimeIndex, Series
 from forecast import problem
 from forecast.raw import own_file, sources
 from forecast.raw.own_file import MOVE, SCRIPT
+from forecast.table import processed, schema
 from forecast.table import reading as raw
-from forecast.table import schema
 from forecast.table.features import add_capacity, check_derived
 from forecast.table.reading import Table
 from forecast.table.schema import STAMP
@@ -107,8 +107,8 @@ def load_or_make(csv: Path) -> DataFrame:
     if not Path(csv).exists():
         with tempfile.TemporaryDirectory() as folder:
             sources.fetch("sample", Path(folder))
-            schema.write_csv(prepare(Path(folder))[0], Path(csv))
-    return add_capacity(schema.read(csv), problem.CAPACITY)
+            processed.write_csv(prepare(Path(folder))[0], Path(csv))
+    return add_capacity(processed.read(csv), problem.CAPACITY)
 
 
 # -- tables to steps ---------------------------------------------------------------------------------------------------

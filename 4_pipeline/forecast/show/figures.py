@@ -12,10 +12,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from forecast import problem
-from forecast.table.reading import require_columns
 from forecast.table.schema import QUANTITIES, TARGETS, UNITS
 from forecast.terms import steps
-from forecast.terms.errors import DataError
+from forecast.terms.errors import DataError, require_columns
 
 COLOURS = {target.name: target.colour for target in problem.TARGETS}
 NAMES = {target.name: target.title for target in problem.TARGETS}

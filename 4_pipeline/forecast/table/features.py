@@ -13,10 +13,9 @@ from pandas import DataFrame, DatetimeIndex, Series
 
 from forecast import problem
 from forecast.problem import DERIVED
-from forecast.table.reading import require_columns
 from forecast.table.schema import CAPACITIES, FEATURES, STAMP, TARGETS
 from forecast.terms import steps
-from forecast.terms.errors import DataError
+from forecast.terms.errors import DataError, require_columns
 from forecast.terms.quantities import YearEnds
 
 INPUTS = ["utc_timestamp", *FEATURES]

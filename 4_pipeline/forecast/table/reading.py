@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,7 +18,7 @@ from pandas import DataFrame, Series
 from pyarrow import csv as arrow
 
 from forecast.terms import steps
-from forecast.terms.errors import DataError
+from forecast.terms.errors import DataError, require_columns
 
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how Excel's files begin, of today and of before 2007
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
@@ -213,23 +212,6 @@ def _require_whole_lines(file: BinaryIO, lines_before: int, name: str, next_step
             f"{name}, line {number}: the file is cut short: its last line is incomplete.",
             next_step=f"{next_step}; or, if that line is whole, end it: echo >> {name}",
         )
-
-
-def require_columns(present: Iterable[str], columns: Sequence[str], name: str, next_step: str | None = None) -> None:
-    """Raise DataError that names each absent one of ``columns``, with the nearest name present."""
-    present = [str(column) for column in present]
-    missing = [column for column in columns if column not in present]
-    if not missing:
-        return
-    small = {column.casefold(): column for column in present}  # windspeed is meant by WINDSPEED
-    nearest = {column: difflib.get_close_matches(column.casefold(), small, n=1, cutoff=0.5) for column in missing}
-    hints = [f"{column} (nearest: {small[near[0]]!r})" if near else column for column, near in nearest.items()]
-    raise DataError(
-        f"{name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(hints)}.",
-        value=(", ".join(present[:12])[:300] or "no columns") + (", ..." if len(present) > 12 else ""),
-        expected=", ".join(columns),
-        next_step=next_step or "rename or add the column",
-    )
 
 
 # -- text to numbers and times -----------------------------------------------------------------------------------------

@@ -1,23 +1,17 @@
-"""The processed table: its columns, units and ranges, the check that a table holds to them, and its files."""
+"""The processed table's columns, units and ranges, and the check of a table against them."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 from pandas import DataFrame, Series
-from pyarrow import parquet
 
 from forecast import problem
-from forecast.table.reading import convert_text, read_text, require_columns
 from forecast.terms import steps
-from forecast.terms.errors import DataError
-from forecast.terms.files import write_atomically
+from forecast.terms.errors import DataError, require_columns
 from forecast.terms.quantities import Target
 
 QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
@@ -33,10 +27,10 @@ CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.
 A_DAY = timedelta(days=1)  # by which this machine's clock may be late
 SHOWN = 5  # faults that an error names; the rest are counted
 
-_MAKE_AGAIN = "make the file again (python -m forecast csv FILE)"
+MAKE_AGAIN = "make the file again (python -m forecast csv FILE)"
 
 
-def check(frame: DataFrame, name: str = "frame", next_step: str = _MAKE_AGAIN) -> DataFrame:
+def check(frame: DataFrame, name: str = "frame", next_step: str = MAKE_AGAIN) -> DataFrame:
     """Return ``frame`` if it is a processed table: see `COLUMNS`, `UNITS` and `RANGES`; further columns are allowed.
 
     `utc_timestamp` is in UTC, each step once and increasing; the other columns are float64 within range; no cell is
@@ -139,49 +133,3 @@ def amounts(values: Series, target: Target, stamps: Series) -> Series:
     """Return what each step adds to a target's sum over time, in its `sum_unit`: GWh of GW."""
     factor, _, exponent = target.conversion(target.sum_unit, of_days=steps.IS_DAY)
     return values * factor.denominator / factor.numerator * (steps.hours(stamps) ** -exponent if exponent else 1)
-
-
-def read(path: Path | str) -> DataFrame:
-    """Read a processed table from ``path``, a .csv or .parquet file, and check it.
-
-    The columns are `COLUMNS`; of a .parquet file also those of `CAPACITIES` that it has.
-
-    Raises DataError: missing, damaged or other files, and whatever `raw.read_text` and `check` refuse.
-    """
-    path = Path(path)
-    if path.suffix == ".csv":
-        text = read_text(path, COLUMNS, next_step=_MAKE_AGAIN)
-        return check(convert_text(text, str(path)), str(path)).reset_index(drop=True)
-    try:
-        names = parquet.read_schema(path).names
-        require_columns(names, COLUMNS, str(path), _MAKE_AGAIN)
-        columns = [*COLUMNS, *(name for name in CAPACITIES.values() if name in names)]
-        return check(pd.read_parquet(path, columns=columns), str(path))
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}.", next_step=_MAKE_AGAIN) from None
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"The file {path} is damaged or not Parquet.", value=str(error).splitlines()[0], next_step=_MAKE_AGAIN
-        ) from None
-
-
-def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
-    """Write the processed table as ``name``.parquet and ``name``.csv into ``folder`` and return both paths.
-
-    The same table gives the same bytes. Raises DataError (table breaks the schema, disk full, folder not writable).
-    """
-    parquet = write_parquet(frame, Path(folder) / f"{name}.parquet")
-    return [parquet, write_csv(frame, Path(folder) / f"{name}.csv")]
-
-
-def write_parquet(frame: DataFrame, path: Path) -> Path:
-    """Write a processed table, or a part of one, as Parquet and return its path; bytes and errors as `write`."""
-    buffer = io.BytesIO()
-    check(frame, Path(path).name).to_parquet(buffer, index=False)
-    return write_atomically(path, buffer.getvalue())
-
-
-def write_csv(frame: DataFrame, path: Path) -> Path:
-    """Write a processed table as CSV and return its path; bytes and errors as `write`."""
-    frame = frame.round(dict.fromkeys(CAPACITIES.values(), 3))
-    return write_atomically(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -86,3 +88,20 @@ class ServiceError(PipelineError):
 
 class ModelError(PipelineError):
     """A model cannot be found, trusted or loaded."""
+
+
+def require_columns(present: Iterable[str], columns: Sequence[str], name: str, next_step: str | None = None) -> None:
+    """Raise DataError that names each absent one of ``columns``, with the nearest name present."""
+    present = [str(column) for column in present]
+    missing = [column for column in columns if column not in present]
+    if not missing:
+        return
+    small = {column.casefold(): column for column in present}  # windspeed is meant by WINDSPEED
+    nearest = {column: difflib.get_close_matches(column.casefold(), small, n=1, cutoff=0.5) for column in missing}
+    hints = [f"{column} (nearest: {small[near[0]]!r})" if near else column for column, near in nearest.items()]
+    raise DataError(
+        f"{name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(hints)}.",
+        value=(", ".join(present[:12])[:300] or "no columns") + (", ..." if len(present) > 12 else ""),
+        expected=", ".join(columns),
+        next_step=next_step or "rename or add the column",
+    )

@@ -35,11 +35,11 @@ def model(data_file):
     """A model with a band, small, as it is once it is loaded."""
     from forecast.learn.models import CapacityFactorRegressor
     from forecast.learn.storage import LoadedModel
-    from forecast.table import schema
+    from forecast.table import processed
     from forecast.table.features import inputs, targets
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    frame, trees = schema.read(data_file), HistGradientBoostingRegressor(max_iter=8, random_state=0)
+    frame, trees = processed.read(data_file), HistGradientBoostingRegressor(max_iter=8, random_state=0)
     return LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(frame), targets(frame)))
 
 
@@ -48,10 +48,10 @@ def served(data_file, model):
     """What is served once data and a version in production are there."""
     from dashboard.follower import Snapshot
     from dashboard.predictions import Champion
-    from forecast.table import schema
+    from forecast.table import processed
     from mlflow_gate import Move, Production
 
-    frame = schema.read(data_file)
+    frame = processed.read(data_file)
     production = Production(
         name="wind_solar", version="7", run_id="a1", model_uri="models:/wind_solar/7", source="models:/m-a1",
         run_url="http://127.0.0.1/#/experiments/1/runs/a1",

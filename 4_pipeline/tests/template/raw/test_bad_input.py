@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
-from forecast.table import schema
-from forecast.table.schema import write
+from forecast.table import processed
+from forecast.table.processed import write
 from forecast.terms.errors import DataError
 from forecast.terms.parameters import Fetch, OwnFile
 
@@ -51,7 +51,7 @@ class Reader:
     def read(self):
         """Have the file read as a user would; return the frame and the findings, if there are any."""
         if self.kind == "processed":
-            return schema.read(self.path), {}
+            return processed.read(self.path), {}
         if self.kind == "own":
             sources.fetch("csv", self.folder / "raw", Fetch(source="csv", csv=OwnFile(file=str(self.path))))
             return prepare(self.folder / "raw", 2013, 2013)

@@ -10,7 +10,7 @@ import pytest
 from forecast import problem
 from forecast.raw.prepare import LAYOUT, load_or_make, prepare
 from forecast.table import schema
-from forecast.table.schema import write
+from forecast.table.processed import write
 from forecast.terms.errors import DataError, ParameterError
 
 POWER, WEATHER = "time_series_60min_singleindex.csv", "weather_data.csv"

@@ -7,8 +7,8 @@ import hashlib
 import pytest
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
-from forecast.table import schema
-from forecast.table.schema import write
+from forecast.table import processed
+from forecast.table.processed import write
 from forecast.terms.errors import DataError
 from forecast.terms.origin import origin_in, origin_of
 
@@ -47,7 +47,7 @@ def test_origin_goes_from_raw_files_into_the_table_and_through_parquet(raw, prep
     """Fetched, prepared, written and read again, the table says what the source says."""
     frame, _ = prepared
     parquet, _ = write(frame, tmp_path)
-    for origin in (origin_in(raw), origin_of(frame), origin_of(schema.read(parquet))):
+    for origin in (origin_in(raw), origin_of(frame), origin_of(processed.read(parquet))):
         assert (origin.source, origin.modelled) == ("sample", True)
         assert "Deutscher Wetterdienst" in origin.attribution
     assert origin.measured_name == "measured (modelled sample)"

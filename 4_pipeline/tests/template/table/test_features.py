@@ -14,7 +14,8 @@ from forecast.table.features import (
     last_year,
     year_ends_of,
 )
-from forecast.table.schema import FEATURES, TARGETS, write_csv
+from forecast.table.processed import write_csv
+from forecast.table.schema import FEATURES, TARGETS
 from forecast.terms.errors import DataError
 from places import PROJECT
 

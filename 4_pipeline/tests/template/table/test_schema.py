@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from forecast.table import schema
-from forecast.table.schema import write
+from forecast.table import processed, schema
+from forecast.table.processed import write
 from forecast.terms.errors import DataError
 
 
@@ -60,12 +60,12 @@ def test_check_tells_five_failures_and_counts_the_rest(small):
 def test_read_gives_the_same_frame_from_csv_and_parquet(frame, tmp_path):
     """Both files hold exactly the frame that was written."""
     for path in write(frame, tmp_path):
-        pd.testing.assert_frame_equal(schema.read(path)[schema.COLUMNS], frame[schema.COLUMNS])
+        pd.testing.assert_frame_equal(processed.read(path)[schema.COLUMNS], frame[schema.COLUMNS])
 
 
 def test_read_names_a_missing_file(tmp_path):
     """A file that is not there is named, with what to do."""
     for name in ("germany.csv", "germany.parquet"):
         with pytest.raises(DataError, match=f"There is no file .*{name}") as caught:
-            schema.read(tmp_path / name)
+            processed.read(tmp_path / name)
         assert caught.value.next_step
