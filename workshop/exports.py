@@ -10,6 +10,8 @@ from forecast.problem import EXPERIMENT
 from workshop.settings import Settings
 
 EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
+# Report a server that is down after 4 s; MLflow's own 7 tries take four minutes. `forecast.tracking` tries longer.
+MLFLOW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 def exports_of(settings: Settings) -> dict[str, str]:
@@ -28,10 +30,7 @@ def exports_of(settings: Settings) -> dict[str, str]:
         "WORKSHOP_FTP_URI": settings.artifacts_uri,
         "MLFLOW_TRACKING_URI": used.tracking_uri,
         "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
-        # After 0 and 4 s a person, such as of `mlflow run`, hears that no server answers. MLflow's own 7 tries are four
-        # minutes; `forecast.tracking` has more for a pipeline.
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        **MLFLOW_RETRIES,
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one for each few kilobytes
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's words on this machine's processor

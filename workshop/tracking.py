@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from forecast import tracking
 from forecast.terms.errors import ServiceError
 
-from workshop.exports import EXPORT_COMMAND, exports_of, loopback_without_proxy
+from workshop.exports import EXPORT_COMMAND, MLFLOW_RETRIES, loopback_without_proxy
 from workshop.port_owners import require_own
 from workshop.settings import Settings, get_settings
 
@@ -16,16 +16,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def connect(uri: str | None = None) -> MlflowClient:
+def connect(settings: Settings | None = None) -> MlflowClient:
     """Point MLflow at this clone's tracking server and return a client; raise ServiceError when it does not answer."""
-    settings = get_settings()
+    settings = settings or get_settings()
     # MLflow reads these when it is imported, also in a shell without `workshop config --export`.
-    exports = exports_of(settings)
-    for name in ("MAX_RETRIES", "TIMEOUT"):
-        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", exports[f"MLFLOW_HTTP_REQUEST_{name}"])
+    for name, value in MLFLOW_RETRIES.items():
+        os.environ.setdefault(name, value)
     os.environ.update(loopback_without_proxy())
     try:
-        return tracking.connect(uri or own_or_given_uri(settings))
+        return tracking.connect(own_or_given_uri(settings))
     except ServiceError as error:
         error.next_step = "workshop up" if "does not answer" in error.what else EXPORT_COMMAND
         raise

@@ -45,8 +45,9 @@ def up(services: tuple[str, ...], chapter: str | None, repro: bool) -> None:
 
         run_and_show(settings)
     if chapter:
-        from workshop.teaching import chapter_files, start_page  # imports pandas
+        from workshop.teaching import chapter_files, checkpoints, start_page  # imports pandas
 
+        checkpoints.save_first_chapter(settings, int(chapter))
         chapter_files.prepare_for(settings, int(chapter), report)
         report(f"next: {start_page.write(settings)} shows the next step")
 

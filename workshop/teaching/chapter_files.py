@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from forecast.terms.errors import PipelineError
 from workshop.exports import exports_of
 from workshop.settings import Settings, get_settings
 from workshop.teaching import exercises
-from workshop.teaching.checkpoints import CHAPTERS, STEPS, runs_of_lr, save_first_chapter, state_of
+from workshop.teaching.checkpoints import CHAPTERS, STEPS, runs_of_lr, state_of
 
 GIT_SECONDS = 60
 CELL_SECONDS = 300
@@ -91,15 +91,12 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
     temporary folder. The servers have to run. ``report`` gets a line for each thing that is made. Raises PipelineError
     when a notebook or a project fails, ServiceError when the tracking server does not answer.
     """
-    from forecast.raw.prepare import load_or_make  # imports pandera
-
     os.environ.update(exports_of(settings))  # the servers that were just started, whatever address the shell holds
     settings = get_settings()
-    save_first_chapter(settings, number)
     for chapter in CHAPTERS[: number - 1]:
         table = settings.root / chapter.folder / "germany.csv"
         if not table.exists():
-            load_or_make(table)
+            _run(["python", "-m", "forecast", "csv", table], settings.root)
             report(f"{chapter.folder}/{table.name}: made")
     if number > 2:
         _prepare_runs(settings, report)
@@ -122,7 +119,7 @@ def _prepare_runs(settings: Settings, report: Callable[[str], None]) -> None:
             _run(["jupyter", "execute", f"--timeout={CELL_SECONDS}", Path(notebook).name], folder)
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: Sequence[str | Path], folder: Path) -> None:
     """Run a program of this environment; raise PipelineError when it fails."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
@@ -131,8 +128,10 @@ def _run(command: list[str], folder: Path) -> None:
         [programs / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
+        lines = click.unstyle(done.stderr).strip().splitlines() or ["no output"]
+        start = max((number for number, line in enumerate(lines) if line.startswith("Error:")), default=-1)
         raise PipelineError(
-            f"`{' '.join(command)}` failed.",
-            value=(click.unstyle(done.stderr).strip().splitlines() or ["no output"])[-1],
+            f"`{' '.join(map(str, command))}` failed.",
+            value=lines[start:],
             next_step="workshop doctor; then the same command again, which continues where this one stopped",
         )

@@ -30,7 +30,7 @@ from mlflow_gate import Move
 
 from workshop.settings import Settings
 from workshop.teaching import exercises
-from workshop.tracking import connect, own_or_given_uri
+from workshop.tracking import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,7 +104,7 @@ def state_of(settings: Settings) -> State:
     """Return the state of this clone; asks once whether the tracking server answers."""
     server: MlflowClient | ServiceError
     try:
-        server = connect(own_or_given_uri(settings))
+        server = connect(settings)
     except ServiceError as error:
         server = error
     return State(settings.root, exercises.solved(settings), server)
