@@ -61,7 +61,12 @@ def test_capacity_is_that_of_plants():
 
 
 def test_parameters_are_allowed_and_limit_each_target():
-    """The gate has a rule for R2, mean error and lowest prediction of each target."""
-    limits = rules(read(PROJECT / FILE)["promote"])
+    """The gate has a rule for R2, mean error and lowest prediction of each target, and a rule for each limit."""
+    policy = read(PROJECT / FILE)["promote"]
+    limits = rules(policy)
     for target in problem.TARGETS:
         assert {target.metric(measure) for measure in ("r2", "bias_percent", "lowest")} <= set(limits)
+    for name in [name for name in type(policy).model_fields if name.startswith("max_") and name != "max_gain"]:
+        value = getattr(policy, name)
+        other = {key: 2 * most for key, most in value.items()} if isinstance(value, dict) else value / 2
+        assert rules(policy.model_copy(update={name: other})) != limits, f"{name} changes no rule"

@@ -1,6 +1,5 @@
 """Table to model to scores.
 
 - `models` holds the models and their search, `network` all that knows Keras: a copy may leave it out.
-- `evaluation` measures how good a model is, `scores` holds the result; `storage` logs models, and loads them without
-  running their code.
+- `evaluation` measures how good a model is; `storage` logs models, and loads them without running their code.
 """

@@ -17,7 +17,6 @@ from sklearn.base import clone
 
 from forecast import problem
 from forecast.learn.models import CapacityFactorRegressor, one_thread
-from forecast.learn.scores import Scores
 from forecast.table.features import features, inputs, last_year, targets
 from forecast.table.schema import CAPACITIES, FEATURES, QUANTITIES, RANGES, TARGETS, UNITS
 from forecast.terms import steps
@@ -167,15 +166,17 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
     return mlflow.sklearn.log_model(model, name="model", **_sklearn_options(model, weather)).model_uri
 
 
-def log_training(model: Any, example: pd.DataFrame, scores: Scores, figure: Figure, summary: Path | str) -> None:
-    """Log model, scores and figure to the active run, and write the file ``summary``, which `compare` reads."""
+def log_training(
+    model: Any, example: pd.DataFrame, metrics: dict[str, float], figure: Figure, summary: Path | str
+) -> None:
+    """Log model, metrics and figure to the active run, and write the file ``summary``, which `compare` reads."""
     import mlflow
 
     mlflow.log_figure(figure, "predicted_against_measured.html")
     run, model_uri = mlflow.active_run(), log_model(model, example)
     # After the model and by its name: MLflow asks for the history of each metric that is there before.
-    mlflow.log_metrics(scores.metrics(), model_id=model_uri.rpartition("/")[2])
-    content = {"run_id": run.info.run_id if run else None, "model_uri": model_uri} | scores.metrics()
+    mlflow.log_metrics(metrics, model_id=model_uri.rpartition("/")[2])
+    content = {"run_id": run.info.run_id if run else None, "model_uri": model_uri} | metrics
     Path(summary).parent.mkdir(exist_ok=True)
     Path(summary).write_text(json.dumps(content, indent=1) + "\n")
 
