@@ -66,7 +66,6 @@ def test_parameters_are_allowed_and_limit_each_target():
     limits = rules(policy)
     for target in problem.TARGETS:
         assert {target.metric(measure) for measure in ("r2", "bias_percent", "lowest")} <= set(limits)
-    for name in [name for name in type(policy).model_fields if name.startswith("max_") and name != "max_gain"]:
-        value = getattr(policy, name)
-        other = {key: 2 * most for key, most in value.items()} if isinstance(value, dict) else value / 2
-        assert rules(policy.model_copy(update={name: other})) != limits, f"{name} changes no rule"
+    numbers = {name: value for name, value in policy if name.startswith("max_") and isinstance(value, float)}
+    for name in numbers.keys() - {"max_gain"}:
+        assert rules(policy.model_copy(update={name: numbers[name] / 2})) != limits, f"{name} changes no rule"
