@@ -49,4 +49,4 @@ def test_public_names_are_in_the_readme(name):
 def test_a_pipeline_of_notebooks_imports_the_engine_once():
     """dvc-parallel imports it before it forks `papermill`, since papermill-dask says so; a notebook finds it there."""
     modules = imported_modules(["papermill a.ipynb b.ipynb --engine dask"], {"PATH": str(BIN)})
-    assert modules == ["papermill.__main__", "papermill_dask.client.engine"]
+    assert modules == ["papermill.__main__", "papermill_dask.client.engine:preload"]

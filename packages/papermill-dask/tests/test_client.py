@@ -16,7 +16,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, Security
 from hosts import MARK, Cluster, environment_of, marked, new_cluster, notebook
 from papermill_dask import connect
-from papermill_dask.client.engine import put_in_place
+from papermill_dask.client.output import put_in_place
 from programs import BIN, clean_environment, free_port, run_program, small_disk, wait_for
 
 
@@ -397,7 +397,7 @@ def test_file_that_may_not_be_written_to_is_left(tmp_path):
     file.write_text("old")
     file.chmod(0o444)
     user = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.getuid() == 0 else []  # root without its powers
-    program = "import sys, pathlib; from papermill_dask.client.engine import put_in_place; "
+    program = "import sys, pathlib; from papermill_dask.client.output import put_in_place; "
     program += "put_in_place(*map(pathlib.Path, sys.argv[1:]))"
     command = [*user, BIN / "python", "-c", program, new, file]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -48,10 +48,10 @@ def _scripts() -> dict[str, EntryPoint]:
 
 
 def imported_modules(lines: Iterable[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules of the console scripts among the commands, and those that packages add to these scripts."""
+    """Return the modules of the console scripts among the commands, and what packages add to preload for them."""
     names = {script.name for line in lines if (script := console_script(line, environment))}
-    entries = (*_scripts().values(), *entry_points(group="dvc_parallel.preload"))
-    return [entry.module for entry in entries if entry.name in names]
+    modules = [script.module for name, script in _scripts().items() if name in names]
+    return modules + [entry.value for entry in entry_points(group="dvc_parallel.preload") if entry.name in names]
 
 
 class Command:

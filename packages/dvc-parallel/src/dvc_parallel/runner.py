@@ -25,11 +25,16 @@ PID_BYTES = 4
 
 
 def serve() -> None:
-    """Import the modules that the arguments name; then fork a process for each socket that arrives, and `run` there."""
-    requests, modules = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
-    for module in modules:
+    """Import the modules, and call the functions (`module:function`), that the arguments name; then serve forks.
+
+    For each socket that arrives, fork a process, and `run` there.
+    """
+    requests, names = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
+    for name in names:
         with contextlib.suppress(Exception):  # a program that needs the module fails with the same error, in its log
-            importlib.import_module(module)
+            loaded = EntryPoint("", name, "").load()
+            if callable(loaded):
+                loaded()
     sys.stdout.flush()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     while numbers := socket.recv_fds(requests, 1, 1)[1]:

@@ -70,3 +70,6 @@ class Run:
         """End the notebook with all its processes."""
         if manager := getattr(self.kernel, "km", None):
             manager.kill()
+
+
+RUNS: dict[str, Run] = {}  # the notebooks that run in this worker process, by the key of their Dask task

@@ -24,8 +24,8 @@ from jupyter_client.kernelspec import NoSuchKernel
 
 from papermill_dask import compat, tracking
 from papermill_dask.config import NOTEBOOK, SECTION
+from papermill_dask.description import describe, installed_versions
 from papermill_dask.failures import LOST, EngineError, WorkerLost
-from papermill_dask.worker.notebook import describe, installed_versions, listens
 
 logger = logging.getLogger("papermill")  # the engine's lines appear among papermill's own
 CONNECT_SECONDS = 10
@@ -384,36 +384,6 @@ def _demand(client: Client) -> Iterator[bool]:
         yield has_manager
     finally:
         task.release()
-
-
-# -- contact -------------------------------------------------------------------------------------------------------
-def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
-    """Return why a worker cannot be reached; None if it can, even if the worker or the scheduler is busy."""
-
-    async def probe(dask_scheduler: Any) -> str | None:
-        # Dask sends this function by value: the scheduler need not have this package.
-        import asyncio
-        import socket
-
-        from distributed.comm.addressing import get_address_host_port
-
-        if worker not in dask_scheduler.workers:
-            return "The Dask worker that ran the notebook was lost."
-        try:
-            (await asyncio.to_thread(socket.create_connection, get_address_host_port(worker), seconds)).close()
-        except OSError:
-            return "The network to the Dask worker is cut."
-        except ValueError:  # no address of a host: a worker in the scheduler's own process
-            pass
-        return None
-
-    if client.status != "running":
-        return "The Dask scheduler was lost."
-    try:
-        return compat.ask_scheduler(client, probe, seconds + 1)
-    except (OSError, TimeoutError):
-        is_there = listens(compat.scheduler_of(client).address, seconds)
-        return None if is_there else "The network to the Dask scheduler is cut."
 
 
 def this_output(output_path: object) -> str | None:

@@ -26,7 +26,7 @@ from typing import Any
 from distributed import Client, Worker
 
 from papermill_dask import compat
-from papermill_dask.client import cluster
+from papermill_dask.client.contact import lost_contact
 from papermill_dask.client.stage import Declaration
 from papermill_dask.failures import FULL_DISK, LOST, EngineError, WorkerLost
 
@@ -106,7 +106,7 @@ def _ask(client: Client, worker: str, operation: str, *arguments: Any) -> Any:
     request = compat.run_in_loop(client, question)
     try:
         while not wait([request], WATCH_SECONDS).done:
-            if reason := cluster.lost_contact(client, worker, ANSWER_SECONDS):
+            if reason := lost_contact(client, worker, ANSWER_SECONDS):
                 raise OSError(reason)
         if isinstance(answer := request.result(), OSError):
             raise answer

@@ -1,90 +1,26 @@
-"""On the Dask worker: the task that runs a notebook, its watch, and answers to a client."""
+"""A notebook on its Dask worker: its cells, its result, and the watch that stops it."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import os
 import pickle
 import shutil
-import socket
-import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from papermill_dask import compat, tracking
 from papermill_dask.failures import LOST, EngineError, WorkerLost
-from papermill_dask.task import Run, Task
+from papermill_dask.task import RUNS, Run, Task
 
-if TYPE_CHECKING:
-    from distributed import Worker
-
-PACKAGES = ("papermill", "papermill-dask", "nbclient", "jupyter_client", "ipykernel")
 WATCH_SECONDS = 0.4
 ANSWER_SECONDS = 2.0
 SILENCE_SECONDS = 4.0  # without an answer before the scheduler's address is tried
-RUNS: dict[str, Run] = {}  # the notebooks that run in this worker process, by the key of their Dask task
 
 
-# -- answers to a client -------------------------------------------------------------------------------------------
-def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and the packages that must be equal on client and worker."""
-    versions = {"Python": "{}.{}".format(*sys.version_info)}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
-
-
-def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
-    """Return this worker's versions, kernels, notebooks and log, and whether it sees the file ``marker``."""
-    from jupyter_client.kernelspec import find_kernel_specs
-
-    rows = [
-        {"notebook": run.task.name, "cell": run.cell, "cells": len(run.task.notebook["cells"]),
-         "since": run.since, "output": run.task.output, "key": run.key, "resources": run.task.resources}
-        for run in list(RUNS.values())
-    ]  # fmt: skip
-    return {
-        "versions": installed_versions(),
-        "id": dask_worker.id,
-        "kernels": sorted(find_kernel_specs()),
-        "sees": marker is not None and Path(marker).exists(),
-        "running": rows,
-        "log": _log(),
-    }
-
-
-def _log() -> str:
-    """Return the place of this worker's log: its standard error, which is a file on many clusters."""
-    with contextlib.suppress(OSError):
-        if (file := Path("/dev/fd/2").readlink()).is_file():
-            return f"{socket.gethostname()}:{file}"
-    return f"what its process {os.getpid()} on {socket.gethostname()} wrote to its standard error"
-
-
-def listens(address: str, seconds: float) -> bool:
-    """Return whether a Dask server accepts connections; the system accepts them even if the server is busy."""
-    from distributed.comm.addressing import get_address_host_port
-
-    try:
-        socket.create_connection(get_address_host_port(address), seconds).close()
-    except OSError:
-        return False
-    except ValueError:  # no address of a host: a server in this process
-        pass
-    return True
-
-
-# -- the task ------------------------------------------------------------------------------------------------------
-def run_notebook(task: Task) -> dict[str, Any]:
-    """Run a notebook in a kernel of this worker; send the client events, whose topic is the task's key.
-
-    Their kinds: ``start`` and ``end`` of a cell, ``message`` of the kernel, ``log``. Returns the notebook's
-    ``metadata``, whether it ``failed``, a pickled ``error`` unless a cell raised it, and its MLflow ``runs``.
-    """
+def run(task: Task) -> dict[str, Any]:
+    """Run a notebook in a kernel of this worker, as `remote.run_notebook` says."""
     import distributed
 
     from papermill_dask.worker.warm_up import warm_up
@@ -96,17 +32,17 @@ def run_notebook(task: Task) -> dict[str, Any]:
     key = str(worker.get_current_task())
     # This thread only waits for the kernel: free it, so that the notebook can send work to this worker.
     distributed.secede()
-    run = RUNS[key] = Run(key, task, worker)
+    notebook = RUNS[key] = Run(key, task, worker)
     over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(run, over), name=f"watch-{key}", daemon=True)
+    watch = threading.Thread(target=_watch, args=(notebook, over), name=f"watch-{key}", daemon=True)
     watch.start()
     try:
-        return _run_cells(run)
+        return _run_cells(notebook)
     finally:
         over.set()
         watch.join()
         del RUNS[key]
-        if run.stopped and task.is_scratch:  # the client, which would remove it, may be gone
+        if notebook.stopped and task.is_scratch:  # the client, which would remove it, may be gone
             shutil.rmtree(Path(task.folder).parent, ignore_errors=True)
 
 
@@ -172,7 +108,7 @@ def _watch(run: Run, over: threading.Event) -> None:
             except (OSError, TimeoutError, RuntimeError):  # no network, a busy scheduler, or a closed event loop
                 # A missing answer is no proof: another task may block this worker's own event loop.
                 is_silent = time.monotonic() - answer_time > SILENCE_SECONDS
-                is_away = is_silent and not listens(run.worker.scheduler.address, ANSWER_SECONDS)
+                is_away = is_silent and not compat.listens(run.worker.scheduler.address, ANSWER_SECONDS)
                 reason = "the scheduler is out of reach" if is_away else None
             if reason:
                 run.stopped = EngineError("The notebook was stopped on its worker.", value=reason)

@@ -1,0 +1,54 @@
+"""A worker's description of itself: versions, kernels, notebooks that run, and log; its client compares them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from papermill_dask.task import RUNS
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+PACKAGES = ("papermill", "papermill-dask", "nbclient", "jupyter_client", "ipykernel")
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and the packages that must be equal on client and worker."""
+    versions = {"Python": "{}.{}".format(*sys.version_info)}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
+    """Return this worker's versions, kernels, notebooks and log, and whether it sees the file ``marker``."""
+    from jupyter_client.kernelspec import find_kernel_specs
+
+    rows = [
+        {"notebook": run.task.name, "cell": run.cell, "cells": len(run.task.notebook["cells"]),
+         "since": run.since, "output": run.task.output, "key": run.key, "resources": run.task.resources}
+        for run in list(RUNS.values())
+    ]  # fmt: skip
+    return {
+        "versions": installed_versions(),
+        "id": dask_worker.id,
+        "kernels": sorted(find_kernel_specs()),
+        "sees": marker is not None and Path(marker).exists(),
+        "running": rows,
+        "log": _log(),
+    }
+
+
+def _log() -> str:
+    """Return the place of this worker's log: its standard error, which is a file on many clusters."""
+    with contextlib.suppress(OSError):
+        if (file := Path("/dev/fd/2").readlink()).is_file():
+            return f"{socket.gethostname()}:{file}"
+    return f"what its process {os.getpid()} on {socket.gethostname()} wrote to its standard error"
