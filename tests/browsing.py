@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
+from dashboard import pages
 from forecast.problem import REGISTERED_MODEL
 from forecast.tracking import PRODUCTION
 from mlflow import MlflowClient
@@ -14,10 +15,7 @@ from places import dashboard, health_of  # noqa: F401 - with the rest
 from playwright.sync_api import Browser, sync_playwright
 from workplace import required
 
-PAGES = {
-    "/": "Predicted and measured", "/over-time": "Over time", "/what-if": "What if", "/your-weather": "Your inputs",
-    "/model": "Model", "/data": "Data",
-}  # fmt: skip
+PAGES = dict(zip(["/", *pages.PATHS[2:]], (page.TITLE for page in pages.PAGES), strict=True))
 ALIAS_SECONDS = 20.0  # from the alias's move to every open page; 5 s on a quiet machine
 FAULT = re.compile("Error|Content Security Policy")  # in what a browser's console says
 # Notes how far things jump without a reader's doing.

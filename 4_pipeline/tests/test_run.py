@@ -98,15 +98,17 @@ def test_gate_refuses_what_breaks_a_limit(judged):
 
 @pytest.mark.skipif(not (PROJECT / "dashboard" / "app.py").exists(), reason="the dashboard was deleted")
 def test_pages_of_the_dashboard_are_made(judged):
-    """With data and a model in production each page is there, and names the problem."""
+    """With data and a model in production the page of each module is there, and names the problem."""
     from dashboard import layout
     from dashboard.follower import Snapshot
-    from dashboard.pages import PATHS
+    from dashboard.pages import PAGES, PATHS
     from dashboard.predictions import Champion
 
     model, test, _ = judged
     move = Move(1, "promoted", "1", when="2026-11-20T10:00:00+00:00", scores={"r2": 0.9})
     production = Production(name=problem.REGISTERED_MODEL, version="1", run_id="a1", model_uri="models:/a/1", move=move)
     served = {"frame": test, "predictions": model.predict_with_band(test), "max_bias_percent": 5.0}
+    files = (PROJECT / "dashboard" / "pages").glob("[!_]*.py")
+    assert {file.stem for file in files} == {page.__name__.rpartition(".")[2] for page in PAGES}
     for path in PATHS:
         assert problem.TITLE in str(layout.whole_page(Snapshot(True, Champion(production, model), **served), path))

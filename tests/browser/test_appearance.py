@@ -64,10 +64,11 @@ def test_pages_are_reached_by_links_keyboard_and_history(browser, url):
             expect(page).to_have_title(f"{title} · Solar and wind power")
             expect(page.locator("nav [aria-current=page]")).to_have_text(title)
             assert page.url == url + path
+        *_, before, last = PAGES.values()
         page.go_back()
-        expect(page).to_have_title("Model · Solar and wind power")
+        expect(page).to_have_title(f"{before} · Solar and wind power")
         page.go_forward()
-        expect(page).to_have_title("Data · Solar and wind power")
+        expect(page).to_have_title(f"{last} · Solar and wind power")
         assert page.evaluate("window.stillTheSamePage")
 
 

@@ -70,7 +70,7 @@ def model():
     import pandas as pd
     from sklearn.linear_model import LinearRegression
 
-    weather = pd.DataFrame([[0.0] * 4, [1.0] * 4], columns=FEATURES)
+    weather = pd.DataFrame([[0.0] * len(FEATURES), [1.0] * len(FEATURES)], columns=FEATURES)
     return LinearRegression().fit(weather, pd.DataFrame([[0.0] * 2, [1.0] * 2], columns=TARGETS))
 
 

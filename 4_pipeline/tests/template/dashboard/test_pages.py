@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from dashboard import layout
 from dashboard.follower import Fault
-from dashboard.pages import what_if
+from dashboard.pages import PATHS, what_if
 from dashboard.record import Record
 from forecast.show import monitoring
 
@@ -33,7 +33,7 @@ def test_pages_are_made_of_any_address(made, url):
     assert made(url)
 
 
-@pytest.mark.parametrize("path", ["/", "/over-time", "/what-if", "/your-weather", "/model", "/data", "/no-such"])
+@pytest.mark.parametrize("path", [*PATHS, "/no-such"])
 @pytest.mark.parametrize("missing", ["frame", "model", "both", "all"])
 def test_pages_are_made_of_what_there_is(made, path, missing):
     """Without data, without a model, and before anybody has looked, each page is there and says so."""

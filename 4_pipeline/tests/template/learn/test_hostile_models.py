@@ -34,7 +34,7 @@ def good(tmp_path_factory):
     import mlflow
 
     folder = tmp_path_factory.mktemp("good") / "line"
-    weather = pd.DataFrame(np.random.default_rng(0).random((20, 4)), columns=FEATURES)
+    weather = pd.DataFrame(np.random.default_rng(0).random((20, len(FEATURES))), columns=FEATURES)
     line = LinearRegression().fit(weather, weather.to_numpy()[:, :2])
     mlflow.sklearn.save_model(line, folder, skops_trusted_types=[*TRUSTED_TYPES], pip_requirements=[])
     load_folder(folder, "good")

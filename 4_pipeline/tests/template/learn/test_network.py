@@ -61,7 +61,7 @@ def test_network_comes_back_as_it_was(saved, later_hours):
 
 def test_plain_network_comes_back_as_it_was(good):
     """One that the chapters log, from weather to power, predicts the same; the pipeline logs none."""
-    hours = pd.DataFrame(np.random.default_rng(0).random((8, 4)), columns=FEATURES)
+    hours = pd.DataFrame(np.random.default_rng(0).random((8, len(FEATURES))), columns=FEATURES)
     plain = load_folder(good, "good")
     assert np.array_equal(plain.predict(hours), plain.fitted.predict(hours.to_numpy("float32"), verbose=0))
     with pytest.raises(ModelError, match=r"expected: +a `CapacityFactorNetwork`"):
