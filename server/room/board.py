@@ -221,7 +221,8 @@ async def guard_disks(was_short: bool) -> bool:
         person = max(people.values(), key=lambda person: (MIN_GROWTH <= person.growth < float("inf"), person.growth))
         if person.growth >= MIN_GROWTH:
             if person.greedy > begun - 60:
-                person.before = person.taken  # who comes back to delete files is not ended again
+                if person.disk_MB is not None:
+                    person.before = person.taken  # who comes back to delete files is not ended again
                 await run(PERSON, "leave", person.name)
                 if person.user["servers"]:  # or a log-in finds, for half a minute, a page whose server is gone
                     await ask_hub(f"users/{person.name}/server", "DELETE")
