@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import dask.config
 import pytest
 from papermill_dask import EngineError
-from papermill_dask.config import NotebookOptions
+from papermill_dask.config import OPTIONS, SECTION, NotebookOptions
 
 
 def test_options_are_those_of_the_first_that_says_so():
@@ -26,6 +27,7 @@ def test_options_are_those_of_the_first_that_says_so():
         ("retries", -1),
         ("retries", "many"),
         ("resources", "GPU"),
+        ("retries", float("inf")),
         ("dep", "a"),
         ("skip_tags", "slow, injected-parameters"),
     ],
@@ -35,6 +37,13 @@ def test_options_that_make_no_sense_are_refused(option, value):
     with pytest.raises(EngineError, match=f"option `{option}` cannot be used") as caught:
         NotebookOptions.of({}, {option: value})
     assert str(value) in str(caught.value)
+
+
+def test_each_option_is_explained():
+    """README and `papermill_dask.yaml` have each option."""
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+    assert [name for name in OPTIONS if f"`{name}`" not in readme] == []
+    assert {name.replace("_", "-") for name in OPTIONS} <= dask.config.get(SECTION).keys()
 
 
 def test_public_names_are_there_and_load_nothing_before_they_are_used():

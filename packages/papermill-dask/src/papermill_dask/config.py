@@ -66,7 +66,7 @@ class NotebookOptions:
             try:
                 if value is not None:
                     options[name] = readers[name](value)
-            except (KeyError, ValueError, TypeError, AttributeError) as error:
+            except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
                 is_option = name in readers
                 raise EngineError(
                     f"The notebook's option `{name}` cannot be used.",

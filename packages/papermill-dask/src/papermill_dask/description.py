@@ -33,7 +33,7 @@ def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
 
     rows = [
         {"notebook": run.task.name, "cell": run.cell, "cells": len(run.task.notebook["cells"]),
-         "since": run.since, "output": run.task.output, "key": run.key, "resources": run.task.resources}
+         "since": run.since, "output": run.task.output, "key": run.key, "resources": run.task.engine_options.resources}
         for run in list(RUNS.values())
     ]  # fmt: skip
     return {

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from papermill_dask.config import NotebookOptions
 from papermill_dask.failures import EngineError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Task:
 
     ``notebook`` is the nbformat document, ``options`` are the arguments of papermill's notebook client, and ``worker``
     is the id of its worker. The kernel runs in ``folder`` and sees ``environment`` on top of the worker's own.
-    ``is_scratch``: the folder is for this notebook alone. ``output`` names the output, ``resources`` are Dask's.
+    ``is_scratch``: the folder is for this notebook alone. ``output`` names the output.
     """
 
     notebook: dict[str, Any]
@@ -32,7 +33,7 @@ class Task:
     folder: str
     environment: dict[str, str]
     output: str | None = None
-    resources: dict[str, float] = field(default_factory=dict)
+    engine_options: NotebookOptions = field(default_factory=NotebookOptions)
     is_scratch: bool = False
 
 

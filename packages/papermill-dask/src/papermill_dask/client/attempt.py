@@ -78,7 +78,7 @@ class Attempt:
             folder=str(Path.cwd()),
             environment=self.environment,
             output=cluster.this_output(executed.output_path),
-            resources=options.resources,
+            engine_options=options,
         )
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.runs: list[dict[str, Any]] = []  # the notebook's MLflow runs, once it has ended
