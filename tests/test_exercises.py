@@ -206,7 +206,8 @@ ANSWERS = [
     ("2.2", {"12": 25, "6": 22}, "'12' is not among"), ("2.2", {12: 1.0, 6: 0.88}, "do not divide"),
     ("2.2", {12: 0, 6: 3}, "whose wins"), ("2.2", {12: 25, 6: 22}, "solved"),
     ("3.1", SimpleNamespace(run_id=""), "a text"), ("3.2", "0" * 32, "the pair"), ("4.1", "split", "a set of names"),
-    ("3a", 0.0016, "in place of all", SimpleNamespace(), ...), ("4.1", np.array([*exercises.BELOW]), "solved"),
+    ("3a", 0.0016, "in place of all", SimpleNamespace(), ...),
+    ("4.1", np.array([*exercises.below_split(get_settings())]), "solved"),
 ]  # fmt: skip
 
 

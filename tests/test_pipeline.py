@@ -25,7 +25,7 @@ STAGES = [
     "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
     "compare", "promote", "report",
 ]  # fmt: skip
-TRAINING = {"train_linreg", "train_rf", "train_keras", "train_gradient_boosting"}
+TRAINING = {stage for stage in STAGES if stage.startswith("train_")}
 
 
 def dvc(place: Servers, *words: str, **options):

@@ -147,7 +147,7 @@ class Validation:
 
 def number(value: float) -> str:
     """Return a number for people: whole ones whole, others with three digits."""
-    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value % 1 == 0 or abs(value) >= 1000 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
