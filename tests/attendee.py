@@ -51,4 +51,5 @@ class Attendee:
         """Check that what happens in the block ticks these steps, and no other."""
         yield
         before, self.known = self.known, self.ticked()
-        assert self.known - before == set(titles)
+        ticked = self.known - before
+        assert ticked == set(titles), ticked
