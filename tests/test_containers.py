@@ -24,8 +24,8 @@ NETWORK = re.compile(r"(SSL_CERT|PIP_|UV_|https?_proxy|no_proxy|REQUESTS_CA)", r
 # -- formats -----------------------------------------------------------------------------------------------------------
 def test_devcontainer_forwards_the_ports_that_the_servers_take():
     """JupyterLab's and the pages', each with a label; VS Code recommends its extensions; the Python is promised."""
-    fields = Settings.model_fields
-    pages = {fields[f"{name}_port"].default for name in ("mlflow", "dask_dashboard", "dashboard")}
+    ports = {name: field.default for name, field in Settings.model_fields.items() if name.endswith("_port")}
+    pages = {port for name, port in ports.items() if name not in ("ftp_port", "dask_port")}
     assert set(DEVCONTAINER["forwardPorts"]) == {8888, *pages}
     assert {int(port) for port in DEVCONTAINER["portsAttributes"]} == {8888, *pages}
     recommended = json.loads((ROOT / ".vscode" / "extensions.json").read_text())["recommendations"]

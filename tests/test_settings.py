@@ -10,7 +10,7 @@ from forecast.terms import errors
 from workplace import ROOT, clean_environment, environment_of
 
 from workshop.exports import exports_of
-from workshop.settings import find_root, get_settings
+from workshop.settings import Settings, find_root, get_settings
 
 
 @pytest.fixture
@@ -27,6 +27,15 @@ def test_root_is_the_clone_one_stands_in(root):
     """Commands typed in a clone act on that clone, whichever the package was installed from."""
     assert find_root(root / "4_pipeline") == root
     assert find_root(root.parent) == ROOT
+
+
+def test_example_of_dotenv_and_table_of_ports_have_each_port():
+    """A server's port is in `.env.example` with its default, and in the README of the servers."""
+    example, page = (ROOT / ".env.example").read_text(), (ROOT / "server" / "README.md").read_text()
+    for name, field in Settings.model_fields.items():
+        if name.endswith("_port"):
+            assert f"# WORKSHOP_{name.upper()}={field.default}\n" in example
+            assert str(field.default) in page
 
 
 def test_settings_order_is_running_then_environment_then_dotenv(root, monkeypatch):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 SETTINGS.append("WORKSHOP_")  # hidden by `clean_environment`, too
-PORTS = ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD", "DASHBOARD")
+PORTS = [name.removesuffix("_port").upper() for name in Settings.model_fields if name.endswith("_port")]
 PASSIVE_PORTS = 40
 # Folders for temporary files that another user may make first, by the names that Dask and others would choose.
 TAKEN = ["dask-scratch-space", *(f"{name}-{os.getuid()}" for name in ("dask-scratch-space", "papermill-dask"))]

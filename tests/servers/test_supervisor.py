@@ -38,7 +38,7 @@ with Client(os.environ["DASK_SCHEDULER_ADDRESS"]) as client:
     data = client.scatter(bytes(20_000_000), broadcast=True)
     print(client.submit(len, data).result())
 """
-NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
+NAMES = {service.name for service in SERVICES}
 
 
 def status(place: Servers) -> dict[str, dict]:
