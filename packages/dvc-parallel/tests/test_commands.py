@@ -20,7 +20,11 @@ from repositories import ENVIRONMENT, read
 
 # A console script that runs the file that it is given; it imports more than a program needs to fork.
 SCRIPT = """
-import colorsys, multiprocessing, runpy, sys
+import colorsys, multiprocessing, os, runpy, sys
+made_by = None
+def make():
+    global made_by
+    made_by = os.getpid()
 def main():
     sys.argv = sys.argv[1:]
     return runpy.run_path(sys.argv[0], run_name="program").get("code")
@@ -56,6 +60,7 @@ PROGRAMS = {
     "error": "1 / 0",
     "no module": "import nothing_of_this_name",
 }
+ENTRIES = "[console_scripts]\nrun-file = run_file:main\n[dvc_parallel.preload]\nrun-file = run_file:make\n"
 LINE = """run-file program.py a 'b "*' "c: 'd" e"f g"''"""
 RUN = """
 import sys
@@ -63,7 +68,7 @@ from pathlib import Path
 import os
 from dvc_parallel.commands import Commands
 commands = Commands(lines=["run-file x"])
-assert commands.modules == ["run_file"]
+assert commands.modules == ["run_file", "run_file:make"]
 code = commands.start(sys.argv[1], ".", dict(os.environ), Path("log")).wait()
 commands.close()
 sys.exit(code)
@@ -80,7 +85,7 @@ def python(tmp_path_factory) -> Path:
     (site / "run_file.py").write_text(SCRIPT)
     (site / "run_file-1.dist-info").mkdir()
     (site / "run_file-1.dist-info" / "METADATA").write_text("Name: run-file\nVersion: 1\n")
-    (site / "run_file-1.dist-info" / "entry_points.txt").write_text("[console_scripts]\nrun-file = run_file:main\n")
+    (site / "run_file-1.dist-info" / "entry_points.txt").write_text(ENTRIES)
     script = folder / "bin" / "run-file"
     lines = [f"#!{script.with_name('python')}", "import sys", "from run_file import main"]
     script.write_text("\n".join([*lines, "if __name__ == '__main__':", "    sys.exit(main())"]))
@@ -145,6 +150,16 @@ def test_forked_program_does_what_it_does_in_a_shell(python, tmp_path, program):
         )
         (tmp_path / "log").replace(tmp_path / f"log{len(outputs)}")
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux alone")
+def test_function_of_a_package_is_called_before_the_fork(python, tmp_path):
+    """A program finds what `module:function` made, in the process that it is forked from."""
+    program = "import os, run_file\ncode = int(run_file.made_by in (None, os.getpid()))"
+    (tmp_path / "program.py").write_text(program)
+    environment = ENVIRONMENT | {"PATH": f"{python.parent}:{ENVIRONMENT['PATH']}"}
+    done = subprocess.run([python, "-c", RUN, LINE], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, read(tmp_path / "log")
 
 
 def test_shell_command_is_not_changed_by_being_watched(commands, tmp_path):
