@@ -10,6 +10,7 @@ import pytest
 import requests
 import yaml
 from forecast.govern.gate import Registry
+from forecast.terms.parameters import trainings
 from walk import Walk, blocks
 from workplace import BIN, PERSON, ROOT, environment_of, git, wait_for
 
@@ -100,9 +101,7 @@ def test_plot_shows_both_states(walked, servers):
     """What JupyterLab is to draw: every model's score at the last commit and now, on an axis from 0 to 1."""
     plot = json.loads((servers.pipeline / "results" / "scores.vl.json").read_text())
     bars = {(row["model"], row["rev"]) for row in plot["data"]["values"]}
-    stages = yaml.safe_load((servers.pipeline / "dvc.yaml").read_text())["stages"]
-    models = {stage for stage in stages if stage.startswith("train_")}
-    assert bars == {(model, rev) for model in models for rev in ("HEAD", "workspace")}
+    assert bars == {(model, rev) for model in trainings(servers.pipeline) for rev in ("HEAD", "workspace")}
     assert plot["encoding"]["x"]["scale"]["domain"] == [0, 1]
     assert "rev" in [layer["encoding"].get("text", {}).get("field") for layer in plot["layer"]]  # without colour, too
     graph = (servers.pipeline / "results" / "dag.md").read_text()

@@ -17,11 +17,11 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
 from forecast.govern import gate
 from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
 from forecast.terms.errors import PipelineError
 from forecast.terms.files import write_atomically
+from forecast.terms.parameters import trainings
 from forecast.tracking import PRODUCTION, STAGE_TAG
 from papermill_dask import COMMIT_TAG
 
@@ -461,8 +461,7 @@ def project_run(answer: Any, entry_point: str = "main") -> Run:
 # -- chapter 4 -------------------------------------------------------------------------------------------------------
 def below_split(settings: Settings) -> set[str]:
     """Return the stages that a change of `split` reaches."""
-    stages = yaml.safe_load((settings.pipeline / "dvc.yaml").read_text())["stages"]
-    return {name for name in stages if name.startswith("train_")} | {"split", "compare", "promote", "report"}
+    return {"split", *trainings(settings.pipeline), "compare", "promote", "report"}
 
 
 def _touched_stages(answer: set[str]) -> None:
