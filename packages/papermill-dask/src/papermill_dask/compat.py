@@ -104,6 +104,19 @@ def forget(client: Client, topic: str) -> None:
         run_in_loop(client, client._run_on_scheduler(forget))
 
 
+def listens(address: str, seconds: float) -> bool:
+    """Return whether a Dask server accepts connections; the system accepts them even if the server is busy."""
+    from distributed.comm.addressing import get_address_host_port
+
+    try:
+        socket.create_connection(get_address_host_port(address), seconds).close()
+    except OSError:
+        return False
+    except ValueError:  # no address of a host: a server in this process
+        pass
+    return True
+
+
 # -- papermill and nbclient ----------------------------------------------------------------------------------------
 def folder_of_papermills_files() -> str | None:
     """Return the folder in which papermill writes files with a relative path; None without `--cwd`."""
@@ -199,16 +212,3 @@ def run_last_handlers() -> None:
     """Wait for threads and call the handlers of `atexit`, as the interpreter does at its end."""
     threading._shutdown()  # type: ignore[attr-defined] # private
     atexit._run_exitfuncs()
-
-
-def listens(address: str, seconds: float) -> bool:
-    """Return whether a Dask server accepts connections; the system accepts them even if the server is busy."""
-    from distributed.comm.addressing import get_address_host_port
-
-    try:
-        socket.create_connection(get_address_host_port(address), seconds).close()
-    except OSError:
-        return False
-    except ValueError:  # no address of a host: a server in this process
-        pass
-    return True
