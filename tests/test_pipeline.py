@@ -233,7 +233,7 @@ def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
         if not temporary:
             decision = json.loads((restored.pipeline / "results" / "decision.json").read_text())
             assert (decision["promoted"], decision["experiment"]) == (True, "lower")
-            assert "nothing moves: the experiment lower of DVC" in decision["words"]
+            assert "the alias stays: this is the DVC experiment lower" in decision["words"]
     finally:
         restored.run(BIN / "mlflow-gate", "rollback", "--why", "the test is over", cwd=restored.pipeline)
         dvc(restored, "exp", "remove", "lower")
@@ -323,7 +323,7 @@ def test_what_is_in_production_has_learned_all_hours(in_workplace):
     test = processed.read(in_workplace.pipeline / "data" / "test.parquet")
     judged, refitted = (Registry().load(uri) for uri in (now.evaluated.model_uri, now.model_uri))
     r2 = [evaluation.score(test, model.predict(test)).r2 for model in (judged, refitted)]
-    assert r2[0] == pytest.approx(decision["candidate"]["metrics"]["r2"]) == pytest.approx(now.move.figure, abs=1e-6)
+    assert r2[0] == pytest.approx(decision["candidate"]["metrics"]["r2"]) == pytest.approx(now.move.value, abs=1e-6)
     assert r2[1] > r2[0]  # it has learned these hours
 
 

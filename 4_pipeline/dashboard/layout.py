@@ -88,7 +88,7 @@ def model(snapshot: Snapshot) -> list:
     if snapshot.champion is None:
         return [html.Span("no model yet" if snapshot.is_ready else LOADING, id="model-version")]
     production, comparison = snapshot.champion.production, snapshot.comparison
-    figure, hours = production.move.figure, production.move.rows_judged
+    figure, hours = production.move.value, production.move.held_out_rows
     score = "not recorded" if figure is None else f"{figure:.3f}"
     badge = BADGES.get(snapshot.move.action) if snapshot.move else None
     others = comparison.r2_without_model if comparison else {}

@@ -20,7 +20,7 @@ from forecast.table import schema
 from forecast.table.features import derive, inputs, targets
 from forecast.table.split import by_alternate_weeks, split_by_time
 from forecast.terms.parameters import FILE, read_stage
-from mlflow_gate import Contest, Evaluation, Move, Production, decide
+from mlflow_gate import Comparison, Evaluation, Move, Production, decide
 from places import PROJECT
 from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -65,8 +65,8 @@ def judged(table):
 def decision_on(scores, **changes):
     """Return what the gate decides on scores, with some facts changed, if nothing is in production."""
     policy = section("promote")
-    contest = Contest("r2", **policy.model_dump(include={"min_gain", "near_tie", "alpha", "max_gain"}))
-    return decide(Evaluation(replace(scores, **changes)), None, rules(policy), contest)
+    comparison = Comparison("r2", **policy.model_dump(include={"min_gain", "near_tie", "alpha", "max_gain"}))
+    return decide(Evaluation(replace(scores, **changes)), None, rules(policy), comparison)
 
 
 def test_data_become_the_table(table):

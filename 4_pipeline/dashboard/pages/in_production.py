@@ -128,7 +128,7 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
             move.action,
             parts.readable_time(move.when),
             ": ".join(filter(None, (move.who, move.why or move.reason))) or "not recorded",
-            f"{_score(move.scores)} {move.rows_judged}",
+            f"{_score(move.scores)} {move.held_out_rows}",
             _score(move.replaced_scores) if move.replaced or move.replaced_scores else "none",
         ]
         for move in reversed(history)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow_gate
 import pandas as pd
-from mlflow_gate import Contest, Link, Production, Rule
+from mlflow_gate import Comparison, Link, Production, Rule
 from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG, PAGE_TAG
 
 from forecast import problem, tracking
@@ -57,9 +57,9 @@ class Gate(mlflow_gate.Gate):
         def limits() -> Promote:
             return policy or read_stage(folder / FILE, "promote")
 
-        def contest() -> Contest:
+        def comparison() -> Comparison:
             fields = {"min_gain", "near_tie", "alpha", "max_gain"}
-            return Contest("r2", name="R2", **limits().model_dump(include=fields))
+            return Comparison("r2", name="R2", **limits().model_dump(include=fields))
 
         def evaluate(model: Any, rows: pd.DataFrame) -> mlflow_gate.Scores:
             from forecast.learn.evaluation import judge  # imports scikit-learn
@@ -75,7 +75,7 @@ class Gate(mlflow_gate.Gate):
             evaluate,
             hours,
             lambda: rules(limits()),
-            contest,
+            comparison,
             lambda run, model_uri: _refit(run, model_uri) if limits().refit else None,
             candidate=folder / "results" / "candidate.json",
         )

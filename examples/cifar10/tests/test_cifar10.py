@@ -161,7 +161,7 @@ def test_gate_knows_which_images_were_learned(trained):
     learned = "a = dict(np.load('arrays.npz')); a['test_keys'][0] = a['train_keys'][0]; np.savez('arrays.npz', **a)"
     refused = trained.type(f'python -c "import numpy as np; {learned}"; mlflow-gate promote')
     trained.type("dvc checkout -q --force arrays.npz")
-    assert "it would be refused: held-out rows: it learned from 1 of 360" in refused
+    assert "it would be refused: held-out rows: it was trained on 1 of 360" in refused
 
 
 def test_image_of_both_parts_is_left_out_of_the_test(tmp_path, monkeypatch):

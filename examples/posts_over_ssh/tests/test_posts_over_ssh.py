@@ -69,7 +69,7 @@ def test_mlflow_has_one_run_a_pipeline_with_nested_stages(typed):
 
 
 def test_better_model_is_promoted_and_the_same_again_stays(typed):
-    """The forest came first, the linear model beat it, and again it is in production already."""
+    """The forest came first, the linear model beat it, and again it is already in production."""
     alice = typed.alice
     forest = json.loads(alice.types("git show HEAD~1:./results/decision.json"))
     assert forest["reason"] == "promoted: all rules passed, nothing was in production yet"

@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import sklearn
-from mlflow_gate import Contest, Gate, Registry, Scores, log_learned
+from mlflow_gate import Comparison, Gate, Registry, Scores, log_learned
 from sklearn.dummy import DummyRegressor
 
 BLOCK_ROWS = 12
@@ -43,8 +43,8 @@ def train_models(*constants: float, learned: Iterable[Any] | None = LEARNED, **d
 
 
 def make_gate(name: str = "models", **options: Any) -> Gate:
-    """Return a gate that allows errors to 5, with a contest with near-ties to 0.01."""
+    """Return a gate that allows errors to 5, with a comparison with near-ties to 0.01."""
     of_registry = {key: options.pop(key) for key in ("load", "decision", "time_limit") if key in options}
-    contest = Contest("mae", higher_is_better=False, near_tie=0.01)
-    gate = {"evaluate": evaluate, "held_out": HELD_OUT, "rules": {"mae": {"max": 5}}, "contest": contest}
+    comparison = Comparison("mae", higher_is_better=False, near_tie=0.01)
+    gate = {"evaluate": evaluate, "held_out": HELD_OUT, "rules": {"mae": {"max": 5}}, "comparison": comparison}
     return Gate(Registry(name, **of_registry), **(gate | options))

@@ -8,27 +8,27 @@ from pathlib import Path
 
 import pytest
 from mlflow_gate.cli import main
-from mlflow_gate.keys import Keys, hash_of
+from mlflow_gate.keys import Keys, hash_rows
 from models import HELD_OUT, make_gate, train
 
-JUDGE = """
+MODULE = """
 import models
 gate = models.make_gate("{name}", candidate="candidate.json", decision="decision.json")
 wrong = 3
 def broken(): return models.make_gate("{name}", rules={{"r2": {{}}}})
 """
-SETTINGS = '[tool.mlflow-gate]\ngate = "judge:gate"\n'
+SETTINGS = '[tool.mlflow-gate]\ngate = "gate:gate"\n'
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys, name):
     """Return a function that runs a command in a folder with settings, and checks its exit code."""
-    Path(tmp_path / "judge.py").write_text(JUDGE.format(name=name))
+    Path(tmp_path / "gate.py").write_text(MODULE.format(name=name))
     Path(tmp_path / "pyproject.toml").write_text(SETTINGS)
     monkeypatch.chdir(tmp_path)
 
     def call(*words: str, code: int = 0):
-        monkeypatch.delitem(sys.modules, "judge", raising=False)
+        monkeypatch.delitem(sys.modules, "gate", raising=False)
         with pytest.raises(SystemExit) as ended:
             main(words)
         printed = capsys.readouterr()
@@ -41,9 +41,9 @@ def run(tmp_path, monkeypatch, capsys, name):
 def test_commands_tell_a_story(run, name):
     """Each command does what its help says, and the exit code of a refusal is 3."""
     gate, runs = make_gate(name), [train(1.0), train(0.5), train(2.0)]
-    assert f"Nothing of {name} was ever in production. Next: mlflow-gate promote" in run("history").out
+    assert f"No version of {name} was ever in production. Next: mlflow-gate promote" in run("history").out
     output = run("promote", runs[0], "--dry-run").out
-    assert "dry run, nothing is changed; promoted: all rules passed" in output
+    assert "dry run, nothing changed; promoted: all rules passed" in output
     assert gate.registry.production() is None
     Path("candidate.json").write_text(json.dumps({"run_id": runs[0]}))
     run("promote", "--why", "the first")
@@ -58,7 +58,7 @@ def test_commands_tell_a_story(run, name):
     assert "was never in production" in run("rollback", name, "--to", "9", code=1).err
     lines = run("history", name).out.splitlines()
     assert len(lines) == 5
-    assert f"0.5000 (rows {hash_of(HELD_OUT, Keys.of(HELD_OUT))})" in lines[-1]
+    assert f"0.5000 (rows {hash_rows(HELD_OUT, Keys.of(HELD_OUT))})" in lines[-1]
     moves = json.loads(run("history", "--json").out)
     assert [move["action"] for move in moves] == ["promoted", "promoted", "forced", "rolled back"]
     assert [move["why"] for move in moves] == ["the first", "", "a test", "worse"]
@@ -80,21 +80,21 @@ def test_settings_are_searched_upwards(run, name, monkeypatch):
     """A command in a subfolder uses the settings above, and the options of the command line come first."""
     Path("deep/er").mkdir(parents=True)
     monkeypatch.chdir("deep/er")
-    assert f"{name}: nothing is in production" in run("status").out
-    assert "other: nothing is in production" in run("status", "other").out
-    assert f"{name}: nothing" in run("status", "--gate", "judge:gate").out
+    assert f"{name}: no version is in production" in run("status").out
+    assert "other: no version is in production" in run("status", "other").out
+    assert f"{name}: no version" in run("status", "--gate", "gate:gate").out
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ("", "No registered model is named."),
+        ("", "No registered model specified."),
         ("[tool.mlflow-gate\n", "pyproject.toml cannot be read"),
-        (SETTINGS.replace("judge:", "judge_x:"), "No module named 'judge_x'"),
-        (SETTINGS.replace(":gate", ":wrong"), "judge:wrong is no gate"),
-        (SETTINGS.replace("\ngate", "\nregistry"), "cannot be used"),
+        (SETTINGS.replace("gate:", "gate_x:"), "No module named 'gate_x'"),
+        (SETTINGS.replace(":gate", ":wrong"), "gate:wrong is not a gate"),
+        (SETTINGS.replace("\ngate", "\nregistry"), "has invalid settings"),
         (SETTINGS.replace(":gate", ":broken"), "give min, max or both"),
-        (SETTINGS.replace('"judge:gate"', "3"), "cannot be used"),
+        (SETTINGS.replace('"gate:gate"', "3"), "has invalid settings"),
     ],
 )
 def test_settings_that_cannot_be_used_are_explained(run, settings, words):
@@ -108,16 +108,16 @@ def test_candidate_file_that_cannot_be_used_is_explained(run, content):
     """A file that is missing or names no run is an error with what is expected."""
     if content is not None:
         Path("candidate.json").write_text(content)
-    assert "a run's id of 32 characters, or a JSON file with run_id" in run("promote", code=1).err
-    assert "There is no such run" in run("promote", "0" * 32, code=1).err
+    assert "a run id of 32 characters, or a JSON file with run_id" in run("promote", code=1).err
+    assert "The run does not exist" in run("promote", "0" * 32, code=1).err
 
 
 def test_misuse_and_dead_servers_are_told_apart(run, monkeypatch):
     """An unknown option is exit 2; a server that does not answer is exit 1, with the next step and no password."""
     assert "No such option" in run("history", "--unknown", code=2).err
     Path("pyproject.toml").unlink()
-    assert "No gate is named" in run("promote", "1", code=1).err
-    assert "Name a CANDIDATE" in run("promote", "--gate", "models:make_gate", code=2).err
+    assert "No gate specified" in run("promote", "1", code=1).err
+    assert "CANDIDATE is missing" in run("promote", "--gate", "models:make_gate", code=2).err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     printed = run("history", "models", code=1).err
     assert "set MLFLOW_TRACKING_URI" in printed

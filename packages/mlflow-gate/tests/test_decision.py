@@ -1,4 +1,4 @@
-"""Rules, the contest and the decision, without a server."""
+"""Rules, the comparison and the decision, without a server."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pickle
 import random
 
 import pytest
-from mlflow_gate import ConfigError, Contest, Evaluation, ModelError, Scores, decide
-from mlflow_gate.contest import PAIRED_TEST, p_value
-from mlflow_gate.rules import judge, read_rules
+from mlflow_gate import Comparison, ConfigError, Evaluation, ModelError, Scores, decide
+from mlflow_gate.comparison import PAIRED_TEST, p_value
+from mlflow_gate.rules import check, read_rules
 
 
 def scored(score: float = 0.9, blocks: int = 8, *, shift: float = 0.0, held_out: str = "9f", **facts) -> Evaluation:
@@ -29,9 +29,9 @@ def scored(score: float = 0.9, blocks: int = 8, *, shift: float = 0.0, held_out:
         ({"min": 0.5}, math.nan, False, ">= 0.5", "not a number"),
     ],
 )
-def test_limits_judge_a_metric(limits, value, passed, limit, step):
+def test_limits_check_a_metric(limits, value, passed, limit, step):
     """A value at the limit passes, NaN never does, and the next step names the direction."""
-    (finding,) = judge(read_rules({"metric": limits}), Scores({"metric": value}))
+    (finding,) = check(read_rules({"metric": limits}), Scores({"metric": value}))
     assert (finding.passed, finding.limit, finding.next_step) == (passed, limit, step)
     assert limits.get("unit", "") in str(finding)
 
@@ -44,8 +44,8 @@ def test_limits_judge_a_metric(limits, value, passed, limit, step):
         ({"r2": {"min": 2, "max": 1}}, "min 2 is above max 1"),
         ({"r2": {"min": "high"}}, "r2.min"),
         ({"r2": {"min": math.nan}}, "r2.min"),
-        ({"r2": 0.5}, "The rule r2 cannot be read"),
-        ([{"r2": {"min": 0.5}}], "The rules cannot be read"),
+        ({"r2": 0.5}, "Invalid rule r2"),
+        ([{"r2": {"min": 0.5}}], "Invalid rules"),
     ],
 )
 def test_rules_that_cannot_be_read_are_named(rules, words):
@@ -55,30 +55,30 @@ def test_rules_that_cannot_be_read_are_named(rules, words):
     assert "expected: " in str(caught.value)
 
 
-@pytest.mark.parametrize(("rules", "contest"), [({"r2": {"min": 0}}, None), ({}, Contest("r2"))])
-def test_metric_that_was_not_scored_is_an_error(rules, contest):
-    """A rule or a contest about an unknown metric raises ConfigError, with no champion too; it names the known ones."""
+@pytest.mark.parametrize(("rules", "comparison"), [({"r2": {"min": 0}}, None), ({}, Comparison("r2"))])
+def test_metric_that_was_not_scored_is_an_error(rules, comparison):
+    """A rule or comparison of an unknown metric raises ConfigError with the known ones, even without a champion."""
     with pytest.raises(ConfigError, match=r"(?s)r2.*one of accuracy"):
-        decide(scored(), None, read_rules(rules), contest)
+        decide(scored(), None, read_rules(rules), comparison)
 
 
 @pytest.mark.parametrize(
-    ("contest", "candidate", "champion", "promoted"),
+    ("comparison", "candidate", "champion", "promoted"),
     [
-        (Contest("accuracy"), 0.91, 0.90, True),
-        (Contest("accuracy"), 0.89, 0.90, False),
-        (Contest("accuracy", higher_is_better=False), 0.89, 0.90, True),
-        (Contest("accuracy", higher_is_better=False), 0.91, 0.90, False),
-        (Contest("accuracy", min_gain=0.02), 0.92, 0.90, False),
-        (Contest("accuracy", min_gain=0.02), 0.93, 0.90, True),
-        (Contest("accuracy", max_gain=0.05), 0.95, 0.90, True),
-        (Contest("accuracy", max_gain=0.05), 0.96, 0.90, False),
-        (Contest("accuracy"), math.nan, 0.90, False),
+        (Comparison("accuracy"), 0.91, 0.90, True),
+        (Comparison("accuracy"), 0.89, 0.90, False),
+        (Comparison("accuracy", higher_is_better=False), 0.89, 0.90, True),
+        (Comparison("accuracy", higher_is_better=False), 0.91, 0.90, False),
+        (Comparison("accuracy", min_gain=0.02), 0.92, 0.90, False),
+        (Comparison("accuracy", min_gain=0.02), 0.93, 0.90, True),
+        (Comparison("accuracy", max_gain=0.05), 0.95, 0.90, True),
+        (Comparison("accuracy", max_gain=0.05), 0.96, 0.90, False),
+        (Comparison("accuracy"), math.nan, 0.90, False),
     ],
 )
-def test_contest_compares_a_metric(contest, candidate, champion, promoted):
+def test_comparison_compares_a_metric(comparison, candidate, champion, promoted):
     """The gain must be more than `min_gain` and at most `max_gain`, in the metric's direction."""
-    decision = decide(scored(candidate), scored(champion), {}, contest)
+    decision = decide(scored(candidate), scored(champion), {}, comparison)
     assert decision.promoted is promoted
     assert decision.words.startswith("promoted: " if promoted else "refused: ")
     assert promoted or "next: " in decision.words
@@ -90,25 +90,25 @@ def test_contest_compares_a_metric(contest, candidate, champion, promoted):
 )
 def test_near_tie_is_decided_by_the_paired_test(shift, blocks, min_gain, promoted):
     """Within `near_tie` smaller errors in at least six blocks are needed, and `min_gain` if it is set."""
-    contest = Contest("accuracy", near_tie=0.05, min_gain=min_gain)
-    decision = decide(scored(0.901, blocks, shift=shift), scored(0.90, blocks), {}, contest)
+    comparison = Comparison("accuracy", near_tie=0.05, min_gain=min_gain)
+    decision = decide(scored(0.901, blocks, shift=shift), scored(0.90, blocks), {}, comparison)
     assert decision.promoted is promoted
     finding = next(each for each in decision.findings if each.name == PAIRED_TEST)
     if blocks < 6:
-        assert finding.value == "nothing can be shown with 5 blocks"
+        assert finding.value == "no test possible with 5 blocks"
     else:
         assert finding.passed is (shift < 0)
     assert ("is in a near-tie with" in decision.reason) is promoted
 
 
 def test_two_models_never_beat_each_other():
-    """With no least gain, what beats a champion is not beaten by it: the alias could go back and forth forever."""
+    """Without `min_gain`, what beats a champion is not beaten by it: the alias could go back and forth forever."""
     chance = random.Random(0)
     for _ in range(300):
-        contest = Contest("accuracy", near_tie=chance.uniform(0, 0.1), alpha=chance.uniform(0.001, 0.4))
+        comparison = Comparison("accuracy", near_tie=chance.uniform(0, 0.1), alpha=chance.uniform(0.001, 0.4))
         blocks = [{block: chance.uniform(0.01, 5) for block in range(8)} for _ in range(2)]
         one, two = (Evaluation(Scores({"accuracy": chance.uniform(0.8, 1)}, each, held_out="9f")) for each in blocks)
-        assert not (decide(one, two, {}, contest).promoted and decide(two, one, {}, contest).promoted)
+        assert not (decide(one, two, {}, comparison).promoted and decide(two, one, {}, comparison).promoted)
 
 
 def test_paired_test_leaves_equal_blocks_out():
@@ -126,33 +126,33 @@ def test_paired_test_leaves_equal_blocks_out():
     ("field", "value"),
     [("min_gain", -0.1), ("near_tie", math.nan), ("alpha", 1.1), ("alpha", None), ("alpha", "much"), ("max_gain", "1")],
 )
-def test_contest_that_cannot_be_used_is_an_error(field, value):
+def test_comparison_that_cannot_be_used_is_an_error(field, value):
     """A number that is no limit, a text as YAML may hold it, and None where there must be a number are errors."""
-    with pytest.raises(ConfigError, match=f"contest's {field} cannot be used"):
-        Contest("accuracy", **{field: value})
+    with pytest.raises(ConfigError, match=f"Invalid {field} of the comparison"):
+        Comparison("accuracy", **{field: value})
 
 
 @pytest.mark.parametrize(
     ("champion", "reason"),
     [
-        (Evaluation(trouble="OSError: gone"), "OSError: gone"),
+        (Evaluation(problem="OSError: gone"), "OSError: gone"),
         (scored(math.nan), "its accuracy is not a number"),
     ],
 )
 def test_champion_without_a_score_is_disqualified(champion, reason):
     """A champion that cannot predict is replaced without a comparison, and the reason says so."""
-    decision = decide(scored(0.8), champion, {}, Contest("accuracy"))
+    decision = decide(scored(0.8), champion, {}, Comparison("accuracy"))
     assert (decision.promoted, decision.disqualified) == (True, reason)
     assert decision.reason.endswith(f"the champion is disqualified: {reason}")
 
 
 def test_decision_is_json_and_text():
     """A decision becomes JSON without NaN; a refusal's words end with the way to overrule it; errors can be pickled."""
-    decision = decide(scored(math.nan), scored(), read_rules({"accuracy": {"min": 0.8}}), Contest("accuracy"))
+    decision = decide(scored(math.nan), scored(), read_rules({"accuracy": {"min": 0.8}}), Comparison("accuracy"))
     content = json.loads(json.dumps(decision.as_dict(), allow_nan=False))
     assert content["candidate"]["metrics"] == {}
     assert content["champion"]["metrics"] == {"accuracy": 0.9}
-    assert decision.words.splitlines()[-1].endswith("who and why are recorded")
+    assert decision.words.splitlines()[-1].endswith("user and reason are recorded")
     assert [row["result"] for row in decision.table][:2] == ["passed", "failed"]
     error = pickle.loads(pickle.dumps(ModelError("No.", value=1, next_step="3")))
     assert (type(error), error.exit_code, str(error)) == (ModelError, 1, "No.\n  found:    1\n  next:     3")

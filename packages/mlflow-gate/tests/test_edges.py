@@ -45,10 +45,10 @@ def test_outage_decides_nothing(gate, error, monkeypatch):
     def fail(*_words, **_options):
         raise RuntimeError("in between") from error
 
-    with pytest.raises(ServerError, match="nothing is decided"):
+    with pytest.raises(ServerError, match="no decision was made"):
         make_gate(gate.registry.name, evaluate=fail).promote(gate.runs[0])
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fail)
-    with pytest.raises(ServerError, match="nothing is decided"):
+    with pytest.raises(ServerError, match="no decision was made"):
         gate.promote(gate.runs[0])
     assert gate.registry.production().version == "2"
 
@@ -60,7 +60,7 @@ def test_champion_whose_files_are_gone_is_not_disqualified(gate, tracking):
     shutil.rmtree(folder / "artifacts")
     run_id = train(0.1)
     refused = gate.promote(run_id)
-    assert "refused: model in production: not there: The model has no files." in refused.reason
+    assert "refused: model in production: deleted: The model has no files." in refused.reason
     assert "roll back to another version" in refused.words
     assert gate.promote(run_id, force=True, why="the store lost it").forced
 
@@ -99,7 +99,8 @@ def hang(_folder):
 
 
 @pytest.mark.parametrize(
-    ("load", "words"), [(leave, "ends the process. SystemExit: 3"), (hang, "does not answer. no answer after 1 s")]
+    ("load", "words"),
+    [(leave, "tried to end the process. SystemExit: 3"), (hang, "did not respond in time. no result after 1 s")],
 )
 def test_model_that_ends_or_hangs_is_a_finding(name, load, words):
     """A model that raises SystemExit or hangs is refused; rollback and follower keep the model that works."""
@@ -107,20 +108,20 @@ def test_model_that_ends_or_hangs_is_a_finding(name, load, words):
     gate.promote(train(1.0))
     good = gate.registry.load
     follower = Follower(bad.registry, load=lambda now: good(now.model_uri) if now.version == "1" else load(now))
-    assert follower.poll().trouble is None
+    assert follower.poll().problem is None
     gate.promote(train(0.5))
     bad.registry.time_limit = 1
     now = follower.poll()
     assert (now.production.version, now.model.predict([[0]])[0]) == ("1", 1.0)
-    assert "Version 2 is in production but cannot be used: The model" in now.trouble
+    assert "Version 2 is in production but cannot be used: The model" in now.problem
     assert words in bad.promote(train(0.1)).reason
     with pytest.raises(ModelError, match="cannot be loaded: the alias was not moved"):
         bad.registry.rollback()
 
 
-def test_rules_alone_decide_without_a_contest(name):
-    """Without a contest neither the champion's training rows nor its files matter, with or without blocks."""
-    gate = make_gate(name, contest=None, evaluate=lambda model, rows: Scores({"mae": abs(model.predict(rows)[0])}))
+def test_rules_alone_decide_without_a_comparison(name):
+    """Without a comparison neither the champion's training rows nor its files matter, with or without blocks."""
+    gate = make_gate(name, comparison=None, evaluate=lambda model, rows: Scores({"mae": abs(model.predict(rows)[0])}))
     assert gate.promote(train(0.5, learned=range(1250)), force=True, why="the first").forced
     assert gate.promote(train(4.0)).reason == "promoted: all rules passed (no comparison with the champion configured)"
 
@@ -129,7 +130,7 @@ def test_champion_with_other_keys_is_not_compared(name):
     """A champion whose training rows have keys of another kind cannot be compared: a refusal names both kinds."""
     gate = make_gate(name)
     gate.promote(train(0.5, learned=["a"]), force=True, why="the first")
-    assert "training rows are texts, and those of the held-out rows numbers" in gate.promote(train(0.1)).reason
+    assert "training rows are texts, those of the held-out rows numbers" in gate.promote(train(0.1)).reason
 
 
 def test_damaged_declarations_are_no_walk_over(gate, tracking):
@@ -139,7 +140,7 @@ def test_damaged_declarations_are_no_walk_over(gate, tracking):
     file.write_bytes(content[:20])
     assert "declaration of training rows is damaged" in make_gate(gate.registry.name).promote(train(0.1)).reason
     file.unlink()
-    assert "the list of its training rows is gone" in make_gate(gate.registry.name).promote(train(0.1)).reason
+    assert "the list of its training rows was deleted" in make_gate(gate.registry.name).promote(train(0.1)).reason
     file.write_bytes(content)
     assert gate.promote(train(0.1), dry_run=True).promoted
     for text in ("", "[]", "{}", '{"kinds": 1}'):

@@ -32,7 +32,7 @@ def test_new_version_is_swapped_in_while_the_old_one_is_used(gate):
     now = following.poll()
     assert following.now is now
     assert [(answer(each), each.production.version) for each in (before, now)] == [(1.0, "1"), (0.5, "2")]
-    assert now.trouble is None
+    assert now.problem is None
 
 
 def test_version_that_fails_keeps_the_old_one(gate, monkeypatch, caplog):
@@ -49,13 +49,13 @@ def test_version_that_fails_keeps_the_old_one(gate, monkeypatch, caplog):
     gate.promote(train(0.5))
     for _ in range(3):
         now = following.poll()
-        assert now.trouble == "Version 2 is in production but cannot be used: no such column"
+        assert now.problem == "Version 2 is in production but cannot be used: no such column"
         assert (answer(now), now.production.version, type(now.error)) == (1.0, "1", ValueError)
     assert len(tries) == 2
     assert len([record for record in caplog.records if record.name == follower.__name__]) == 1
     monkeypatch.setattr(follower.time, "monotonic", lambda: time.perf_counter() + 1e9)
     now = following.poll()
-    assert (answer(now), now.production.version, now.trouble) == (0.5, "2", None)
+    assert (answer(now), now.production.version, now.problem) == (0.5, "2", None)
 
 
 def test_alias_that_is_removed_or_returns_keeps_the_model(gate):
@@ -63,13 +63,13 @@ def test_alias_that_is_removed_or_returns_keeps_the_model(gate):
     following = Follower(gate.registry, check=lambda model: model.predict([[0]])[0] == 1.0 or 1 / 0)
     following.poll()
     gate.promote(train(0.5))
-    assert "cannot be used: division by zero" in following.poll().trouble
+    assert "cannot be used: division by zero" in following.poll().problem
     gate.registry.client.delete_registered_model_alias(gate.registry.name, "production")
     now = following.poll()
-    assert (answer(now), now.trouble) == (1.0, "Nothing is in production.")
+    assert (answer(now), now.problem) == (1.0, "Nothing is in production.")
     gate.registry.rollback(to="1")
     now = following.poll()
-    assert (answer(now), now.trouble, now.production.move.action) == (1.0, None, "rolled back")
+    assert (answer(now), now.problem, now.production.move.action) == (1.0, None, "rolled back")
 
 
 def test_server_that_goes_away_keeps_the_model(gate, tracking, monkeypatch):
@@ -84,8 +84,8 @@ def test_server_that_goes_away_keeps_the_model(gate, tracking, monkeypatch):
         now = following.poll()
     finally:
         os.killpg(tracking.process.pid, signal.SIGCONT)
-    assert now.trouble.startswith("The registry cannot be read: ")
+    assert now.problem.startswith("The registry cannot be read: ")
     assert answer(now) == 1.0
     monkeypatch.undo()
     now = following.poll()
-    assert (answer(now), now.trouble) == (0.5, None)
+    assert (answer(now), now.problem) == (0.5, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow_gate import ConfigError, log_learned
-from mlflow_gate.keys import NAIVE, NUMBER, TEXT, ZONED, Keys, TrainingRows, hash_of
+from mlflow_gate.keys import AWARE, LEARNED_TAG, NAIVE, NUMBER, TEXT, Keys, TrainingRows, hash_rows, training_rows
 
 ZONE = timezone(timedelta(hours=1))
 HOURS = pd.date_range("2020-01-01", periods=48, freq="h", tz="UTC")
@@ -23,18 +24,18 @@ def declare(keys, *, span: bool = False) -> TrainingRows:
 
 
 def known(learned, held_out, *, span: bool = False) -> list[bool]:
-    """Return which held-out keys are known from training; fail if that cannot be compared."""
-    rows, trouble = declare(learned, span=span).find(Keys.of(held_out))
-    assert not trouble
+    """Return which held-out keys are known from training; fail if they cannot be compared."""
+    rows, problem = declare(learned, span=span).find(Keys.of(held_out))
+    assert not problem
     return rows
 
 
 @pytest.mark.parametrize(
     ("key", "kind", "text"),
     [
-        ("2016-01-01 01:00+01:00", ZONED, "2016-01-01T00:00:00Z"),
-        (datetime(2016, 1, 1, 1, tzinfo=ZONE), ZONED, "2016-01-01T00:00:00Z"),
-        (pd.Timestamp("2016-01-01 01:00", tz="Europe/Berlin"), ZONED, "2016-01-01T00:00:00Z"),
+        ("2016-01-01 01:00+01:00", AWARE, "2016-01-01T00:00:00Z"),
+        (datetime(2016, 1, 1, 1, tzinfo=ZONE), AWARE, "2016-01-01T00:00:00Z"),
+        (pd.Timestamp("2016-01-01 01:00", tz="Europe/Berlin"), AWARE, "2016-01-01T00:00:00Z"),
         ("2016-01-01", NAIVE, "2016-01-01T00:00:00"),
         (date(2016, 1, 1), NAIVE, "2016-01-01T00:00:00"),
         (np.datetime64("2016-01-01"), NAIVE, "2016-01-01T00:00:00"),
@@ -77,7 +78,7 @@ def test_rows_are_known_in_any_form_of_their_keys(learned, held_out):
 @pytest.mark.parametrize(
     ("learned", "held_out", "kinds"),
     [
-        (HOURS.tz_localize(None), HOURS, (NAIVE, ZONED)),
+        (HOURS.tz_localize(None), HOURS, (NAIVE, AWARE)),
         (["007"], [7], (TEXT, NUMBER)),
         (np.array([0.1]), [np.float32(0.1), 2], (NUMBER, f"{NUMBER} rounded to float32")),
         (["2020-01-01T00:00:00.123456789"], pd.DatetimeIndex(["2020-01-01T00:00:00.123456789"]), (TEXT, NAIVE)),
@@ -88,10 +89,10 @@ def test_rows_are_known_in_any_form_of_their_keys(learned, held_out):
     ],
 )
 def test_keys_of_another_kind_cannot_be_compared(learned, held_out, kinds, span):
-    """What cannot be compared is said with both kinds, and never taken for new."""
-    rows, trouble = declare(learned, span=span).find(Keys.of(held_out))
+    """Keys of different kinds are reported with both kinds, and never count as new."""
+    rows, problem = declare(learned, span=span).find(Keys.of(held_out))
     assert not any(rows)
-    assert trouble == f"the keys of its training rows are {kinds[0]}, and those of the held-out rows {kinds[1]}"
+    assert problem == f"the keys of its training rows are {kinds[0]}, those of the held-out rows {kinds[1]}"
 
 
 @pytest.mark.parametrize(
@@ -120,12 +121,12 @@ def test_span_holds_all_keys_between_its_ends(first, last, inside, outside):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([1, "a"], "cannot be compared.*int, str"),
-        ([HOURS[0], HOURS[0].tz_localize(None)], "cannot be compared"),
-        ([("A", 1), "A"], "cannot be compared"),
-        ([[1, 2], [3, 4]], "Rows have no keys.*list"),
-        ("test.csv", "Rows have no keys.*test.csv"),
-        ([Decimal("1.0")], "cannot be compared.*Decimal"),
+        ([1, "a"], "mixed or unsupported kinds.*int, str"),
+        ([HOURS[0], HOURS[0].tz_localize(None)], "mixed or unsupported kinds"),
+        ([("A", 1), "A"], "mixed or unsupported kinds"),
+        ([[1, 2], [3, 4]], "The rows have no keys.*list"),
+        ("test.csv", "The rows have no keys.*test.csv"),
+        ([Decimal("1.0")], "mixed or unsupported kinds.*Decimal"),
         ([1.0, float("nan")], "key of a row is missing"),
         ([HOURS[0], pd.NaT], "key of a row is missing"),
     ],
@@ -140,10 +141,17 @@ def test_hash_names_held_out_data():
     """The hash depends on keys and content, and not on the order of rows; arrays in cells do not count."""
     frame = pd.DataFrame({"target": [1.0, 2.0]}, index=["a", "b"])
     frames = (frame, frame + 1, frame.rename(index={"b": "c"}), ["a", "b"], ["a"])
-    assert hash_of(frame, Keys.of(frame)) == hash_of(frame[::-1], Keys.of(frame[::-1]))
-    assert len({hash_of(each, Keys.of(each)) for each in frames}) == 5
+    assert hash_rows(frame, Keys.of(frame)) == hash_rows(frame[::-1], Keys.of(frame[::-1]))
+    assert len({hash_rows(each, Keys.of(each)) for each in frames}) == 5
     arrays = pd.DataFrame({"image": [[1, 2], [3, 4]]}, index=["a", "b"])
-    assert hash_of(arrays, Keys.of(arrays)) == hash_of(["a", "b"], Keys.of(["a", "b"]))
+    assert hash_rows(arrays, Keys.of(arrays)) == hash_rows(["a", "b"], Keys.of(["a", "b"]))
+
+
+def test_former_name_of_a_kind_is_read():
+    """A run that declared its keys before their kinds were renamed can still be compared."""
+    facts = {"kinds": ["times of a time zone"], "first": ["2020-01-01"], "last": ["2020-01-02"], "span": True}
+    text = json.dumps(facts | {"source": "", "population": ""})
+    assert training_rows("1", {LEARNED_TAG: text}, mlflow.MlflowClient()).kinds == (AWARE,)
 
 
 def test_declaration_needs_a_run():

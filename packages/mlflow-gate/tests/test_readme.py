@@ -14,7 +14,7 @@ import pytest
 import requests
 import yaml
 from mlflow_gate import Scores
-from mlflow_gate.rules import judge, read_rules
+from mlflow_gate.rules import check, read_rules
 from programs import free_port, install_alone, run_program, running, wait_for
 
 PACKAGE = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def programs(tmp_path) -> Path:
 def test_story_prints_what_the_readme_shows(tmp_path, programs):
     """The example runs as it stands, and then the commands, the service and the settings."""
     files = {name: code for _, code in BLOCKS for name in re.findall(r"\A# (\w+\.py)\n", code)}
-    assert list(files) == ["judge.py", "candidates.py", "serve.py"]
+    assert list(files) == ["gate.py", "candidates.py", "serve.py"]
     for name, code in files.items():
         (tmp_path / name).write_text(code)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -59,7 +59,7 @@ def test_story_prints_what_the_readme_shows(tmp_path, programs):
         return run_program(programs / program, *words, cwd=tmp_path, env=environment)
 
     expected = [text for kind, text in BLOCKS if kind == "text"]
-    for name, text in zip(("judge.py", "candidates.py"), expected, strict=True):
+    for name, text in zip(("gate.py", "candidates.py"), expected, strict=True):
         assert_shows(text, run("python", name))
     for text in [text for kind, text in BLOCKS if kind == "console"]:
         command, _, lines = text.partition("\n")
@@ -74,12 +74,12 @@ def test_story_prints_what_the_readme_shows(tmp_path, programs):
         def health() -> dict:
             return requests.get(f"{address}/health", timeout=5).json()
 
-        wait_for(lambda: health() == {"model": "digits version 1", "trouble": None}, seconds=60)
+        wait_for(lambda: health() == {"model": "digits version 1", "problem": None}, seconds=60)
         rows = pd.DataFrame(0.0, index=range(2), columns=[f"pixel_{y}_{x}" for y in range(8) for x in range(8)])
         answer = requests.post(f"{address}/predict", json=rows.to_dict("records"), timeout=30).json()
         assert (len(answer["digits"]), answer["model"]) == (2, "digits version 1")
         run("mlflow-gate", "rollback", "--to", "2")
-        wait_for(lambda: health() == {"model": "digits version 2", "trouble": None}, seconds=60)
+        wait_for(lambda: health() == {"model": "digits version 2", "problem": None}, seconds=60)
 
 
 def test_rules_of_the_readme_are_read():
@@ -89,7 +89,7 @@ def test_rules_of_the_readme_are_read():
     rules = yaml.safe_load(next(text for kind, text in BLOCKS if kind == "yaml"))
     rules = read_rules(rules | {"worst block": functions["worst_block"]})
     scores = Scores({"accuracy": 0.9, "bias_percent": -6, "latency_ms": 20}, blocks={"1": 0.5})
-    assert [(rule.passed, rule.next_step) for rule in judge(rules, scores)] == [
+    assert [(rule.passed, rule.next_step) for rule in check(rules, scores)] == [
         (True, ""), (False, "predicts too little"), (True, ""), (False, "Look at the images of the worst block."),
     ]  # fmt: skip
 

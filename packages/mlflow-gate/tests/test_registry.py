@@ -13,17 +13,17 @@ from itertools import pairwise
 import mlflow
 import models
 import pytest
-from mlflow_gate import ConfigError, Conflict, Gate, ModelError, Registry, Scores, log_learned, turns
-from mlflow_gate.keys import Keys, hash_of
+from mlflow_gate import ConfigError, Conflict, Gate, ModelError, Registry, Scores, lock, log_learned
+from mlflow_gate.keys import Keys, hash_rows
 from mlflow_gate.record import blocking_rollback
 from models import HELD_OUT, make_gate, train, train_models
 
-HASH = hash_of(HELD_OUT, Keys.of(HELD_OUT))
+HASH = hash_rows(HELD_OUT, Keys.of(HELD_OUT))
 
 
 def promote_often(name: str, runs: list[str], count: int) -> None:
     """Promote two runs in turn, as one process among others."""
-    gate = make_gate(name, contest=None)
+    gate = make_gate(name, comparison=None)
     gate.registry.load = cache(gate.registry.load)
     for number in range(count):
         gate.promote(runs[number % 2], force=True, why=f"{runs[0]} {number}")
@@ -65,7 +65,7 @@ def test_contest_is_held_on_rows_that_neither_learned(name, blocks, promoted):
     decision = gate.promote(train(0.2))
     assert (decision.promoted, decision.candidate.rows) == ((True, 72) if promoted else (False, 96))
     assert decision.candidate.held_out == decision.champion.held_out
-    assert ("too few: of 96 the model in production learned from 36" in decision.words) != promoted
+    assert ("too few: the model in production was trained on 36 of 96" in decision.words) != promoted
 
 
 def test_candidate_that_learned_held_out_rows_is_refused(gate):
@@ -74,7 +74,7 @@ def test_candidate_that_learned_held_out_rows_is_refused(gate):
         refused = gate.promote(train(0.2, **learned))
         assert "refused: held-out rows: it" in refused.reason
         assert ("log_learned" in refused.words) is (learned["learned"] is None)
-    with pytest.raises(ConfigError, match="learned from nothing"):
+    with pytest.raises(ConfigError, match="no training rows to declare"):
         train(0.2, learned=[])
 
 
@@ -83,8 +83,8 @@ def test_rows_of_another_population_are_other_rows(name):
     gate = make_gate(name)
     gate.promote(train(0.5, learned=range(2000), population="modelled"), force=True, why="the first")
     refused = gate.promote(train(0.3))
-    assert "of 96 the model in production learned from 96" in refused.reason
-    assert "another `population`" in refused.words
+    assert "the model in production was trained on 96 of 96" in refused.reason
+    assert "a `population` for each" in refused.words
     decision = gate.promote(train(0.2, population="measured"))
     assert (decision.promoted, decision.candidate.rows) == (True, len(HELD_OUT))
 
@@ -105,7 +105,7 @@ def test_two_models_of_a_run_are_two_models(name, tmp_path):
     assert "mae gained over the model in production: -0.5" in gate.promote(run_id, worse).reason
     assert gate.registry.rollback().version == "1"
     assert gate.promote(run_id, worse).promoted
-    assert "rolled back from: version 2" in gate.promote(run_id, better).reason
+    assert "rolled back before: version 2" in gate.promote(run_id, better).reason
 
 
 @pytest.mark.parametrize("alias", ["latest", "v1", "V12", " ", "a b", "a/b", "a:b", "ü!", "x" * 300, None])
@@ -113,7 +113,7 @@ def test_alias_that_mlflow_refuses_leaves_nothing(name, alias):
     """A name or an alias that MLflow would refuse at the end is an error before anything is written."""
     for registry in (Registry(name, alias), Registry(" ", name)):
         for use in (Gate(registry, models.evaluate, HELD_OUT).promote, registry.lineage):
-            with pytest.raises(ConfigError, match=r"(?s)MLflow refuses the model.*an alias of letters"):
+            with pytest.raises(ConfigError, match=r"(?s)MLflow does not allow the model name.*an alias of letters"):
                 use("1")
     assert not make_gate(name).registry.client.search_registered_models(f"name LIKE '{name}%'")
 
@@ -121,23 +121,26 @@ def test_alias_that_mlflow_refuses_leaves_nothing(name, alias):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"contest": "mae"}, "The contest is no Contest"),
-        ({"rules": {"two": lambda scores: (1.0, "<= 2")}}, "The rule two cannot be applied.*not enough values"),
-        ({"rules": {"none": lambda scores: None}}, "The rule none cannot be applied.*NoneType"),
-        ({"rules": {"own": lambda scores: 1 / 0}}, "The rule own cannot be applied.*ZeroDivisionError"),
-        ({"evaluate": lambda *_: Scores({"mae": HELD_OUT["target"]})}, "The metrics of Scores.*no single number"),
-        ({"evaluate": lambda *_: Scores({"mae": "0.5"})}, "The metrics of Scores.*no single number"),
-        ({"evaluate": lambda *_: Scores(0.5)}, "The metrics of Scores"),
-        ({"evaluate": lambda *_: Scores({"mae": 1}, {1: 0.5, "1": 0.4})}, "The blocks of Scores.*the same name"),
-        ({"evaluate": lambda *_: 0.9}, "`evaluate` returned no Scores"),
-        ({"refit": lambda run, uri: uri}, "`refit` returned no model"),
-        ({"refit": lambda run, uri: ("0" * 32, uri)}, "There is no such run"),
-        ({"refit": lambda run, uri: (run.info.run_id, "models:/m-other")}, "The refit's model is none of its run"),
-        ({"rules": {"own": lambda scores: (1, "<= 2", "failed")}}, "The rule own cannot.*neither True nor False"),
-        ({"evaluate": lambda *_: Scores({"mae": 1}, period="2020")}, "The period of Scores"),
-        ({"evaluate": "judge.py"}, "`evaluate` or `refit` is no function"),
-        ({"time_limit": 0}, "The time limit cannot be used"),
-        ({"held_out": iter(HELD_OUT.index)}, "can be read only once"),
+        ({"comparison": "mae"}, "`comparison` is not a Comparison"),
+        ({"rules": {"two": lambda scores: (1.0, "<= 2")}}, "The rule two failed.*not enough values"),
+        ({"rules": {"none": lambda scores: None}}, "The rule none failed.*NoneType"),
+        ({"rules": {"own": lambda scores: 1 / 0}}, "The rule own failed.*ZeroDivisionError"),
+        (
+            {"evaluate": lambda *_: Scores({"mae": HELD_OUT["target"]})},
+            "Invalid metrics of Scores.*not a single number",
+        ),
+        ({"evaluate": lambda *_: Scores({"mae": "0.5"})}, "Invalid metrics of Scores.*not a single number"),
+        ({"evaluate": lambda *_: Scores(0.5)}, "Invalid metrics of Scores"),
+        ({"evaluate": lambda *_: Scores({"mae": 1}, {1: 0.5, "1": 0.4})}, "Invalid blocks of Scores.*the same name"),
+        ({"evaluate": lambda *_: 0.9}, "`evaluate` did not return Scores"),
+        ({"refit": lambda run, uri: uri}, "`refit` returned an invalid value"),
+        ({"refit": lambda run, uri: ("0" * 32, uri)}, "The run does not exist"),
+        ({"refit": lambda run, uri: (run.info.run_id, "models:/m-other")}, "The run did not log the refit's model"),
+        ({"rules": {"own": lambda scores: (1, "<= 2", "failed")}}, "The rule own failed.*neither True nor False"),
+        ({"evaluate": lambda *_: Scores({"mae": 1}, period="2020")}, "Invalid period of Scores"),
+        ({"evaluate": "gate.py"}, "`evaluate` or `refit` is not a function"),
+        ({"time_limit": 0}, "Invalid time limit"),
+        ({"held_out": iter(HELD_OUT.index)}, "held-out rows are an iterator"),
         ({"held_out": []}, "There are no held-out rows"),
     ],
 )
@@ -164,7 +167,7 @@ def test_champion_without_a_declaration_is_no_walk_over(name):
 
 def test_renumbered_keys_are_named(name):
     """Keys that count from 0 in both parts are what `reset_index` leaves: the refusal says so."""
-    renumbered, words = HELD_OUT.reset_index(drop=True), "the keys count from 0: if that is the work of reset_index"
+    renumbered, words = HELD_OUT.reset_index(drop=True), "the keys count from 0: if reset_index made them"
     gate = make_gate(name, held_out=renumbered)
     assert words in gate.promote(train(0.5)).words
     gate.promote(train(0.5), force=True, why="the first")
@@ -193,7 +196,7 @@ def test_rollback_blocks_for_a_while(gate):
     assert "bad at noon" in refused.reason
     forced = gate.promote(gate.runs[1], force=True, why="noon is mended")
     assert (forced.forced, forced.production["version"]) == (True, "2")
-    assert forced.reason.startswith("forced; the gate said: refused: rolled back from")
+    assert forced.reason.startswith("forced; the gate's decision: refused: rolled back before")
     assert actions(gate) == [("promoted", "1"), ("promoted", "2"), ("rolled back", "1"), ("forced", "2")]
     assert len(gate.registry.client.search_model_versions(f"name='{gate.registry.name}'")) == 2
     gate.registry.rollback()
@@ -206,10 +209,10 @@ def test_later_version_is_restored(gate):
     gate.registry.rollback()
     assert gate.registry.rollback(to="2", why="it was right after all").move.action == "restored"
     assert blocking_rollback(gate.registry.production().evaluated.source, gate.registry.history()) is None
-    with pytest.raises(ModelError, match="Version 2 is in production already"):
+    with pytest.raises(ModelError, match="Version 2 is already in production"):
         gate.registry.rollback(to="2")
     assert gate.registry.rollback().version == "1"
-    with pytest.raises(ModelError, match=r"(?s)Nothing was in production before version 1.*--to 2"):
+    with pytest.raises(ModelError, match=r"(?s)No version was in production before version 1.*--to 2"):
         gate.registry.rollback()
 
 
@@ -244,7 +247,7 @@ def test_record_survives_deletions_and_strangers(gate):
     assert "deleted" in {link.kind: link.facts for link in gate.registry.lineage()}["run"]
     gate.registry.client.delete_model_version(gate.registry.name, "3")
     assert "too small" in gate.promote(smaller).reason
-    with pytest.raises(ModelError, match="Nothing was in production before version 2"):
+    with pytest.raises(ModelError, match="No version was in production before version 2"):
         gate.registry.rollback()
 
 
@@ -253,7 +256,7 @@ def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
     file = tmp_path / "decision.json"
     file.write_text(json.dumps(gate.promote(gate.runs[1]).as_dict()))
     assert "version 2 is in production: promoted 20" in (line := gate.registry.status(file))
-    assert f"mae 0.5000 (rows {HASH}); this tree's decision: already in production" in line
+    assert f"mae 0.5000 (rows {HASH}); this working tree's decision: already in production" in line
     assert "Run the gate again" not in line
     gate.registry.client.set_tag(gate.runs[1], "mlflow.source.git.dirty", "True")
     assert ", with uncommitted changes, mae" in gate.registry.status(file)
@@ -261,7 +264,7 @@ def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
     status = make_gate(gate.registry.name, decision=file).registry.status()
     assert status.endswith("but version 2 was in production then. Run the gate again.")
     file.write_text("{")
-    with pytest.raises(ConfigError, match="holds no decision"):
+    with pytest.raises(ConfigError, match="is not a decision"):
         gate.registry.status(file)
 
 
@@ -273,18 +276,18 @@ def test_experiment_moves_nothing(gate, monkeypatch, variable):
     for options in ({}, {"force": True, "why": "now"}):
         decision = gate.promote(run_id, **options)
         assert (decision.promoted, decision.experiment, decision.production["version"]) == (True, "dusty-lamp", "2")
-        assert decision.words.endswith("nothing moves: the experiment dusty-lamp of DVC")
+        assert decision.words.endswith("the alias stays: this is the DVC experiment dusty-lamp")
         assert gate.registry.production().version == "2"
 
 
-def test_candidate_that_cannot_be_judged_is_an_error(gate):
+def test_candidate_that_cannot_be_evaluated_is_an_error(gate):
     """A gate needs a run with one model, and force a reason; errors say so."""
     with mlflow.start_run() as run:
         mlflow.log_metric("mae", 0.1)
     for attempt, words in [
         (lambda: gate.promote(run.info.run_id), "the run logged 0.*log_model"),
-        (lambda: gate.promote(gate.runs[0], model_uri="models:/m-other"), "none of its run"),
-        (lambda: gate.promote(gate.runs[0], force=True, why=" "), "needs a reason"),
+        (lambda: gate.promote(gate.runs[0], model_uri="models:/m-other"), "did not log the candidate's model"),
+        (lambda: gate.promote(gate.runs[0], force=True, why=" "), "requires a reason"),
     ]:
         with pytest.raises((ConfigError, ModelError), match=f"(?s){words}"):
             attempt()
@@ -302,7 +305,7 @@ def test_lineage_leads_from_data_to_production(gate):
     assert gate.registry.lineage("2") == gate.registry.lineage(f"{gate.registry.name}/2") == chain
     gate.registry.client.delete_run(gate.runs[1])
     assert "mlflow runs restore" in gate.registry.lineage()[2].facts["deleted"]
-    with pytest.raises(ModelError, match="There is no version 9"):
+    with pytest.raises(ModelError, match=r"Version 9 of .* does not exist"):
         gate.registry.lineage("9")
 
 
@@ -326,44 +329,44 @@ def test_two_processes_lose_no_record(name, count):
 def turn_tags(gate: Gate) -> list[str]:
     """Return the tags of the processes that wait for their turn, or have it."""
     tags = gate.registry.client.get_registered_model(gate.registry.name).tags
-    return [tag for tag in tags if tag.startswith(turns.TURN_TAG)]
+    return [tag for tag in tags if tag.startswith(lock.LOCK_TAG)]
 
 
 def test_process_that_was_killed_is_passed_over(gate, monkeypatch, caplog):
     """A process that was killed while it had its turn delays the others only until its turn is stale; they say so."""
-    gate.registry.client.set_registered_model_tag(gate.registry.name, f"{turns.TURN_TAG}killed", "1")  # which it leaves
-    monkeypatch.setattr(turns, "WAIT_SECONDS", 0.5)
-    monkeypatch.setattr(turns, "NOTICE_SECONDS", 0.1)
-    with pytest.raises(Conflict, match="Another promotion or rollback is under way"):
+    gate.registry.client.set_registered_model_tag(gate.registry.name, f"{lock.LOCK_TAG}killed", "1")  # which it leaves
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(lock, "NOTICE_SECONDS", 0.1)
+    with pytest.raises(Conflict, match="Another promotion or rollback is in progress"):
         gate.registry.rollback()
-    assert "waiting for another promotion or rollback; one that was killed is passed over after 30 s" in caplog.text
-    monkeypatch.setattr(turns, "WAIT_SECONDS", 30)
-    monkeypatch.setattr(turns, "STALE_SECONDS", 1)
+    assert "waiting for another promotion or rollback; a killed process is skipped after 30 s" in caplog.text
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 30)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 1)
     assert gate.registry.rollback().version == "1"
     assert not turn_tags(gate)
 
 
 def test_lost_turn_is_noticed(gate):
     """A process whose turn was taken as stale does not move the alias."""
-    with turns.turn(gate.registry.client, gate.registry.name) as keep:
-        keep()
+    with lock.locked(gate.registry.client, gate.registry.name) as check:
+        check()
         for tag in turn_tags(gate):
             gate.registry.client.delete_registered_model_tag(gate.registry.name, tag)
-        with pytest.raises(Conflict, match="The turn to move the alias was lost"):
-            keep()
+        with pytest.raises(Conflict, match="The lock on the alias was lost"):
+            check()
 
 
 def test_decision_is_made_again_when_production_changed(gate, monkeypatch):
     """A candidate is compared with the model that is in production when the alias moves, not with an earlier one."""
-    judge, better = gate._judge, train(0.1)
+    decide, better = gate._decide, train(0.1)
 
     def interfere(*arguments):
-        decision = judge(*arguments)
+        decision = decide(*arguments)
         monkeypatch.undo()
         make_gate(gate.registry.name).promote(better)
         return decision
 
-    monkeypatch.setattr(gate, "_judge", interfere)
+    monkeypatch.setattr(gate, "_decide", interfere)
     decision = gate.promote(train(0.3))
     assert (decision.promoted, gate.registry.production().run_id) == (False, better)
     assert decision.champion.metrics["mae"] == pytest.approx(0.1)
@@ -371,16 +374,16 @@ def test_decision_is_made_again_when_production_changed(gate, monkeypatch):
 
 def test_rollback_during_a_decision_counts(gate, monkeypatch):
     """A model that was promoted and rolled back while it was evaluated is refused, though the alias is where it was."""
-    judge, better = gate._judge, train(0.1)
+    decide, better = gate._decide, train(0.1)
 
     def interfere(*arguments):
-        decided = judge(*arguments)
+        decided = decide(*arguments)
         monkeypatch.undo()
         gate.promote(better)
         gate.registry.rollback(why="a person says no")
         return decided
 
-    monkeypatch.setattr(gate, "_judge", interfere)
+    monkeypatch.setattr(gate, "_decide", interfere)
     assert "a person says no" in gate.promote(better).reason
     assert gate.registry.production().version == "2"
 

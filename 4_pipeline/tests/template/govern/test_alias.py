@@ -63,7 +63,7 @@ def test_registry_judges_by_the_weeks_and_the_hours_that_runs_declare(
     monkeypatch.setenv("DVC_EXP_NAME", "less-data")
     candidate = log_model_of(hours[:900], tmp_path)
     assert connect().get_run(candidate[0]).data.tags[EXPERIMENT_TAG] == "less-data"
-    decision, _ = gate.judge(*candidate)
+    decision, _ = gate.evaluate(*candidate)
     assert "neither model was trained on" not in decision.reason
     assert decision.candidate.period[0] == decision.champion.period[0] == "2014-07-21T00:00:00Z"
     assert len(decision.candidate.blocks) == 10
@@ -71,7 +71,7 @@ def test_registry_judges_by_the_weeks_and_the_hours_that_runs_declare(
         earlier.setitem(storage.PROBLEM, "step", "0.25 h")
         earlier.delenv("DVC_EXP_NAME")
         gate.promote(*log_model_of(hours[:900], tmp_path), force=True, why="quarter hours")
-    assert "step 0.25 h, not 1 h" in gate.judge(*candidate)[0].disqualified
+    assert "step 0.25 h, not 1 h" in gate.evaluate(*candidate)[0].disqualified
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow

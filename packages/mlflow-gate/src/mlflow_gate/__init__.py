@@ -1,9 +1,9 @@
-"""A gate with a memory for MLflow's registered models: rules, a contest, a record of each move, a way back, lineage.
+"""A promotion gate for MLflow's registered models: rules, champion comparison, history, rollback and lineage.
 
-Importing this imports nothing of MLflow.
+Importing this package does not import MLflow.
 """
 
-from mlflow_gate.contest import Contest
+from mlflow_gate.comparison import Comparison
 from mlflow_gate.decision import Decision, Evaluation, decide
 from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, ServerError
 from mlflow_gate.follower import Follower
@@ -16,7 +16,7 @@ from mlflow_gate.rules import Finding, Rule, Scores
 from mlflow_gate.server import connect
 
 __all__ = [
-    "ConfigError", "Conflict", "Contest", "Decision", "EvaluatedModel", "Evaluation", "Finding", "Follower", "Gate",
+    "Comparison", "ConfigError", "Conflict", "Decision", "EvaluatedModel", "Evaluation", "Finding", "Follower", "Gate",
     "GateError", "Link", "ModelError", "Move", "Production", "Registry", "Rule", "Scores", "ServerError", "connect",
     "decide", "log_learned",
 ]  # fmt: skip

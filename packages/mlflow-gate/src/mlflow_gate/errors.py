@@ -1,4 +1,4 @@
-"""The exceptions: each message has the failure, the value, the expectation and the next step."""
+"""Exceptions; each message has the failure, the value found, the expected value and the next step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 
 class GateError(click.ClickException):
-    """A failure that was foreseen; a click program prints it without a traceback and exits with ``exit_code``.
+    """Base class of all errors; click prints it without a traceback and exits with ``exit_code``.
 
     >>> print(GateError("There is no version 7.", value="7", expected="1 to 3", next_step="mlflow-gate history NAME"))
     There is no version 7.
@@ -24,12 +24,12 @@ class GateError(click.ClickException):
         super().__init__("\n".join([what, *lines]))
 
     def _render_traceback_(self) -> list[str]:
-        """Return the message without a traceback, for IPython."""
+        """Return the message without a traceback; IPython calls this."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(GateError):
-    """A rule, a contest, an argument or the file of settings cannot be used."""
+    """Invalid rule, comparison, argument or settings file."""
 
 
 class ServerError(GateError):
@@ -37,8 +37,8 @@ class ServerError(GateError):
 
 
 class ModelError(GateError):
-    """A run, a version or a model cannot be found or loaded."""
+    """A run, version or model does not exist or cannot be loaded."""
 
 
 class Conflict(GateError):
-    """Another process moved the alias meanwhile, or is about to."""
+    """Another process has moved, or is moving, the alias."""

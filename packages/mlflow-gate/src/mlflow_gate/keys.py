@@ -1,4 +1,4 @@
-"""Keys of rows, and the training rows that a run declares: by these the gate knows that held-out rows are new."""
+"""Row keys and declared training rows: with them the gate detects held-out rows that a model was trained on."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_gate.errors import ConfigError
-from mlflow_gate.server import is_absent, outage
+from mlflow_gate.server import is_not_found, outage
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LEARNED_TAG = "mlflow_gate.learned"
-KEYS_FILE = "mlflow_gate/training_rows.gz"  # the digests of the keys
+KEYS_FILE = "mlflow_gate/training_rows.gz"  # digests of the keys
 DIGEST_BYTES = 8
-NUMBER, TEXT, ZONED, NAIVE = "numbers", "texts", "times of a time zone", "times without a time zone"
-DATE = re.compile(r"(?!.*[.,]\d{7})\d{4}-\d\d-\d\d([T ]\d\d.*)?")  # Python cuts nanoseconds off
+NUMBER, TEXT, AWARE, NAIVE = "numbers", "texts", "timezone-aware times", "naive times"
+FORMER_KINDS = {"times of a time zone": AWARE, "times without a time zone": NAIVE}  # in runs before version 0.1
+DATE = re.compile(r"(?!.*[.,]\d{7})\d{4}-\d\d-\d\d([T ]\d\d.*)?")  # Python would truncate nanoseconds
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of rows: the kind of each part in words, and each key as texts, the same for equal keys.
+    """The keys of rows, normalized to texts, and the kind of each part of a key.
 
-    A key is a number, a time or a text, or a tuple of these, such as a site and a time. Texts that are all dates, as
-    ISO 8601 has them, are times; other texts are never numbers: "007" is not 7.
+    A key is a number, a time, a text, or a tuple of these, such as a site and a time. Texts are times if all of them
+    are ISO 8601 dates; they are never numbers: "007" is not 7.
 
     >>> Keys.of(["2016-01-01 01:00+01:00"])
-    Keys(kinds=('times of a time zone',), texts=[('2016-01-01T00:00:00Z',)])
+    Keys(kinds=('timezone-aware times',), texts=[('2016-01-01T00:00:00Z',)])
     """
 
     kinds: tuple[str, ...]
@@ -43,7 +44,7 @@ class Keys:
 
     @classmethod
     def of(cls, rows: Any) -> Keys:
-        """Read the keys of a pandas object's index, or keys themselves; raise ConfigError for keys of several kinds."""
+        """Read the index of a pandas object, or a sequence of keys; raise ConfigError for keys of mixed kinds."""
         keys: Any = rows.index if hasattr(rows, "iloc") else rows
         if isinstance(keys, str | bytes) or not hasattr(keys, "__iter__"):
             raise _without_keys(keys)
@@ -52,7 +53,7 @@ class Keys:
         else:
             tuples = [key if isinstance(key, tuple) else (key,) for key in keys]
             if len({len(key) for key in tuples}) > 1:
-                raise _not_comparable("tuples of several lengths")
+                raise _not_comparable("tuples of different lengths")
             columns = list(zip(*tuples, strict=True))
         if not columns or not len(columns[0]):
             return cls((TEXT,), [])
@@ -61,7 +62,7 @@ class Keys:
 
     @property
     def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The lowest and the highest text of each part."""
+        """The lowest and the highest value of each part of the keys."""
         columns = [
             (texts, _order_of(kind)) for kind, texts in zip(self.kinds, zip(*self.texts, strict=True), strict=True)
         ]
@@ -70,29 +71,28 @@ class Keys:
 
     @property
     def period(self) -> tuple[str, str] | None:
-        """The first and the last time; None for other keys."""
-        if not self.texts or self.kinds not in ((ZONED,), (NAIVE,)):
+        """The first and the last time; None if the keys are not times."""
+        if not self.texts or self.kinds not in ((AWARE,), (NAIVE,)):
             return None
         (first, *_), (last, *_) = self.ends
         return first, last
 
     @property
     def are_renumbered(self) -> bool:
-        """Whether the keys count from 0, as after `reset_index(drop=True)`."""
+        """Whether the keys are 0, 1, 2, ..., as after `reset_index(drop=True)`."""
         return self.kinds == (NUMBER,) and [text for (text,) in self.texts] == list(map(str, range(len(self.texts))))
 
     def digests(self) -> list[bytes]:
-        """Return the digest of each key; keys may be names of people, which an artifact should not hold."""
+        """Return the digest of each key: keys may be personal data, which an artifact should not contain."""
         joined = ("\0".join(texts).encode() for texts in self.texts)
         return [hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest() for text in joined]
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """What a run declares of the rows that its model was trained on (`log_learned`).
+    """The training rows that a run declares with `log_learned`: a span of keys or the digest of each.
 
-    ``ends`` are the lowest and the highest key of a span, without which ``digests`` are those of the single keys.
-    ``trouble`` says why the declaration cannot be used.
+    ``ends`` are the lowest and the highest key of a span; ``problem`` says why the declaration cannot be used.
     """
 
     kinds: tuple[str, ...] = ()
@@ -100,14 +100,14 @@ class TrainingRows:
     digests: frozenset[bytes] = field(default=frozenset(), repr=False)
     source: str = ""
     population: str = ""
-    trouble: str = ""
+    problem: str = ""
 
     def find(self, keys: Keys) -> tuple[list[bool], str]:
-        """Return for each key whether the model was trained on its row; and why that cannot be known, or no words."""
-        if self.trouble or self.kinds != keys.kinds:
-            own, other = (" and ".join(kinds) for kinds in (self.kinds, keys.kinds))
-            words = f"the keys of its training rows are {own}, and those of the held-out rows {other}"
-            return [False] * len(keys.texts), self.trouble or words
+        """Return for each key whether the model was trained on its row, and an empty text or why that is unknown."""
+        if self.problem or self.kinds != keys.kinds:
+            trained, held_out = (" and ".join(kinds) for kinds in (self.kinds, keys.kinds))
+            mismatch = f"the keys of its training rows are {trained}, those of the held-out rows {held_out}"
+            return [False] * len(keys.texts), self.problem or mismatch
         if self.ends is None:
             return [digest in self.digests for digest in keys.digests()], ""
         parts = [(_order_of(kind), low, high) for kind, low, high in zip(self.kinds, *self.ends, strict=True)]
@@ -118,38 +118,52 @@ class TrainingRows:
 
 
 def log_learned(keys: Iterable[Any], *, span: bool = False, source: str = "", population: str = "") -> None:
-    """Declare in the active run what its model learns from: the key of each row, such as a frame's index.
+    """Declare the training rows of the active run's model.
 
-    With ``span`` all that lies between the first and the last key counts as learned, which suits time series; else the
-    digest of each key is logged as an artifact. ``source`` names the data for people. Rows of two different
-    ``population``s (modelled and measured hours, say) are never the same rows, whatever their keys. Raises ConfigError
-    without keys, or for keys of several kinds.
+    Parameters
+    ----------
+    keys : iterable
+        The key of each training row, such as the index of a DataFrame.
+    span : bool
+        Count every row between the first and the last key as a training row, which suits time series. Otherwise the
+        digest of each key is logged as an artifact.
+    source : str
+        The data's name, for people.
+    population : str
+        Rows of different populations (modelled and measured hours, say) differ, even if their keys are equal.
 
+    Raises
+    ------
+    ConfigError
+        If there are no keys, they are of mixed kinds, or no run is active.
+
+    Examples
+    --------
     >>> import mlflow
     >>> with mlflow.start_run():
     ...     log_learned(range(400))
     """
     import mlflow
 
-    read = Keys.of(keys)
+    training_keys = Keys.of(keys)
     if (run := mlflow.active_run()) is None:
-        step = "call it between `with mlflow.start_run():` and its end"
-        raise ConfigError("There is no active run to declare this in.", next_step=step)
-    if not read.texts:
-        raise ConfigError("A model that learned from nothing cannot be declared.", expected="the key of each row")
-    first, last = read.ends
-    facts = {"rows": len(read.texts), "kinds": read.kinds, "first": first, "last": last, "span": span}
+        step = "call log_learned inside of `with mlflow.start_run():`"
+        raise ConfigError("There is no active run.", next_step=step)
+    if not training_keys.texts:
+        raise ConfigError("There are no training rows to declare.", expected="the key of each row")
+    first, last = training_keys.ends
+    facts = {"rows": len(training_keys.texts), "kinds": training_keys.kinds, "first": first, "last": last, "span": span}
     if not span:
         folder, _, name = KEYS_FILE.partition("/")
         with tempfile.TemporaryDirectory() as local:
             file = Path(local, name)
-            file.write_bytes(gzip.compress(b"".join(sorted(set(read.digests()))), mtime=0))
+            file.write_bytes(gzip.compress(b"".join(sorted(set(training_keys.digests()))), mtime=0))
             mlflow.MlflowClient().log_artifact(run.info.run_id, str(file), folder)
     mlflow.set_tag(LEARNED_TAG, json.dumps(facts | {"source": source, "population": population}))
 
 
 def declared(tags: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the tags of a run declare: `rows`, `first`, `last`, `source`, `population`; empty if nothing."""
+    """Return a run's declaration (`rows`, `first`, `last`, `source`, `population`) from its tags, or an empty dict."""
     try:
         facts = dict(json.loads(tags[LEARNED_TAG]))
         ends = {name: ", ".join(facts[name]) for name in ("first", "last") if isinstance(facts.get(name), list)}
@@ -159,45 +173,46 @@ def declared(tags: Mapping[str, str]) -> dict[str, Any]:
 
 
 def training_rows(run_id: str, tags: Mapping[str, str], client: MlflowClient) -> TrainingRows | None:
-    """Return the training rows that a run declares, None without a declaration; raise ServerError.
+    """Return a run's declared training rows, or None; raise ServerError if they cannot be read now.
 
-    A declaration that is there and cannot be read has a `trouble`.
+    An invalid declaration is returned with its `problem`.
     """
     if LEARNED_TAG not in tags:
         return None
     try:
         facts = json.loads(tags[LEARNED_TAG])
-        words: dict[str, Any] = {name: str(facts[name]) for name in ("source", "population")}
-        kinds, ends = tuple(facts["kinds"]), (tuple(facts["first"]), tuple(facts["last"]))
+        names: dict[str, Any] = {name: str(facts[name]) for name in ("source", "population")}
+        kinds = tuple(FORMER_KINDS.get(kind, kind) for kind in facts["kinds"])
+        ends = (tuple(facts["first"]), tuple(facts["last"]))
         if facts["span"]:
-            return TrainingRows(kinds, ends, **words)
+            return TrainingRows(kinds, ends, **names)
         with tempfile.TemporaryDirectory() as folder:
             joined = gzip.decompress(Path(client.download_artifacts(run_id, KEYS_FILE, folder)).read_bytes())
     except (KeyError, TypeError, ValueError, EOFError, gzip.BadGzipFile) as error:
-        return TrainingRows(trouble=f"its run's declaration of training rows is damaged: {error!r:.100}")
+        return TrainingRows(problem=f"its run's declaration of training rows is damaged: {error!r:.100}")
     except Exception as error:
-        if not is_absent(error):
-            raise outage(f"The training rows of run {run_id} cannot be read: nothing is decided", error) from error
-        return TrainingRows(trouble="the list of its training rows is gone from its run's artifacts")
+        if not is_not_found(error):
+            raise outage(f"The training rows of run {run_id} cannot be read: no decision was made", error) from error
+        return TrainingRows(problem="the list of its training rows was deleted from its run's artifacts")
     starts = range(0, len(joined), DIGEST_BYTES)
-    return TrainingRows(kinds, None, frozenset(joined[start : start + DIGEST_BYTES] for start in starts), **words)
+    return TrainingRows(kinds, None, frozenset(joined[start : start + DIGEST_BYTES] for start in starts), **names)
 
 
-def hash_of(held_out: Any, keys: Keys) -> str:
-    """Return the hash that names held-out data: of its keys, and of a pandas object's content if pandas can hash it."""
+def hash_rows(held_out: Any, keys: Keys) -> str:
+    """Return a hash of held-out rows: of their keys and, for a pandas object, of its values where hashable."""
     content = hashlib.sha256()
     for texts in sorted(keys.texts):
         content.update("\0".join(texts).encode() + b"\n")
     if hasattr(held_out, "iloc"):
         from pandas.util import hash_pandas_object
 
-        with contextlib.suppress(TypeError):  # cells that are lists or arrays
+        with contextlib.suppress(TypeError):  # cells with lists or arrays
             content.update(repr(sorted(hash_pandas_object(held_out).tolist())).encode())
     return content.hexdigest()[:16]
 
 
 def _column(column: Any) -> tuple[str, list[str]]:
-    """Return the kind of one part of keys, and each as text."""
+    """Return the kind of one part of the keys, and its values as texts."""
     import numpy as np
     from pandas import Timestamp, isna
     from pandas.api.types import infer_dtype
@@ -215,10 +230,10 @@ def _column(column: Any) -> tuple[str, list[str]]:
     if kind in ("datetime", "datetime64"):
         times = list(map(Timestamp, keys)) if kind == "datetime64" else keys
         if len(naive := {time.tzinfo is None for time in times}) > 1:
-            raise _not_comparable(f"{ZONED}, {NAIVE}")
+            raise _not_comparable(f"{AWARE}, {NAIVE}")
         if naive == {True}:
             return NAIVE, [time.isoformat() for time in times]
-        return ZONED, [time.astimezone(UTC).isoformat().replace("+00:00", "Z") for time in times]
+        return AWARE, [time.astimezone(UTC).isoformat().replace("+00:00", "Z") for time in times]
     if kind == "date" and not any(isinstance(key, datetime) for key in keys):
         return NAIVE, [f"{key.isoformat()}T00:00:00" for key in keys]
     if kind == "integer":
@@ -234,7 +249,7 @@ def _column(column: Any) -> tuple[str, list[str]]:
 
 
 def _floats(numbers: Any, dtype: Any) -> tuple[str, list[str]]:
-    """Return floats as texts; where their dtype rounds keys, such as ids above 2**53, they are of another kind."""
+    """Return floats as texts; if the dtype rounds some of them (ids above 2**53, say), the kind says so."""
     import numpy as np
 
     is_whole, end = np.isfinite(numbers) & (numbers == np.round(numbers)), 2 ** (np.finfo(dtype).nmant + 1)
@@ -244,17 +259,17 @@ def _floats(numbers: Any, dtype: Any) -> tuple[str, list[str]]:
 
 
 def _order_of(kind: str) -> Callable[[str], Any]:
-    """Return what sorts the texts of keys of one kind."""
+    """Return the sort key for texts of one kind."""
     if NUMBER in kind:
         return lambda text: int(text) if text.lstrip("-").isdecimal() else float(text)
-    return datetime.fromisoformat if kind in (ZONED, NAIVE) else str
+    return datetime.fromisoformat if kind in (AWARE, NAIVE) else str
 
 
 def _without_keys(value: object) -> ConfigError:
     expected = "a pandas object with the key of each row as its index, or a sequence of keys"
-    return ConfigError("Rows have no keys.", value=f"{type(value).__name__}: {value!r:.60}", expected=expected)
+    return ConfigError("The rows have no keys.", value=f"{type(value).__name__}: {value!r:.60}", expected=expected)
 
 
 def _not_comparable(value: str) -> ConfigError:
-    expected = f"keys of one kind: {NUMBER}, {ZONED}, {NAIVE}, {TEXT}; or tuples of these"
-    return ConfigError("The keys of rows cannot be compared.", value=value, expected=expected)
+    expected = f"keys of one kind: {NUMBER}, {AWARE}, {NAIVE}, {TEXT}; or tuples of these"
+    return ConfigError("The row keys are of mixed or unsupported kinds.", value=value, expected=expected)

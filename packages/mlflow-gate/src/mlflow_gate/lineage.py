@@ -1,4 +1,4 @@
-"""Where a model comes from and how it got into production: from the data to the alias, link by link."""
+"""Lineage of a model: the chain of links from its data to its time in production."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ from mlflow_gate.record import FORCED, PROMOTED, Move
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-DATA_TAG = "mlflow_gate.data."  # and a file's path: its MD5, as DVC has it
+DATA_TAG = "mlflow_gate.data."  # followed by a file's path; the value is its MD5, as in dvc.lock
 COMMIT_TAG = "mlflow.source.git.commit"
 EXPERIMENT_FACTS = {"mlflow_gate.experiment": "experiment of DVC", "mlflow_gate.overrides": "parameters changed"}
 
 
 @dataclass(frozen=True)
 class Link:
-    """One link of the chain, such as `data` or `commit`.
+    """One link of a lineage.
 
-    ``name`` is what people call it, ``facts`` what is known of it, in words, ``url`` a page that shows it. ``known`` is
-    false for a link that was never recorded.
+    Parameters
+    ----------
+    kind : str
+        Such as `data`, `commit` or `run`.
+    name : str
+        The display name.
+    facts : dict
+        Details to show, by label.
+    url : str, optional
+        A page about this link.
+    known : bool
+        False if nothing was recorded.
     """
 
     kind: str
@@ -34,13 +44,13 @@ class Link:
 
     @classmethod
     def of(cls, kind: str, name: str | None, facts: Mapping[str, Any], url: str = "") -> Link:
-        """Return a link with the facts that are known."""
-        words = {fact: str(value) for fact, value in facts.items() if value not in (None, "")}
-        return cls(kind, name or next(iter(words), "not recorded"), words, url or None, known=bool(words))
+        """Return a link without the facts that are None or empty."""
+        recorded = {fact: str(value) for fact, value in facts.items() if value not in (None, "")}
+        return cls(kind, name or next(iter(recorded), "not recorded"), recorded, url or None, known=bool(recorded))
 
 
 def data_link(run: Run | None, tags: Mapping[str, str]) -> Link:
-    """Describe the data: MLflow's data sets of the run, hashes of files in its tags, and what it learned from."""
+    """Describe a run's data: its MLflow data sets, the file hashes in its tags, and its declared training rows."""
     inputs, learned = run.inputs.dataset_inputs if run and run.inputs else [], declared(tags)
     facts = {f"data set {each.dataset.name}": f"digest {each.dataset.digest}" for each in inputs}
     facts["source"] = source = str(learned.get("source", ""))
@@ -51,25 +61,25 @@ def data_link(run: Run | None, tags: Mapping[str, str]) -> Link:
 
 
 def commit_link(tags: Mapping[str, str]) -> Link:
-    """Describe the commit that a run's tags name, and what an experiment of DVC changed."""
+    """Describe a run's commit and the changes of a DVC experiment."""
     if not (commit := tags.get(COMMIT_TAG)):
         return Link("commit", known=False)
-    words = {True: "yes: the code that ran was not the commit's alone", False: "no", None: "not recorded"}
+    words = {True: "yes: the code differs from the commit", False: "no", None: "not recorded"}
     facts = {"commit": commit} | {word: tags.get(tag) for tag, word in EXPERIMENT_FACTS.items()}
     return Link.of("commit", commit[:10], facts | {"uncommitted changes": words[is_dirty(tags)]})
 
 
 def is_dirty(tags: Mapping[str, str]) -> bool | None:
-    """Return whether the code of a run was not its commit's, by a tag such as MLflow's; None if that is unknown."""
+    """Return whether a run's code had uncommitted changes (a tag such as MLflow's `...git.dirty`), None if unknown."""
     values = [value.lower() == "true" for name, value in tags.items() if name.endswith(".git.dirty")]
     return any(values) if values else None
 
 
 def run_link(run: Run | None, url: str, more: dict[str, Any], kind: str = "run") -> Link:
-    """Describe a run of MLflow, with ``more`` facts."""
+    """Describe an MLflow run, with ``more`` facts."""
     if run is None:
-        return Link(kind, "no run, or it was purged", known=False)
-    info, step = run.info, f"`mlflow runs restore --run-id {run.info.run_id}` brings it back"
+        return Link(kind, "no run, or the run was purged", known=False)
+    info, step = run.info, f"restore it with `mlflow runs restore --run-id {run.info.run_id}`"
     started = datetime.fromtimestamp(info.start_time / 1000, UTC).isoformat(timespec="seconds")
     facts = {"id": info.run_id, "status": info.status, "started": started, "by": run.data.tags.get("mlflow.user")}
     facts["deleted"] = None if info.lifecycle_stage == "active" else step
@@ -77,8 +87,8 @@ def run_link(run: Run | None, url: str, more: dict[str, Any], kind: str = "run")
 
 
 def move_links(version: str, moves: list[Move], current: str | None) -> list[Link]:
-    """Describe the last promotion of a version, and each time that the alias came to it."""
-    decision, times, words = Link("decision", "registered by hand: no gate, no record", known=False), {}, ""
+    """Describe a version's last promotion and each period in production."""
+    decision, times, latest = Link("decision", "registered by hand, without a decision", known=False), {}, ""
     for move, after in zip(moves, [*moves[1:], None], strict=True):
         if move.version != version:
             continue
@@ -88,9 +98,9 @@ def move_links(version: str, moves: list[Move], current: str | None) -> list[Lin
             facts |= {"replaced score": move.replaced_scores.get(move.label)}
             passed = f"{sum(each['passed'] for each in move.findings)} of {len(move.findings)}"
             decision = Link.of("decision", move.action, facts | {"checks passed": passed})
-        came = move.when or "a time that was not recorded"
-        left = f"to {after.when or 'a time that was not recorded'}, then version {after.version}" if after else ""
-        end = left or ("now" if version == current else "until the alias was removed")
-        times[f"{move.action}, from {came}"] = end
-        words = f"since {came}" if end == "now" else f"from {came} {end}"
-    return [decision, Link.of("production", words or "never in production", times)]
+        start = move.when or "an unknown time"
+        end = f"to {after.when or 'an unknown time'}, then version {after.version}" if after else ""
+        end = end or ("now" if version == current else "until the alias was removed")
+        times[f"{move.action}, from {start}"] = end
+        latest = f"since {start}" if end == "now" else f"from {start} {end}"
+    return [decision, Link.of("production", latest or "never in production", times)]

@@ -1,7 +1,7 @@
-"""The record of the alias: each move is kept in tags of the registered model, and so outlives the versions.
+"""The history of the alias, kept in tags of the registered model, so that it outlives the versions.
 
-A record is written before the alias moves and marked as done afterwards: when a process is killed in between, the alias
-still leads to a version, and the move that did not happen is ignored.
+A move is recorded before the alias moves and marked as done afterwards. If the process is killed in between, the alias
+still points to a version, and the unfinished move is ignored.
 """
 
 from __future__ import annotations
@@ -28,22 +28,45 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-MOVE_TAG = "mlflow_gate.move."  # number.part: the parts of a text are joined
-PART_CHARACTERS = 5000  # of a tag; MLflow allows 100,000, and its database in PostgreSQL no more than this
-LAST_TAG = "mlflow_gate.last_move."  # and the alias; of a version: the number of the last move to it
+MOVE_TAG = "mlflow_gate.move."  # followed by number.part: a long text is split into parts
+PART_CHARACTERS = 5000  # of a tag; MLflow allows 100,000, but PostgreSQL only 5,000
+LAST_TAG = "mlflow_gate.last_move."  # followed by the alias; a version's tag with the number of the last move to it
 PROMOTED, FORCED, BY_HAND = "promoted", "forced", "by hand"
 ROLLED_BACK, RESTORED = "rolled back", "restored"
 
 
 @dataclass(frozen=True)
 class Move:
-    """One move of the alias; ``action`` is `promoted`, `forced`, `rolled back`, `restored` or `by hand`.
+    """One move of the alias.
 
-    ``number`` is its place among all moves, ``when`` ISO 8601 in UTC. ``run_id`` and ``model_uri`` name the model that
-    the gate judged. ``scores`` are those of the version that came, ``replaced_scores`` those of the version that went,
-    both on ``held_out`` (`hash`, `period`, `rows`, and `part`, the part of the period in words), and ``metric``
-    decided. ``findings`` are those of the gate; ``run`` and ``judged`` hold tags of the version's run and of the judged
-    one, in case these are purged. ``recorded`` is false for a move that is seen, but not yet written down.
+    Parameters
+    ----------
+    number : int
+        Position in the history.
+    action : str
+        `promoted`, `forced`, `rolled back`, `restored` or `by hand`.
+    version : str
+        The version that the alias moved to.
+    when, who, why, reason : str, optional
+        Time (ISO 8601, UTC), user, the user's reason and the gate's decision.
+    replaced : str, optional
+        The previous version.
+    run_id, model_uri : str
+        The evaluated model; the version may be a refit of it.
+    scores, replaced_scores : dict
+        Metrics of the new and of the replaced version, both on ``held_out``.
+    held_out : dict
+        The held-out rows: `hash`, `period`, `rows`, and `part`, a description such as `test weeks`.
+    metric : str
+        The compared metric.
+    findings : list of dict
+        The findings of the gate.
+    run, judged : dict
+        Tags of the version's run and of the evaluated run, in case these are purged.
+    alias : str
+        The alias.
+    recorded : bool
+        False for a move by hand that is not recorded yet.
     """
 
     number: int
@@ -68,23 +91,23 @@ class Move:
 
     @property
     def label(self) -> str:
-        """The metric that decided; the first one where that was not recorded."""
+        """The compared metric; the first one if that was not recorded."""
         return self.metric or next(iter(self.scores), "score")
 
     @property
-    def figure(self) -> float | None:
-        """The score that decided; None where none was recorded."""
+    def value(self) -> float | None:
+        """The value of the compared metric; None if it was not recorded."""
         value = self.scores.get(self.label)
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def score(self) -> str:
-        """The score that decided, with the period or the hash of the rows that it was computed on."""
-        return "" if self.figure is None else " ".join(filter(None, [f"{self.figure:.4f}", self.rows_judged]))
+        """The value of the compared metric with the held-out rows, as text."""
+        return "" if self.value is None else " ".join(filter(None, [f"{self.value:.4f}", self.held_out_rows]))
 
     @property
-    def rows_judged(self) -> str:
-        """The held-out rows by their period or their hash, in brackets; empty where that was not recorded."""
+    def held_out_rows(self) -> str:
+        """The period or the hash of the held-out rows, in brackets; empty if not recorded."""
         period, name = self.held_out.get("period"), self.held_out.get("hash")
         days = [str(end).removesuffix("T00:00:00")[:16].partition("T")[0] for end in period or ()]
         rows = " to ".join(days) or (f"rows {name}" if name else "")
@@ -93,10 +116,20 @@ class Move:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model that the gate evaluated, by its run and the address to load it from; ``tags`` are those of the run.
+    """A model that the gate evaluated.
 
-    ``source`` is its identity: the logged model (`models:/m-...`), or its place where a version was registered from
-    files. ``run`` is None for a run that was purged.
+    Parameters
+    ----------
+    run_id : str
+        The run that logged it.
+    model_uri : str
+        The URI to load it from.
+    tags : mapping
+        The run's tags.
+    source : str
+        The model's identity: the logged model (`models:/m-...`), or the location of files registered without one.
+    run : mlflow.entities.Run, optional
+        None if the run was purged.
     """
 
     run_id: str
@@ -107,16 +140,26 @@ class EvaluatedModel:
 
     @property
     def declared(self) -> dict[str, Any]:
-        """What the run declares of the training rows: `rows`, `first`, `last`, `source`, `population`."""
+        """The run's declaration of training rows: `rows`, `first`, `last`, `source`, `population`."""
         return declared(self.tags)
 
 
 @dataclass(frozen=True)
 class Production(EvaluatedModel):
-    """The version that the alias points at, with its own run; ``move`` is the last move that brought it there.
+    """The version in production; an `EvaluatedModel` with these fields.
 
-    ``refit_of`` is the model that was evaluated, fitted on a part of the rows, if the version is a refit of it on all.
-    ``has_alias`` is false for a champion whose alias was removed.
+    Parameters
+    ----------
+    name, version : str
+        The registered model and the version's number.
+    run_url : str
+        The run's page in MLflow's UI, if a server has one.
+    move : Move
+        The last move to this version.
+    refit_of : EvaluatedModel, optional
+        The evaluated model, if this version is its refit on all rows.
+    has_alias : bool
+        False if the alias was removed.
     """
 
     name: str = ""
@@ -131,7 +174,7 @@ class Production(EvaluatedModel):
 
     @property
     def evaluated(self) -> EvaluatedModel:
-        """The model that the gate evaluated."""
+        """The model that the gate evaluated: this one, or the model it is a refit of."""
         return self.refit_of or self
 
 
@@ -139,18 +182,18 @@ _MOVES = TypeAdapter(Move)
 
 
 class Record:
-    """The version at an alias, None without one, and all ``moves`` that led there, oldest first."""
+    """The version at an alias (None without one) and all ``moves`` of the alias, oldest first."""
 
     def __init__(self, client: MlflowClient, name: str, alias: str) -> None:
         self.version = find(client.get_model_version_by_alias, name, alias)
         self.current = str(self.version.version) if self.version else None
         model, texts = find(client.get_registered_model, name), defaultdict[int, dict[int, str]](dict)
         for tag, text in model.tags.items() if model else ():
-            with contextlib.suppress(ValueError):  # anybody who reaches the server can write tags, which are ignored
+            with contextlib.suppress(ValueError):  # ignore tags that others wrote
                 number, part = map(int, tag.removeprefix(MOVE_TAG).split("."))
                 texts[number][part] = text
         self.next_number = 1 + max(texts, default=0)
-        self._all: list[Move] = []  # also moves that did not happen
+        self._all: list[Move] = []  # including unfinished moves
         for number, parts in sorted(texts.items()):
             with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 content = json.loads("".join(parts[part] for part in sorted(parts)))
@@ -160,74 +203,74 @@ class Record:
         last = [move for move in self._all[-1:] if not move.recorded and move.version == self.current]
         self.moves = [move for move in self._all if move.recorded] + last
         if self.current is not None and (not self.moves or self.moves[-1].version != self.current):
-            known, before = self.of(self.current), self.moves[-1].version if self.moves else None
-            run_id, uri = self.version.run_id or "", source_of(self.version, client)
-            run_id, uri = (known.run_id, known.model_uri) if known else (run_id, uri)
+            previous, before = self.last_move_to(self.current), self.moves[-1].version if self.moves else None
+            run_id, uri = self.version.run_id or "", model_source(self.version, client)
+            run_id, uri = (previous.run_id, previous.model_uri) if previous else (run_id, uri)
             by_hand = Move(self.next_number, BY_HAND, self.current, replaced=before, run_id=run_id, model_uri=uri)
             self.moves.append(replace(by_hand, alias=alias, recorded=False))
 
-    def is_as(self, other: Record) -> bool:
-        """Return whether the alias has not moved since another reading, not even away and back."""
+    def is_unchanged_since(self, other: Record) -> bool:
+        """Return whether the alias has not moved since another reading, not even forth and back."""
         return (self.current, self.next_number) == (other.current, other.next_number)
 
-    def of(self, version: str) -> Move | None:
-        """Return the last record of a version, also of a move that did not happen: it names the judged model."""
+    def last_move_to(self, version: str) -> Move | None:
+        """Return the last move to a version, even an unfinished one: it names the evaluated model."""
         return next((move for move in reversed(self._all) if move.version == version), None)
 
     def versions_of(self, model_uri: str) -> set[str]:
-        """Return the versions for which a model was judged."""
+        """Return the versions that are the evaluated model or a refit of it."""
         return {move.version for move in self._all if move.model_uri == model_uri}
 
 
-def source_of(version: ModelVersion, client: MlflowClient) -> str:
-    """Return what identifies the model of a version: its logged model, or else the place of its files."""
+def model_source(version: ModelVersion, client: MlflowClient) -> str:
+    """Return a version's identity: its logged model, or else the location of its files."""
     source = version.source or ""
     if copied := re.fullmatch("models:/(.+)/([0-9]+)", source):
         original = find(client.get_model_version, *copied.groups())
-        return source_of(original, client) if original else source
+        return model_source(original, client) if original else source
     model = re.search("m-[0-9a-f]{32}", source)
     return f"models:/{model[0]}" if model else source
 
 
 def write(client: MlflowClient, name: str, move: Move, *, done: bool) -> None:
-    """Write the record of a move, or mark one that was written as done."""
-    content = asdict(move) | {"done": int(done)}  # a digit, so that the parts stay the same
+    """Record a move, or mark a recorded move as done."""
+    content = asdict(move) | {"done": int(done)}  # a digit, so that only the last part changes
     text = json.dumps({key: content[key] for key in content if key not in ("number", "recorded")}, ensure_ascii=False)
     parts = [text[start : start + PART_CHARACTERS] for start in range(0, len(text), PART_CHARACTERS)]
-    for part, words in enumerate(parts):
+    for part, content_part in enumerate(parts):
         if not (done and move.recorded) or part == len(parts) - 1:
-            client.set_registered_model_tag(name, f"{MOVE_TAG}{move.number:06d}.{part}", words)
+            client.set_registered_model_tag(name, f"{MOVE_TAG}{move.number:06d}.{part}", content_part)
     if done:
         client.set_model_version_tag(name, move.version, LAST_TAG + move.alias, str(move.number))
 
 
-def line_of(moves: list[Move]) -> list[str]:
-    """Return the versions that led to the one in production, which is the last, without those rolled back from."""
-    line: list[str] = []
+def promotion_path(moves: list[Move]) -> list[str]:
+    """Return the versions that led to the current one, which is last, without those that were rolled back."""
+    path: list[str] = []
     for move in moves:
-        if move.action == ROLLED_BACK and move.version in line:
-            while line[-1] != move.version:
-                line.pop()
-        elif line[-1:] != [move.version]:
-            line.append(move.version)
-    return line
+        if move.action == ROLLED_BACK and move.version in path:
+            while path[-1] != move.version:
+                path.pop()
+        elif path[-1:] != [move.version]:
+            path.append(move.version)
+    return path
 
 
-def target_of(to: str | None, moves: list[Move], current: str | None, exists: Callable[[str], Any]) -> str:
-    """Return the version to go back to; raise ModelError, which names those that are possible."""
+def rollback_target(to: str | None, moves: list[Move], current: str | None, exists: Callable[[str], Any]) -> str:
+    """Return the version to roll back to; raise ModelError, with the possible versions, if there is none."""
     if not moves:
-        raise ModelError("Nothing was ever in production.", next_step="promote a model")
+        raise ModelError("No version was ever in production.", next_step="promote a model")
     possible = [each for each in sorted({move.version for move in moves} - {current or ""}, key=int) if exists(each)]
-    before = [each for each in line_of(moves) if each in possible]
+    before = [each for each in promotion_path(moves) if each in possible]
     version = str(to) if to is not None else before[-1] if before else None
     if version in possible:
         return version
     if version is None:
-        what = f"Nothing was in production before version {current}."
+        what = f"No version was in production before version {current}."
     elif version == current:
-        what = f"Version {version} is in production already."
+        what = f"Version {version} is already in production."
     else:
-        what = f"Version {version} was never in production, or was deleted: it has to pass the gate."
+        what = f"Version {version} was never in production, or was deleted: it must pass the gate first."
     raise ModelError(
         what,
         expected=f"one of the versions {', '.join(possible)}" if possible else "a version in production before it",
@@ -236,9 +279,9 @@ def target_of(to: str | None, moves: list[Move], current: str | None, exists: Ca
 
 
 def blocking_rollback(source: str, moves: list[Move]) -> Move | None:
-    """Return the rollback that blocks a model; None when there is none.
+    """Return the rollback that blocks a model, or None.
 
-    It blocks until a person forces a version of the model, or restores it, or another candidate is promoted.
+    It blocks until somebody forces or restores a version of the model, or another candidate is promoted.
     """
     models, blocking = {move.version: move.model_uri for move in moves}, None
     for move in moves:
@@ -250,10 +293,10 @@ def blocking_rollback(source: str, moves: list[Move]) -> Move | None:
 
 
 def provenance(why: str) -> dict[str, Any]:
-    """Return when, by whom and why."""
-    why = why.encode(errors="replace").decode()  # bytes of the command line that are no text cannot be sent
+    """Return the time, the user and the reason of a move."""
+    why = why.encode(errors="replace").decode()  # arguments may contain bytes that are not UTF-8
     try:
         who = getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as in a container
+    except (KeyError, OSError):  # a user id without a name, as in containers
         who = f"uid {os.getuid()}"
     return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "who": who, "why": why}

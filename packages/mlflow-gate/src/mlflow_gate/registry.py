@@ -1,4 +1,4 @@
-"""A registered model: which version is in production, the record of each move of the alias, and the way back."""
+"""A registered model: the version in production, the history of its alias, rollback and lineage."""
 
 from __future__ import annotations
 
@@ -9,29 +9,48 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_gate import record, trial
+from mlflow_gate import loading, record
 from mlflow_gate.decision import read_decision
 from mlflow_gate.errors import ConfigError, Conflict, ModelError, ServerError
 from mlflow_gate.lineage import COMMIT_TAG, Link, commit_link, data_link, is_dirty, move_links, run_link
+from mlflow_gate.lock import locked
 from mlflow_gate.record import EvaluatedModel, Move, Production, Record
 from mlflow_gate.server import connect, find, page
-from mlflow_gate.turns import turn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-KEPT_CHARACTERS = 500  # of a run's tag, in the record
+KEPT_CHARACTERS = 500  # of each run tag in the history
 
 
 class Registry:
-    """A registered model of an MLflow server, and the record of its alias.
+    """A registered model of an MLflow server, and the history of its alias.
 
-    ``client()`` returns MLflow's client. ``load(folder)`` returns the model in a folder of files, by default by
-    `mlflow.pyfunc`, in a thread of its own, within ``time_limit`` seconds. ``links(run, tags)`` returns further links
-    of a lineage. ``tags`` are the prefixes of those tags of a run that the record keeps in case the run is purged.
-    ``decision`` is the file with the last decision of this tree.
+    Parameters
+    ----------
+    name : str
+        Name of the registered model.
+    alias : str
+        The alias of the version in production.
+    client : callable
+        Returns the MLflow client; called at the first use.
+    load : callable, optional
+        ``load(folder)`` returns the model in a folder; by default `mlflow.pyfunc` loads it.
+    links : callable, optional
+        ``links(run, tags)`` returns additional links of a lineage.
+    tags : sequence of str
+        Prefixes of the run tags that the history keeps in case the run is purged.
+    decision : path, optional
+        The file with the last decision of this working tree, for `status`.
+    time_limit : float
+        Seconds that loading or evaluating a model may take.
+
+    Raises
+    ------
+    ConfigError
+        If the time limit is invalid; on first use, if MLflow does not allow the name or the alias.
 
     >>> registry = Registry("doctest")
     >>> registry.production() is None, registry.history()
@@ -51,7 +70,7 @@ class Registry:
         time_limit: float = 600.0,
     ) -> None:
         if not isinstance(time_limit, int | float) or not 0 < time_limit <= threading.TIMEOUT_MAX:
-            raise ConfigError("The time limit cannot be used.", value=time_limit, expected="seconds, more than 0")
+            raise ConfigError("Invalid time limit.", value=time_limit, expected="seconds, more than 0")
         self.name, self.alias, self.time_limit, self._tags = name, alias, time_limit, tuple(tags)
         self._client, self._read, self._decision_file = client, load, decision
         self._links = links or (lambda _run, _tags: [])
@@ -59,9 +78,9 @@ class Registry:
 
     @property
     def client(self) -> MlflowClient:
-        """The client of the tracking server, made at the first use.
+        """The client of the tracking server, created at the first use.
 
-        Raises ConfigError for a name or an alias that MLflow refuses, ServerError when the server is down.
+        Raises ConfigError if MLflow does not allow the name or the alias, ServerError if the server is down.
         """
         if self._connected is None:
             _check_names(self.name, self.alias)
@@ -69,59 +88,59 @@ class Registry:
         return self._connected
 
     def load(self, model_uri: str) -> Any:
-        """Load a model, of a run (`models:/m-...`) or of a version, within the time limit; raise what says why not."""
-        return trial.load(model_uri, self._read, self.time_limit)
+        """Load a logged model (`models:/m-...`) or a version within the time limit."""
+        return loading.load(model_uri, self._read, self.time_limit)
 
     def production(self, known: Production | None = None) -> Production | None:
-        """Return the version in production, or None when there is none.
+        """Return the version in production, or None.
 
-        ``known`` is the last answer that the caller got: it is returned, after one request, if the alias has not moved.
+        ``known`` is the caller's last result: if the alias has not moved, it is returned after a single request.
         """
         version = find(self.client.get_model_version_by_alias, self.name, self.alias)
         number = version and version.tags.get(record.LAST_TAG + self.alias)
-        last = version and (str(version.version), record.source_of(version, self.client), number)
+        last = version and (str(version.version), record.model_source(version, self.client), number)
         if known and last == (known.version, known.source, str(known.move.number)):
             return known
         return self.describe(self.record()) if version else None
 
     def history(self, *, note: bool = False) -> list[Move]:
-        """Return all moves of the alias, oldest first; empty when nothing was ever in production.
+        """Return all moves of the alias, oldest first.
 
-        With ``note`` a move by hand, for example in MLflow's UI, is written down, so that a rollback can return to it.
+        With ``note`` a move by hand, for example in MLflow's UI, is recorded, so that a rollback can return to it.
         """
         moves = self.record().moves
         if note and not all(move.recorded for move in moves):
-            with turn(self.client, self.name):
+            with locked(self.client, self.name):
                 moves = self._note_move_by_hand().moves
         return [replace(move, number=place) for place, move in enumerate(moves, start=1)]
 
     def status(self, decision: Path | str | None = None) -> str:
-        """Return in a line what is in production, and whether this tree's decision says the same.
+        """Return a line with the version in production, and whether this working tree's decision agrees.
 
-        ``decision`` is the file of a `Decision` as JSON, by default the one of this registry.
+        ``decision`` is a JSON file written from `Decision.as_dict`; by default the registry's own.
         """
         read, decided = self.record(), read_decision(decision or self._decision_file)
-        line = line_of(self.describe(read)) if read.version else f"{self.name}: nothing is in production"
+        line = summarize(self.describe(read)) if read.version else f"{self.name}: no version is in production"
         if not read.version and read.moves:
             last = read.moves[-1]
             since = f", in production since {last.when}" if last.when else ""
             line += f": the alias was removed from version {last.version}{since}"
         if decided is None:
             return line
-        named = (decided.get("production") or {}).get("version")
-        then = f"; but {f'version {named}' if named else 'nothing'} was in production then. Run the gate again."
-        return f"{line}; this tree's decision: {decided.get('reason')}{then * (named != read.current)}"
+        former = (decided.get("production") or {}).get("version")
+        then = f"; but {f'version {former}' if former else 'no version'} was in production then. Run the gate again."
+        return f"{line}; this working tree's decision: {decided.get('reason')}{then * (former != read.current)}"
 
     def lineage(self, version: str | None = None) -> list[Link]:
-        """Return where a version (`3`, `NAME/3`) comes from, link by link; by default the one in production.
+        """Return the links of a version's lineage (`3` or `NAME/3`); by default of the version in production.
 
-        Raises ModelError when there is no such version.
+        Raises ModelError if the version does not exist.
         """
         read, number = self.record(), (version or "").removeprefix(f"{self.name}/")
-        is_number = number.isdecimal() and len(number) < 10  # more is an error of the database
+        is_number = number.isdecimal() and len(number) < 10  # a longer number is a database error
         entry = find(self.client.get_model_version, self.name, number) if is_number else read.version
         if entry is None or (number and not is_number):
-            what = f"There is no version {number} of {self.name}." if number else "No model is in production."
+            what = f"Version {number} of {self.name} does not exist." if number else "No model is in production."
             raise ModelError(what, next_step=f"mlflow-gate history {self.name}; or promote a model")
         described = self.describe(read, entry)
         model = described.evaluated
@@ -135,64 +154,71 @@ class Registry:
         return [*links, *move_links(described.version, read.moves, read.current)]
 
     def rollback(self, to: str | None = None, why: str = "") -> Production:
-        """Bring back what was in production before, or the version ``to``; return what is now in production.
+        """Restore the previous version, or the version ``to``, and return it.
 
-        The version is loaded first. Each rollback goes one step further back. The gate refuses the model that was in
-        production from then on (see the README). Raises ModelError when there is no such version, it never was in
-        production, or it cannot be loaded; Conflict when the alias moves meanwhile.
+        The version is loaded first. Each further rollback goes back one more version. The gate blocks the model that
+        was rolled back (see the README). Raises ModelError if the version does not exist, was never in production, or
+        cannot be loaded; Conflict if the alias moves meanwhile.
         """
-        signed, read = record.provenance(why), self.record()
+        provenance, read = record.provenance(why), self.record()
         exists = partial(find, self.client.get_model_version, self.name)
-        target = record.target_of(to, read.moves, read.current, exists)
+        target = record.rollback_target(to, read.moves, read.current, exists)
         try:
-            self.load(f"models:/{self.name}/{target}")  # may take minutes, so before the turn
+            self.load(f"models:/{self.name}/{target}")  # may take minutes, so before taking the lock
         except ServerError:
             raise
         except Exception as error:
             what = f"Version {target} cannot be loaded: the alias was not moved."
-            step = "mlflow-gate history; roll back to another"
-            raise ModelError(what, value=trial.trouble_of(error), next_step=step) from error
-        with turn(self.client, self.name) as keep:
+            step = "choose another version from mlflow-gate history"
+            raise ModelError(what, value=loading.describe_error(error), next_step=step) from error
+        with locked(self.client, self.name) as check_lock:
             now = self.record()
             if now.current != read.current:
-                value, was = (f"version {each}" if each else "nothing" for each in (now.current, read.current))
-                what, step = "The model in production has changed meanwhile.", "mlflow-gate history; try again"
+                value, was = (f"version {each}" if each else "no version" for each in (now.current, read.current))
+                what, step = (
+                    "The model in production has changed meanwhile.",
+                    "look at mlflow-gate history, and try again",
+                )
                 raise Conflict(what, value=value, expected=f"{was}, as before", next_step=step)
-            last = {move.version: move for move in now.moves}[target]  # that brought this version
-            action = record.ROLLED_BACK if target in record.line_of(now.moves) else record.RESTORED
+            last = {move.version: move for move in now.moves}[target]  # the last move to this version
+            action = record.ROLLED_BACK if target in record.promotion_path(now.moves) else record.RESTORED
             reason = f"{action}{f' from version {read.current}' if read.current else ''} to version {target}"
-            move = replace(last, action=action, reason=reason, replaced_scores={}, findings=[], recorded=True, **signed)
-            return self.move(move, keep)
+            move = replace(
+                last, action=action, reason=reason, replaced_scores={}, findings=[], recorded=True, **provenance
+            )
+            return self.move(move, check_lock)
 
     def record(self) -> Record:
-        """Read the record of the alias."""
+        """Read the history of the alias."""
         return Record(self.client, self.name, self.alias)
 
-    def move(self, move: Move, keep: Callable[[], None] | None = None) -> Production:
-        """Record a move and make it; the caller has the `turn`, of which ``keep`` makes sure."""
+    def move(self, move: Move, check_lock: Callable[[], None] | None = None) -> Production:
+        """Record and make a move; the caller holds the lock, which ``check_lock`` verifies."""
         read = self._note_move_by_hand()
         replaced = read.moves[-1].version if read.moves else None
         move = replace(move, number=read.next_number, alias=self.alias, replaced=replaced)
         record.write(self.client, self.name, move, done=False)
-        if keep:
-            keep()
+        if check_lock:
+            check_lock()
         self.client.set_registered_model_alias(self.name, self.alias, move.version)
         record.write(self.client, self.name, move, done=True)
         return self.production()  # type: ignore[return-value] # the alias was just set
 
     def describe(self, read: Record, version: ModelVersion | None = None) -> Production:
-        """Return a version; by default that of the alias, or without it the last of the record, deleted or not."""
+        """Describe a version, by default the one at the alias or, without an alias, the last one in the history."""
         number = str(version.version) if version else read.moves[-1].version
         version = version or read.version or find(self.client.get_model_version, self.name, number)
-        kept = read.of(number) or Move(0, record.BY_HAND, number)
+        kept = read.last_move_to(number) or Move(0, record.BY_HAND, number)
         run_id, source = (
-            (version.run_id or "", record.source_of(version, self.client)) if version else (kept.run_id, kept.model_uri)
+            (version.run_id or "", record.model_source(version, self.client))
+            if version
+            else (kept.run_id, kept.model_uri)
         )
         run, refit_of = self.find_run(run_id), None
         if kept.model_uri not in ("", source):
-            judged = self.find_run(kept.run_id)
-            tags = kept.judged | (judged.data.tags if judged else {})
-            refit_of = EvaluatedModel(kept.run_id, kept.model_uri, tags, kept.model_uri, judged)
+            evaluated = self.find_run(kept.run_id)
+            tags = kept.judged | (evaluated.data.tags if evaluated else {})
+            refit_of = EvaluatedModel(kept.run_id, kept.model_uri, tags, kept.model_uri, evaluated)
         return Production(
             run_id,
             f"models:/{self.name}/{number}" if version else source,
@@ -208,18 +234,18 @@ class Registry:
         )
 
     def find_run(self, run_id: str | None) -> Run | None:
-        """Return a run; None when it was purged or never existed: a version has its own copy of the model."""
+        """Return a run; None if it was purged or never existed (a version keeps its own copy of the model)."""
         return find(self.client.get_run, run_id) if run_id else None
 
     def version_of(self, source: str, *, recorded: bool = False) -> ModelVersion | None:
-        """Return the last version of a model, or of its refit; None without one, or without a ``recorded`` one."""
-        made = [] if recorded else self.client.search_model_versions(f"source_path='{source}'")
-        named, numbers = [each for each in made if each.name == self.name], self.record().versions_of(source)
-        judged = (find(self.client.get_model_version, self.name, number) for number in numbers)
-        return max([*named, *filter(None, judged)], key=lambda version: int(version.version), default=None)
+        """Return the last version of a model or of its refit, or None; ``recorded`` ignores versions made by hand."""
+        versions = [] if recorded else self.client.search_model_versions(f"source_path='{source}'")
+        matches, numbers = [each for each in versions if each.name == self.name], self.record().versions_of(source)
+        evaluated = (find(self.client.get_model_version, self.name, number) for number in numbers)
+        return max([*matches, *filter(None, evaluated)], key=lambda version: int(version.version), default=None)
 
     def kept_tags(self, run: Run | None) -> dict[str, str]:
-        """Return those tags of a run that the record keeps."""
+        """Return the run tags that the history keeps."""
         tags = run.data.tags.items() if run else ()
         return {name: value[:KEPT_CHARACTERS] for name, value in tags if name.startswith(self._tags)}
 
@@ -227,7 +253,7 @@ class Registry:
         return page(self.client, f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}") if run else ""
 
     def _note_move_by_hand(self) -> Record:
-        """Write down a move by hand, or one whose process was killed before it said so; the caller has the turn."""
+        """Record moves by hand, and moves of processes that were killed before recording; the caller holds the lock."""
         for move in self.record().moves:
             if not move.recorded:
                 record.write(self.client, self.name, move, done=True)
@@ -235,26 +261,26 @@ class Registry:
 
 
 def _check_names(name: str, alias: str) -> None:
-    """Raise ConfigError for a name or an alias that MLflow would refuse only when it is written."""
+    """Raise ConfigError for a name or an alias that MLflow would refuse only on writing."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils import validation
 
     try:
         validation._validate_model_name(name)
         validation._validate_model_alias_name(alias)
-        # In MLflow 3.1 the check above knows the reserved names, too.
+        # In MLflow 3.1 the check above includes the reserved names.
         getattr(validation, "_validate_model_alias_name_reserved", str)(alias)
     except (MlflowException, TypeError) as error:
-        expected = "a name without / and :; an alias of letters, digits, - and _, which is not `latest` or like `v1`"
-        what = f"MLflow refuses the model {name!r} or its alias {alias!r:.60}."
+        expected = "a name without / and :; an alias of letters, digits, - and _, other than `latest` or `v1`"
+        what = f"MLflow does not allow the model name {name!r} or the alias {alias!r:.60}."
         raise ConfigError(what, value=f"{error!s:.200}", expected=expected) from None
 
 
-def line_of(now: Production) -> str:
-    """Return what is in production, which move brought it and from where, for a person."""
-    commit, branch = now.tags.get(COMMIT_TAG, "")[:10], now.move.run.get("branch")
-    parts = [f"{now.move.action} {now.move.when or ''}".strip()]
+def summarize(production: Production) -> str:
+    """Return a line on the version in production: its last move, commit and score."""
+    commit, branch = production.tags.get(COMMIT_TAG, "")[:10], production.move.run.get("branch")
+    parts = [f"{production.move.action} {production.move.when or ''}".strip()]
     parts += [f"from commit {commit or 'unknown'}" + (f" (branch {branch})" if branch else "")]
-    parts += ["with uncommitted changes" if is_dirty(now.tags) else ""]
-    parts += [f"{now.move.label} {now.move.score}" if now.move.score else ""]
-    return f"{now} is in production: " + ", ".join(filter(None, parts))
+    parts += ["with uncommitted changes" if is_dirty(production.tags) else ""]
+    parts += [f"{production.move.label} {production.move.score}" if production.move.score else ""]
+    return f"{production} is in production: " + ", ".join(filter(None, parts))

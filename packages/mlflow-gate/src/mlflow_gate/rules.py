@@ -1,4 +1,4 @@
-"""Scores of a model, rules for them, and what each rule finds."""
+"""Scores of a model, rules for its metrics, and the findings of the rules."""
 
 from __future__ import annotations
 
@@ -14,14 +14,26 @@ from mlflow_gate.errors import ConfigError, GateError
 
 @dataclass(frozen=True)
 class Scores:
-    """How a model does on held-out data: what a function ``evaluate(model, held_out)`` returns.
+    """The scores of a model on held-out rows, as your ``evaluate(model, held_out)`` returns them.
 
-    ``metrics`` are its figures by name. ``blocks`` is the model's error in each block (a week, a customer, a fold) by
-    the block's name, smaller is better: a mapping or a pandas Series. Rows of one block may depend on one another;
-    blocks should not. ``facts`` is what rules of one's own need besides. ``part`` says in words which of the rows
-    between two ends were held out, if not all, such as `test weeks`.
+    Parameters
+    ----------
+    metrics : mapping of str to float
+        Metrics by name.
+    blocks : mapping or pandas.Series
+        The model's error in each block (a week, a customer, a fold), lower is better. Rows of a block may depend on
+        each other; blocks should be independent.
+    facts : mapping
+        Additional values for rules of your own.
+    held_out, period, rows
+        Hash, first and last key, and number of the held-out rows; the gate sets them.
+    part : str
+        A description of the held-out rows if they are only a part of the period, such as `test weeks`.
 
-    The gate adds ``held_out``, the hash that names the data, ``period``, its first and last key, and ``rows``.
+    Raises
+    ------
+    ConfigError
+        If a metric or a block is not a single number, or two have the same name.
     """
 
     metrics: Mapping[str, float]
@@ -34,42 +46,55 @@ class Scores:
 
     def __post_init__(self) -> None:
         for name in ("metrics", "blocks"):
-            given, what = getattr(self, name), f"The {name} of Scores cannot be read"
+            mapping, what = getattr(self, name), f"Invalid {name} of Scores"
             try:
-                values = {str(key): _number(value) for key, value in given.items()}
-                if len(values) < len(given):
+                values = {str(key): _number(value) for key, value in mapping.items()}
+                if len(values) < len(mapping):
                     raise ValueError("two have the same name")
             except (AttributeError, TypeError, ValueError) as error:
-                expected = "single numbers by their names, which differ: a mapping, or a Series"
-                raise ConfigError(f"{what}: {error}.", value=repr(given)[:200], expected=expected) from None
+                expected = "a mapping or a Series of single numbers with unique names"
+                raise ConfigError(f"{what}: {error}.", value=repr(mapping)[:200], expected=expected) from None
             object.__setattr__(self, name, values)
         if self.period is not None and (isinstance(self.period, str) or len(self.period) != 2):
-            raise ConfigError("The period of Scores cannot be read.", value=self.period, expected="its two ends")
+            raise ConfigError("Invalid period of Scores.", value=self.period, expected="its start and end")
         object.__setattr__(self, "period", self.period and tuple(map(str, self.period)))
         object.__setattr__(self, "part", str(self.part))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the scores as JSON-able values; NaN and infinity are left out."""
+        """Return the scores as JSON-serializable values, without NaN and infinity."""
         metrics, blocks = (
             {name: value for name, value in values.items() if math.isfinite(value)}
             for values in (self.metrics, self.blocks)
         )
-        judged = {"period": self.period, "held_out": self.held_out, "rows": self.rows, "part": self.part}
-        return {"metrics": metrics, "blocks": blocks} | judged
+        rows = {"period": self.period, "held_out": self.held_out, "rows": self.rows, "part": self.part}
+        return {"metrics": metrics, "blocks": blocks} | rows
 
 
 def _number(value: Any) -> float:
-    """Return a number; raise TypeError for a text, and for an array or a Series, of one number too."""
+    """Return a number; raise TypeError for a text and for an array or a Series, even of length 1."""
     if isinstance(value, str | bytes) or getattr(value, "ndim", None):
-        raise TypeError(f"{value!r:.60} is no single number")
+        raise TypeError(f"{value!r:.60} is not a single number")
     return float(value)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found: its name for a person, the candidate's value, the limit, and whether the candidate passed.
+    """The result of a rule.
 
-    ``next_step`` says what to do about a candidate that fails.
+    Parameters
+    ----------
+    name : str
+        The rule's display name.
+    value : float or str, optional
+        The candidate's value.
+    limit : str
+        The allowed values.
+    passed : bool
+        Whether the candidate passed.
+    unit : str
+        The value's unit.
+    next_step : str
+        What to do about a failure.
     """
 
     name: str
@@ -85,7 +110,7 @@ class Finding:
 
     @property
     def label(self) -> str:
-        """The name, with the unit in brackets."""
+        """The name with the unit in brackets."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     @property
@@ -95,7 +120,19 @@ class Finding:
 
 
 class Rule(BaseModel):
-    """The limits of one metric: ``min``, ``max`` or both, what people call it, and what a value beyond them means."""
+    """The limits of one metric.
+
+    Parameters
+    ----------
+    min, max : float, optional
+        The limits, inclusive; at least one is required.
+    name, unit : str
+        How findings display the metric.
+    low, high : str
+        The meaning of a value below ``min`` or above ``max``.
+    next_step : str
+        What to do about such a value.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -115,7 +152,7 @@ class Rule(BaseModel):
             raise ValueError(f"min {self.min:g} is above max {self.max:g}")
         return self
 
-    def judge(self, metric: str, value: float) -> Finding:
+    def check(self, metric: str, value: float) -> Finding:
         """Return the finding on a value; NaN never passes."""
         low = self.min is not None and not value >= self.min
         high = self.max is not None and not value <= self.max
@@ -126,48 +163,48 @@ class Rule(BaseModel):
         return Finding(self.name or metric, float(value), limit, not (low or high), self.unit, step)
 
 
-# A function of one's own returns the value, the limit in words, and whether the candidate passes.
+# A function returns the value, the limit as text, and whether the candidate passes.
 Rules = Mapping[str, Rule | Callable[[Scores], tuple[Any, str, bool]]]
 
 
 def read_rules(rules: Mapping[str, Any] | None) -> Rules:
-    """Return rules as they are applied; raise ConfigError for one that is neither limits nor a function."""
-    rules = {} if rules is None else rules  # as of an empty file of YAML
+    """Return validated rules; raise ConfigError for a rule that is neither limits nor a function."""
+    rules = {} if rules is None else rules  # an empty YAML file
     if not isinstance(rules, Mapping):
         expected = "a mapping such as {r2: {min: 0.5}}, or a function that returns one"
-        raise ConfigError("The rules cannot be read.", value=repr(rules)[:200], expected=expected)
-    read = {}
+        raise ConfigError("Invalid rules.", value=repr(rules)[:200], expected=expected)
+    validated = {}
     for name, rule in rules.items():
         try:
-            read[str(name)] = rule if callable(rule) or isinstance(rule, Rule) else Rule.model_validate(rule)
+            validated[str(name)] = rule if callable(rule) or isinstance(rule, Rule) else Rule.model_validate(rule)
         except ValidationError as error:
             first = error.errors()[0]
-            what = f"The rule {'.'.join(map(str, (name, *first['loc'])))} cannot be read: {first['msg']}."
+            what = f"Invalid rule {'.'.join(map(str, (name, *first['loc'])))}: {first['msg']}."
             expected = "min, max or both, each a number; also name, unit, low, high, next_step; or a function"
             raise ConfigError(what, value=rule, expected=expected) from None
-    return read
+    return validated
 
 
-def judge(rules: Rules, scores: Scores) -> Iterator[Finding]:
-    """Yield what each rule finds; raise ConfigError for one whose metric was not scored, or that does not work."""
+def check(rules: Rules, scores: Scores) -> Iterator[Finding]:
+    """Yield the finding of each rule; raise ConfigError if its metric is missing or its function fails."""
     for name, rule in rules.items():
         if isinstance(rule, Rule):
             if name not in scores.metrics:
                 expected = f"one of {', '.join(scores.metrics) or 'none'}"
-                raise ConfigError("A rule names a metric that was not scored.", value=name, expected=expected)
-            yield rule.judge(name, scores.metrics[name])
+                raise ConfigError(
+                    "A rule refers to a metric that is missing from the scores.", value=name, expected=expected
+                )
+            yield rule.check(name, scores.metrics[name])
         else:
             try:
                 value, limit, passed = rule(scores)
                 if passed not in (True, False):
-                    raise TypeError("whether it passed is neither True nor False")
+                    raise TypeError("the third value is neither True nor False")
             except GateError:
                 raise
             except Exception as error:
-                expected = "a function of Scores that returns the value, the limit in words, and whether it passed"
-                raise ConfigError(
-                    f"The rule {name} cannot be applied.", value=repr(error)[:300], expected=expected
-                ) from error
+                expected = "a function of Scores that returns the value, the limit as text, and whether it passed"
+                raise ConfigError(f"The rule {name} failed.", value=repr(error)[:300], expected=expected) from error
             step = "" if passed else (rule.__doc__ or f"look at the rule {name}").strip()
             value = value if isinstance(value, float) else str(value)
             yield Finding(name, value, str(limit), bool(passed), next_step=step)

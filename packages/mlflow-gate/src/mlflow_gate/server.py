@@ -1,4 +1,4 @@
-"""The tracking server, asked as MLflow's own client asks: its credentials, TLS, time-outs and retries."""
+"""Access to the tracking server with the credentials, TLS settings, timeouts and retries of MLflow's client."""
 
 from __future__ import annotations
 
@@ -14,111 +14,121 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-FIRST_RETRIES = 2  # of the first question, after 0 and 4 s: MLflow's seven are four minutes before a word is said
-QUESTION, NOTHING = "/api/2.0/mlflow/registered-models/search", {"max_results": 1, "filter": "name = '-'"}
+PROBE_RETRIES = 2  # after 0 and 4 s; with MLflow's seven an error would take four minutes
+PROBE_PATH, PROBE_PARAMS = "/api/2.0/mlflow/registered-models/search", {"max_results": 1, "filter": "name = '-'"}
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH names the certificate that signed the server's"
-ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
-AWAY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+CERTIFICATE = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate that signed the server's"
+NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+UNAVAILABLE_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 
 
 def connect(uri: str | None = None) -> MlflowClient:
-    """Return a client of a tracking server, by default of the one that MLflow is set to; the server is asked once.
+    """Return a client of a tracking server, after one test request.
 
-    Raises ServerError when the server does not answer, its certificate is not trusted, or it refuses the credentials.
-    Records in SQLite need no server: they are made if there are none, and ServerError says why MLflow cannot open them.
+    A SQLite store needs no server, and is created if it does not exist.
+
+    Parameters
+    ----------
+    uri : str, optional
+        The tracking URI; by default MLflow's own setting.
+
+    Raises
+    ------
+    ServerError
+        If the server does not respond, its certificate is not trusted, it rejects the credentials, or MLflow cannot
+        open the SQLite store.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.tracking._tracking_service.utils import _get_store
     from mlflow.utils.rest_utils import http_request
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would show one for every few kilobytes
     uri = uri or mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
-        retries = int(os.environ[RETRIES]) if os.environ.get(RETRIES, "").isdigit() else FIRST_RETRIES
-        how: dict[str, Any] = {"params": NOTHING, "max_retries": retries, "raise_on_status": False}
+        retries = int(os.environ[RETRIES]) if os.environ.get(RETRIES, "").isdigit() else PROBE_RETRIES
+        options: dict[str, Any] = {"params": PROBE_PARAMS, "max_retries": retries, "raise_on_status": False}
         what = f"The MLflow tracking server at {without_password(uri)}"
-        host = _get_store(uri).get_host_creds()  # of the store's own, for a plug-in may check the address first
+        host = _get_store(uri).get_host_creds()  # ask the store: a plug-in may validate the address first
         try:
-            answer = http_request(host, QUESTION, "GET", **how)
+            response = http_request(host, PROBE_PATH, "GET", **options)
         except MlflowException as error:
-            raise outage(f"{what} does not answer", error) from None
-        value = f"HTTP {answer.status_code}: {answer.text:.200}"
-        if answer.status_code in (401, 403):
-            raise ServerError(f"{what} refuses the credentials.", value=value, expected=f"those in {CREDENTIALS}")
-        if answer.status_code >= 400:
+            raise outage(f"{what} does not respond", error) from None
+        value = f"HTTP {response.status_code}: {response.text:.200}"
+        if response.status_code in (401, 403):
+            raise ServerError(f"{what} rejects the credentials.", value=value, expected=f"those in {CREDENTIALS}")
+        if response.status_code >= 400:
             step = "set MLFLOW_TRACKING_URI to the address of an MLflow server; if it is busy, try again"
-            raise ServerError(f"{what} does not answer.", value=value, next_step=step)
+            raise ServerError(f"{what} does not respond.", value=value, next_step=step)
     try:
         sqlite.make(uri)
         return mlflow.MlflowClient(uri)
     except MlflowException as error:
-        what, step = f"The records at {without_password(uri)} cannot be opened.", f"mlflow db upgrade {uri}"
+        what, step = f"The tracking store {without_password(uri)} cannot be opened.", f"mlflow db upgrade {uri}"
         raise ServerError(what, value=error.message, next_step=step) from None
 
 
 def outage(what: str, error: BaseException) -> ServerError:
-    """Return the error that says that a server is away, or is not trusted."""
+    """Return the ServerError for a server that is down or whose certificate is not trusted."""
     from requests.exceptions import SSLError
 
     step = "start it, or set MLFLOW_TRACKING_URI; if it is busy, try again"
-    for each in chain(error):
+    for each in causes(error):
         if isinstance(each, SSLError):
             what, step = f"{what}: its TLS certificate is not trusted", CERTIFICATE
     return ServerError(f"{what}.", value=without_password(f"{type(error).__name__}: {error}")[:300], next_step=step)
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it came from."""
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether an error is of the network or of a server that is away, and so no finding on a model."""
+    """Return whether an error is due to the network or the server, and not to a model."""
     from requests import ConnectionError as Unreachable
     from requests import Timeout
 
     return any(
         isinstance(each, ConnectionError | TimeoutError | ServerError | Unreachable | Timeout)
         or type(each).__module__ == "urllib3.exceptions"
-        or getattr(each, "error_code", None) in AWAY
+        or getattr(each, "error_code", None) in UNAVAILABLE_CODES
         or (getattr(getattr(each, "response", None), "status_code", None) or 0) >= 500
-        for each in chain(error)
+        for each in causes(error)
     )
 
 
-def is_absent(error: BaseException) -> bool:
-    """Return whether an error says that a thing does not exist: a run, a version, an alias, a file."""
+def is_not_found(error: BaseException) -> bool:
+    """Return whether an error means that a run, version, alias or file does not exist."""
     return any(
         isinstance(each, FileNotFoundError)
-        or getattr(each, "error_code", None) in ABSENT
-        or "404 Client Error" in str(each)  # of a download, among other words of MLflow
-        for each in chain(error)
+        or getattr(each, "error_code", None) in NOT_FOUND_CODES
+        or "404 Client Error" in str(each)  # a failed download; MLflow wraps the response in its own message
+        for each in causes(error)
     )
 
 
-def find(ask: Callable[..., Any], *names: str) -> Any:
-    """Return what MLflow's client answers for names, None when it does not exist, or raise ServerError."""
+def find(getter: Callable[..., Any], *names: str) -> Any:
+    """Call a getter of MLflow's client; return None if the entity does not exist, raise ServerError if it is down."""
     try:
-        return ask(*names)
+        return getter(*names)
     except Exception as error:
         if is_outage(error):
-            raise outage("The MLflow tracking server does not answer", error) from error
-        # A proxy's page that says 404 is no answer of MLflow.
-        if not is_absent(error) or str(error).startswith("API request to endpoint"):
+            raise outage("The MLflow tracking server does not respond", error) from error
+        # A 404 page of a proxy is not MLflow's response.
+        if not is_not_found(error) or str(error).startswith("API request to endpoint"):
             raise
         return None
 
 
 def page(client: MlflowClient, path: str) -> str:
-    """Return the address of a page in MLflow's UI; empty for a store without a server."""
+    """Return the URL of a page in MLflow's UI; empty for a store without a server."""
     uri = without_password(client.tracking_uri)
     return f"{uri.rstrip('/')}/#/{path}" if uri.startswith(("http://", "https://")) else ""
 
 
 def without_password(text: str) -> str:
-    """Return a text with its addresses without user and password."""
+    """Return a text with user names and passwords removed from its URLs."""
     return re.sub(r"//[^/\s]*@", "//", text)

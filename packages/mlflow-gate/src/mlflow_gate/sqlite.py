@@ -1,4 +1,4 @@
-"""Records in SQLite without a server: made whole, and with their artifacts where `mlflow server` keeps them."""
+"""SQLite tracking stores without a server: atomic creation, and artifacts where `mlflow server` keeps them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARTIFACTS = "mlartifacts"  # the server's default for `--artifacts-destination`
 
 
 def file_of(uri: str) -> Path | None:
-    """Return the file of an address of SQLite; None for another database, and for one in memory.
+    """Return the file of a SQLite URI; None for other databases and for one in memory.
 
     >>> file_of("sqlite:////srv/mlflow.db?timeout=60")
     PosixPath('/srv/mlflow.db')
@@ -27,9 +27,9 @@ def file_of(uri: str) -> Path | None:
 
 
 def make(uri: str) -> None:
-    """Make the tables of new records in SQLite; their file appears with all of them, or not at all.
+    """Create a new SQLite store atomically: its file appears with all tables, or not at all.
 
-    From two processes at once MLflow itself fails, or leaves a file without some of the tables.
+    If two processes create a store at once, MLflow itself fails or leaves some tables out.
     """
     import mlflow
 
@@ -43,9 +43,9 @@ def make(uri: str) -> None:
 
 
 def open_repository(artifact_uri: str, tracking_uri: str | None = None, **registry: str | None) -> ArtifactRepository:
-    """Return the repository of an address of the scheme `mlflow-artifacts`, which in MLflow itself needs a server.
+    """Return the repository of an `mlflow-artifacts` URI, for which MLflow itself needs a server.
 
-    Where records in SQLite have a folder `mlartifacts` beside them, each address is a folder in it.
+    If a folder `mlartifacts` is beside the SQLite file, each URI is a folder in it.
     """
     import mlflow
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository

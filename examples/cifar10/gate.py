@@ -1,4 +1,4 @@
-"""The gate of `mlflow-gate`: a model must not be worse than the branch's by more than `gate.max_drop`."""
+"""The gate of `mlflow-gate`: the accuracy may drop by at most `gate.max_drop` against the last commit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow_gate import Gate, Registry, Scores
 
 
 def held_out() -> pd.Series:
-    """Return the place of each test image in `arrays.npz`, by the image's key."""
+    """Return the index of each test image in `arrays.npz`, by its key."""
     keys = np.load("arrays.npz")["test_keys"]
     return pd.Series(range(len(keys)), keys)
 
@@ -26,7 +26,7 @@ def evaluate(model, places: pd.Series) -> Scores:
 
 
 def rules() -> dict[str, dict]:
-    """Return the least accuracy: the committed one less `max_drop`; no rule before the first commit of one."""
+    """Return the minimum accuracy, the committed one less `max_drop`; no rule before the first commit."""
     committed = subprocess.run(["git", "show", "HEAD:./metrics.json"], capture_output=True, text=True, check=False)
     if committed.returncode:
         return {}
