@@ -51,7 +51,7 @@ def test_commands_tell_a_story(run, name):
     refused = run("promote", runs[2], code=3)
     assert "failed" in refused.out
     assert "next: mae gained over the model in production: worse" in refused.out
-    assert "the gate scores" in refused.err
+    assert "evaluating the candidate" in refused.err
     assert "needs a reason" in run("promote", runs[2], "--force", code=1).err
     assert "forced; the gate said" in run("promote", runs[2], "--force", "--why", "a test").out
     assert "in production again: rolled back from version 3 to version 2" in run("rollback", "--why", "worse").out
