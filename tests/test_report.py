@@ -98,7 +98,7 @@ def test_page_tells_weeks_that_the_model_learned_from_apart(evidence):
     """A week before the end of training is no fair test, and the page says so."""
     assert "all of these are new to it" in words(evidence)
     assert "trained on all of these hours" in words(evidence, "2014-W30")
-    assert "is not known" in words(dataclasses.replace(evidence, learned_until=None))
+    assert "is not known" in words(dataclasses.replace(evidence, trained_until=None))
 
 
 def test_page_counts_missing_hours_and_names_the_gaps(evidence):

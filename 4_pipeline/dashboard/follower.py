@@ -155,7 +155,7 @@ class Snapshot:
     @functools.cached_property
     def learned(self) -> pd.DataFrame | None:
         """The hours of the data that the model learned from, all of them where that is not known; None without any."""
-        until = self.champion.learned_until if self.champion else None
+        until = self.champion.trained_until if self.champion else None
         if self.frame is None or until is None:
             return self.frame
         learned = self.frame[self.frame["utc_timestamp"] <= pd.Timestamp(until)]
@@ -288,7 +288,7 @@ class Follower:
 
 
 def _predict(champion: Champion | None, frame: pd.DataFrame | None) -> Prediction | None:
-    return None if champion is None or frame is None else champion.predict_as_new(frame)
+    return None if champion is None or frame is None else champion.predict_unseen(frame)
 
 
 def _for_readers(why: str | Exception) -> str:

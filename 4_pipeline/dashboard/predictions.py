@@ -39,23 +39,23 @@ class Champion:
         return f"{self.production.name}/{self.production.version}"
 
     @property
-    def learned_until(self) -> str | None:
+    def trained_until(self) -> str | None:
         """The start of the last hour that the model learned from, in ISO 8601; None where that is not known."""
-        return gate.learned_until(self.production)
+        return gate.trained_until(self.production)
 
     @property
     def judged_until(self) -> str | None:
-        """The start of the last hour that the model learned from that predicts `predict_as_new`; None if not known."""
-        return gate.learned_until(self.production.evaluated)
+        """The start of the last hour that the model learned from that predicts `predict_unseen`; None if not known."""
+        return gate.trained_until(self.production.evaluated)
 
-    def predict_as_new(self, frame: pd.DataFrame) -> Prediction:
+    def predict_unseen(self, frame: pd.DataFrame) -> Prediction:
         """Predict hours that were measured: those that a refit learned, by the model that was judged in its place."""
-        return storage.predict_as_new(self.model, self.judged, self.learned_until, frame)
+        return storage.predict_unseen(self.model, self.judged, self.trained_until, frame)
 
     @property
     def year_ends(self) -> YearEnds:
         """The figures of installed capacity that predictions depend on; empty if they depend on none."""
-        return self.model.year_ends if self.model.knows_time else {}
+        return self.model.year_ends if self.model.takes_time else {}
 
     def predict_with_band(self, weather: pd.DataFrame) -> Prediction:
         """Return what `LoadedModel.predict_with_band` returns for these rows; raise what it raises for them."""

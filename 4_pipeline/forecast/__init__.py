@@ -1,6 +1,5 @@
-"""From raw files to a model in production: `raw` makes one `table`, models `learn` from it, `govern` decides, `show` is
-for people.
+"""From raw files to a model in production.
 
-`problem` says what is predicted from what, `terms` holds what every stage depends on, such as `quantities` and
-`parameters`; `tracking` reaches MLflow.
+`raw` prepares the `table`, `learn` trains models, `govern` promotes them, `show` reports. `problem` defines targets and
+inputs, `terms` what every stage depends on, such as `quantities` and `parameters`; `tracking` connects to MLflow.
 """

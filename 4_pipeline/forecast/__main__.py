@@ -59,7 +59,7 @@ def state(folder: Path) -> None:
     Example:  python -m forecast state --to data
     """
     from forecast import tracking
-    from forecast.govern.state import is_as_left, write_state
+    from forecast.govern.state import is_unchanged, write_state
 
     read(project() / FILE)  # the pipeline's first stage: fail before anything has run
     if tracking.tracking_uri().startswith("sqlite:"):
@@ -69,7 +69,7 @@ def state(folder: Path) -> None:
         if summary.stem not in known:
             summary.unlink()
     decision = project() / "results" / "decision.json"
-    if not is_as_left(folder, decision):
+    if not is_unchanged(folder, decision):
         write_state(folder, decision)
 
 
@@ -82,10 +82,10 @@ def tidy(days: int, dry_run: bool) -> None:
     \b
     Example:  python -m forecast tidy --older-than 90 --dry-run
     """
-    from forecast.govern.tidy import unnamed_runs
+    from forecast.govern.tidy import unreferenced_runs
     from forecast.tracking import connect
 
-    client, runs = connect(), unnamed_runs(days, project() / "results")
+    client, runs = connect(), unreferenced_runs(days, project() / "results")
     for run in runs:
         click.echo(f"{run.info.run_id}  {run.info.run_name}")
         if not dry_run:

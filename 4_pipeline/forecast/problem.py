@@ -1,4 +1,4 @@
-"""The problem: targets and inputs, in the terms of `quantities`. All other modules loop over them.
+"""What is predicted from what. The only module that names solar, wind or weather.
 
 Wind speed is at 10 m, temperature at 2 m; radiation is on the horizontal.
 """
@@ -16,78 +16,78 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
-TITLE, REGION = "Solar and wind power", "Germany"  # of the dashboard and the report
-STEP = "h"  # between two rows: 15min, 30min, h, or whatever divides a day; D for days
-ZONE = "Europe/Berlin"  # of the region: in it a day begins and ends, if the step is a day
-MIDDLE = (51.0, 10.4)  # of the region, degrees north and east: where the sun is looked up
+TITLE, REGION = "Solar and wind power", "Germany"  # in dashboard and report
+STEP = "h"  # row frequency (pandas): 15min, 30min, h, or another divisor of a day; D for days
+ZONE = "Europe/Berlin"  # the region's time zone: days start at its midnight if the step is a day
+MIDDLE = (51.0, 10.4)  # of the region, degrees north and east, for the position of the sun
 
-# The solar constant is 1,361 W/m2: https://doi.org/10.1029/2010GL045777. The usual means of power are wide, since
-# countries differ: only a factor of 1,000 shows. Wind in km/h stays within what is possible, and its mean does not.
-# Colours: Okabe and Ito's, which can be told apart with any kind of colour blindness: https://jfly.uni-koeln.de/color/
+# The solar constant is 1,361 W/m2: https://doi.org/10.1029/2010GL045777. The usual means of power are wide because
+# countries differ: they detect a factor of 1,000. Wind speed in km/h is possible, but its mean is not usual.
+# Colours by Okabe and Ito, distinguishable with any colour blindness: https://jfly.uni-koeln.de/color/
 TARGETS = (
     Target(
-        "solar_GW", "Solar", "GW", (0, 200), (0.01, 100), "DE_solar_generation_actual",
+        "solar_GW", "Solar", "GW", possible=(0, 200), usual_mean=(0.01, 100), opsd="DE_solar_generation_actual",
         key="solar", words="solar power", colour="#E69F00", plants="solar plants", by_day=True,
-        # Diffuse: 0.27 to 0.29 in the sample, 0.5 in its darkest month; 0.7 when the two are exchanged. Lag: -0.1 to
-        # 0.0 h in the sample; an hour where the clocks of two files differ.
+        # Share of diffuse light: 0.27 to 0.29 in the sample, 0.5 in its darkest month, 0.7 with swapped columns. Lag:
+        # -0.1 to 0.0 h in the sample, an hour if the clocks of two files differ.
         driver=Driver(
             "light", ("rad_horizontal", "rad_diffuse"), "W/m²", alike=(20, 0.15), lag_hours=(-0.5, 0.5),
             top_share=(0, 0.6),
         ),
     ),
     Target(
-        "wind_GW", "Wind", "GW", (0, 200), (0.01, 100), "DE_wind_generation_actual",
+        "wind_GW", "Wind", "GW", possible=(0, 200), usual_mean=(0.01, 100), opsd="DE_wind_generation_actual",
         key="wind", words="wind power", colour="#0072B2", plants="wind turbines",
-        # Half power: 4.7 to 4.8 m/s in the sample; forests have less, the open sea more. Knots for m/s make it 9, the
-        # reverse 2.5. Lag: -0.1 to 0.1 h in the sample; a front takes hours to cross a country.
+        # Half power at 4.7 to 4.8 m/s in the sample, less in forests, more at sea; at 9 if knots are taken for m/s, at
+        # 2.5 the other way round. Lag: -0.1 to 0.1 h in the sample; a front takes hours to cross a country.
         driver=Driver("wind speed", ("windspeed",), "m/s", alike=(0.25, 0), at_half=(3, 8), lag_hours=(-3, 3)),
     ),
 )  # fmt: skip
 INPUTS = (
     Input(
-        "windspeed", "Wind speed", "m/s", (0, 60), (1, 10), "DE_windspeed_10m",
+        "windspeed", "Wind speed", "m/s", possible=(0, 60), usual_mean=(1, 10), opsd="DE_windspeed_10m",
         meaning="wind speed at 10 m", slider=Slider(0, 16, 0.1, 5.0),
     ),
     Input(
-        "temperature", "Temperature", "°C", (-40, 50), (-10, 30), "DE_temperature",
+        "temperature", "Temperature", "°C", possible=(-40, 50), usual_mean=(-10, 30), opsd="DE_temperature",
         meaning="temperature at 2 m", slider=Slider(-20, 40, 0.5, 12.0),
     ),
     Input(
-        "rad_horizontal", "Direct radiation", "W/m²", (0, 1400), (20, 300),
-        "DE_radiation_direct_horizontal", zero_hours=24 * 14,  # under clouds
+        "rad_horizontal", "Direct radiation", "W/m²", possible=(0, 1400), usual_mean=(20, 300),
+        opsd="DE_radiation_direct_horizontal", zero_hours=24 * 14,  # under clouds
         meaning="direct radiation on the horizontal", slider=Slider(0, 850, 5, 250),
     ),
     Input(
-        "rad_diffuse", "Diffuse radiation", "W/m²", (0, 1400), (20, 150),
-        "DE_radiation_diffuse_horizontal",
+        "rad_diffuse", "Diffuse radiation", "W/m²", possible=(0, 1400), usual_mean=(20, 150),
+        opsd="DE_radiation_diffuse_horizontal",
         meaning="diffuse radiation", slider=Slider(0, 520, 5, 120),
     ),
 )  # fmt: skip
 
-# The wind at 105 m, about where the turbines' hubs were in those years, from that at 10 m, by the logarithmic profile
-# ln(z/z0) with the roughness length z0 = 0.1 m of farmland (Hau, Wind Turbines, 3rd edition, chapter 13).
+# Wind speed at 105 m, about the hub height of those years, from the speed at 10 m by the logarithmic profile ln(z/z0)
+# with the roughness length z0 = 0.1 m of farmland (Hau, Wind Turbines, 3rd edition, chapter 13).
 HUB_BY_MEASURED = math.log(105 / 0.1) / math.log(10 / 0.1)
 COMPUTED: dict[str, Callable[[DataFrame], Series]] = {
     "hub_windspeed": lambda hours: hours["windspeed"] * HUB_BY_MEASURED,
 }
-# What models learn from, each hour from itself alone: inputs, what is computed of them and of `utc_timestamp`, and
-# `sun_elevation` and `sun_azimuth` (degrees above the horizon; clockwise from north), which say hour and season
-# together. A target that follows the sun (`by_day`) needs the first of these two.
+# The features of the models, each computed from its row alone: inputs, the columns of COMPUTED, and `sun_elevation` and
+# `sun_azimuth` (degrees above the horizon; clockwise from north), which stand for hour and season. A daytime target
+# (`by_day`) needs `sun_elevation`.
 DERIVED = ["hub_windspeed", "temperature", "rad_horizontal", "rad_diffuse", "sun_elevation", "sun_azimuth"]
 
-# Installed capacity by which the targets are divided, GW on 31 December, rounded to 0.1; {} to learn them as they are.
-# Other statistics differ by up to 1 GW, by what they count and when it was reported.
+# Installed capacity by which the targets are divided, GW on 31 December, rounded to 0.1; {} for none. Other statistics
+# differ by up to 1 GW, depending on what they count and when it was reported.
 # wind, on land and at sea: 2012 Deutsche WindGuard, press release of 30 January 2013 ("rund 31,3 GW"); 2013 Fraunhofer
 # IWES, Windenergie Report Deutschland 2013 (33,658 + 521 MW); 2014 GWEC, as reported by Renewables Now in July 2015
 # (39.17 GW); 2015 and 2016 Deutsche WindGuard, as reported by Strom-Report (44,947 and 50,018 MW).
 # solar, subsidised plants: Bundesnetzagentur, as reported by PHOTON: 2014 (38.23 GW), 2015 (39.69 GW), 2016 (41.22 GW);
-# 2012 and 2013 computed back from 2014 by what was added (1.89 GW in 2014, 3.3 GW in 2013).
+# 2012 and 2013 are 2014 less the additions (1.89 GW in 2014, 3.3 GW in 2013).
 CAPACITY: YearEnds = {
     "solar_GW": {"2012": 33.0, "2013": 36.3, "2014": 38.2, "2015": 39.7, "2016": 41.2},
     "wind_GW": {"2012": 31.3, "2013": 34.2, "2014": 39.2, "2015": 44.9, "2016": 50.0},
 }
 
-# Of the sliders, with hour (UTC) and day of the year; in place of the day, a date sets the year as well: "2016-05-08".
+# Slider values with hour (UTC) and day of the year; a date instead of the day also sets the year: "2016-05-08".
 PRESETS: dict[str, dict[str, float | str]] = {
     "Summer noon": {"windspeed": 3, "temperature": 26, "rad_horizontal": 650, "rad_diffuse": 180, "hour": 11},
     "Winter storm": {

@@ -25,7 +25,7 @@ def test_names_differ():
 @pytest.mark.parametrize("quantity", schema.QUANTITIES.values(), ids=lambda each: each.name)
 def test_ranges_and_units_of_a_quantity_fit_together(quantity):
     """What is usual, and a slider, are within what is possible; pint reads the unit."""
-    (low, high), (first, last) = quantity.possible, quantity.usual or quantity.possible
+    (low, high), (first, last) = quantity.possible, quantity.usual_mean or quantity.possible
     assert low <= first < last <= high
     assert quantity.conversion(quantity.unit, of_days=False) == (1, 0, 0)
     if quantity.name in INPUTS:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from forecast import problem
 from forecast.govern.gate import rules
-from forecast.learn.evaluation import SIGNATURES, judge
+from forecast.learn.evaluation import SIGNATURES, evaluate
 from forecast.learn.models import CapacityFactorRegressor
 from forecast.learn.storage import LoadedModel
 from forecast.raw import sources
@@ -59,7 +59,7 @@ def judged(table):
     trees = HistGradientBoostingRegressor(max_iter=20, random_state=0)
     model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(train), targets(train)))
     model, test = replace(model, signature=SIGNATURES[1]), by_alternate_weeks(held_out)[1]
-    return model, test, judge(model, test)
+    return model, test, evaluate(model, test)
 
 
 def decision_on(scores, **changes):

@@ -203,7 +203,7 @@ def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
     """Return predictions and their band; NaN of a target that follows the sun, where the sun cannot give the light."""
     predicted, band = champion.predict_with_band(hours)
     light, most = _light(hours)
-    if champion.model.knows_time:
+    if champion.model.takes_time:
         hidden = pd.DataFrame({target.name: (light > most) & target.by_day for target in problem.TARGETS})
         predicted, band = predicted.mask(hidden), band and (band[0].mask(hidden), band[1].mask(hidden))
     return predicted, band
@@ -253,7 +253,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     if snapshot.champion is None:
         return figures.empty(snapshot.missing("champion"))
     swept, year = [], hour_of_year(snapshot, weather).year
-    for name in LABELS if snapshot.champion.model.knows_time else FEATURES:
+    for name in LABELS if snapshot.champion.model.takes_time else FEATURES:
         slider, is_whole = SLIDERS[name], name in TIME or name in figures.CATEGORIES
         number = round((slider.high - slider.low) / slider.step) + 1 if is_whole else POINTS
         points = np.linspace(slider.low, slider.high, number)
@@ -283,7 +283,7 @@ def hint(snapshot: Snapshot) -> str:
 
 def is_unused(snapshot: Snapshot) -> bool:
     """Return whether hour and day make no difference to the model in production."""
-    return snapshot.champion is not None and not snapshot.champion.model.knows_time
+    return snapshot.champion is not None and not snapshot.champion.model.takes_time
 
 
 def hour_of_year(snapshot: Snapshot, weather: dict[str, float]) -> datetime:

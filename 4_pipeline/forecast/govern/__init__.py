@@ -1,6 +1,5 @@
-"""What goes into production, and what is kept.
+"""Promotion to production.
 
-- `gate` is the registered model behind `mlflow_gate`: its rules, what it learned from, its lineage; `refit` fits again
-  what passed.
-- `state` writes down what DVC cannot see; `tidy` finds runs that nothing names.
+- `gate`: the rules, the refit and the lineage of the registered model, on top of `mlflow_gate`.
+- `state`: files that tell DVC about the tracking server; `tidy`: unreferenced runs.
 """

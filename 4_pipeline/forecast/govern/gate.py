@@ -1,4 +1,4 @@
-"""The registered model of the problem: what `mlflow_gate` must know of it to judge, move and trace it."""
+"""The registered model of the problem and its promotion gate, on top of `mlflow_gate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from forecast.terms.parameters import Promote
 
-PIPELINE_WHY = "pipeline"  # the reason that the pipeline gives for a promotion; a person gives another
+PIPELINE_WHY = "pipeline"  # the reason in the history of promotions by the pipeline
 KINDS = ("data", "commit", "stage", "notebook", "run", "refit", "model", "decision", "production")
 
 
@@ -44,9 +44,9 @@ class Registry(mlflow_gate.Registry):
 
 
 class Gate(mlflow_gate.Gate):
-    """The gate with the rules of the section `promote` of params.yaml, on the hours of data/test.parquet.
+    """The gate with the limits of section `promote` in params.yaml, on the rows of data/test.parquet.
 
-    Other limits and other hours are given by ``policy`` and ``held_out``, a processed frame.
+    ``policy`` and ``held_out`` (a processed frame) replace these limits and rows.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Gate(mlflow_gate.Gate):
             return Comparison("r2", name="R2", **limits().model_dump(include=fields))
 
         def evaluate(model: Any, rows: pd.DataFrame) -> mlflow_gate.Scores:
-            from forecast.learn.evaluation import judge  # imports scikit-learn
+            from forecast.learn import evaluation  # imports scikit-learn
 
-            return judge(model, rows)
+            return evaluation.evaluate(model, rows)
 
         def hours() -> pd.DataFrame:
             frame = processed.read(folder / "data" / "test.parquet") if held_out is None else held_out
@@ -82,19 +82,19 @@ class Gate(mlflow_gate.Gate):
 
 
 def _refit(run: Run, model_uri: str) -> tuple[str, str]:
-    """Fit the recipe of a run on data/germany.parquet; return run and model of that fit."""
+    """Refit a run's model on data/germany.parquet; return run and model of that fit."""
     from forecast.learn import storage
 
     table, stage = "data/germany.parquet", run.data.tags.get(STAGE_TAG, run.info.run_name)
     facts = {"data": [table], "learned_from": table, "parameters": run.data.params, "refit_of": run.info.run_id}
-    with contextlib.chdir(project()), tracking.start_run(stage, **facts) as fitted:
+    with contextlib.chdir(project()), tracking.start_run(stage, **facts) as refit_run:
         frame = processed.read(table)
         model = storage.load(model_uri).refit(frame, run.data.params)
-        return fitted.info.run_id, storage.log_model(model, frame.tail())
+        return refit_run.info.run_id, storage.log_model(model, frame.tail())
 
 
 def _links(run: Run | None, tags: Mapping[str, str]) -> list[Link]:
-    """Return the links of a model's lineage between its commit and its run: stage and executed notebook."""
+    """Return the links of a lineage between commit and run: stage and executed notebook."""
     stage, notebook = (Link(kind, "not recorded", known=False) for kind in ("stage", "notebook"))
     if STAGE_TAG in tags:
         stage = Link("stage", tags[STAGE_TAG], dict(sorted(run.data.params.items())) if run else {})
@@ -108,24 +108,24 @@ def _links(run: Run | None, tags: Mapping[str, str]) -> list[Link]:
 
 
 def rules(policy: Promote) -> dict[str, Any]:
-    """Return the rules of the gate that do not depend on the model in production."""
+    """Return the rules of the gate, which do not depend on the champion."""
     limits: dict[str, Any] = {}
     for target in problem.TARGETS:
-        words, unit = target.words, target.unit
-        low: dict[str, Any] = {"min": target.possible[0], "low": "less than is possible"}
-        limits[target.metric("lowest")] = Rule(**low, name=f"lowest predicted {words}", unit=unit)
-        limits[target.metric("r2")] = Rule(min=policy.min_r2[target.key], name=f"R2 of {words}")
+        title, unit = target.words, target.unit
+        low: dict[str, Any] = {"min": target.possible[0], "low": "below the possible range"}
+        limits[target.metric("lowest")] = Rule(**low, name=f"lowest predicted {title}", unit=unit)
+        limits[target.metric("r2")] = Rule(min=policy.min_r2[target.key], name=f"R2 of {title}")
         limits[target.metric("bias_percent")] = Rule(
             min=-policy.max_bias_percent,
             max=policy.max_bias_percent,
-            name=f"mean error of {words}",
+            name=f"mean error of {title}",
             unit="% of its mean" + " absolute value" * (target.possible[0] < 0),
-            low="too little is predicted",
-            high="too much is predicted",
+            low="predictions are too low",
+            high="predictions are too high",
         )
         if target.by_day:
-            most = policy.max_night[target.key]
-            limits[target.metric("night")] = Rule(max=most, name=f"mean {words} predicted at night", unit=unit)
+            limit = policy.max_night[target.key]
+            limits[target.metric("night")] = Rule(max=limit, name=f"mean {title} predicted at night", unit=unit)
     limits["latency_ms"] = Rule(max=policy.max_latency_ms, name=f"time to predict one {steps.NAME}", unit="ms")
     limits["size_MB"] = Rule(max=policy.max_size_MB, name="size of the model's files", unit="MB")
     return limits | {"inputs and outputs": _interface}
@@ -141,20 +141,20 @@ def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
 
 
 def stage_of(production: Production) -> str | None:
-    """Return the stage that trained the version in production; None for one of another origin."""
+    """Return the stage that trained the version in production; None if it was not trained by the pipeline."""
     return production.tags.get(STAGE_TAG)
 
 
-def learned_until(model: EvaluatedModel | None) -> str | None:
-    """Return the start of the last hour that a model learned from, in ISO 8601; None if unknown."""
+def trained_until(model: EvaluatedModel | None) -> str | None:
+    """Return a model's last training timestamp, in ISO 8601; None if unknown."""
     return model.declared.get("last") if model else None
 
 
 def refit_until(production: Production | None) -> str | None:
-    """Return the start of the last hour that a refit in production learned; None if the version is no refit."""
-    return learned_until(production) if production and production.refit_of else None
+    """Return the last training timestamp of a refit in production; None if the version is not a refit."""
+    return trained_until(production) if production and production.refit_of else None
 
 
 def source_of(production: Production | None) -> str | None:
-    """Return the name of the source that the version in production learned from; None if unknown."""
+    """Return the data source of the version in production; None if unknown."""
     return (production.declared.get("source") if production else None) or None

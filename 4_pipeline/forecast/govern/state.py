@@ -1,4 +1,4 @@
-"""What DVC cannot see, in files for stages to depend on: the tracking store, and where the alias went."""
+"""State of the tracking server, in files that stages depend on: the store's id, and moves of the alias."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FILES = "tracking_store.json", "alias.json"
 
 
 def write_state(folder: Path, decision: Path) -> None:
-    """Write what DVC cannot see to files in ``folder``, for stages to depend on.
+    """Write the state of the tracking server to files in ``folder``, which stages depend on.
 
-    `tracking_store.json` says which store this is: a lock of DVC knows nothing of a tracking server that was wiped.
-    `alias.json` says where the alias went since the decision in the file ``decision``, if it moved: the gate decides
-    again after a rollback or a promotion from elsewhere.
+    `tracking_store.json` has the store's id: dvc.lock cannot tell that a tracking server was recreated. `alias.json`
+    has the version at the alias if it moved since ``decision``: after a rollback, or a promotion from elsewhere, the
+    gate runs again.
     """
     client = connect()
     store, alias = map(folder.joinpath, FILES)
@@ -35,14 +35,14 @@ def write_state(folder: Path, decision: Path) -> None:
         contents[alias] = moved or {}
     for file, content in contents.items():
         new = f"{json.dumps(content, indent=1)}\n".encode()
-        if not file.exists() or file.read_bytes() != new:  # its time says when it has changed
+        if not file.exists() or file.read_bytes() != new:  # keep the modification time of unchanged files
             write_atomically(file, new)
 
 
-def is_as_left(folder: Path, decision: Path) -> bool:
-    """Return whether a server says what the files in ``folder`` say, so that `write_state` would change nothing.
+def is_unchanged(folder: Path, decision: Path) -> bool:
+    """Return whether the server agrees with the files in ``folder``, so that `write_state` would not change them.
 
-    Asked without MLflow, whose import takes longer than all else that is done here; False where anything is in doubt.
+    It uses plain HTTP because importing MLflow takes longer than the rest; if in doubt, it returns False.
     """
     import requests
 
@@ -50,20 +50,20 @@ def is_as_left(folder: Path, decision: Path) -> bool:
     try:
         store, _, decided = (json.loads(file.read_text()) for file in (*map(folder.joinpath, FILES), decision))
         now = requests.get(f"{api}/registered-models/alias", alias, timeout=2).json()["model_version"]
-        asked = requests.get(f"{api}/experiments/get-by-name", {"experiment_name": EXPERIMENT}, timeout=2).json()
-        is_known = {"key": STORE_ID_TAG, "value": store["store_id"]} in asked["experiment"]["tags"]
-        is_there = all(now[key] == decided["production"][key] for key in ("version", "run_id"))
+        experiment = requests.get(f"{api}/experiments/get-by-name", {"experiment_name": EXPERIMENT}, timeout=2).json()
+        is_known = {"key": STORE_ID_TAG, "value": store["store_id"]} in experiment["experiment"]["tags"]
+        is_in_production = all(now[key] == decided["production"][key] for key in ("version", "run_id"))
     except (OSError, LookupError, TypeError, ValueError):
         return False
-    return is_known and is_there and not decided.get("experiment") and "MLFLOW_WORKSPACE" not in os.environ
+    return is_known and is_in_production and not decided.get("experiment") and "MLFLOW_WORKSPACE" not in os.environ
 
 
 def _moved_since(decision: Path, client: mlflow.MlflowClient) -> dict[str, Any] | None:
-    """Return where the alias is if not where a decision left it: version, run, and the number of its last move."""
+    """Return version, run and number of moves of the alias if it moved since a decision, else None."""
     now = mlflow_gate.Registry(REGISTERED_MODEL, PRODUCTION, client=lambda: client).production()
     decided = read_decision(decision) or {}
-    left = decided.get("production") or {}
+    former = decided.get("production") or {}
     version, run_id = (now.version, now.run_id) if now else (None, None)
-    if (left.get("version"), left.get("run_id")) == (version, run_id) and not decided.get("experiment"):
+    if (former.get("version"), former.get("run_id")) == (version, run_id) and not decided.get("experiment"):
         return None
     return {"version": version, "run_id": run_id, "moves": now.move.number if now else 0}

@@ -1,4 +1,4 @@
-"""Runs that nothing names, and that may go."""
+"""Unreferenced runs, which may be deleted."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import mlflow
 
 
-def unnamed_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
-    """Return the runs of stages that began more than ``days`` ago and that nothing names.
+def unreferenced_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
+    """Return unreferenced stage runs older than ``days``.
 
-    Named is each id in a registered model or version, in their tags, or in JSON of the folder ``results``; and for each
-    named run the last run of `prepare` before it, which has the findings on its data.
+    A run is referenced if its id, or its model's, is in a registered model, a version, their tags, or a JSON file in
+    ``results``; and so is the last run of `prepare` before it, which has the findings on its data.
     """
     client, tag = tracking.connect(), f"tags.`{tracking.STAGE_TAG}` LIKE '%'"
     versions, registered = client.search_model_versions(max_results=200_000), client.search_registered_models()
@@ -25,15 +25,15 @@ def unnamed_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
 
     texts = [str(dict(each)) for each in [*versions, *registered]]
     texts += [file.read_text() for file in results.rglob("*.json")]
-    named = set(re.findall("[0-9a-f]{32}", " ".join(texts)))
+    referenced = set(re.findall("[0-9a-f]{32}", " ".join(texts)))
     runs = mlflow.search_runs(
         None, tag, order_by=["start_time"], output_format="list", experiment_names=[tracking.EXPERIMENT]
     )
     kept, prepared = set(), ""
     for run in runs:
         prepared = run.info.run_id if run.data.tags[tracking.STAGE_TAG] == "prepare" else prepared
-        models = run.outputs.model_outputs  # type: ignore[union-attr] # a server's answer has them
-        if named & {run.info.run_id, *(model.model_id.removeprefix("m-") for model in models)}:
+        models = run.outputs.model_outputs  # type: ignore[union-attr] # responses of a server have outputs
+        if referenced & {run.info.run_id, *(model.model_id.removeprefix("m-") for model in models)}:
             kept |= {run.info.run_id, prepared}
     end = 1000 * (time.time() - 86400 * days)
     return [run for run in runs if run.info.start_time < end and run.info.run_id not in kept]

@@ -1,5 +1,5 @@
-"""Table to model to scores.
+"""Train, evaluate and store models.
 
-- `models` holds the models and their search, `network` all that knows Keras: a copy may leave it out.
-- `evaluation` measures how good a model is; `storage` logs models, and loads them without running their code.
+- `models`: the regressor and its hyperparameter search; `network`: everything that needs Keras, which is optional.
+- `evaluation`: scores of a model; `storage`: logging models, and loading them without running their code.
 """

@@ -1,4 +1,11 @@
-"""The pipeline's models: raw weather in, targets out, learned as capacity factors; the search for hyperparameters."""
+"""The pipeline's models, which predict capacity factors, and their hyperparameter search.
+
+Installed capacity grows from year to year: a model trained on power underestimates later years. So the targets are
+divided by the installed capacity (`features.installed`) before training, and predictions multiplied by it again.
+
+The error bands are split-conformal quantile regression (Romano, Patterson, Candès 2019,
+https://arxiv.org/abs/1905.03222) with the folds of a time series.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +45,12 @@ from forecast.terms.errors import DataError, ServiceError, require_columns
 if TYPE_CHECKING:
     from distributed import Client
 
-PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
-BATCH_CANDIDATES = 6  # of a search, fitted together: what they share takes as long as two fits
-# They learn as much as 40 at the usual rate of 0.1, in half the time: 0.8 ** 19 is 0.9 ** 40.
+N_ITER_NO_CHANGE = 10  # early stopping: this many trees without a smaller validation error
+BATCH_CANDIDATES = 6  # fitted together: the features that they share take as long as two fits
+# As good as 40 trees at the usual rate of 0.1, in half the time: 0.8 ** 19 equals 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
-LEAST = [target.possible[0] for target in problem.TARGETS]
-MIN_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to calibrate on
+LOWER_BOUNDS = [target.possible[0] for target in problem.TARGETS]
+MIN_HOURS = 200  # too few to split into training, validation and calibration
 
 
 @cache
@@ -52,110 +59,105 @@ def _libraries() -> ThreadpoolController:
 
 
 def one_thread() -> AbstractContextManager:
-    """Limit OpenMP to one thread: several wait actively for each other, beside other programs twenty times as long."""
+    """Limit OpenMP to one thread: on a busy machine its spinning threads take twenty times as long."""
     return _libraries().limit(limits=1, user_api="openmp")
 
 
-class Hours:
-    """Hours to learn from, with what `CapacityFactorRegressor` makes of them; candidates of a search share it.
+class TrainingData:
+    """Training rows and the features derived from them, shared by the candidates of a search.
 
-    ``values`` are the derived features (hours, features), ``factors`` the capacity factors (targets, hours), and
-    ``counted`` the rows that count for the band of each target.
+    ``values`` are the derived features (rows, features), ``factors`` the capacity factors (targets, rows), and
+    ``band_rows`` the rows that each target's error band is fitted on: by day only, for solar power.
     """
 
     def __init__(self, X: pd.DataFrame, y: pd.DataFrame) -> None:
         require_columns(X.columns, INPUTS, "The frame")
-        self.stamps = to_utc(X["utc_timestamp"])
-        if not self.stamps.is_monotonic_increasing:
+        self.timestamps = to_utc(X["utc_timestamp"])
+        if not self.timestamps.is_monotonic_increasing:
             raise DataError(
-                "The hours are not in order of time.",
+                "The rows are not in order of time.",
                 expected="rows sorted by utc_timestamp: the last ones are for early stopping and calibration",
                 next_step='frame.sort_values("utc_timestamp")',
             )
         if len(X) < MIN_HOURS:
-            rows, least = f"{len(X)} {steps.NAMES}", f"at least {MIN_HOURS}, in the first of `folds`, too"
-            what = f"There are too few {steps.NAMES} to learn from."
-            raise DataError(what, value=rows, expected=least, next_step="take more years, or fewer folds")
+            expected = f"at least {MIN_HOURS}, in the first of `folds`, too"
+            what = f"There are too few {steps.NAMES} to train on."
+            raise DataError(
+                what, value=f"{len(X)} {steps.NAMES}", expected=expected, next_step="take more years, or fewer folds"
+            )
         self.year_ends = year_ends_of(X)
         self.factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
         derived = derive(X)
-        self.counted = [np.flatnonzero(sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
-        self.values = derived.to_numpy()  # without names, which would be compared again for each prediction
+        self.band_rows = [np.flatnonzero(sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
+        self.values = derived.to_numpy()  # an array: scikit-learn would compare column names at each prediction
         self._levels: dict[int, list[np.ndarray]] = {}
 
     def levels(self, level_days: int | None) -> list[np.ndarray]:
-        """Return the level of each hour (`find_levels`), an array a target; without ``level_days`` it is 1."""
+        """Return the level of each row (`find_levels`), one array a target; 1 without ``level_days``."""
         if not level_days:
-            return [np.ones(len(self.stamps))] * len(self.factors)
+            return [np.ones(len(self.timestamps))] * len(self.factors)
         if level_days not in self._levels:
             self._levels[level_days] = [
-                # what may be below zero has no sum to be compared by
-                np.ones(len(factor)) if least < 0 else find_levels(self.values, factor, self.stamps, level_days)
-                for factor, least in zip(self.factors, LEAST, strict=True)
+                # a level is a ratio of sums, which needs values of one sign
+                np.ones(len(factor))
+                if lower_bound < 0
+                else find_levels(self.values, factor, self.timestamps, level_days)
+                for factor, lower_bound in zip(self.factors, LOWER_BOUNDS, strict=True)
             ]
         return self._levels[level_days]
 
 
 class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
-    """Predicts the targets from an hour and its weather (columns `features.INPUTS`).
+    """Predict the targets from time and weather (columns `features.INPUTS`), with optional error bands.
 
-    Installed capacity grows from year to year, and a model trained on power underestimates later years. So each target
-    is divided by the capacity that was installed at the time (`features.installed`; 1 if the problem knows of none), a
-    regressor learns that capacity factor from `features.derive`, and its prediction is multiplied again. No prediction
-    is below what is possible.
-    The figures of capacity are those of the frame that the model is fitted on (`features.year_ends_of`), and stay with
-    the model, for hours that bring none.
+    ``regressor`` is any scikit-learn regressor; one copy is fitted for each target's capacity factor. A fitted model
+    keeps the capacities of its training data (`features.year_ends_of`) for rows without their own.
 
-    How much the capacity gives may change for reasons that no input shows: with ``level_days``, this level is
-    found for each part of time of so many days (`find_levels`). Capacity factors are divided by it before they are
-    learned, and predictions are multiplied by the level of the last part.
+    Output per installed GW drifts for reasons outside the inputs: with ``level_days`` its level is estimated for each
+    period of that many days (`find_levels`), and predictions use the level of the last period.
 
-    ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which needs
-    a histogram gradient boosting, the last share of the hours is first kept aside for early stopping: trees are grown
-    until ten more make the error on it no smaller; then, with ``refit``, as many are grown on all hours.
+    With ``validation_fraction`` (histogram gradient boosting only) the last rows validate early stopping; with
+    ``refit`` the same number of trees is then fitted on all rows.
 
-    ``band`` is a histogram gradient boosting, too: copies of it learn the quantiles that enclose ``coverage`` of the
-    hours. Learned quantiles are too narrow for years that the model has not seen. So they are widened (or narrowed) by
-    what would have been right for later hours, along the ``folds`` of the time to learn from: conformalized quantile
-    regression (Romano, Patterson, Candès 2019, https://arxiv.org/abs/1905.03222), with the folds of a time series, each
-    hour at the level of its own part of time: the band promises nothing about a level that changes. For solar power
-    only hours with the sun up count.
+    ``band`` is a histogram gradient boosting for the quantiles of the error band. These are too narrow for later years,
+    so they are calibrated to the promised ``coverage`` on ``folds`` of the training data; a change of the level is not
+    covered.
     """
 
-    # Of models that were logged before figures came with the data, and before there were levels.
+    # Defaults for models that were logged before these attributes existed.
     year_ends_, levels_ = problem.CAPACITY, [1.0] * len(problem.TARGETS)
 
     def __init__(
-        self, regressor: Any = None, *, level_days: int | None = None, watched_share: float = 0.0, refit: bool = True,
-        band: Any = None, coverage: float = 0.8, folds: int = 3,
+        self, regressor: Any = None, *, level_days: int | None = None, validation_fraction: float = 0.0,
+        refit: bool = True, band: Any = None, coverage: float = 0.8, folds: int = 3,
     ) -> None:  # fmt: skip
         self.level_days = level_days
         self.regressor = regressor
-        self.watched_share = watched_share
+        self.validation_fraction = validation_fraction
         self.refit = refit
         self.band = band
         self.coverage = coverage
         self.folds = folds
 
     def fit(self, X: pd.DataFrame, y: pd.DataFrame) -> CapacityFactorRegressor:
-        """Learn from ``X`` (columns `INPUTS`, in order of time) and ``y`` (`TARGETS`); return itself.
+        """Fit on ``X`` (columns `INPUTS`, in order of time) and ``y`` (`TARGETS`).
 
-        Raises DataError: columns missing, hours not in order, too few of them, hours without a figure of capacity.
+        Raises DataError if columns are missing, rows are unordered or too few, or capacities are unknown.
         """
-        return self.fit_hours(Hours(X, y))
+        return self.fit_data(TrainingData(X, y))
 
-    def fit_hours(self, learned: Hours) -> CapacityFactorRegressor:
-        """Learn as `fit` does from hours that several models learn from."""
-        self.year_ends_ = learned.year_ends
-        values = learned.values
-        levels = learned.levels(self.level_days)
+    def fit_data(self, data: TrainingData) -> CapacityFactorRegressor:
+        """Fit on training data that several models share."""
+        self.year_ends_ = data.year_ends
+        values = data.values
+        levels = data.levels(self.level_days)
         self.levels_ = [float(level[-1]) for level in levels]
-        scaled = [factor / level for factor, level in zip(learned.factors, levels, strict=True)]
+        scaled = [factor / level for factor, level in zip(data.factors, levels, strict=True)]
         self.bands_, self.margins_ = [], []
         with one_thread():
             self.regressors_ = [self._fit_one(values, factor) for factor in scaled]
-            for factor, hours in zip(scaled, learned.counted, strict=True) if self.band is not None else ():
-                pair, margin = self._fit_band(values[hours], factor[hours])
+            for factor, rows in zip(scaled, data.band_rows, strict=True) if self.band is not None else ():
+                pair, margin = self._fit_band(values[rows], factor[rows])
                 self.bands_.append(pair)
                 self.margins_.append(margin)
         self.feature_names_in_ = np.array(INPUTS, dtype=object)
@@ -163,23 +165,26 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
-        """Return an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
+        """Return the predictions, shape (rows, targets); raise the errors of `features.derive`."""
         predicted = self._predict_factors(derive(X).to_numpy(), self.regressors_)
         return self._from_factors(predicted, installed(X, self.year_ends_))
 
     def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what `predict` returns, and the lower and the upper end of its band, in the same shape.
+        """Return predictions and the lower and upper ends of their error bands, each of shape (rows, targets).
 
-        The prediction lies within; for solar power with the sun down both ends are the prediction.
+        The band always contains the prediction; for solar power at night both ends equal it.
         """
-        derived, capacities = derive(X), installed(X, self.year_ends_)  # once: most of the time of an hour
+        derived, capacities = (
+            derive(X),
+            installed(X, self.year_ends_),
+        )  # once: they take most of the time of a single prediction
         values = derived.to_numpy()
         predicted, ends = self._from_factors(self._predict_factors(values, self.regressors_), capacities), []
         for side, sign in enumerate((-1, 1)):
-            learned = self._predict_factors(values, [pair[side] for pair in self.bands_])
-            widened = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
-            ends.append(self._from_factors(widened, capacities))
-        # Each is learned alone: where there are few hours to learn from, they may cross.
+            quantiles = self._predict_factors(values, [pair[side] for pair in self.bands_])
+            calibrated = [values + sign * margin for values, margin in zip(quantiles, self.margins_, strict=True)]
+            ends.append(self._from_factors(calibrated, capacities))
+        # Quantile models are fitted separately and may cross.
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
         night = np.outer(~sun_is_up(derived), [target.by_day for target in problem.TARGETS])
         low[night] = high[night] = predicted[night]
@@ -190,13 +195,13 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             return [regressor.predict(values) for regressor in regressors]
 
     def _from_factors(self, factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
-        return np.clip(np.column_stack(factors) * self.levels_ * capacities.to_numpy(), LEAST, None)
+        return np.clip(np.column_stack(factors) * self.levels_ * capacities.to_numpy(), LOWER_BOUNDS, None)
 
     def _fit_one(self, derived: np.ndarray, factor: np.ndarray) -> Any:
         regressor = clone(self.regressor)
-        if self.watched_share:
-            cut = round(len(derived) * (1 - self.watched_share))
-            regressor.set_params(early_stopping=True, n_iter_no_change=PATIENCE_TREES)
+        if self.validation_fraction:
+            cut = round(len(derived) * (1 - self.validation_fraction))
+            regressor.set_params(early_stopping=True, n_iter_no_change=N_ITER_NO_CHANGE)
             regressor.fit(derived[:cut], factor[:cut], X_val=derived[cut:], y_val=factor[cut:])
             if not self.refit:
                 return regressor
@@ -204,60 +209,60 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return _strip_fitting_state(regressor.fit(derived, factor))
 
     def _fit_band(self, derived: np.ndarray, factor: np.ndarray) -> tuple[list[Any], float]:
-        """Return the regressors of both ends, and how much (as a capacity factor) each has to be moved outwards.
+        """Return the quantile regressors of both ends, and the calibration margin as a capacity factor.
 
-        For solar power the hours are those of daylight: with the nights a low quantile would start at zero, and no tree
-        would lead away from there.
+        Solar power is fitted by day only: with nights a low quantile would be zero everywhere.
         """
         outside = (1 - self.coverage) / 2
-        learner = clone(self.band).set_params(loss="quantile", early_stopping=False)
-        ends = [clone(learner).set_params(quantile=quantile) for quantile in (outside, 1 - outside)]
-        missed = []
+        quantile_model = clone(self.band).set_params(loss="quantile", early_stopping=False)
+        ends = [clone(quantile_model).set_params(quantile=quantile) for quantile in (outside, 1 - outside)]
+        misses = []
         for before, after in TimeSeriesSplit(self.folds).split(derived):
             fitted = [clone(end).fit(derived[before], factor[before]) for end in ends]
             low, high = (end.predict(derived[after]) for end in fitted)
-            missed.append(np.maximum(low - factor[after], factor[after] - high))
-        margin = float(np.quantile(np.concatenate(missed), self.coverage))
+            misses.append(np.maximum(low - factor[after], factor[after] - high))
+        margin = float(np.quantile(np.concatenate(misses), self.coverage))
         return [_strip_fitting_state(end.fit(derived, factor)) for end in ends], margin
 
 
 def _strip_fitting_state(regressor: Any) -> Any:
-    """Remove what only fitting needs, so that there are fewer types to trust when the model is loaded."""
-    if isinstance(regressor, HistGradientBoostingRegressor):  # private names: a new scikit-learn may change them
+    """Remove attributes that only fitting needs, so that fewer types must be trusted when the model is loaded."""
+    if isinstance(
+        regressor, HistGradientBoostingRegressor
+    ):  # private attributes: check them after an upgrade of scikit-learn
         regressor._feature_subsample_rng = None
         regressor._loss.closs = None
     return regressor
 
 
-def find_levels(derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeIndex, level_days: int) -> np.ndarray:
-    """Return for each hour the level of its part of time: the sum of its values by what its weather makes expect.
+def find_levels(derived: np.ndarray, factor: np.ndarray, timestamps: pd.DatetimeIndex, level_days: int) -> np.ndarray:
+    """Return the level of each row: the sum of the capacity factors over its period, divided by the sum expected.
 
-    ``factor`` are the values (hours,), ``derived`` what they are expected from (hours, features) and
-    ``stamps`` the hours, in order. The parts have ``level_days`` days, counted from the end; the first one also has the
-    rest. Expected is what few, small trees learn from all hours, twice: the second time from values that are divided by
-    the level.
+    ``factor`` has the shape (rows,), ``derived`` (rows, features); ``timestamps`` are in order. Periods have
+    ``level_days`` days, counted from the end; the first one also has the rest. The expectation is a small gradient
+    boosting on all rows, fitted a second time after division by the first levels.
     """
-    days = (stamps[-1] - stamps).days.to_numpy()
-    part = np.minimum(days // level_days, max(0, days[0] // level_days - 1))
+    days = (timestamps[-1] - timestamps).days.to_numpy()
+    period = np.minimum(days // level_days, max(0, days[0] // level_days - 1))
     level = np.ones(len(factor))
     for _ in range(2):
         trees = HistGradientBoostingRegressor(**LEVEL_TREES)
         with one_thread():
             expected = np.clip(trees.fit(derived, factor / level).predict(derived), 0, None)
-        sums = np.bincount(part, factor), np.bincount(part, expected)
-        level = np.divide(*sums, out=np.ones(part.max() + 1), where=(sums[0] > 0) & (sums[1] > 0))[part]
+        sums = np.bincount(period, factor), np.bincount(period, expected)
+        level = np.divide(*sums, out=np.ones(period.max() + 1), where=(sums[0] > 0) & (sums[1] > 0))[period]
     return level
 
 
-# -- the search for hyperparameters ------------------------------------------------------------------------------------
-Scores = list[tuple[int, float]]  # of a fold: the number of a candidate, and its R2
+# -- hyperparameter search ---------------------------------------------------------------------------------------------
+Scores = list[tuple[int, float]]  # candidate number and R2 of one fold
 
 
 @dataclass(frozen=True)
 class Search:
-    """The result of a search: ``table`` has a row for each candidate, best first, ``best`` the parameters of the first.
+    """The result of a search: a ``table`` of the candidates, best first, and the ``best`` parameters.
 
-    The columns are the parameters, `r2` (the mean of the folds) and `spread`, its standard deviation over the folds.
+    The columns are the parameters, `r2` (mean of the folds) and `spread` (its standard deviation).
     """
 
     table: pd.DataFrame
@@ -275,48 +280,47 @@ def search(
     client: Client | None = None,
     progress: bool = True,
 ) -> Search:
-    """Try ``candidates`` drawn from ``distributions`` (as scikit-learn's `ParameterSampler` takes them) on ``train``.
+    """Search hyperparameters: score ``candidates`` sampled from ``distributions`` (scikit-learn's `ParameterSampler`).
 
-    Each is fitted ``folds`` times on the hours up to a moment and scored on those after it (`TimeSeriesSplit`), by R2,
-    the mean of all targets. The fits are independent: they run on the workers of ``client``, or without one on the
-    cores of this machine, with the same result. ``train`` is a processed frame in order of time. Raises ServiceError
-    when the workers are lost.
+    Each candidate is cross-validated on ``folds`` of ``train``, a processed frame in order of time (`TimeSeriesSplit`),
+    by the mean R2 of the targets. The fits run on the workers of ``client``, or on the cores of this machine, with the
+    same result. Raises ServiceError if the workers are lost.
     """
-    tried = list(ParameterSampler(distributions, candidates, random_state=seed))
-    estimators = [clone(estimator).set_params(refit=False, **parameters) for parameters in tried]
-    batches = np.array_split(np.arange(len(tried)), -(-len(tried) // BATCH_CANDIDATES))
+    sampled = list(ParameterSampler(distributions, candidates, random_state=seed))
+    estimators = [clone(estimator).set_params(refit=False, **parameters) for parameters in sampled]
+    batches = np.array_split(np.arange(len(sampled)), -(-len(sampled) // BATCH_CANDIDATES))
     tasks = [
         ({number: estimators[number] for number in batch.tolist()}, fold)
-        for fold in reversed(list(TimeSeriesSplit(folds).split(train)))  # the longest first
+        for fold in reversed(list(TimeSeriesSplit(folds).split(train)))  # longest first
         for batch in batches
     ]
     data = [inputs(train), targets(train)]
     fits = (joblib.delayed(_score_fold)(batch, *data, fold) for batch, fold in tasks)
-    here = joblib.Parallel(-1, return_as="generator_unordered")
-    results = chain.from_iterable(_score_on_workers(client, data, tasks) if client else here(fits))
-    judged = list(tqdm(results, total=len(tried) * folds, desc="fits", disable=not progress))
-    scores = pd.DataFrame(judged, columns=["candidate", "r2"]).groupby("candidate")["r2"].agg(["mean", "std"])
-    # Without the path through nested estimators: `regressor__max_iter` is `max_iter`.
+    parallel = joblib.Parallel(-1, return_as="generator_unordered")
+    results = chain.from_iterable(_score_on_workers(client, data, tasks) if client else parallel(fits))
+    fold_scores = list(tqdm(results, total=len(sampled) * folds, desc="fits", disable=not progress))
+    scores = pd.DataFrame(fold_scores, columns=["candidate", "r2"]).groupby("candidate")["r2"].agg(["mean", "std"])
+    # Drop the prefix of nested estimators: `regressor__max_iter` becomes `max_iter`.
     table = (
-        pd.DataFrame(tried)
+        pd.DataFrame(sampled)
         .rename(columns=lambda name: name.rpartition("__")[2])
         .assign(r2=scores["mean"], spread=scores["std"])
     )
     table = table.sort_values("r2", ascending=False, kind="stable", ignore_index=True)
-    best = tried[scores["mean"].idxmax()]
-    # Plain numbers: they go to JSON and into the model.
+    best = sampled[scores["mean"].idxmax()]
+    # Python numbers: they are written to JSON.
     return Search(table, {name: getattr(value, "item", lambda value=value: value)() for name, value in best.items()})
 
 
 def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tuple]) -> Iterator[Scores]:
-    """Yield what `_score_fold` returns for each of ``tasks``, as it ends; raise ServiceError if workers are lost."""
+    """Yield the scores of each task as it finishes; raise ServiceError if workers are lost."""
     from distributed import CancelledError, KilledWorker, as_completed
 
     def score_fold(function: bytes, *arguments: Any) -> Scores:
-        return pickle.loads(function)(*arguments)  # noqa: S301 - from the client alone
+        return pickle.loads(function)(*arguments)  # noqa: S301 - sent by this client
 
     try:
-        # To all, or one gets most of the fits; not named by content, or the end of a search before takes it away.
+        # Broadcast, or one worker gets most fits; no hash, or another search with the same data could release it.
         data = client.scatter(data, broadcast=True, hash=False)
         futures = [
             client.submit(score_fold, _by_value(partial(_score_fold, batch)), *data, fold, pure=False)
@@ -326,14 +330,14 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
             yield future.result()
     except (CancelledError, KilledWorker, OSError) as error:
         raise ServiceError(
-            "The search for hyperparameters was lost: a Dask worker or the scheduler ended, or did not answer.",
+            "The hyperparameter search failed: a Dask worker or the scheduler ended or does not respond.",
             value=f"{type(error).__name__}: {error}",
-            next_step="look whether scheduler and workers run, and type `dvc repro` again",
+            next_step="check that scheduler and workers run, then run `dvc repro` again",
         ) from None
 
 
 def _by_value(function: Callable) -> bytes:
-    """Pickle a function with the code of this package that it uses: a worker may have imported other code."""
+    """Pickle a function together with this package's code: a worker may have imported another version."""
     package = sys.modules[__name__.partition(".")[0]]
     cloudpickle.register_pickle_by_value(package)
     try:
@@ -343,7 +347,7 @@ def _by_value(function: Callable) -> bytes:
 
 
 def _score_fold(batch: dict[int, CapacityFactorRegressor], X: pd.DataFrame, y: pd.DataFrame, fold: tuple) -> Scores:
-    """Return the number and the score of each estimator of a batch; they share what only depends on the hours."""
+    """Return number and score of each estimator of a batch, fitted on the same training data."""
     before, after = fold
-    hours, later = Hours(X.iloc[before], y.iloc[before]), (X.iloc[after], y.iloc[after])
-    return [(number, estimator.fit_hours(hours).score(*later)) for number, estimator in batch.items()]
+    data, validation = TrainingData(X.iloc[before], y.iloc[before]), (X.iloc[after], y.iloc[after])
+    return [(number, estimator.fit_data(data).score(*validation)) for number, estimator in batch.items()]

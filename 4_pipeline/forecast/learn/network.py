@@ -1,4 +1,4 @@
-"""Neural networks of Keras: fit, log, load in safe mode, and fit again. The rest of the package works without."""
+"""Keras networks: fit, log, load in safe mode, and refit. The rest of the package works without Keras."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forecast.learn.models import LEAST
+from forecast.learn.models import LOWER_BOUNDS
 from forecast.table.features import capacity_factors, derive, installed, year_ends_of
 from forecast.table.schema import TARGETS
 from forecast.table.split import split_by_time
 from forecast.terms.errors import ModelError
 from forecast.terms.quantities import YearEnds
 
-WATCHED_SHARE, PATIENCE_EPOCHS = 0.15, 6
-BATCH_HOURS = 4096  # Keras's own 32 take several times as long
-# What a Keras model may hold. Safe mode refuses Python code; some of Keras' own layers read files (CVE-2025-12058).
+VALIDATION_FRACTION, PATIENCE_EPOCHS = 0.15, 6
+PREDICT_BATCH = 4096  # several times as fast as Keras's default of 32
+# The layers that a model may contain. Safe mode rejects Python code, but some Keras layers read files (CVE-2025-12058).
 TRUSTED_LAYERS = {
     "keras": {"Sequential", "DTypePolicy"},
     "keras.initializers": {"Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Ones", "Zeros"},
@@ -29,14 +29,14 @@ TRUSTED_LAYERS = {
     "keras.regularizers": {"L1", "L1L2", "L2"},
 }
 MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
-# Where MLflow keeps a network; one that is given raw weather has its figures of capacity beside it.
+# Files in MLflow's model folder; a network that takes raw weather has its capacities in a file beside it.
 KERAS_FILE, NETWORK_FILE = "data/model.keras", "data/capacity_factors/network.keras"
 
 
 class CapacityFactorNetwork:
-    """A fitted Keras network from `features.DERIVED` to capacity factors, which is given raw weather.
+    """A fitted Keras network that predicts capacity factors, wrapped to predict the targets from raw weather.
 
-    ``year_ends`` are the figures of capacity of the frame that the network was fitted on (`features.year_ends_of`).
+    ``year_ends`` are the installed capacities of its training data (`features.year_ends_of`).
     """
 
     def __init__(self, network: Any, year_ends: YearEnds) -> None:
@@ -44,38 +44,38 @@ class CapacityFactorNetwork:
         self.year_ends_ = year_ends
 
     def predict(self, X: pd.DataFrame) -> pd.DataFrame:
-        """Return the targets of each row; errors as `features.derive`."""
-        factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=BATCH_HOURS, verbose=0)
-        powers = np.clip(factors * installed(X, self.year_ends_).to_numpy(), LEAST, None)
+        """Return the predicted targets; raise the errors of `features.derive`."""
+        factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=PREDICT_BATCH, verbose=0)
+        powers = np.clip(factors * installed(X, self.year_ends_).to_numpy(), LOWER_BOUNDS, None)
         return pd.DataFrame(powers, index=X.index, columns=TARGETS)
 
 
 def fit_network(
     network: Any, frame: pd.DataFrame, *, epochs: int, learning_rate: float, callbacks: Sequence[Any] = ()
 ) -> dict[str, list[float]]:
-    """Fit a Keras network from `features.DERIVED` to capacity factors on a processed frame; return loss by epoch.
+    """Fit a network from `features.DERIVED` to capacity factors on a processed frame; return the losses by epoch.
 
-    The last 15 % of the hours are not learned from: training stops after six epochs without a smaller error on them
-    (`val_loss`), and goes back to the best. Normalizations take their means from the hours that are learned.
+    The last 15 % of the rows are the validation set for early stopping, with a patience of six epochs; the best weights
+    are restored. Normalization layers are adapted to the training rows.
     """
     import keras
 
-    (learned, watched), size = split_by_time(frame, WATCHED_SHARE), {"batch_size": 512, "verbose": 0}
-    derived, later = (derive(part).to_numpy("float32") for part in (learned, watched))
-    factors, later_factors = (capacity_factors(part).to_numpy("float32") for part in (learned, watched))
+    (train, validation), size = split_by_time(frame, VALIDATION_FRACTION), {"batch_size": 512, "verbose": 0}
+    derived, validation_derived = (derive(part).to_numpy("float32") for part in (train, validation))
+    factors, validation_factors = (capacity_factors(part).to_numpy("float32") for part in (train, validation))
     for layer in network.layers:
         if isinstance(layer, keras.layers.Normalization):
             layer.adapt(derived)
     network.compile(optimizer=keras.optimizers.Adam(learning_rate), loss="mse", steps_per_execution=16)
     stop = keras.callbacks.EarlyStopping(patience=PATIENCE_EPOCHS, restore_best_weights=True)
-    options = {"validation_data": (later, later_factors), "callbacks": [stop, *callbacks]} | size
+    options = {"validation_data": (validation_derived, validation_factors), "callbacks": [stop, *callbacks]} | size
     return network.fit(derived, factors, epochs=epochs, **options).history
 
 
 def refit(model: Any, frame: pd.DataFrame, parameters: Mapping[str, str]) -> CapacityFactorNetwork:
-    """Return a network of the same layers, fitted on a processed frame with the parameters of the run that trained it.
+    """Return a network with the same layers, fitted on a processed frame with the parameters of the original run.
 
-    Raises ModelError for a network of another kind, or without usable `epochs`, `learning_rate` and `seed`.
+    Raises ModelError for other models, and for missing or invalid `epochs`, `learning_rate` and `seed`.
     """
     import keras
 
@@ -85,10 +85,10 @@ def refit(model: Any, frame: pd.DataFrame, parameters: Mapping[str, str]) -> Cap
         network = keras.models.clone_model(model.network)
     except (AttributeError, KeyError, ValueError) as error:
         raise ModelError(
-            "The model cannot be fitted again on all hours.",
+            "The model cannot be refitted.",
             value=f"{type(error).__name__}: {error}",
             expected="a `CapacityFactorNetwork` whose run logged epochs, learning_rate and seed",
-            next_step="set promote.refit to false in params.yaml, or teach forecast/learn/network.py this kind",
+            next_step="set promote.refit to false in params.yaml, or add this kind to forecast/learn/network.py",
         ) from None
     fit_network(network, frame, epochs=epochs, learning_rate=rate)
     return CapacityFactorNetwork(network, year_ends_of(frame))
@@ -96,9 +96,9 @@ def refit(model: Any, frame: pd.DataFrame, parameters: Mapping[str, str]) -> Cap
 
 # -- logging and loading -----------------------------------------------------------------------------------------------
 def options(model: Any, folder: Path) -> dict[str, Any]:
-    """Save a network to ``folder`` and return what MLflow keeps of it: its files, and the module that opens them."""
+    """Save a network to ``folder`` and return the arguments of `mlflow.pyfunc.log_model` for it."""
     if not isinstance(model, CapacityFactorNetwork):
-        raise ModelError("This network cannot be logged.", value=type(model), expected="a `CapacityFactorNetwork`")
+        raise ModelError("Only a `CapacityFactorNetwork` can be logged.", value=type(model))
     files = folder / Path(NETWORK_FILE).parent.name
     files.mkdir()
     model.network.save(files / "network.keras")
@@ -107,7 +107,7 @@ def options(model: Any, folder: Path) -> dict[str, Any]:
 
 
 def requirements() -> list[str]:
-    """Return pins of the installed packages: `tensorflow-cpu`, on its one platform, is `tensorflow` on the others."""
+    """Return pinned requirements; `tensorflow-cpu` exists for one platform only, elsewhere it is `tensorflow`."""
     pins = [f"{name}=={version(name)}" for name in ("keras", "pandas", "numpy", "pvlib")]
     try:
         pin = version("tensorflow-cpu")
@@ -118,7 +118,7 @@ def requirements() -> list[str]:
 
 
 def _load_pyfunc(path: str) -> CapacityFactorNetwork:
-    """Open a network for `mlflow models serve`, which calls the function of this name.
+    """Load a network for `mlflow models serve`, which calls a function of this name.
 
     https://mlflow.org/docs/latest/api_reference/python_api/mlflow.pyfunc.html#filesystem-format
     """
@@ -126,25 +126,25 @@ def _load_pyfunc(path: str) -> CapacityFactorNetwork:
 
 
 def read_network(file: Path) -> CapacityFactorNetwork:
-    """Read a network and its figures of capacity, as `read_keras` does."""
+    """Read a network and its installed capacities; raise the errors of `read_keras`."""
     return CapacityFactorNetwork(read_keras(file), json.loads(file.with_name("capacity.json").read_text()))
 
 
 def read_keras(file: Path) -> Any:
-    """Read a Keras model without running its code; raise ModelError for what is not trusted."""
+    """Read a Keras model without running its code; raise ModelError for an untrusted layer or file."""
     with zipfile.ZipFile(file) as archive:
         kinds, members = set(_kinds(json.loads(archive.read("config.json")))), set(archive.namelist())
     trusted = {f"{module}.{name}" for module, names in TRUSTED_LAYERS.items() for name in names}
     if untrusted := (kinds - trusted) | (members - MEMBERS):
-        found, expected = ", ".join(sorted(untrusted)), ", ".join(trusted)
-        raise ModelError("The Keras model holds what is not trusted.", value=found[:500], expected=expected)
+        names, expected = ", ".join(sorted(untrusted)), ", ".join(trusted)
+        raise ModelError("The Keras model contains untrusted layers or files.", value=names[:500], expected=expected)
     import keras
 
     return keras.saving.load_model(file, compile=False, safe_mode=True)
 
 
 def _kinds(part: Any) -> Iterator[str]:
-    """Yield the classes that a part of a Keras model's description names, but those that only training needs."""
+    """Yield the class names in a part of a Keras model's config, except for its training configuration."""
     if isinstance(part, list):
         for inner in part:
             yield from _kinds(inner)

@@ -1,4 +1,4 @@
-"""Log models, and load them without running their code: skops with a list of types; networks as `network` does."""
+"""Log models, and load them without running their code: with skops and a list of trusted types, or `network`."""
 
 from __future__ import annotations
 
@@ -30,29 +30,28 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-# What a model may hold beyond skops' own list, and the package to install for each type. The list is here and never in
-# a model: a file that says which types to trust could say anything.
+# Types to trust beyond skops' own list, and the package that each needs. The list must be here and not in the model: a
+# forged model would trust its own types. It does not protect against forged tree indices, which can crash scikit-learn.
 TRUSTED_TYPES = {
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": "scikit-learn",
     "sklearn.tree._tree.Tree": "scikit-learn",
     "forecast.learn.models.CapacityFactorRegressor": "pvlib",
 }
-SKOPS_FILE = "model.skops"  # where MLflow keeps one
+SKOPS_FILE = "model.skops"  # its name in MLflow's model folder
 PROBLEM = UNITS | {"step": f"{steps.HOURS:g} h"}  # logged with a model
-LOG_IT = "log it with forecast.learn.storage.log_model; if others did, find out who can write to the store"
-MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
-# Predictions are at most so many times what is possible: a linear model predicts more for a storm than there can be.
-MAX_TIMES = 50
+LOG_IT = "log it with forecast.learn.storage.log_model; if it was logged so, find out who can write to the store"
+MAX_CHARACTERS = 200  # of a signature in the history
+# A prediction may exceed the possible range by this factor: a linear model extrapolates in a storm.
+MAX_FACTOR = 50
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to predict; ``kind`` is `sklearn` or `keras`.
+    """A model ready to predict; ``kind`` is `sklearn` or `keras`, ``fitted`` the model itself.
 
-    ``coverage`` is the share of hours that its error band was made to hold; None for a model that has no band.
-    ``size_bytes`` is that of its files; None for a model without files, as is ``signature``: its columns, in and out.
-    ``year_ends`` are the figures of installed capacity that it uses; those of the problem for a model that needs none.
-    ``fitted`` is the model itself.
+    ``coverage`` is the promised coverage of its error band, None without one. ``size_bytes`` and ``signature`` (input
+    and output columns) are None for a model that was not loaded from files. ``year_ends`` are the installed capacities
+    that it uses.
     """
 
     kind: str
@@ -67,7 +66,7 @@ class LoadedModel:
 
     @classmethod
     def of(cls, model: Any) -> LoadedModel:
-        """Wrap a fitted scikit-learn or Keras model, so that it predicts as it will once it is loaded."""
+        """Wrap a fitted scikit-learn or Keras model, so that it predicts like a loaded one."""
         if isinstance(model, CapacityFactorRegressor):
             band, coverage = (model.predict_with_band, model.coverage) if model.bands_ else (None, None)
             return cls("sklearn", model.predict, inputs, band, coverage, year_ends=model.year_ends_, fitted=model)
@@ -78,21 +77,21 @@ class LoadedModel:
         return cls("sklearn", model.predict, fitted=model)
 
     @property
-    def knows_time(self) -> bool:
-        """Tell whether the hour matters to the model, besides its weather."""
+    def takes_time(self) -> bool:
+        """Whether the model takes the time as well as the weather."""
         return self._inputs is inputs
 
     def select_inputs(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the columns of a processed frame that the model is given."""
+        """Return the columns of a processed frame that the model takes."""
         return self._inputs(frame)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the targets for each row (`features.INPUTS`), as a frame with the same index."""
+        """Return the predicted targets of each row (`features.INPUTS`), with the same index."""
         with one_thread():
             return self._frame(self._predict(self.select_inputs(frame)), frame)
 
     def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
-        """Return the prediction, and the lower and the upper end of its error band; None for a model without a band."""
+        """Return predictions and the lower and upper ends of their error bands; None for a model without bands."""
         if self._predict_with_band is None:
             return self.predict(frame), None
         with one_thread():
@@ -100,10 +99,10 @@ class LoadedModel:
         return self._frame(predicted, frame), (self._frame(low, frame), self._frame(high, frame))
 
     def refit(self, frame: pd.DataFrame, parameters: Mapping[str, str]) -> Any:
-        """Return a model of the same kind and hyperparameters, fitted on a processed frame.
+        """Return a model with the same hyperparameters, fitted on a processed frame.
 
-        ``parameters`` are those of the run that trained it; a network needs its `epochs`, `learning_rate` and `seed`.
-        Raises ModelError for a network that cannot be fitted again.
+        A network takes `epochs`, `learning_rate` and `seed` from ``parameters``, those of the run that trained it.
+        Raises ModelError if the model cannot be refitted.
         """
         if self.kind == "keras":
             from forecast.learn import network
@@ -113,10 +112,10 @@ class LoadedModel:
 
     @staticmethod
     def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return predictions as a frame; raise ModelError for NaN, infinity and values far beyond what is possible."""
+        """Return predictions as a frame; raise ModelError for NaN, infinity and values far out of range."""
         predicted = pd.DataFrame(values, index=frame.index, columns=TARGETS)
         for name in TARGETS:
-            numbers, most = predicted[name].to_numpy(float), MAX_TIMES * max(map(abs, RANGES[name]))
+            numbers, most = predicted[name].to_numpy(float), MAX_FACTOR * max(map(abs, RANGES[name]))
             plausible = np.abs(numbers) <= most  # false for NaN
             if not plausible.all():
                 raise ModelError(
@@ -128,33 +127,31 @@ class LoadedModel:
         return predicted
 
 
-def predict_as_new(
-    model: LoadedModel, judged: LoadedModel | None, learned_until: str | None, frame: pd.DataFrame
+def predict_unseen(
+    model: LoadedModel, evaluated: LoadedModel | None, trained_until: str | None, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
-    """Predict hours with a band, as `LoadedModel.predict_with_band`, so that errors on them say something.
+    """Predict each row with a model that was not trained on it, as far as possible; see `predict_with_band`.
 
-    A refit has learned all hours up to ``learned_until``: these are predicted by the model that was ``judged`` in its
-    place, if there is one.
+    Rows up to ``trained_until`` are training rows of a refit: the ``evaluated`` model predicts them in its place.
     """
-    if judged is None or learned_until is None:
+    if evaluated is None or trained_until is None:
         return model.predict_with_band(frame)
-    learned = frame["utc_timestamp"] <= pd.Timestamp(learned_until)
-    parts = [(judged, frame[learned]), (model, frame[~learned])]
-    predicted, bands = zip(*(each.predict_with_band(hours) for each, hours in parts if len(hours)), strict=True)
+    is_training_row = frame["utc_timestamp"] <= pd.Timestamp(trained_until)
+    parts = [(evaluated, frame[is_training_row]), (model, frame[~is_training_row])]
+    predicted, bands = zip(*(each.predict_with_band(rows) for each, rows in parts if len(rows)), strict=True)
     band = None if None in bands else tuple(pd.concat(ends).loc[frame.index] for ends in zip(*bands, strict=True))
     return pd.concat(predicted).loc[frame.index], band
 
 
 # -- logging -----------------------------------------------------------------------------------------------------------
 def log_model(model: Any, example: pd.DataFrame) -> str:
-    """Log a fitted scikit-learn model or a `CapacityFactorNetwork` to the active run; return its `models:/` address.
+    """Log a fitted scikit-learn model or a `CapacityFactorNetwork` to the active run; return its `models:/` URI.
 
-    ``example`` are a few rows of the processed frame: from them come the signature (raw weather in, the targets
-    out) and the input example.
+    ``example`` is a few rows of the processed frame, for the signature and the input example.
     """
     import mlflow
 
-    example = example.drop(columns=list(CAPACITIES.values()), errors="ignore")  # a row may leave them out
+    example = example.drop(columns=list(CAPACITIES.values()), errors="ignore")  # optional columns
     loaded = LoadedModel.of(model)
     weather = loaded.select_inputs(example)
     if loaded.kind == "keras":
@@ -169,12 +166,12 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
 def log_training(
     model: Any, example: pd.DataFrame, metrics: dict[str, float], figure: Figure, summary: Path | str
 ) -> None:
-    """Log model, metrics and figure to the active run, and write the file ``summary``, which `compare` reads."""
+    """Log model, metrics and figure to the active run, and write ``summary``, the input of the stage `compare`."""
     import mlflow
 
     mlflow.log_figure(figure, "predicted_against_measured.html")
     run, model_uri = mlflow.active_run(), log_model(model, example)
-    # After the model and by its name: MLflow asks for the history of each metric that is there before.
+    # After the model: MLflow requests the history of each metric that is logged before it.
     mlflow.log_metrics(metrics, model_id=model_uri.rpartition("/")[2])
     content = {"run_id": run.info.run_id if run else None, "model_uri": model_uri} | metrics
     Path(summary).parent.mkdir(exist_ok=True)
@@ -186,14 +183,14 @@ def _sklearn_options(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
 
     types = skops.io.get_untrusted_types(data=skops.io.dumps(model))
     if unknown := ", ".join(name for name in types if name not in TRUSTED_TYPES):
-        step = "add these types, each with the package to install, to TRUSTED_TYPES in forecast/learn/storage.py,"
+        step = "add these types, each with its package, to TRUSTED_TYPES in forecast/learn/storage.py,"
         step += " and the package to pyproject.toml and requirements.txt"
-        raise ModelError("The model holds types that are not trusted.", value=unknown[:500], next_step=step)
+        raise ModelError("The model contains untrusted types.", value=unknown[:500], next_step=step)
     names = dict.fromkeys(["scikit-learn", "skops", "pandas", "numpy", *map(TRUSTED_TYPES.__getitem__, types)])
     return _interface(model, weather) | {
         "serialization_format": "skops",
         "skops_trusted_types": [*TRUSTED_TYPES],
-        "pip_requirements": [f"{name}=={version(name)}" for name in names],  # which MLflow takes 7 s to infer
+        "pip_requirements": [f"{name}=={version(name)}" for name in names],  # inferring them takes MLflow 7 s
     }
 
 
@@ -207,52 +204,52 @@ def _interface(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
 
 # -- loading -----------------------------------------------------------------------------------------------------------
 def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
-    """Fetch a model from the tracking server, load it and try it out; raise ModelError when it cannot be trusted.
+    """Download a model from the tracking server, load it, and test a prediction; raise ModelError if that fails.
 
-    ``model_uri`` names a logged model (`models:/m-...`), or a version by its number or its alias.
+    ``model_uri`` is a logged model (`models:/m-...`), or a version by its number or alias.
     """
     import mlflow
     from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     client = client or connect()
-    # A folder of its own: MLflow leaves the one that it makes behind, and the dashboard loads often.
+    # MLflow would not remove its own temporary folder, and the dashboard loads often.
     with tempfile.TemporaryDirectory() as folder:
         try:
-            # An alias may move in between.
+            # Resolve the alias once: it may move.
             model_uri = "models:/" + "/".join(get_model_name_and_version(client, model_uri))
-            fetched = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
-        except Exception as error:  # noqa: BLE001 - a version registered by hand may be anywhere: what its client raises
+            folder_of_model = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
+        except Exception as error:  # noqa: BLE001 - a version registered by hand may be in any store
             raise ModelError(
-                "The model cannot be fetched.",
+                "The model cannot be downloaded.",
                 value=f"{model_uri}: {error}",
-                next_step="open it in MLflow; mlflow-gate status",
+                next_step="open it in MLflow, or look at mlflow-gate status",
             ) from None
-        return load_files(fetched, model_uri)
+        return load_files(folder_of_model, model_uri)
 
 
 def load_files(folder: Path, name: str) -> LoadedModel:
-    """Load a model from its local folder, as `load_folder`, with the size of its files and its signature.
+    """Load a model from its local folder (`load_folder`), with the size of its files and its signature.
 
-    Raises ModelError also for a model of another step or other units; one that was logged without them has the present.
+    Raises ModelError also for a model of another step or other units; without such metadata the current ones apply.
     """
     from mlflow.models import Model
 
     logged = Model.load(folder)
-    then = PROBLEM | (logged.metadata or {})
-    if changed := ", ".join(f"{key} {then[key]}, not {now}" for key, now in PROBLEM.items() if then[key] != now):
-        what, step = "It was trained on another step or other units than the table has.", "promote a model of these"
+    trained = PROBLEM | (logged.metadata or {})
+    if changed := ", ".join(f"{key} {trained[key]}, not {now}" for key, now in PROBLEM.items() if trained[key] != now):
+        what, step = "The model was trained on another step or other units.", "promote a model of the current ones"
         raise ModelError(what, value=f"{name}: {changed}", next_step=step)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return replace(load_folder(folder, name), size_bytes=size, signature=_signature(logged))
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:
-    """Load a model from its local folder and let it predict two rows; ``name`` is what errors call it.
+    """Load a model from its local folder and test a prediction; errors call it ``name``.
 
-    The files that are there decide how, never what the model says of itself. Raises ModelError.
+    The files decide how it is loaded, never the model's own metadata. Raises ModelError.
     """
     readers: dict[str, Callable[[Path], Any]] = {SKOPS_FILE: _read_skops}
-    with contextlib.suppress(ImportError):  # of a copy without networks
+    with contextlib.suppress(ImportError):  # a copy without networks
         from forecast.learn.network import READERS
 
         readers |= READERS
@@ -260,17 +257,17 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
         for file, read in readers.items():
             if (folder / file).is_file():
                 return _check_prediction(LoadedModel.of(read(folder / file)))
-        found = f"no {', '.join(readers)}"
-        raise ModelError("This kind of model cannot be loaded here.", value=found, expected="one of these")
+        value = f"none of {', '.join(readers)}"
+        raise ModelError("Unsupported model format.", value=value, expected="one of these files")
     except ModelError as error:
         error.value, error.next_step = f"{name}: {error.value}", error.next_step or LOG_IT
         raise
-    except Exception as error:  # noqa: BLE001 - skops, Keras and the model itself raise whatever they like
+    except Exception as error:  # noqa: BLE001 - skops, Keras and the model may raise anything
         raise ModelError("The model cannot be loaded.", value=f"{name}: {error!r:.300}", next_step=LOG_IT) from None
 
 
 def _signature(logged: Model) -> str | None:
-    """Return a model's columns, in and out; None when it was logged without either."""
+    """Return a model's input and output columns as text; None if it has no signature."""
     signature = logged.signature
     if signature is None or None in (signature.inputs, signature.outputs):
         return None
@@ -279,7 +276,7 @@ def _signature(logged: Model) -> str | None:
 
 
 def _columns(schema: list[dict], names: list[str]) -> list[str]:
-    """Return a schema's names of columns; a nameless tensor of as many columns as ``names`` has those."""
+    """Return the column names of a schema; an unnamed tensor of matching width has ``names``."""
     tensor = schema[0].get("tensor-spec") if len(schema) == 1 else None
     if tensor and "name" not in schema[0] and tensor["shape"] == [-1, len(names)]:
         return names
@@ -293,24 +290,24 @@ def _read_skops(file: Path) -> Any:
     try:
         return skops.io.load(file, trusted=[*TRUSTED_TYPES])
     except UntrustedTypesFoundException as error:
-        found = str(error).splitlines()[0][:500]
-        raise ModelError("The model holds types that are not trusted.", value=found) from None
+        value = str(error).splitlines()[0][:500]
+        raise ModelError("The model contains untrusted types.", value=value) from None
 
 
 def _check_prediction(model: LoadedModel) -> LoadedModel:
-    """Return a model that predicts an hour of much light and one of none, in a year that it knows."""
+    """Return the model after a test prediction of noon and midnight in a year of known capacity."""
     noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
-    weather = {name: QUANTITIES[name].usual or QUANTITIES[name].possible for name in FEATURES}
+    weather = {name: QUANTITIES[name].usual_mean or QUANTITIES[name].possible for name in FEATURES}
     try:
         model.predict_with_band(pd.DataFrame({"utc_timestamp": [noon, noon + pd.Timedelta(hours=12)], **weather}))
     except ModelError:
         raise
-    except Exception as error:  # noqa: BLE001 - each library raises its own for columns that do not fit
+    except Exception as error:  # noqa: BLE001 - each library raises its own error for wrong columns
         raise ModelError(
             "The model does not fit the problem of forecast/problem.py.",
             value=f"{error!r:.300}",
             expected=f"{', '.join(FEATURES)} in, {', '.join(TARGETS)} out",
-            next_step="if the problem was changed since: check out the commit of the model's run (mlflow-gate lineage"
-            " VERSION names it), or promote a model of the present problem",
+            next_step="if the problem has changed, check out the commit of the model's run (see mlflow-gate lineage"
+            " VERSION), or promote a model of the current problem",
         ) from None
     return model

@@ -171,7 +171,7 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
     again = stamps.duplicated()
     next_step = f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an"
     next_step += " own file, set no_value in params.yaml (fetch.csv)"
-    schema.check_cells(within[~again], str(path), next_step, theirs=names, nullable=True)
+    schema.check_cells(within[~again], str(path), next_step, source_names=names, nullable=True)
     unordered = int((every < every.cummax()).sum())
     counts = {"rows": len(every), "outside_years": len(every) - len(within), "unordered": unordered}
     return Part(within[~again].set_index("utc_timestamp"), stamps[again], counts)

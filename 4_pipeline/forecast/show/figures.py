@@ -21,7 +21,7 @@ NAMES = {target.name: target.title for target in problem.TARGETS}
 INPUT_NAMES = {"utc_timestamp": "Season" if steps.IS_DAY else f"{steps.NAME.capitalize()} and season"} | {
     each.name: each.title for each in problem.INPUTS
 }
-CATEGORIES = [each.name for each in problem.INPUTS if each.usual is None and each.slider.step == 1]
+CATEGORIES = [each.name for each in problem.INPUTS if each.usual_mean is None and each.slider.step == 1]
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # of an axis that all targets share
 SCORES = {"r2": ("all", INK)} | {each.metric("r2"): (each.title.lower(), each.colour) for each in problem.TARGETS}

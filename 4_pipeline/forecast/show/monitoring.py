@@ -94,11 +94,11 @@ class Quality:
         return f"{self.target.words} {abs(self.bias):.2f} {self.target.unit}{percent} too {direction}"
 
 
-def baselines(frame: pd.DataFrame, learned_until: str | None) -> dict[str, pd.DataFrame]:
+def baselines(frame: pd.DataFrame, trained_until: str | None) -> dict[str, pd.DataFrame]:
     """Return predictions that need no model for each row of a processed frame, by name (`BASELINES`).
 
     NaN where the row of the day before is absent, or none of this month and time of day (UTC) was learned: means are
-    those of the rows up to ``learned_until``, or of all where that is None. For days it is the same day of the week.
+    those of the rows up to ``trained_until``, or of all where that is None. For days it is the same day of the week.
     """
     stamps = frame["utc_timestamp"]
     local = steps.local(stamps).dt.tz_localize(None)
@@ -107,7 +107,7 @@ def baselines(frame: pd.DataFrame, learned_until: str | None) -> dict[str, pd.Da
     keys = pd.DataFrame(
         {"month": local.dt.month, "time": local.dt.day_of_week if steps.IS_DAY else local - local.dt.normalize()}
     )
-    learned = stamps <= pd.Timestamp(learned_until) if learned_until else pd.Series(True, frame.index)
+    learned = stamps <= pd.Timestamp(trained_until) if trained_until else pd.Series(True, frame.index)
     means = frame.loc[learned, TARGETS].groupby([keys.loc[learned, name] for name in keys]).mean()
     usual = means.reindex(pd.MultiIndex.from_frame(keys)).set_axis(frame.index)
     return dict(zip(BASELINES, (before, usual), strict=True))
@@ -172,16 +172,16 @@ def sentence(qualities: Iterable[Quality]) -> str:
 
 
 def training_overlap(
-    frame: pd.DataFrame, learned_until: str | pd.Timestamp | None, refit_until: str | None = None
+    frame: pd.DataFrame, trained_until: str | pd.Timestamp | None, refit_until: str | None = None
 ) -> str:
     """Return which model predicts some rows, and how many of these it was trained on: there its errors are smaller.
 
     ``refit_until`` is the last step that the refit of the model learned, if that is in production: it predicts the
     rows after that one, and the judged model those before.
     """
-    if learned_until is None:
+    if trained_until is None:
         return f"Whether the model was trained on these {steps.NAMES} is not known."
-    last, model, prefix, stamps = pd.Timestamp(learned_until), "The model", "", frame["utc_timestamp"]
+    last, model, prefix, stamps = pd.Timestamp(trained_until), "The model", "", frame["utc_timestamp"]
     if refit_until and (stamps > last).any():
         until, model = pd.Timestamp(refit_until), "The judged model"
         later = stamps > until
@@ -242,12 +242,12 @@ def latest(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[stamps > stamps.iloc[-1] - pd.Timedelta(days=WINDOW_DAYS)]
 
 
-def unlearned(frame: pd.DataFrame, learned_until: str | None) -> dict[str, tuple[float, float, float]]:
+def unlearned(frame: pd.DataFrame, trained_until: str | None) -> dict[str, tuple[float, float, float]]:
     """Return the lowest and highest learned value of each input, and the share of later rows that lie beyond them.
 
     Empty where it is not known which rows were learned, or none is later.
     """
-    is_learned = frame["utc_timestamp"] <= pd.Timestamp(learned_until or "1900-01-01T00:00Z")
+    is_learned = frame["utc_timestamp"] <= pd.Timestamp(trained_until or "1900-01-01T00:00Z")
     learned, later = frame[is_learned], frame[~is_learned]
     if learned.empty or later.empty:
         return {}

@@ -17,7 +17,7 @@ from pandas import DataFrame, Series, Timestamp
 
 from forecast import problem
 from forecast.govern import gate
-from forecast.learn.storage import load, predict_as_new
+from forecast.learn.storage import load, predict_unseen
 from forecast.show import monitoring
 from forecast.show.figures import INK, MEASURED
 from forecast.show.monitoring import Quality
@@ -52,7 +52,7 @@ class ReportData:
     """The whole processed frame, the predictions of the model in production for each hour, and the model's record.
 
     ``predicted`` and both ends of ``band`` hold the targets of the rows of ``frame``; None without a model
-    or a band. ``learned_until`` is the start of the last hour that the model learned from; None when that is not known.
+    or a band. ``trained_until`` is the start of the last hour that the model learned from; None when that is not known.
     ``unable`` says why the model in production cannot predict these hours, when it cannot.
     """
 
@@ -61,7 +61,7 @@ class ReportData:
     band: tuple[DataFrame, DataFrame] | None = None
     coverage: float | None = None
     production: Production | None = None
-    learned_until: Timestamp | None = None
+    trained_until: Timestamp | None = None
     lineage: tuple[Link, ...] = ()
     unable: str = ""
 
@@ -139,7 +139,7 @@ def gather(frame: DataFrame, production: Production | None) -> ReportData:
     model = load(production.model_uri)
     judged = load(production.refit_of.model_uri) if production.refit_of else None
     try:
-        predictions = predict_as_new(model, judged, gate.learned_until(production), frame)
+        predictions = predict_unseen(model, judged, gate.trained_until(production), frame)
     except DataError as error:  # a model of other years, which the gate has kept
         unable = f"Version {production.version} is in production and cannot predict these hours: {error.what}"
         return ReportData(frame, unable=unable)
@@ -148,7 +148,7 @@ def gather(frame: DataFrame, production: Production | None) -> ReportData:
     except Exception as error:  # noqa: BLE001 - a report without the model's lineage is still a report
         logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
         links = ()
-    until = pd.Timestamp(last) if (last := gate.learned_until(production.evaluated)) else None
+    until = pd.Timestamp(last) if (last := gate.trained_until(production.evaluated)) else None
     return ReportData(frame, *predictions, model.coverage, production, until, links)
 
 
@@ -282,7 +282,7 @@ def summary(evidence: ReportData, week: Week, decision: Mapping[str, Any] | None
             advice = monitoring.next_step(known[EIGHT_WEEKS], decision, evidence.production.version)
             lines.append(f"> **What next:** {advice}")
         lines.append(
-            monitoring.training_overlap(week.hours, evidence.learned_until, gate.refit_until(evidence.production))
+            monitoring.training_overlap(week.hours, evidence.trained_until, gate.refit_until(evidence.production))
         )
     else:
         reason = escape(evidence.unable) or "No model is in production, so nothing was predicted."
@@ -387,7 +387,7 @@ def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
     stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.DateOffset(weeks=1)
     days = {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
-    until = gate.learned_until(evidence.production.evaluated) if evidence.production else None
+    until = gate.trained_until(evidence.production.evaluated) if evidence.production else None
     others = monitoring.baselines(evidence.frame, until)
     known = evidence.predicted, evidence.band, evidence.coverage, others, monitoring.max_bias_percent()
     return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}

@@ -1,5 +1,5 @@
 """The processed table.
 
-- `schema` says what it holds, and checks it; `processed` reads and writes its files; `reading` reads CSV strictly.
-- `features` are the inputs and targets of the models; `split` holds out rows and names weeks.
+- `schema`: its columns, units and ranges; `processed`: its files; `reading`: a strict CSV reader.
+- `features`: inputs and targets of the models; `split`: training, validation and test rows, and weeks.
 """

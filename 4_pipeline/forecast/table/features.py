@@ -1,7 +1,4 @@
-"""The inputs of the models, their targets, and the quantities that are derived from the inputs.
-
-Notebooks, pipeline, dashboard and models all use these definitions.
-"""
+"""Inputs and targets of the models, derived features, and installed capacity."""
 
 from __future__ import annotations
 
@@ -20,27 +17,27 @@ from forecast.terms.quantities import YearEnds
 
 INPUTS = ["utc_timestamp", *FEATURES]
 GIVE_CAPACITY = (
-    "make the table with them: python -m forecast csv FILE; of an own file, give fetch.csv.capacity in params.yaml (see"
-    " own/README.md)"
+    "make the table with these columns: python -m forecast csv FILE; for an own file, set fetch.csv.capacity in"
+    " params.yaml (see own/README.md)"
 )
-LATER_YEARS = 2  # after the last figure of installed capacity, for which it may stand in
+LATER_YEARS = 2  # after the last known capacity, which is assumed to hold for them
 
 
 def features(frame: DataFrame) -> DataFrame:
-    """Return the weather features (units: `schema.UNITS`) as float64 columns; DataError if one is missing."""
+    """Return the weather features (units: `schema.UNITS`) as float64; raise DataError if one is missing."""
     return _select(frame, FEATURES)
 
 
 def targets(frame: DataFrame) -> DataFrame:
-    """Return the targets as float64 columns; DataError if one is missing."""
+    """Return the targets as float64; raise DataError if one is missing."""
     return _select(frame, TARGETS)
 
 
 def inputs(frame: DataFrame) -> DataFrame:
-    """Return the time (its start, UTC, datetime64[us] without a zone) and the weather features.
+    """Return the inputs of a model that takes the time: timestamp, weather features and, if present, `CAPACITIES`.
 
-    They are the inputs of a model that knows the time, and so are columns of `CAPACITIES` that are there. The zone is
-    left out because a model's signature has no type for it. Raises DataError: a column missing, no time.
+    Timestamps are naive UTC (datetime64[us]): model signatures have no timezone-aware type. Raises DataError for a
+    missing column or an invalid time.
     """
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
@@ -50,10 +47,10 @@ def inputs(frame: DataFrame) -> DataFrame:
 
 
 def derive(frame: DataFrame) -> DataFrame:
-    """Return the columns `DERIVED`, from which models learn, for each row: its start (UTC) and its weather.
+    """Return the derived features (`problem.DERIVED`) of each row.
 
-    `problem` says what they are. Each row is derived from itself alone, so that a model can predict a single
-    one. The sun is where it is at the middle of the step. Raises DataError: a column missing, no time.
+    Each row is computed on its own, so that a model can predict a single row. The position of the sun is that of the
+    middle of the step. Raises DataError for a missing column or an invalid time.
     """
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
@@ -64,7 +61,7 @@ def derive(frame: DataFrame) -> DataFrame:
 
 
 def check_derived(frame: DataFrame) -> None:
-    """Raise DataError if `derive` makes of one of twenty rows alone another value than in its table."""
+    """Raise DataError if `derive` gives a single row another value than in its table (tried on twenty rows)."""
     rows = frame.sample(min(20, len(frame)), random_state=0)
     whole, alone = derive(frame).loc[rows.index], pd.concat([derive(rows.loc[[row]]) for row in rows.index])
     for row, column in np.argwhere(~np.isclose(alone, whole, equal_nan=True)):
@@ -72,21 +69,20 @@ def check_derived(frame: DataFrame) -> None:
         raise DataError(
             f"The column {whole.columns[column]} of COMPUTED in forecast/problem.py depends on other rows.",
             value=f"{rows['utc_timestamp'].iloc[row]:{STAMP}}: {values}",
-            expected="the same value: a model may be given a single row",
-            next_step="compute it from the row alone, or, as a column of your file, by a script in own/ (see"
-            " own/README.md)",
+            expected="the same value: a model may predict a single row",
+            next_step="compute it from the row alone, or add it to your file with a script in own/ (see own/README.md)",
         )
 
 
 def sun_is_up(derived: DataFrame) -> np.ndarray:
-    """Return for each row that `derive` made whether it has the sun up; never where the problem does not ask for it."""
+    """Return for each row of `derive` whether the sun is up; all False without the feature `sun_elevation`."""
     return derived["sun_elevation"].to_numpy() > 0 if "sun_elevation" in derived else np.zeros(len(derived), bool)
 
 
 def sun_position(stamps: DatetimeIndex, share: float = 0.5) -> DataFrame:
-    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of the region, at a share of each step.
+    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of the region, after a share of each step.
 
-    To a hundredth of a degree, in a tenth of the time that the algorithm of full precision takes.
+    Accurate to 0.01 degrees, and ten times as fast as pvlib's most accurate algorithm.
     """
     from pvlib.solarposition import ephemeris
 
@@ -94,7 +90,7 @@ def sun_position(stamps: DatetimeIndex, share: float = 0.5) -> DataFrame:
 
 
 def to_utc(stamps: Series) -> DatetimeIndex:
-    """Return times as UTC: times without a zone count as UTC, text is read as ISO 8601; DataError for other values."""
+    """Convert times to UTC; naive times are UTC, text is ISO 8601. Raise DataError for other values."""
     is_time = isinstance(stamps.dtype, pd.DatetimeTZDtype) or stamps.dtype.kind == "M"
     try:
         text = stamps if is_time else stamps.astype("str")
@@ -103,7 +99,7 @@ def to_utc(stamps: Series) -> DatetimeIndex:
             raise ValueError(f"{times.isna().sum()} of {len(times)} are missing")
     except ValueError as error:
         raise DataError(
-            "The column utc_timestamp holds a value that is not a time.",
+            "The column utc_timestamp has an invalid time.",
             value=str(error).splitlines()[0],
             expected=f"the start of {steps.ONE} in UTC, such as 2016-06-01T12:00:00Z",
         ) from None
@@ -117,18 +113,15 @@ def _select(frame: DataFrame, columns: list[str]) -> DataFrame:
 
 # -- installed capacity ------------------------------------------------------------------------------------------------
 def capacity_factors(frame: DataFrame) -> DataFrame:
-    """Return the targets as a share of the capacity installed at the time (`installed`).
-
-    Raises DataError: a column missing, rows without a figure of capacity.
-    """
+    """Return the targets divided by the installed capacity; raise the errors of `installed`."""
     return targets(frame) / installed(frame)
 
 
 def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
-    """Return the installed capacity at each time, columns `TARGETS`; a target that is not divided by it has 1.
+    """Return the installed capacity of each row, columns `TARGETS`; 1 for a target that is not divided by it.
 
-    It is what a row has in the columns `CAPACITIES`; with ``year_ends`` these may be absent or empty, see
-    `add_capacity`. Raises DataError for columns that are absent, and for rows without a figure.
+    The values come from the columns `CAPACITIES` or, where these are missing, from ``year_ends`` (`add_capacity`).
+    Raises DataError if a column or a value is missing.
     """
     if year_ends is None:
         columns = {target: CAPACITIES[target] for target in problem.CAPACITY}
@@ -144,19 +137,19 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
         ends = sorted(int(year) for figures in (year_ends or {}).values() for year in figures)
         years = f"{ends[0] + 1}-01-01 to {ends[-1] + 1}-01-01" if ends else ""
         raise DataError(
-            f"There is no figure of installed capacity for {unknown.sum()} of {len(frame)} {steps.NAMES}.",
+            f"The installed capacity of {unknown.sum()} of {len(frame)} {steps.NAMES} is unknown.",
             value=str(first),
             expected=years or ", ".join(CAPACITIES[target] for target in known),
-            next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml, for a"
-            " year that has not ended the planned one; see own/README.md",
+            next_step=f"set the capacity at the ends of {year - 1} and {year} in fetch.csv.capacity of params.yaml (the"
+            " planned one for a running year); see own/README.md",
         )
     return capacities
 
 
 def add_capacity(frame: DataFrame, year_ends: YearEnds) -> DataFrame:
-    """Return ``frame`` with the columns `CAPACITIES`, by figures at the ends of years and lines between them.
+    """Return ``frame`` with the columns `CAPACITIES`, interpolated between the ends of years.
 
-    A figure that a row has already stays. Hours outside the years have none.
+    Existing values are kept; rows outside of the years have NaN.
     """
     return frame.assign(**{CAPACITIES[target]: known for target, known in _capacities(frame, year_ends).items()})
 
@@ -175,13 +168,13 @@ def _capacities(frame: DataFrame, year_ends: YearEnds) -> dict[str, np.ndarray]:
 
 
 def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Series]:
-    """Return rows to predict from, with the last known figure for later times, and where each row's figure is from.
+    """Return rows to predict, with the last known capacity for later times, and the origin of each row's capacity.
 
-    That is `known`, `given` (the columns `CAPACITIES`), or `assumed`, for times up to `LATER_YEARS` after the last
-    known one; `not used` without figures. Raises DataError for other times.
+    The origin is `known`, `given` (the columns `CAPACITIES`), `assumed` (up to `LATER_YEARS` after the last known
+    value), or `not used`. Raises DataError for other times.
     """
-    stamps, brought = rows["utc_timestamp"], rows.columns.intersection(list(CAPACITIES.values()))
-    if not year_ends or len(brought):
+    stamps, given = rows["utc_timestamp"], rows.columns.intersection(list(CAPACITIES.values()))
+    if not year_ends or len(given):
         return rows, Series("given" if year_ends else "not used", rows.index)
     years = [int(year) for ends in year_ends.values() for year in ends]
     first, last = (pd.Timestamp(year + 1, 1, 1, tz=steps.CALENDAR) for year in (min(years), last_year(year_ends)))
@@ -189,10 +182,10 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
     outside, later = stamps[(stamps < first) | (stamps >= end)], stamps > last
     if len(outside):
         raise DataError(
-            f"The installed capacity is not known for {len(outside)} of {len(stamps)} {steps.NAMES}.",
+            f"The installed capacity of {len(outside)} of {len(stamps)} {steps.NAMES} is unknown.",
             value=f"{outside.iloc[0]:{STAMP}}",
-            expected=f"{steps.NAMES} from {first:%Y-%m-%d} until {end:%Y-%m-%d}, after {last:%Y-%m-%d} with its figure",
-            next_step=f"give the capacity in these {steps.NAMES}: columns {' and '.join(CAPACITIES.values())}",
+            expected=f"{steps.NAMES} from {first:%Y-%m-%d} to {end:%Y-%m-%d}",
+            next_step=f"add the capacity of these {steps.NAMES}: columns {' and '.join(CAPACITIES.values())}",
         )
     if later.any():
         figures = {CAPACITIES[target]: ends[max(ends, key=int)] for target, ends in year_ends.items()}
@@ -201,10 +194,9 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
 
 
 def year_ends_of(frame: DataFrame) -> YearEnds:
-    """Return the figures at the ends of years by which `add_capacity` makes a frame's columns `CAPACITIES`.
+    """Return the capacities at the ends of years from a frame's columns `CAPACITIES`, the inverse of `add_capacity`.
 
-    The first and the last row of a year define its line, and so the figures at both of its ends. Raises DataError as
-    `installed`.
+    They are extrapolated from the first and the last row of each year. Raises the errors of `installed`.
     """
     capacities, stamps = installed(frame), to_utc(frame["utc_timestamp"])
     year_ends: YearEnds = {target: {} for target in problem.CAPACITY}
@@ -221,5 +213,5 @@ def year_ends_of(frame: DataFrame) -> YearEnds:
 
 
 def last_year(year_ends: YearEnds) -> int:
-    """Return the last year whose end is known; without any figures this one."""
+    """Return the last year with a known capacity; the current year if there is none."""
     return min((max(map(int, ends)) for ends in year_ends.values()), default=datetime.now(UTC).year)

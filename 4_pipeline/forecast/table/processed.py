@@ -1,4 +1,4 @@
-"""The processed table's files, CSV and Parquet: text is read, and then checked against the schema."""
+"""The processed table's files, CSV and Parquet: reading with a check of the schema, and writing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from forecast.terms.files import write_atomically
 
 
 def read(path: Path | str) -> DataFrame:
-    """Read a processed table from ``path``, a .csv or .parquet file, and check it.
+    """Read and check a processed table from a .csv or .parquet file.
 
-    The columns are `schema.COLUMNS`; of a .parquet file also those of `schema.CAPACITIES` that it has.
-
-    Raises DataError: missing, damaged or other files, and whatever `reading.read_text` and `schema.check` refuse.
+    The columns are `schema.COLUMNS` and, in a .parquet file, any of `schema.CAPACITIES`. Raises DataError for a missing
+    or damaged file, and the errors of `reading.read_text` and `schema.check`.
     """
     path = Path(path)
     try:
@@ -32,7 +31,7 @@ def read(path: Path | str) -> DataFrame:
             require_columns(names, COLUMNS, str(path), MAKE_AGAIN)
             frame = pd.read_parquet(path, columns=[*COLUMNS, *(name for name in CAPACITIES.values() if name in names)])
     except FileNotFoundError:
-        raise DataError(f"There is no file {path}.", next_step=MAKE_AGAIN) from None
+        raise DataError(f"The file {path} does not exist.", next_step=MAKE_AGAIN) from None
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"The file {path} is damaged or not Parquet.", value=str(error).splitlines()[0], next_step=MAKE_AGAIN
@@ -41,22 +40,22 @@ def read(path: Path | str) -> DataFrame:
 
 
 def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
-    """Write the processed table as ``name``.parquet and ``name``.csv into ``folder`` and return both paths.
+    """Write the processed table as ``name``.parquet and ``name``.csv to ``folder`` and return both paths.
 
-    The same table gives the same bytes. Raises DataError (table breaks the schema, disk full, folder not writable).
+    The output is reproducible byte for byte. Raises DataError (invalid table, disk full, folder not writable).
     """
     parquet = write_parquet(frame, Path(folder) / f"{name}.parquet")
     return [parquet, write_csv(frame, Path(folder) / f"{name}.csv")]
 
 
 def write_parquet(frame: DataFrame, path: Path) -> Path:
-    """Write a processed table, or a part of one, as Parquet and return its path; bytes and errors as `write`."""
+    """Write a processed table, or a part of it, as Parquet and return its path; see `write`."""
     buffer = io.BytesIO()
     check(frame, Path(path).name).to_parquet(buffer, index=False)
     return write_atomically(path, buffer.getvalue())
 
 
 def write_csv(frame: DataFrame, path: Path) -> Path:
-    """Write a processed table as CSV and return its path; bytes and errors as `write`."""
+    """Write a processed table as CSV and return its path; see `write`."""
     frame = frame.round(dict.fromkeys(CAPACITIES.values(), 3))
     return write_atomically(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())

@@ -1,4 +1,4 @@
-"""The processed table's columns, units and ranges, and the check of a table against them."""
+"""The processed table's columns, units and ranges, and the validation of a table."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *proble
 FEATURES = [quantity.name for quantity in problem.INPUTS]
 TARGETS = [quantity.name for quantity in problem.TARGETS]
 COLUMNS = ["utc_timestamp", *TARGETS, *FEATURES]
-STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how a time is written
+STAMP = "%Y-%m-%dT%H:%M:%SZ"  # format of times
 UNITS = {"utc_timestamp": "UTC"} | {name: quantity.unit for name, quantity in QUANTITIES.items()}
 RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
-USUAL_MEANS = {name: quantity.usual for name, quantity in QUANTITIES.items() if quantity.usual}
-# Columns that a table may have besides: the capacity installed in its steps, with unit and range of the target.
+USUAL_MEANS = {name: quantity.usual_mean for name, quantity in QUANTITIES.items() if quantity.usual_mean}
+# Optional columns: the installed capacity, in the unit and range of the target.
 CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
-A_DAY = timedelta(days=1)  # by which this machine's clock may be late
-SHOWN = 5  # faults that an error names; the rest are counted
+A_DAY = timedelta(days=1)  # tolerance for a slow clock of this machine
+MAX_SHOWN = 5  # failures that an error lists
 
 MAKE_AGAIN = "make the file again (python -m forecast csv FILE)"
 
 
 def check(frame: DataFrame, name: str = "frame", next_step: str = MAKE_AGAIN) -> DataFrame:
-    """Return ``frame`` if it is a processed table: see `COLUMNS`, `UNITS` and `RANGES`; further columns are allowed.
+    """Return ``frame`` if it is a processed table: see `COLUMNS`, `UNITS` and `RANGES`; other columns are allowed.
 
-    `utc_timestamp` is in UTC, each step once and increasing; the other columns are float64 within range; no cell is
-    missing; there is at least one row. Raises DataError that counts the failures and names, of the first five, row (or
-    line, if the index has that name), time, column, value and rule.
+    `utc_timestamp` is in UTC, unique and increasing; the other columns are float64 within range, without missing cells;
+    there is at least one row. Raises DataError with the number of failures, and row, time, column, value and rule of
+    the first five.
     """
     from pandera.pandas import Check
 
@@ -45,7 +45,7 @@ def check(frame: DataFrame, name: str = "frame", next_step: str = MAKE_AGAIN) ->
         raise DataError(f"{name} has no rows.", next_step=next_step)
     if not isinstance(stamps.dtype, pd.DatetimeTZDtype) or str(stamps.dt.tz) != "UTC":
         raise DataError(
-            f"{name}, column utc_timestamp: not a column of UTC times.",
+            f"{name}, column utc_timestamp: the times are not in UTC.",
             value=f"{stamps.iloc[0]!r} (dtype {stamps.dtype})",
             expected="a datetime column with the time zone UTC",
             next_step='frame["utc_timestamp"] = pandas.to_datetime(frame["utc_timestamp"], utc=True)',
@@ -66,13 +66,13 @@ def check_cells(
     next_step: str,
     *,
     times: list[Any] | None = None,
-    theirs: Mapping[str, str] | None = None,
+    source_names: Mapping[str, str] | None = None,
     nullable: bool = False,
 ) -> None:
-    """Raise DataError for what pandera reports of a frame: numbers out of `RANGES`, empty cells unless ``nullable``.
+    """Raise DataError for numbers outside of `RANGES` and, unless ``nullable``, for empty cells.
 
-    The index is the row, or what its name says. ``times`` are pandera's checks of `utc_timestamp`, ``theirs`` a file's
-    own names of our columns.
+    ``times`` are pandera checks of `utc_timestamp`; ``source_names`` are a file's own column names. Errors use the name
+    of the index, by default `row`.
     """
     from pandera.errors import SchemaErrors
     from pandera.pandas import Check, Column, DataFrameSchema
@@ -80,8 +80,8 @@ def check_cells(
     columns = {"utc_timestamp": Column(checks=times)} if times else {}
     described = {name: name for name in RANGES} | {column: target for target, column in CAPACITIES.items()}
     for column in frame.columns.intersection(list(described)):
-        least, most = RANGES[described[column]]
-        rule = Check.in_range(least, most, error=f"between {least} and {most} {UNITS[described[column]]}")
+        low, high = RANGES[described[column]]
+        rule = Check.in_range(low, high, error=f"between {low} and {high} {UNITS[described[column]]}")
         columns[column] = Column("float64", rule, nullable=nullable)
     try:
         DataFrameSchema(columns).validate(frame, lazy=True)
@@ -89,38 +89,38 @@ def check_cells(
         cases = errors.failure_cases.sort_values(["index", "column"], kind="stable", na_position="first")
     else:
         return
-    count, faults = _faults(cases, frame, theirs)
+    count, faults = _faults(cases, frame, source_names)
     raise DataError(
-        f"{name} breaks the schema: {count} failure{'' if count == 1 else 's'}.",
+        f"{name} violates the schema: {count} failure{'' if count == 1 else 's'}.",
         value="\n".join(faults),
-        expected=f"each {steps.NAME} once, no cell missing, values within their ranges",
-        next_step=f"{next_step}; if a whole column is out of range, look at its unit",
+        expected=f"each {steps.NAME} once, no missing cells, values within their ranges",
+        next_step=f"{next_step}; if a whole column is out of range, check its unit",
     )
 
 
-def _faults(cases: DataFrame, frame: DataFrame, theirs: Mapping[str, str] | None) -> tuple[int, list[str]]:
-    """Return how many failures pandera has found, and a line for each of the first ones."""
-    # Of a column of text the dtype is reported cell by cell; that its range cannot be checked says nothing more.
+def _faults(cases: DataFrame, frame: DataFrame, source_names: Mapping[str, str] | None) -> tuple[int, list[str]]:
+    """Return the number of failures that pandera found, and a line for each of the first ones."""
+    # For a column of text pandera also reports that its range cannot be checked: redundant.
     cases = cases[~cases["failure_case"].astype(str).str.startswith("TypeError(")].astype(object)
     cases = cases.where(cases.notna(), None)
     faults = []
-    for case in cases.head(SHOWN).itertuples(index=False):
+    for case in cases.head(MAX_SHOWN).itertuples(index=False):
         where = "all rows"
         if case.index is not None:
             stamp = frame["utc_timestamp"][case.index]
             where = f"{frame.index.name or 'row'} {case.index}" + (f" ({stamp:{STAMP}})" if stamp == stamp else "")
-        column = f"column {theirs[case.column]}: {case.column}" if theirs else case.column
-        broken = "no cell missing" if case.check == "not_nullable" else case.check
+        column = f"column {source_names[case.column]}: {case.column}" if source_names else case.column
+        broken = "no missing cells" if case.check == "not_nullable" else case.check
         faults.append(
-            f"{where}, {column} = {'nothing' if case.failure_case is None else case.failure_case}, rule: {broken}"
+            f"{where}, {column} = {'missing' if case.failure_case is None else case.failure_case}, rule: {broken}"
         )
-    if len(cases) > SHOWN:
-        faults.append(f"... and {len(cases) - SHOWN} more")
+    if len(cases) > MAX_SHOWN:
+        faults.append(f"... and {len(cases) - MAX_SHOWN} more")
     return len(cases), faults
 
 
 def convert(values: Series, column: str, unit: str, hours: Series | float = steps.HOURS) -> Series:
-    """Return ``values`` of ``unit`` in the unit of ``column``; ``hours`` is the length of each step.
+    """Convert ``values`` from ``unit`` to the unit of ``column``; ``hours`` is the length of each step.
 
     Raises ParameterError for a unit of another dimension (`Quantity.conversion`).
     """
@@ -130,6 +130,6 @@ def convert(values: Series, column: str, unit: str, hours: Series | float = step
 
 
 def amounts(values: Series, target: Target, stamps: Series) -> Series:
-    """Return what each step adds to a target's sum over time, in its `sum_unit`: GWh of GW."""
+    """Return the contribution of each step to a target's sum over time, in its `sum_unit`, such as GWh for GW."""
     factor, _, exponent = target.conversion(target.sum_unit, of_days=steps.IS_DAY)
     return values * factor.denominator / factor.numerator * (steps.hours(stamps) ** -exponent if exponent else 1)

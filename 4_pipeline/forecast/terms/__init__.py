@@ -1,5 +1,5 @@
-"""What every stage depends on.
+"""Definitions that every stage depends on.
 
-- `quantities` are the words of `problem`; `parameters` what params.yaml may hold; `steps` the time between two rows.
-- `errors` say what failed and what to do; `files` writes files whole; `origin` is where data come from.
+- `quantities`: the classes that `problem` uses; `parameters`: the schema of params.yaml; `steps`: the row frequency.
+- `errors`: exceptions that name the next step; `files`: atomic writes; `origin`: the source of data.
 """

@@ -1,4 +1,4 @@
-"""The exceptions: each message has the failure, the value, the expectation and the next step."""
+"""Exceptions; each message has the failure, the value found, the expected value and the next step."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from pathlib import Path
 
 import click
 
-INDENT = " " * 12  # of the lines below `found:`, `expected:` and `next:`
+INDENT = " " * 12  # continuation lines of `found:`, `expected:` and `next:`
 
 
-# A ClickException, so that every click program our code runs inside (our command line, but papermill's and MLflow's
-# too) prints the message and exits with the code, instead of a traceback.
+# A ClickException, so that each click program (ours, papermill's and MLflow's) prints the message without a traceback.
 class PipelineError(click.ClickException):
-    """A failure that was foreseen.
+    """Base class of all errors: what failed, the value found, the expected value and the next step.
 
-    ``what`` failed; ``value`` is what was found, ``expected`` what was allowed, ``next_step`` what to do about it. All
-    but ``what`` may be left out; lines after the first of each are indented. The command line prints the message and
-    exits with ``exit_code``.
+    All but ``what`` are optional and may have several lines. The command line prints the message and exits with
+    ``exit_code``.
     """
 
     exit_code = 1
@@ -38,22 +36,22 @@ class PipelineError(click.ClickException):
         return "\n".join([self.what, *lines])
 
     def format_message(self) -> str:
-        """Return the complete message, whose next step can be typed; click prints it behind `Error: `."""
+        """Return the complete message, for click to print after `Error: `; commands in its next step can be copied."""
         message, mark, step = str(self).partition("\n  next:")
         return message + mark + typeable(step)
 
     def _render_traceback_(self) -> list[str]:
-        """Return the message without a traceback, for IPython: in a notebook, too, a foreseen failure needs none."""
+        """Return the message without a traceback; IPython calls this in notebooks."""
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple[partial[PipelineError], tuple[()]]:
-        # Exception's own reduce drops keyword arguments, and errors cross process borders on a Dask cluster.
+        # Dask pickles exceptions, and Exception's own reduce drops keyword arguments.
         parts = {"value": self.value, "expected": self.expected, "next_step": self.next_step}
         return partial(type(self), self.what, **parts), ()
 
 
 def typeable(text: str) -> str:
-    """Return a text with the paths of this environment's programs, unless the shell finds them by their names."""
+    """Replace this environment's programs in a text by their paths, unless they are on PATH."""
     folder = Path(sys.executable).parent
     if Path(shutil.which("dvc") or "").resolve() == (folder / "dvc").resolve():
         return text
@@ -65,40 +63,40 @@ def typeable(text: str) -> str:
 
 
 def _indented(part: object) -> str:
-    """Return a text with the lines after its first indented; a list has one item on each line."""
+    """Return a text with its continuation lines indented; a list has one item on each line."""
     text = "\n".join(map(str, part)) if isinstance(part, (list, tuple)) else str(part)
     return f"\n{INDENT}".join(line.removeprefix(INDENT) for line in text.splitlines())
 
 
 class SettingsError(PipelineError):
-    """An address, port, path or credential cannot be used."""
+    """Invalid address, port, path or credential."""
 
 
 class ParameterError(PipelineError):
-    """A value in `params.yaml` is unknown, of the wrong type or out of range."""
+    """Unknown key, wrong type or value out of range in `params.yaml`."""
 
 
 class DataError(PipelineError):
-    """A data file cannot be read, or breaks the schema."""
+    """Unreadable data file, or data that violate the schema."""
 
 
 class ServiceError(PipelineError):
-    """A server did not start, does not answer, or is in the way."""
+    """A server does not start, does not respond, or occupies a port."""
 
 
 class ModelError(PipelineError):
-    """A model cannot be found, trusted or loaded."""
+    """A model does not exist, is not trusted or cannot be loaded."""
 
 
 def require_columns(present: Iterable[str], columns: Sequence[str], name: str, next_step: str | None = None) -> None:
-    """Raise DataError that names each absent one of ``columns``, with the nearest name present."""
+    """Raise DataError for missing columns, with the most similar name of each."""
     present = [str(column) for column in present]
     missing = [column for column in columns if column not in present]
     if not missing:
         return
-    small = {column.casefold(): column for column in present}  # windspeed is meant by WINDSPEED
-    nearest = {column: difflib.get_close_matches(column.casefold(), small, n=1, cutoff=0.5) for column in missing}
-    hints = [f"{column} (nearest: {small[near[0]]!r})" if near else column for column, near in nearest.items()]
+    folded = {column.casefold(): column for column in present}
+    nearest = {column: difflib.get_close_matches(column.casefold(), folded, n=1, cutoff=0.5) for column in missing}
+    hints = [f"{column} (nearest: {folded[near[0]]!r})" if near else column for column, near in nearest.items()]
     raise DataError(
         f"{name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(hints)}.",
         value=(", ".join(present[:12])[:300] or "no columns") + (", ..." if len(present) > 12 else ""),

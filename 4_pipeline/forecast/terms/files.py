@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from forecast.terms.errors import DataError
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
-    """Write ``content`` to ``path`` and return the path; raise DataError (disk full, folder not writable)."""
+    """Write ``content`` to ``path`` completely or not at all; raise DataError (disk full, folder not writable)."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -26,7 +26,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
             f"The file {path} could not be written.",
             value=error.strerror or error,
             expected="a writable folder with enough space",
-            next_step=f"free some space or change the rights of {path.parent}, then run the same again",
+            next_step=f"free some space or change the permissions of {path.parent}, then run the command again",
         ) from None
     finally:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The origin of data: the source's name and attribution, which raw files and processed tables carry."""
+"""The origin of data: its source and attribution, stored with raw files and processed tables."""
 
 from __future__ import annotations
 
@@ -10,44 +10,42 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from forecast.terms.errors import DataError
 from forecast.terms.parameters import OwnFile
 
-ORIGIN_FILE = "source.json"  # in a folder of raw files
-_KEY = "origin"  # in a table's attributes
+ORIGIN_FILE = "source.json"  # in the folder of raw files
+_KEY = "origin"  # in DataFrame.attrs
 
 
 class Origin(BaseModel):
-    """The origin of data: the source's name, the attribution to show with the data, and whether it is modelled.
+    """The origin of data: its source, the attribution to show, and whether it is modelled (None if unknown).
 
-    ``modelled`` is None where that is not said, as of an own file.
-
-    ``csv`` says how an own file is read.
+    ``csv`` holds the settings by which an own file is read.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     source: str = "unknown"
-    attribution: str = "Where this data comes from was not recorded."
+    attribution: str = "The origin of this data was not recorded."
     modelled: bool | None = None
     csv: OwnFile | None = None
 
     @property
     def label(self) -> str:
-        """The source in a word or two."""
+        """The source in one or two words."""
         return f"modelled {self.source}" if self.modelled else self.source
 
     @property
     def measured_name(self) -> str:
-        """A legend's name of the generation that predictions are compared with."""
+        """The name of the measured generation in legends."""
         return f"measured ({self.label})" if self.modelled else "measured"
 
     def mark(self, frame: DataFrame) -> DataFrame:
-        """Return ``frame`` with this origin in its attributes, which Parquet files keep (pandas' `DataFrame.attrs`)."""
+        """Return ``frame`` with this origin in `DataFrame.attrs`, which Parquet files keep."""
         marked = frame.copy()
         marked.attrs = {**frame.attrs, _KEY: self.model_dump(exclude={"csv"})}
         return marked
 
 
 def origin_in(folder: Path) -> Origin:
-    """Return the origin of a folder of raw files, `unknown` without its file; raise DataError: damaged."""
+    """Return the origin of a folder of raw files, `unknown` without one; raise DataError if it is damaged."""
     path = Path(folder) / ORIGIN_FILE
     try:
         return Origin.model_validate_json(path.read_bytes())
@@ -58,11 +56,11 @@ def origin_in(folder: Path) -> Origin:
         raise DataError(
             f"The file {path} is damaged.",
             value=reason,
-            expected="what `python -m forecast fetch` writes",
+            expected="a file written by `python -m forecast fetch`",
             next_step=f"python -m forecast fetch --to {folder}",
         ) from None
 
 
 def origin_of(frame: DataFrame | None) -> Origin:
-    """Return the origin that a processed table carries; `unknown` if it carries none."""
+    """Return the origin of a processed table, `unknown` without one."""
     return Origin() if frame is None else Origin.model_validate(frame.attrs.get(_KEY, {}))

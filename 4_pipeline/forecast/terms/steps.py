@@ -1,6 +1,6 @@
-"""The step of time between the rows of a processed table, `problem.STEP`: its length, grid, calendar and words.
+"""The step between the rows of a processed table (`problem.STEP`): its length, grid, calendar and names.
 
-A row is named by the start of its step, in UTC. Steps shorter than a day divide a day of UTC; a day is one of
+A row's timestamp is the start of its step, in UTC. Steps shorter than a day divide a UTC day; days are those of
 `problem.ZONE`, 23 to 25 hours long.
 """
 
@@ -19,7 +19,7 @@ from forecast.terms.errors import ParameterError
 
 HOUR, DAY, WEEK = Timedelta(hours=1), Timedelta(days=1), timedelta(weeks=1)
 IS_DAY = STEP == "D"
-CALENDAR = ZONE if IS_DAY else "UTC"  # of days, weeks and years
+CALENDAR = ZONE if IS_DAY else "UTC"  # the time zone of days, weeks and years
 
 
 def _length() -> Timedelta:
@@ -27,9 +27,9 @@ def _length() -> Timedelta:
     with contextlib.suppress(ValueError, TypeError):
         length = DAY if IS_DAY else Timedelta(to_offset(STEP))
     if length <= Timedelta(0) or DAY % length:
-        expected = "what divides a day, such as 15min, 30min or h, or a day, D"
+        expected = "a divisor of a day, such as 15min, 30min or h; or a day, D"
         raise ParameterError(
-            "The step of time cannot be used.", value=STEP, expected=expected, next_step="STEP in problem.py"
+            "Invalid step.", value=STEP, expected=expected, next_step="correct STEP in forecast/problem.py"
         )
     return length
 
@@ -44,7 +44,7 @@ OFTEN = {"h": "hourly", "D": "daily", "30min": "half-hourly", "15min": "quarter-
 
 
 def grid(first: Timestamp, last: Timestamp) -> DatetimeIndex:
-    """Return the starts of all steps from ``first`` to ``last``, both included, in their zone."""
+    """Return the timestamps of all steps from ``first`` to ``last``, inclusive, in their time zone."""
     if not IS_DAY:
         return pd.date_range(first, last, freq=to_offset(STEP), unit="us")
     dates = (moment.tz_convert(ZONE).tz_localize(None).normalize() for moment in (first, last))
@@ -52,23 +52,23 @@ def grid(first: Timestamp, last: Timestamp) -> DatetimeIndex:
 
 
 def of_days(first: object, end: object) -> DatetimeIndex:
-    """Return the starts (UTC) of all steps of the calendar's days from ``first`` to before ``end``, both dates."""
+    """Return the timestamps (UTC) of all steps from the date ``first`` up to, but not including, the date ``end``."""
     return grid(*(Timestamp(day, tz=CALENDAR).tz_convert("UTC") for day in (first, end)))[:-1]
 
 
 def begin(dates: DatetimeIndex, zone: str | tzinfo | None = ZONE) -> DatetimeIndex:
-    """Return when days begin in UTC: where the clock changes at midnight, at the first moment of that date."""
+    """Return the starts of days in UTC; if the clock changes at midnight, the first moment of that date."""
     is_first = np.ones(len(dates), bool)
     return dates.tz_localize(zone, ambiguous=is_first, nonexistent="shift_forward").tz_convert("UTC")
 
 
 def local(stamps: Series) -> Series:
-    """Return a column of UTC times in the time of the calendar."""
+    """Convert a column of UTC times to the calendar's time zone."""
     return stamps.dt.tz_convert(CALENDAR)
 
 
 def starts(stamps: Series, later: int = 0) -> Series:
-    """Return, for each of a column of UTC times, the start of its step, or of one so many steps ``later``."""
+    """Return the start of each time's step, or of the step ``later`` steps after it."""
     if not IS_DAY:
         return stamps.dt.floor(STEP) + later * LENGTH
     dates = DatetimeIndex(stamps).tz_convert(ZONE).tz_localize(None).normalize() + later * DAY
@@ -76,15 +76,15 @@ def starts(stamps: Series, later: int = 0) -> Series:
 
 
 def hours(stamps: Series) -> Series:
-    """Return the length in hours of each of the steps that start at ``stamps``."""
+    """Return the length in hours of each step that starts at ``stamps``."""
     return (starts(stamps, later=1) - stamps) / HOUR
 
 
 def date(stamp: Timestamp | str) -> str:
-    """Return the day that a step is in, for people: `31 Dec 2016`."""
+    """Return the date of a step for people: `31 Dec 2016`."""
     return f"{Timestamp(stamp).tz_convert(CALENDAR):%d %b %Y}"
 
 
 def written(stamp: Timestamp, date: str = "%Y-%m-%d", time: str = " %H:%M") -> str:
-    """Return the start of a step for people, in the time of the calendar; of a day without a time."""
+    """Return the start of a step for people, in the calendar's time zone; without a time if the step is a day."""
     return stamp.tz_convert(CALENDAR).strftime(date + time * (not IS_DAY))

@@ -51,7 +51,7 @@ def parts(germany_csv):
 @pytest.fixture(scope="module")
 def fitted(parts):
     """A model with a band; the benchmark `models` fits larger ones, on other samples, too."""
-    return _fit(CapacityFactorRegressor(TREES, level_days=182, watched_share=0.15, band=BAND), parts[0])
+    return _fit(CapacityFactorRegressor(TREES, level_days=182, validation_fraction=0.15, band=BAND), parts[0])
 
 
 def _fit(model, train):

@@ -51,7 +51,7 @@ def saved(later_hours, tmp_path_factory):
 def test_network_comes_back_as_it_was(saved, later_hours):
     """Loaded safely it knows the time and its figures of capacity, and predicts finite GW; MLflow serves the same."""
     model = load_folder(saved, "test")
-    assert model.knows_time
+    assert model.takes_time
     assert model.year_ends == year_ends_of(later_hours) != CAPACITY
     assert np.isfinite(model.predict(later_hours)).all(axis=None)
     assert model.predict_with_band(later_hours)[1] is None

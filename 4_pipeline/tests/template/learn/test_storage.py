@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from forecast.learn import storage
 from forecast.learn.models import CapacityFactorRegressor
-from forecast.learn.storage import TRUSTED_TYPES, LoadedModel, load_folder, predict_as_new
+from forecast.learn.storage import TRUSTED_TYPES, LoadedModel, load_folder, predict_unseen
 from forecast.problem import CAPACITY
 from forecast.table.features import INPUTS, features, inputs, targets, year_ends_of
 from forecast.table.schema import FEATURES, TARGETS
@@ -75,7 +75,7 @@ def fit(kind: str, frame: pd.DataFrame) -> LoadedModel:
     if kind == "forest":
         return LoadedModel.of(RandomForestRegressor(5, random_state=0).fit(features(frame), targets(frame)))
     trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
-    model = CapacityFactorRegressor(trees, watched_share=0.15, band=trees, folds=2)
+    model = CapacityFactorRegressor(trees, validation_fraction=0.15, band=trees, folds=2)
     return LoadedModel.of(model.fit(inputs(frame), targets(frame)))
 
 
@@ -87,7 +87,7 @@ def test_deriving_model_comes_back_as_it_was(later_hours, tmp_path):
         options = storage._sklearn_options(regressor, inputs(later_hours.head())[INPUTS])
         mlflow.sklearn.save_model(regressor, tmp_path / "trees", **options)
     model = load_folder(tmp_path / "trees", "test")
-    assert model.knows_time
+    assert model.takes_time
     assert model.year_ends == year_ends_of(later_hours) != CAPACITY
     assert np.isfinite(model.predict(later_hours)).all(axis=None)
     assert model.predict_with_band(later_hours)[1] is not None
@@ -106,14 +106,14 @@ def test_refit_is_what_the_recipe_makes_of_all_hours(later_hours, kind):
     assert not again.predict(later).equals(judged.predict(later))
     assert (again.coverage, again.year_ends) == (judged.coverage, direct.year_ends)
     last = later["utc_timestamp"].iloc[99].isoformat()
-    predicted, band = predict_as_new(again, judged, last, later)
+    predicted, band = predict_unseen(again, judged, last, later)
     parts = judged.predict_with_band(later.iloc[:100]), again.predict_with_band(later.iloc[100:])
     pd.testing.assert_frame_equal(predicted, pd.concat([parts[0][0], parts[1][0]]))
     for number, end in enumerate(band or ()):
         pd.testing.assert_frame_equal(end, pd.concat([parts[0][1][number], parts[1][1][number]]))
     assert (band is None) == (kind == "forest")
     for without in ((None, last), (judged, None)):
-        pd.testing.assert_frame_equal(predict_as_new(again, *without, later)[0], again.predict(later))
+        pd.testing.assert_frame_equal(predict_unseen(again, *without, later)[0], again.predict(later))
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_points_for_thousands_are_refused(own):
 def test_category_has_no_usual_mean_and_may_stay_the_same(prepared, monkeypatch):
     """Of a flag that is 1 for years neither mean nor change is checked."""
     frame, findings = prepared
-    flag = dataclasses.replace(QUANTITIES["temperature"], usual=None, zero_hours=None)
+    flag = dataclasses.replace(QUANTITIES["temperature"], usual_mean=None, zero_hours=None)
     monkeypatch.setitem(QUANTITIES, "temperature", flag)
     monkeypatch.delitem(USUAL_MEANS, "temperature")
     flags = frame.assign(temperature=1.0)
