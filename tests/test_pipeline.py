@@ -204,7 +204,7 @@ def test_repro_with_a_bad_parameter_stops_at_once(restored):
     assert all(word in done.stderr for word in ("split.test_fraction", "2", "from 0.05, to 0.5")), done.stderr
     assert "Traceback" not in done.stderr
     done = dvc(restored, "repro", "--single-item", "split", exit_code=None)
-    assert "ParameterError: params.yaml: split.test_fraction is not allowed." in done.stderr
+    assert "ParameterError: params.yaml: split.test_fraction is invalid." in done.stderr
 
 
 def test_repro_without_servers_stops_at_tracking_store(tmp_path):

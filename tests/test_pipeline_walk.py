@@ -112,7 +112,7 @@ def test_plot_shows_both_states(walked, servers):
 def test_gate_refuses_and_a_person_overrules(walked):
     """Refused by the paired test; forced, the dashboard follows by itself; rolled back; and passed by another rule."""
     assert "refused: R2 gained over the model in production: 0.00" in walked[5]
-    assert "forced; the gate said" in walked[5]
+    assert "forced; the gate's decision" in walked[5]
     assert walked["forced"]
     assert "is in production again: rolled back from version" in walked[5]
     history = walked[5].split("what  ")[-1]

@@ -50,7 +50,7 @@ def changed(tmp_path):
         ("train_gradient_boosting", "coverage", float("nan"), r"train_gradient_boosting\.coverage is not allowed"),
         ("train_rf", "title", 5, r"train_rf\.title is not allowed"),
         ("train_rf", "limits", {"seed": {"gee": 0}}, r"limits\.seed\.gee is unknown\. Did you mean `ge`\?"),
-        ("train_rf", "limits", {"seed": {"type": "int", "pattern": "a"}}, r"train_rf\.limits do not fit"),
+        ("train_rf", "limits", {"seed": {"type": "int", "pattern": "a"}}, r"train_rf\.limits do not match"),
         ("compare", "rank_by", "r2_sun", r"compare\.rank_by is not allowed"),
         ("promote", "min_r2", {"solar": 0.5}, r"promote\.min_r2\.wind is missing"),
         ("promote", "max_night", {"solar": 1, "wind": 1}, r"max_night\.wind is unknown\.\n  expected: solar\n"),
@@ -72,7 +72,7 @@ def test_parameter_of_another_stage_does_not_matter(changed):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "holds no stages"),
+        ("", "has no stages"),
         ("split: [1", r"is not YAML(?s:.)*params\.yaml\", line 1"),
         ("split: {test_fraction: 0.2, test_fraction: 0.3}", "is not YAML(?s:.)*duplicate key"),
         ("split: {test_fraction: 0.2} # gr\u00fcn".encode("cp1252"), "is not YAML in UTF-8(?s:.)*decode"),
@@ -102,8 +102,8 @@ def times(**described):
     ("section", "where"),
     [
         (columns(solar_GW={"column": "PV"}), r"columns\.solar_GW\.unit is missing"),
-        (columns(solar_GW=PV | {"unit": "km"}), r"'km' cannot be converted to that of solar_GW"),
-        (columns(solar_GW=PV | {"unit": "Mw"}), "unit is not known(?s:.)*'Mw'"),
+        (columns(solar_GW=PV | {"unit": "km"}), r"'km' cannot be converted to the unit of solar_GW"),
+        (columns(solar_GW=PV | {"unit": "Mw"}), "Unknown unit(?s:.)*'Mw'"),
         (columns(solar_GW=PV | {"units": "MW"}), r"units is unknown\. Did you mean `unit`\?"),
         (columns(solar_MW=PV), r"csv\.columns\.solar_MW is unknown\. Did you mean `solar_GW`\?"),
         (columns(wind_GW=PV | {"column": "solar_GW"}), "column 'solar_GW' for both solar_GW and wind_GW"),

@@ -70,6 +70,6 @@ def test_other_dimension_is_refused_with_both(unit, ours, words):
     with pytest.raises(ParameterError) as caught:
         quantity(ours, "EUR" * ("EUR" in ours)).conversion(unit, of_days=False)
     assert words in str(caught.value)
-    with pytest.raises(ParameterError, match="new_unit is no name"):
+    with pytest.raises(ParameterError, match="Invalid new_unit"):
         quantity("€/MWh", "€").conversion("EUR/MWh", of_days=False)
     assert repr(unit if "bikes" not in ours else ours) in str(caught.value)

@@ -37,7 +37,7 @@ def test_jobs_bound_stages_within_a_limit(tmp_path):
     place = new_repository(tmp_path / "place", {"m": {"matrix": {"n": [0, 1, 2], "gpu": [1]}, **stage}})
     assert set(reproduce(folder=place, jobs=2, limits={"gpu": 3}).values()) == {State.DONE}
     assert together(place, "n0", "n1", "n2") == 2
-    with pytest.raises(ReproError, match=r"Stage m@\d-\d uses more than the limit"):
+    with pytest.raises(ReproError, match=r"Stage m@\d-\d exceeds a limit"):
         reproduce(folder=place, limits={"gpu": 0.5})
 
 
@@ -70,17 +70,17 @@ def test_failed_stage_gives_back_what_it_used(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "limit", "code", "words"),
     [
-        ({"uses": {"gpu": 2}}, "gpu=1", 1, "Stage a uses more than the limit"),
+        ({"uses": {"gpu": 2}}, "gpu=1", 1, "Stage a exceeds a limit"),
         ({"uses": {"gpu": 1}}, "gpus=1", 1, "expected: gpu"),
         ({}, "gpu=1", 1, "expected: none"),
         ({"uses": {"gpu": 1}}, "gpu", 2, "not a number of 0 or more"),
         ({"uses": {"gpu": 1}}, "gpu=-1", 2, "not a number of 0 or more"),
         ({"uses": {"gpu": 1}}, "gpu=nan", 2, "not a number of 0 or more"),
-        ({"uses": {"gpu": "8 GB"}}, "gpu=1", 1, "wrong settings"),
-        ({"uses": {"gpu": True}}, None, 1, "wrong settings"),
-        ({"uses": ["gpu"]}, None, 1, "wrong settings"),
-        ({"use": {"gpu": 1}}, None, 1, "wrong settings"),
-        ("gpu", None, 1, "wrong settings"),
+        ({"uses": {"gpu": "8 GB"}}, "gpu=1", 1, "invalid settings"),
+        ({"uses": {"gpu": True}}, None, 1, "invalid settings"),
+        ({"uses": ["gpu"]}, None, 1, "invalid settings"),
+        ({"use": {"gpu": 1}}, None, 1, "invalid settings"),
+        ("gpu", None, 1, "invalid settings"),
     ],
 )
 def test_wrong_limit_is_refused_before_anything_runs(tmp_path, settings, limit, code, words):
@@ -119,6 +119,6 @@ def test_example_of_the_readme_runs(tmp_path):
     (shell,) = [text for text in blocks if "--limit" in text]
     place = new_repository(tmp_path / "place", stages)
     refused = program(place, *shell.replace("memory_GB=32", "memory_GB=7").split())
-    assert "uses more than the limit" in refused.stderr
+    assert "exceeds a limit" in refused.stderr
     done = program(place, *shell.split())
     assert (done.returncode, len(list(place.glob("?.txt")))) == (0, 4), done.stderr

@@ -211,7 +211,8 @@ def test_other_server_keeps_what_is_whole(other, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("lacks", "words"), [(["hidden"], "does not list hidden"), (["MLSD", "names"], "lists of the folder .* cannot be")]
+    ("lacks", "words"),
+    [(["hidden"], "does not list hidden"), (["MLSD", "names"], "listing of the folder .* cannot be")],
 )
 def test_server_that_hides_names_has_no_silent_damage(monkeypatch, tmp_path, lacks, words):
     """Without lists, or hidden names in them, artifacts come back; damage, and what cannot be deleted, are errors."""
@@ -266,13 +267,13 @@ def test_server_without_a_free_connection_is_an_error_with_the_limit(monkeypatch
         with contextlib.ExitStack() as strangers:
             for _ in range(3):
                 strangers.callback(connections._connect(address).close)
-            with pytest.raises(StoreFull, match="lets no more clients in") as caught:
+            with pytest.raises(StoreFull, match="has reached its limit of clients") as caught:
                 store.log_artifacts(str(many))
             assert "password" not in str(caught.value)
             assert caught.value.get_http_status_code() == 503
             with monkeypatch.context() as patch:
                 patch.setenv("MLFLOW_FTP_PASSWORD", "not the one")
-                with pytest.raises(ArtifactError, match="refused the login"):
+                with pytest.raises(ArtifactError, match="rejected the login"):
                     store.list_artifacts()
         store.log_artifacts(str(many))
         assert len(store.list_artifacts()) == 26
@@ -309,7 +310,7 @@ def test_session_that_the_server_ends_is_begun_again(monkeypatch, tmp_path, code
         assert list((files / "store").iterdir()) == []
 
 
-@pytest.mark.parametrize(("lacks", "words"), [("dots", "553 Prohibited"), ("quota", "no room left(.|\n)*552")])
+@pytest.mark.parametrize(("lacks", "words"), [("dots", "553 Prohibited"), ("quota", "no space left(.|\n)*552")])
 @pytest.mark.parametrize("path", [None, "a/b"])
 def test_server_that_makes_no_folder_stores_nothing(monkeypatch, many, lacks, words, path):
     """A server that refuses names with a dot in front, or folders, is an error with its words; no artifact appears."""
@@ -350,7 +351,7 @@ def test_names_that_are_not_utf8_are_fetched_and_deleted(monkeypatch, tmp_path, 
         assert listed.path == r"M\xfcll"
         fetched = Path(store.download_artifacts(listed.path, str(tmp_path)))
         assert [(file.name, file.read_bytes()) for file in fetched.iterdir()] == [(r"ol\xe9 é.txt", b"coffee")]
-        with pytest.raises(MlflowException, match="There is no artifact"):
+        with pytest.raises(MlflowException, match="does not exist in"):
             store.download_artifacts(f"{listed.path}/missing")
         (tmp_path / "new").write_bytes(b"stored")
         store.log_artifact(str(tmp_path / "new"), listed.path)

@@ -152,7 +152,7 @@ def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, size):
                     pass
         store = server.repository(scheme=scheme)
         began = time.monotonic()
-        with pytest.raises(ArtifactError, match=r"no room left[^\0]*426 No space left on device"):
+        with pytest.raises(ArtifactError, match=r"no space left[^\0]*426 No space left on device"):
             store.log_artifact(str(large))
         assert time.monotonic() - began < 30
         assert store.list_artifacts() == []

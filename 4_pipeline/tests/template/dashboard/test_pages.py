@@ -91,7 +91,7 @@ def test_what_if_names_the_year_and_the_local_time(made):
     page, other = (str(made(f"/what-if?day=128{year}")) for year in ("", "&year=2015"))
     for words in ("'08 May 2016'", "Day of the year 2016", "'12:00 UTC, 14:00 in Europe/Berlin'"):
         assert words in page
-    for words in ("'08 May 2015'", "There is no figure of installed capacity"):
+    for words in ("'08 May 2015'", "The installed capacity of"):
         assert words in other
 
 

@@ -64,7 +64,7 @@ def test_registry_judges_by_the_weeks_and_the_hours_that_runs_declare(
     candidate = log_model_of(hours[:900], tmp_path)
     assert connect().get_run(candidate[0]).data.tags[EXPERIMENT_TAG] == "less-data"
     decision, _ = gate.evaluate(*candidate)
-    assert "neither model was trained on" not in decision.reason
+    assert "in neither model's training rows" not in decision.reason
     assert decision.candidate.period[0] == decision.champion.period[0] == "2014-07-21T00:00:00Z"
     assert len(decision.candidate.blocks) == 10
     with monkeypatch.context() as earlier:

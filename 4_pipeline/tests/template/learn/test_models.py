@@ -132,8 +132,8 @@ def test_more_capacity_is_more_power(parts, fitted):
         (lambda rows: rows.iloc[::-1], "not in order of time"),
         (lambda rows: rows.head(100), "too few hours"),
         (lambda rows: rows.drop(columns="utc_timestamp"), "lacks 1 column: utc_timestamp"),
-        (lambda rows: rows.assign(utc_timestamp="noon"), "column utc_timestamp holds a value that is not a time"),
-        (lambda rows: rows.assign(wind_capacity_GW=np.nan), "no figure of installed capacity"),
+        (lambda rows: rows.assign(utc_timestamp="noon"), "column utc_timestamp has an invalid time"),
+        (lambda rows: rows.assign(wind_capacity_GW=np.nan), "installed capacity of .* is unknown"),
     ],
 )
 def test_hours_that_cannot_be_learned_from_are_errors(parts, change, where):

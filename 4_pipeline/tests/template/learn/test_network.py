@@ -86,7 +86,7 @@ def test_refit_is_what_the_recipe_makes_of_all_hours(later_hours):
     again = LoadedModel.of(judged.refit(later_hours, RUN))
     pd.testing.assert_frame_equal(again.predict(later), direct.predict(later))
     assert not again.predict(later).equals(judged.predict(later))
-    with pytest.raises(ModelError, match="cannot be fitted again") as caught:
+    with pytest.raises(ModelError, match="cannot be refitted") as caught:
         judged.refit(later_hours, {})
     assert "epochs" in caught.value.value
     assert "promote.refit" in caught.value.next_step

@@ -54,7 +54,7 @@ def test_sklearn_model_comes_back_as_it_was(hours, tmp_path, model):
 def test_model_that_does_not_exist_is_an_error(candidates):
     """A name, a version and an alias that lead nowhere: the address is named, and the next step."""
     for address in ("models:/wind_solar@nobody", "models:/wind_solar/999", "models:/m-0", "wind_solar"):
-        with pytest.raises(ModelError, match="cannot be fetched") as caught:
+        with pytest.raises(ModelError, match="cannot be downloaded") as caught:
             storage.load(address)
         assert address in caught.value.value
 

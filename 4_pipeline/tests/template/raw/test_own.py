@@ -146,7 +146,7 @@ def test_names_are_told_from_marks_and_blanks_are_seen(put):
     path = put(["01.07.2015 02:00", "01.07.2015 03:00"], ROW.replace("4000", "winter"), ROW.replace("4000", "summer"))
     with pytest.raises(DataError, match="line 2, column Wind") as caught:
         own_file.read(path, _own())
-    assert "a number for each name of a category" in caught.value.next_step
+    assert "encode categories as numbers" in caught.value.next_step
     path.write_text(path.read_text().replace("Zeit", " Zeit"))
     with pytest.raises(DataError, match=r"lacks 1 column: Zeit \(nearest: ' Zeit'\)"):
         own_file.read(path, _own())
@@ -188,7 +188,7 @@ def test_lines_before_the_header_are_skipped_by_a_key(put):
     """Without the key the error names it with its value; lines are counted from the start of the file."""
     path = put(["01.07.2015 02:00", "01.07.2015 03:00"])
     path.write_text('Station 7, 12" mast\n\nZeit in Ortszeit\n' + path.read_text())
-    with pytest.raises(DataError, match="line 1: not the header, which is line 4") as caught:
+    with pytest.raises(DataError, match="line 1: the header is in line 4") as caught:
         own_file.read(path, _own())
     assert "lines_before_header: 3" in caught.value.next_step
     _, frame, _, _ = own_file.read(path, _own(lines_before_header=3))

@@ -82,4 +82,4 @@ def test_prepare_refuses_a_computed_column_that_looks_at_other_rows(raw, monkeyp
     with pytest.raises(DataError, match=r"hub_windspeed of COMPUTED .* depends on other rows") as error:
         prepare(raw, 2016, 2016)
     assert re.fullmatch(r"2016-\d\d-\d\dT\d\d:00:00Z: \S+ in the table, \S+ alone", error.value.value)
-    assert "from the row alone, or, as a column of your file, by a script in own/" in error.value.next_step
+    assert "from the row alone, or add it to your file with a script in own/" in error.value.next_step

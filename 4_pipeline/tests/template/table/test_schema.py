@@ -31,7 +31,7 @@ def test_check_returns_a_good_frame_unchanged(frame):
         ("temperature", 280.0, "between -40 and 50 °C"),
         ("solar_GW", float("inf"), "between 0 and 200 GW"),
         ("wind_GW", 12_000.0, "between 0 and 200 GW"),
-        ("wind_GW", float("nan"), "no cell missing"),
+        ("wind_GW", float("nan"), "no missing cells"),
     ],
 )
 def test_check_names_row_column_value_and_rule(small, column, value, rule):
@@ -40,8 +40,8 @@ def test_check_names_row_column_value_and_rule(small, column, value, rule):
     before = small.copy()
     with pytest.raises(DataError) as caught:
         schema.check(small, "germany")
-    assert caught.value.what == "germany breaks the schema: 1 failure."
-    text = "nothing" if np.isnan(value) else value
+    assert caught.value.what == "germany violates the schema: 1 failure."
+    text = "missing" if np.isnan(value) else value
     assert caught.value.value == f"row 7 (2013-01-01T07:00:00Z), {column} = {text}, rule: {rule}"
     pd.testing.assert_frame_equal(small, before)
 
@@ -66,6 +66,6 @@ def test_read_gives_the_same_frame_from_csv_and_parquet(frame, tmp_path):
 def test_read_names_a_missing_file(tmp_path):
     """A file that is not there is named, with what to do."""
     for name in ("germany.csv", "germany.parquet"):
-        with pytest.raises(DataError, match=f"There is no file .*{name}") as caught:
+        with pytest.raises(DataError, match=f"The file .*{name} does not exist") as caught:
             processed.read(tmp_path / name)
         assert caught.value.next_step

@@ -51,7 +51,7 @@ def test_alternate_weeks_keep_their_part(frame):
 
 def test_single_week_cannot_be_divided(hours):
     """Without an hour to choose on, or to judge on, it is an error."""
-    with pytest.raises(DataError, match="Too few rows are held out"):
+    with pytest.raises(DataError, match="There are too few held-out rows"):
         by_alternate_weeks(hours.head(168))
 
 

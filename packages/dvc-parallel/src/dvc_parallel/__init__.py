@@ -1,4 +1,4 @@
-"""Run independent stages of `dvc.yaml` side by side and leave what `dvc repro` leaves."""
+"""Run independent stages of `dvc.yaml` in parallel, with the same results as `dvc repro`."""
 
 from dvc_parallel.cli import lines
 from dvc_parallel.repro import reproduce

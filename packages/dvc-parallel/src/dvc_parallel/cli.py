@@ -14,12 +14,19 @@ from dvc_parallel.repro import reproduce
 from dvc_parallel.settings import amount
 from dvc_parallel.states import State
 
-LIMIT_HELP = "How much of NAME the running stages use together at most; repeat the option for more names."
+LIMIT_HELP = "Total of the resource NAME for all running stages; repeat the option for more resources."
 
 
 def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
-    """Return a ``progress`` for `reproduce` that writes a line when a stage starts and when it ends.
+    """Return a progress callback for `reproduce` that writes a line when a stage starts and when it ends.
 
+    Parameters
+    ----------
+    write : callable
+        Called with each line.
+
+    Examples
+    --------
     >>> lines(print)("train", State.UNCHANGED)
       train: unchanged
     <BLANKLINE>
@@ -38,7 +45,7 @@ def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="dvc-parallel")
 def main() -> None:
-    """Run independent stages of dvc.yaml side by side.
+    """Run independent stages of dvc.yaml in parallel.
 
     \b
     Example:  dvc-parallel repro
@@ -51,20 +58,22 @@ def _read_limits(_context: object, _option: object, texts: tuple[str, ...]) -> d
 
 @main.command()
 @click.argument("targets", nargs=-1)
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages in parallel; by default one per processor.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), help="Maximum number of parallel stages; by default one per processor."
+)
 @click.option("--limit", "limits", multiple=True, callback=_read_limits, metavar="NAME=NUMBER", help=LIMIT_HELP)
-@click.option("-f", "--force", is_flag=True, help="Also run stages that did not change.")
-@click.option("-s", "--single-item", is_flag=True, help="Run only the targets, not the stages that they need.")
-@click.option("-p", "--pipeline", is_flag=True, help="Run the whole pipelines that the targets belong to.")
+@click.option("-f", "--force", is_flag=True, help="Also run unchanged stages.")
+@click.option("-s", "--single-item", is_flag=True, help="Run only the targets, without their dependencies.")
+@click.option("-p", "--pipeline", is_flag=True, help="Run the complete pipelines of the targets.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
 @click.option("-R", "--recursive", is_flag=True, help="Run all stages in the target folders.")
-@click.option("--downstream", is_flag=True, help="Run the targets and the stages that need them.")
-@click.option("--glob", is_flag=True, help="The targets are patterns.")
+@click.option("--downstream", is_flag=True, help="Run the targets and the stages that depend on them.")
+@click.option("--glob", is_flag=True, help="Interpret the targets as patterns.")
 @click.option("--run-cache/--no-run-cache", default=True, help="Restore results of earlier runs.")
 def repro(**options: Any) -> None:
-    """Run the stages that changed, as `dvc repro` does, but independent stages side by side.
+    """Run changed stages like `dvc repro`, but independent ones in parallel.
 
-    TARGETS are stages, as DVC names them; the default are all stages of the dvc.yaml in this folder.
+    TARGETS are stages in DVC's notation; the default is all stages of the dvc.yaml in this folder.
 
     \b
     Example:  dvc-parallel repro -j 4 train
@@ -75,7 +84,7 @@ def repro(**options: Any) -> None:
 
 @main.command()
 def check() -> None:
-    """Name the code below this folder that stages import but do not declare. Exit with 1 if there is any.
+    """List code in this folder that stages import without declaring it as a dependency; exit with 1 if there is any.
 
     \b
     Example:  dvc-parallel check

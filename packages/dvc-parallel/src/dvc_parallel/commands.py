@@ -1,4 +1,4 @@
-"""Start the commands of stages: console scripts in forks with their imports done, other commands in DVC's shell."""
+"""Start the commands of stages: console scripts as forks with preloaded imports, others in DVC's shell."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from subprocess import DEVNULL
 from dvc_parallel.compat import get_executable, shell_words
 from dvc_parallel.runner import PID_BYTES
 
-# Blanks, what `shlex.quote` leaves as it is, and quotes around what a shell leaves as it is.
+# Commands without shell syntax: spaces, safe characters, and quoted text without expansions.
 PLAIN = re.compile(r"""(?:[\w@%+=:,./ -]|'[^'\n]*'|"[^"$`\\\n]*")+""", re.ASCII)
-# Without the current folder, where a file may have the name of a module, and without names in `__main__`.
+# Without the current folder, whose files could shadow modules, and without names in `__main__`.
 SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
 __import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
 
 
 def console_script(line: str, environment: Mapping[str, str]) -> EntryPoint | None:
-    """Return the entry point of a plain call of a console script that is installed beside this Python.
+    """Return the entry point of a command that only calls a console script of this environment.
 
-    Return None for other commands: most signs need a shell. Forks are safe only on Linux.
+    Return None for any other command, for shell syntax, and on systems other than Linux, where forks are not safe.
 
     >>> console_script("dvc status | cat", os.environ)
     """
@@ -48,14 +48,14 @@ def _scripts() -> dict[str, EntryPoint]:
 
 
 def imported_modules(lines: Iterable[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules of the console scripts among the commands, and what packages add to preload for them."""
+    """Return the modules of the console scripts in the commands, and their entry points `dvc_parallel.preload`."""
     names = {script.name for line in lines if (script := console_script(line, environment))}
     modules = [script.module for name, script in _scripts().items() if name in names]
     return modules + [entry.value for entry in entry_points(group="dvc_parallel.preload") if entry.name in names]
 
 
 class Command:
-    """A running command, which is the session ``pid``. Raises OSError if the process to fork from is gone."""
+    """A running command in the session ``pid``; raises OSError if the fork server has ended."""
 
     def __init__(self, requests: socket.socket, *request: object) -> None:
         self._report, theirs = socket.socketpair()
@@ -65,24 +65,24 @@ class Command:
                 socket.send_fds(requests, [b"-"], [theirs.fileno()])
             self._report.sendall(pickle.dumps(request))
             if not (pid := self._report.recv(PID_BYTES)):
-                raise ConnectionError("the process that starts commands has ended")
+                raise ConnectionError("the fork server has ended")
         except OSError:
             self._report.close()
             raise
         self.pid = int.from_bytes(pid)
 
     def fileno(self) -> int:
-        """Return a file descriptor that can be read once the command has ended."""
+        """Return a file descriptor that becomes readable when the command ends."""
         return self._report.fileno()
 
     def wait(self, seconds: float | None = None) -> int:
-        """Wait until the command has ended; return its exit code."""
+        """Wait for the end of the command; return its exit code."""
         self._report.settimeout(seconds)
         with self._report:
             return int.from_bytes(self._report.recv(1) or bytes([128 + signal.SIGKILL]))
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to all processes of the command, unless it was the last one sent."""
+        """Send a signal to all processes of the command, unless it is the same as the last one."""
         if number != self._signal:
             self._signal = number
             with contextlib.suppress(ProcessLookupError):
@@ -90,7 +90,7 @@ class Command:
 
 
 class Commands:
-    """Starts commands, which ignore the signals ``ignored``; forks console scripts that are among ``lines``."""
+    """Start commands, which ignore the signals ``ignored``; preload the console scripts in ``lines``."""
 
     def __init__(self, ignored: Sequence[int] = (), lines: Sequence[str] = ()) -> None:
         self._ignored, self._lines = ignored, lines
@@ -98,11 +98,11 @@ class Commands:
 
     @functools.cached_property
     def modules(self) -> list[str]:
-        """The imports of the console scripts; found when the first command starts, not in a run without changes."""
+        """The modules to preload; only computed when a command starts."""
         return imported_modules(self._lines, os.environ)
 
     def close(self) -> None:
-        """End the processes to fork from; commands continue."""
+        """End the fork servers; running commands continue."""
         while self._servers:
             requests, process = self._servers.popitem()[1]
             requests.close()
@@ -110,7 +110,7 @@ class Commands:
             process.wait()
 
     def warm_up(self, modules: Sequence[str]) -> socket.socket:
-        """Return the socket of the process that imports ``modules``; start the process if there is none."""
+        """Return the socket of the fork server with these modules; start it if necessary."""
         if (*modules,) not in self._servers:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -121,9 +121,9 @@ class Commands:
         return self._servers[*modules,][0]
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path) -> Command:
-        """Start a command, which waits for the lock of ``log``; the first console script waits for the imports."""
+        """Start a command; it waits for the lock of ``log``, and the first console script for the imports."""
         arguments, shell = (cwd, environment, str(log), self._ignored), shell_words(get_executable(), line)
-        with contextlib.suppress(OSError):  # the process to fork from was killed
+        with contextlib.suppress(OSError):  # the fork server was killed
             if self.modules and (program := console_script(line, environment)):
                 path, *words = shlex.split(line)
                 words.insert(0, str(Path(sys.executable).with_name(path)))

@@ -1,4 +1,4 @@
-"""The code that stages import but do not declare. The code is read, not run."""
+"""Find code that stages import without declaring it; code is parsed, not run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from dvc_parallel.states import ReproError
 PYTHON = re.compile(r"\bpython[\d.]* (?:-[WX] \S+ |-[^m ]\S* )*(?:-m (\S+)|([^ -]\S*))")
 SCRIPT = re.compile(r"(?:^|\b(?:run|launch|torchrun) (?:.* )?)(?:\w+=\S* )*(\S+\.py)(?!\S)")
 NOTEBOOKS = re.compile(r"--execute\b|\bjupyter[ -](execute|run)\b")
-# IPython's own lines, such as `%cd ..`, `files = !ls` and `name?`, but no `% x` and `!= x` of a longer expression.
+# IPython magics such as `%cd ..`, `files = !ls` and `name?`, but not `% x` and `!= x` in expressions.
 MAGIC = re.compile(r"^([ \t]*(?:[\w, ]+=[ \t]*)?)(?:(?:%+\w|!(?!=))(?:.*\\\n)*.*|\??\w[\w.]*\?+$)", re.MULTILINE)
-Code = tuple[Path, str]  # a file, and the package that its relative imports start from
+Code = tuple[Path, str]  # a file, and the package of its relative imports
 
 
 def undeclared() -> list[str]:
-    """Return a line for each file below this folder that a stage below this folder imports but does not declare."""
+    """Return a line for each file in this folder that a stage in it imports without declaring it."""
     with open_repository() as repo:
         stages = [stage for stage in repo.index.stages if stage.cmd and not stage.always_changed]
         lines = [line for stage in stages if _is_here(Path(stage.path)) for line in _undeclared(stage)]
@@ -36,7 +36,7 @@ def undeclared() -> list[str]:
 
 def _undeclared(stage: compat.Stage) -> Iterator[str]:
     declared = {Path(each.fs_path) for each in (*stage.deps, *stage.outs)}
-    name = re.sub("@[^:]*$", "", stage.addressing)  # the stages of a `foreach` or `matrix` share their deps
+    name = re.sub("@[^:]*$", "", stage.addressing)  # stages of a `foreach` or `matrix` share their deps
     for line in compat.split_commands(stage.cmd):
         for program, folders in _programs(line, Path(stage.wdir)):
             for file, importer in _imported(program, folders).items():
@@ -46,7 +46,7 @@ def _undeclared(stage: compat.Stage) -> Iterator[str]:
 
 
 def _programs(line: str, folder: Path) -> Iterator[tuple[tuple[Code, ...], tuple[str, ...]]]:
-    """Return the code of each Python program in a line of shell, and the folders where it looks for modules."""
+    """Yield the code of each Python program in a shell command, and its module search path."""
     path: tuple[str, ...] = ()
     for command in re.split("[;&|()]+", line):
         words = [word.strip("'\"") for word in command.split()]
@@ -72,7 +72,7 @@ def _programs(line: str, folder: Path) -> Iterator[tuple[tuple[Code, ...], tuple
 
 @functools.cache
 def _imported(program: tuple[Code, ...], folders: tuple[str, ...]) -> dict[Path, Path | None]:
-    """Return the files of a program that hold code, each with the file that imports it, if any."""
+    """Return the code files of a program, each with the file that imports it, or None."""
     importers: dict[Path, Path | None] = {file: None for file, _ in program}
     codes = list(program)
     for file, package in codes:

@@ -1,4 +1,4 @@
-"""The stages of a run: the work of `dvc repro` before and after the commands of a stage."""
+"""The stages of a run: what `dvc repro` does before and after a stage's commands."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from dvc_parallel.compat import Repo, Stage
 from dvc_parallel.states import State
 from dvc_parallel.stop import Stopped, StopRequest
 
-FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # of a repository; git ignores it
+FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # in the repository; ignored by git
 BUSY_SECONDS = 0.2
-HEAD = "schema: '2.0'\nstages:\n"  # of a lock file
-MAX_NAME_BYTES = 200  # of a log's name, of which file systems take 255
+HEAD = "schema: '2.0'\nstages:\n"  # of dvc.lock
+MAX_NAME_BYTES = 200  # of a log's file name; file systems allow 255
 T = TypeVar("T")
 
 
 class Pipeline:
-    """The stages of a run; other DVC processes do not touch their files until the pipeline is closed.
+    """The stages of a run; until it is closed, other DVC processes cannot use their files.
 
-    ``selection`` are the options of `dvc repro` that select stages; DVC raises its errors if there are none. ``graph``
-    maps each stage to the stages that it needs.
+    ``selection`` holds the options of `dvc repro` that select stages. ``graph`` maps each stage to its dependencies.
     """
 
     def __init__(
@@ -39,20 +38,22 @@ class Pipeline:
     ) -> None:
         self._repo, self._stop, self._notice = repo, stop, notice
         self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
-        self._new: set[Stage] = set()  # stages whose first entry in a lock file this run has written
-        self._texts: dict[Path, tuple[bytes, dict[str, str]]] = {}  # of lock files: what was written, and each entry
-        self.outdated: set[Stage] = set()  # stages that have changed, but could not start
+        self._new: set[Stage] = set()  # stages whose lock file entry is new in this run
+        self._texts: dict[
+            Path, tuple[bytes, dict[str, str]]
+        ] = {}  # content and entries of the lock files that this run wrote
+        self.outdated: set[Stage] = set()  # changed stages that could not start yet
         self._folder = Path(repo.root_dir, FOLDER)
         self._folder.mkdir(parents=True, exist_ok=True)
         self.graph, self.steps = self._locked(lambda: self._plan(targets, **selection))
 
     def close(self) -> None:
-        """Release the files of the stages."""
+        """Release the stages' files for other processes."""
         self.kept_lock.close()
         self._files_in_use.close()
 
     def log_of(self, stage: Stage) -> Path:
-        """Return the log of a stage; a running copy of the stage locks it."""
+        """Return the log of a stage; a running stage locks it."""
         parts = (stage.path_in_repo, getattr(stage, "name", ""))
         name = ":".join(re.sub("[\0-\x7f]+", lambda part: quote(part[0], safe=""), part) for part in parts)
         if len(encoded := os.fsencode(name)) > MAX_NAME_BYTES:
@@ -60,27 +61,26 @@ class Pipeline:
         return self._folder / f"{name}.log"
 
     def is_outdated(self) -> bool:
-        """Return whether a stage is out of date, not counting those that always run, which may change others."""
+        """Return whether any stage is out of date, apart from stages that always run."""
         return self._locked(lambda: any(stage.changed() for stage in self.steps if not stage.always_changed))
 
     def prepare(self, stage: Stage, *, may_run: bool, force: bool, run_cache: bool) -> State:
-        """Do what `Stage.reproduce` and `Stage.run` do before commands; return RUNNING if there are any to run.
+        """Do what `Stage.reproduce` and `Stage.run` do before commands; return RUNNING if commands must run.
 
-        A stage that has changed but may not run yet stays WAITING, and is in `outdated`.
-
-        DVC's lock stays in `kept_lock`: whenever DVC takes it, DVC reads its settings and opens its databases again.
+        A changed stage that may not run yet stays WAITING and is added to `outdated`. DVC's lock is kept in
+        `kept_lock`: taking it again would make DVC read its settings and open its databases again.
         """
         return self._locked(lambda: self._prepare(stage, may_run, force, run_cache), keep=True)
 
     def record(self, stage: Stage) -> None:
-        """Record the outputs of a stage in cache and lock file, however long other processes hold DVC's lock."""
+        """Record a stage's outputs in cache and lock file; wait for DVC's lock as long as necessary."""
         self._locked(lambda: self._record(stage), give_up=False)
 
     def _plan(
         self, targets: Sequence[str], *, single_item: bool = False, pipeline: bool = False, all_pipelines: bool = False,
         recursive: bool = False, downstream: bool = False, glob: bool = False,
     ) -> tuple[Mapping[Stage, Iterable[Stage]], list[Stage]]:  # fmt: skip
-        """Return the graph and the stages in DVC's order; enter their files in DVC's table of files in use."""
+        """Return the graph and the stages in DVC's order; enter their files in DVC's lock table."""
         names = () if all_pipelines else targets or [compat.PROJECT_FILE]
         steps = compat.collect_stages(self._repo, names, recursive=recursive, glob=glob)
         graph = compat.get_active_graph(self._repo.index.graph)
@@ -89,23 +89,23 @@ class Pipeline:
         foreign = compat.RepoDependency | compat.AbstractDependency
         inputs = [dep.fs_path for stage in steps for dep in stage.deps if not isinstance(dep, foreign)]
         outputs = [out.fs_path for stage in steps for out in stage.outs]
-        # The same words as DVC uses: entries of one process with the same words do not block one another.
+        # The same command text as DVC uses: equal entries of one process do not block each other.
         table = (self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), inputs, outputs)
         hardlink = self._repo.config["core"].get("hardlink_lock", False)
         try:
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
-        except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # a full disk has cut the table
+        except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # truncated by a full disk
             Path(self._repo.tmp_dir, compat.RWLOCK_FILE).unlink()
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
-        # DVC reads and writes the whole table several times for each stage: from now on use one without these files.
+        # DVC reads and writes the whole table several times for each stage: from now on use an empty one.
         self._repo.tmp_dir = str(self._folder)
-        Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # a killed run's
+        Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # left by a killed run
         return graph, steps
 
     def _locked(self, work: Callable[[], T], *, give_up: bool = True, keep: bool = False) -> T:
-        """Do ``work`` under DVC's lock; try again while another DVC process holds the lock or files of the stages.
+        """Call ``work`` with DVC's lock; retry while another DVC process holds it or uses files of the stages.
 
-        Raises Stopped instead when the user wants to stop; without ``give_up`` the user has to ask twice.
+        Raises Stopped if the user stops the run; without ``give_up`` only at the second request.
         """
         is_waiting = False
         while True:
@@ -126,7 +126,7 @@ class Pipeline:
             time.sleep(BUSY_SECONDS)
 
     def _holder(self, message: str) -> str:
-        """Return which process holds files of a stage, as DVC's message says, or holds DVC's lock."""
+        """Describe the process that holds DVC's lock or, according to DVC's message, uses files of a stage."""
         if match := re.search(r"PID (\d+)", message):
             return f"process {match[1]}, which uses files of a stage"
         file = Path(self._repo.lock.lockfile)
@@ -157,7 +157,7 @@ class Pipeline:
         return State.RESTORED
 
     def _record(self, stage: Stage) -> None:
-        """Do what `Stage.run` and `dvc repro` do after commands; a second time does no harm."""
+        """Do what `Stage.run` and `dvc repro` do after commands; idempotent."""
         outputs = [out for out in stage.outs if not (out.is_metric or out.is_plot)]
         with self._repo.scm_context(quiet=True):
             stage.save(run_cache=all(out.use_cache for out in outputs))
@@ -165,7 +165,7 @@ class Pipeline:
             self._dump(stage)
 
     def _dump(self, stage: Stage) -> None:
-        """Write the entry of a stage in the lock file whole or not at all, new entries in the order of `dvc repro`."""
+        """Write a stage's entry to the lock file atomically, new entries in the order of `dvc repro`."""
         if not isinstance(stage.dvcfile, compat.ProjectFile):
             stage.dump(update_pipeline=False)
             return
@@ -180,13 +180,13 @@ class Pipeline:
         entries = texts if is_ours else stage.dvcfile.lockfile_contents.get("stages", {})
         entry = _text_of(stage.name, data) if is_ours else data
         if entry == entries.get(stage.name):
-            return  # reading and writing the file takes the longest
+            return  # skip the slow reading and writing
         if stage.name not in entries:
             self._new.add(stage)
         copy.unlink(missing_ok=True)
         if path.exists():
             shutil.copy2(path, copy)
-        if is_ours:  # DVC would read and write the entries of all stages, for each of them
+        if is_ours:  # DVC would parse and write all entries, for each stage
             self._enter(texts := dict(texts), stage, entry, lock_file)
             copy.write_text(HEAD + "".join(texts.values()), "utf-8")
         else:
@@ -200,7 +200,7 @@ class Pipeline:
         self._repo.scm_context.track_file(lock_file.relpath)
 
     def _enter(self, entries: dict[str, T], stage: Stage, entry: T, lock_file: compat.Lockfile) -> None:
-        """Enter a stage among the entries of its lock file, and the new ones in order."""
+        """Add a stage's entry, and keep new entries in order."""
         entries[stage.name] = entry
         for other in self.steps:
             if other in self._new and compat.lock_file(other).path == lock_file.path:
@@ -208,23 +208,23 @@ class Pipeline:
 
 
 def _text_of(name: str, entry: object) -> str:
-    """Return how DVC writes the entry of a stage."""
+    """Return a stage's entry as DVC writes it."""
     return compat.dumps_yaml({"stages": {name: entry}}).partition("\n")[2]
 
 
 def _put_in_place(new: Path, file: Path) -> None:
-    """Move a new file to ``file``, whole or not at all; one that exists keeps its links and its owner, as with DVC."""
+    """Replace ``file`` atomically; links and owner of an existing file are kept, as with DVC."""
     old, fresh = file.lstat() if os.path.lexists(file) else None, new.stat()
     is_alone = not old or (stat.S_ISREG(old.st_mode) and old.st_nlink == 1)
     if is_alone and (not old or (old.st_uid, old.st_gid) == (fresh.st_uid, fresh.st_gid)):
-        with contextlib.suppress(OSError):  # the file is on another file system, or a mount point
+        with contextlib.suppress(OSError):  # on another file system, or a mount point
             new.replace(file)
             return
     content = new.read_bytes()
     with file.open("r+b" if file.exists() else "wb") as stream:
         size = os.fstat(stream.fileno()).st_size
         try:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error before the content changes
+            if hasattr(os, "posix_fallocate"):  # fail on a full disk before changing the content
                 os.posix_fallocate(stream.fileno(), 0, len(content))
         except OSError:
             stream.truncate(size)

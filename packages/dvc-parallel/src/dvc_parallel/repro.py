@@ -1,4 +1,4 @@
-"""Bring the stages of a pipeline up to date; DVC, which takes a while, is imported when it is needed."""
+"""The function `reproduce`; it imports DVC, which is slow, only when called."""
 
 from __future__ import annotations
 
@@ -22,16 +22,44 @@ def reproduce(
     notice: Callable[[str], object] = lambda _: None,
     **selection: bool,
 ) -> dict[str, State]:
-    """Bring ``targets`` up to date as `dvc repro` in ``folder`` would; return the state of each stage, in DVC's order.
+    """Bring stages up to date like `dvc repro`, but independent ones in parallel.
 
-    ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
-    ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor, and
-    together they use at most ``limits``, for example ``{"gpu": 1}``, of what the stages say that they use.
-    The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`. ``progress`` is called with a stage and its new
-    state, ``notice`` with a text if the run waits for another process.
+    The output of each stage goes to a log in `.dvc/tmp/dvc-parallel`. Finished stages are recorded in any case.
 
-    Raises ReproError if the pipeline cannot be run, StagesFailed at the end if stages failed, and SystemExit 130 or 143
-    if the run is interrupted or terminated. The stages that have ended are recorded in any case.
+    Parameters
+    ----------
+    targets : sequence of str
+        The stages; by default all stages of the dvc.yaml in ``folder``.
+    folder : path
+        The folder to run in.
+    jobs : int, optional
+        Maximum number of parallel stages; by default one per processor.
+    limits : mapping
+        Total of each resource for all running stages, such as ``{"gpu": 1}``.
+    force : bool
+        Also run unchanged stages.
+    run_cache : bool
+        Restore results of earlier runs.
+    progress : callable
+        Called with a stage and its new `State`.
+    notice : callable
+        Called with a text when the run waits for another process.
+    **selection : bool
+        As in `dvc repro`: ``single_item``, ``pipeline``, ``all_pipelines``, ``recursive``, ``downstream``, ``glob``.
+
+    Returns
+    -------
+    dict of str to State
+        The state of each stage, in DVC's order.
+
+    Raises
+    ------
+    ReproError
+        If the pipeline cannot be run.
+    StagesFailed
+        At the end, if stages failed.
+    SystemExit
+        130 or 143, if the run is interrupted or terminated.
     """
     from dvc_parallel.reproduction import run_stages
 

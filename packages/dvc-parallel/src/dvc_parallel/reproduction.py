@@ -1,4 +1,4 @@
-"""Run independent stages side by side, each as soon as the stages that it needs are up to date."""
+"""Run stages in parallel, each as soon as its dependencies are up to date."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dvc_parallel.stop import Stopped, StopRequest
 TAIL_LINES, TAIL_BYTES = 30, 1 << 16
 TICK_SECONDS = 0.2
 UP_TO_DATE = {State.UNCHANGED, State.RESTORED, State.DONE}
-NOT_MADE = {State.FAILED, State.SKIPPED, State.INTERRUPTED}
+NOT_DONE = {State.FAILED, State.SKIPPED, State.INTERRUPTED}
 
 
 def run_stages(
@@ -36,12 +36,15 @@ def run_stages(
     notice: Callable[[str], object],
     **selection: bool,
 ) -> dict[str, State]:
-    """Do what `reproduce` says."""
+    """Implement `reproduce`."""
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
-        stack.enter_context(contextlib.chdir(folder))  # as seen from there, DVC names stages and files
-        for name, level in {"dvc": logging.WARNING, "dvc.progress": logging.CRITICAL}.items():  # no messages, no bars
+        stack.enter_context(contextlib.chdir(folder))  # DVC names stages and files relative to it
+        for name, level in {
+            "dvc": logging.WARNING,
+            "dvc.progress": logging.CRITICAL,
+        }.items():  # no messages and progress bars
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
@@ -59,17 +62,17 @@ def run_stages(
 
 @contextlib.contextmanager
 def open_repository() -> Iterator[compat.Repo]:
-    """Open DVC's repository here; raise the errors of DVC and of the system as ReproError."""
+    """Open the DVC repository of the current folder; convert errors of DVC and of the system into ReproError."""
     try:
         with compat.Repo() as repo:
             yield repo
     except (compat.DvcException, OSError, TypeError, ValueError) as error:  # such as a date in params.yaml
-        next_step = "name other stages or correct what DVC names, then run again"
+        next_step = "choose other stages or correct the problem that DVC reports, then run again"
         raise ReproError("The pipeline cannot be run.", found=_explain(error), next=next_step) from None
 
 
 def _explain(error: BaseException) -> str:
-    """Return the text of an error and its causes, as the command line of DVC prints it."""
+    """Return the text of an error and its causes, like DVC's command line."""
     text = str(error) or type(error).__name__
     return f"{text}: {_explain(error.__cause__)}" if error.__cause__ else text
 
@@ -82,19 +85,19 @@ class _Reproduction:
         **options: bool,
     ) -> None:  # fmt: skip
         self._pipeline, self._commands, self._stop, self._progress = pipeline, commands, stop, progress
-        self._limits, self._options = limits, options  # of `Pipeline.prepare`
+        self._limits, self._options = limits, options  # options of `Pipeline.prepare`
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
-        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the commands of the stage that follow
+        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the stage's remaining commands
         self._errors: dict[str, str] = {}
 
     def run(self, jobs: int) -> dict[str, State]:
-        """Run the stages, at most ``jobs`` in parallel; return their states, or raise as `reproduce` does."""
+        """Run the stages; return their states, or raise the errors of `reproduce`."""
         try:
             self._start_ready(jobs)
-            with contextlib.suppress(Stopped, compat.DvcException, OSError):  # `prepare` raises it again
+            with contextlib.suppress(Stopped, compat.DvcException, OSError):  # `prepare` will raise it again
                 if self._running and (self._options["force"] or self._pipeline.is_outdated()):
-                    # Stages that always run look for changes: do the imports for the other programs meanwhile.
+                    # Preload while the stages that always run look for changes.
                     self._commands.warm_up(self._commands.modules)
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
@@ -111,20 +114,20 @@ class _Reproduction:
         return {stage.addressing: state for stage, state in self._states.items()}
 
     def _start_ready(self, jobs: int) -> None:
-        """Start the stages that are ready, and skip those that need a stage that failed."""
-        # In DVC's order: the stages that a stage needs come before it. Those that always run look for changes.
+        """Start the stages that are ready, and skip those that depend on a failed stage."""
+        # In DVC's order, dependencies first; but before all, stages that always run: they look for changes.
         for stage in sorted(self._states, key=lambda stage: not stage.always_changed):
             state = self._states[stage]
             if state is State.WAITING and len(self._running) < jobs:
                 states = {self._states[other] for other in self._needs[stage]}
-                if self._stop or states & NOT_MADE:
+                if self._stop or states & NOT_DONE:
                     self._set(stage, State.SKIPPED)
                 elif states <= UP_TO_DATE and (stage not in self._pipeline.outdated or self._fits(stage)):
                     self._start(stage)
         self._pipeline.kept_lock.close()
 
     def _fits(self, stage: Stage) -> bool:
-        """Return whether the limits let a stage start now."""
+        """Return whether the limits allow a stage to start now."""
         return self._limits.allow(stage, [other for other, _ in self._running.values()])
 
     def _start(self, stage: Stage) -> None:
@@ -132,7 +135,7 @@ class _Reproduction:
             state = self._pipeline.prepare(stage, may_run=self._fits(stage), **self._options)
             self._set(stage, state)
             if state is State.RUNNING:
-                self._pipeline.kept_lock.close()  # a command may be one of DVC's
+                self._pipeline.kept_lock.close()  # the command may need DVC's lock
                 self._pipeline.log_of(stage).write_bytes(b"")
                 self._start_command(stage, compat.split_commands(stage.cmd))
 
@@ -145,10 +148,10 @@ class _Reproduction:
         self._running[command] = stage, lines[1:]
 
     def _continue(self, command: Command, stage: Stage, lines: list[str]) -> None:
-        """Start the next command of a stage, or record the stage, when a command has ended."""
+        """After a command, start the stage's next one, or record the stage."""
         exit_code = command.wait()
         if exit_code:
-            command.send_signal(signal.SIGKILL)  # background jobs of a shell ignore Ctrl-C
+            command.send_signal(signal.SIGKILL)  # background jobs of a shell ignore SIGINT
         if self._stop and (exit_code or lines):
             self._set(stage, State.INTERRUPTED)
             return
@@ -169,7 +172,7 @@ class _Reproduction:
 
     @contextlib.contextmanager
     def _failing(self, stage: Stage) -> Iterator[None]:
-        """Record errors of DVC and of the system as the failure of a stage."""
+        """Treat errors of DVC and of the system as the stage's failure."""
         try:
             yield
         except Stopped:
@@ -186,14 +189,14 @@ class _Reproduction:
         skips = [stage.addressing for stage, state in self._states.items() if state is State.SKIPPED]
         texts = [f"{len(self._errors)} of {len(self._states)} stages failed: {', '.join(self._errors)}."]
         if skips:
-            texts[0] += f" Not run, because they need stages that failed: {', '.join(skips)}."
+            texts[0] += f" Not run, because they depend on failed stages: {', '.join(skips)}."
         texts += [f"  found:    {stage}: {text}" for stage, text in self._errors.items()]
-        texts.append("  next:     mend the cause, then run again: the other stages are kept")
+        texts.append("  next:     correct the cause, then run again: finished stages are kept")
         return StagesFailed("\n".join(texts))
 
 
 def _tail(log: Path) -> str:
-    """Return the last lines of a log; of a progress bar, its last state."""
+    """Return the last lines of a log, with only the last state of progress bars."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         lines = file.read().decode(errors="replace").rstrip().split("\n")[-TAIL_LINES:]

@@ -1,7 +1,7 @@
-"""Run each command of a stage in a session of its own, and end the session when the run is gone.
+"""Run each command of a stage in its own session, and end the session if the run dies.
 
-A process between the fork server and a command watches the command. It holds the lock of the stage, which is the log: a
-new copy of the stage waits until the old command has ended.
+A process between the fork server and the command supervises the command. It locks the stage's log, so that a new copy
+of the stage waits until the old command has ended.
 """
 
 from __future__ import annotations
@@ -25,13 +25,10 @@ PID_BYTES = 4
 
 
 def serve() -> None:
-    """Import the modules, and call the functions (`module:function`), that the arguments name; then serve forks.
-
-    For each socket that arrives, fork a process, and `run` there.
-    """
+    """Import the modules and call the functions (`module:function`) in sys.argv, then fork a `run` for each socket."""
     requests, names = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
     for name in names:
-        with contextlib.suppress(Exception):  # a program that needs the module fails with the same error, in its log
+        with contextlib.suppress(Exception):  # the program will fail with the same error, in its log
             loaded = EntryPoint("", name, "").load()
             if callable(loaded):
                 loaded()
@@ -46,18 +43,18 @@ def serve() -> None:
 
 
 def run(report: socket.socket) -> None:
-    """Run the command that ``report`` brings; send back a process id, then an exit code. Does not return."""
+    """Run the command received from ``report``; send its process id and exit code. Does not return."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the command
+    for number in (signal.SIGINT, signal.SIGTERM):  # only the command handles them
         signal.signal(number, signal.SIG_IGN)
     with report.makefile("rb") as file:
-        program, words, cwd, environment, log, ignored = pickle.load(file)  # noqa: S301 - from the run
+        program, words, cwd, environment, log, ignored = pickle.load(file)  # noqa: S301 - sent by the run
     report.sendall(os.getpid().to_bytes(PID_BYTES))
     lock = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(lock, stream)
-    _take(lock, report)
+    _acquire(lock, report)
     os.chdir(cwd)
     child = os.fork()
     if child == 0:
@@ -73,13 +70,13 @@ def run(report: socket.socket) -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if select.select([report], [], [], 0)[0]:
         ender.join()
-    fcntl.flock(lock, fcntl.LOCK_UN)  # a background process that the command leaves does not hold up the next one
+    fcntl.flock(lock, fcntl.LOCK_UN)  # background processes of the command do not block the next one
     report.sendall(bytes([code if code >= 0 else 128 - code]))
     os._exit(0)
 
 
-def _take(lock: int, report: socket.socket) -> None:
-    """Wait for the lock of the stage; exit if the run ends first."""
+def _acquire(lock: int, report: socket.socket) -> None:
+    """Acquire the lock of the stage; exit if the run ends first."""
     seconds = 0.0
     while not select.select([report], [], [], seconds)[0]:
         with contextlib.suppress(BlockingIOError):
@@ -91,7 +88,7 @@ def _take(lock: int, report: socket.socket) -> None:
 
 
 def _end_with(report: socket.socket) -> None:
-    """End the whole session, and this process with it, when the run is gone."""
+    """End the whole session, including this process, when the run has ended."""
     select.select([report], [], [])
     os.killpg(0, signal.SIGTERM)
     time.sleep(END_SECONDS)
@@ -99,10 +96,10 @@ def _end_with(report: socket.socket) -> None:
 
 
 def _run_shell(words: list[str], environment: dict[str, str]) -> int:
-    """Become the shell, as DVC starts it; return an exit code if that fails."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and the shell would inherit that
+    """Replace this process by the shell, as DVC starts it; return an exit code if that fails."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python; the shell would inherit that
         signal.signal(number, signal.SIG_DFL)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # a background process would keep them open
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # background processes would keep them open
     try:
         os.execvpe(words[0], words, environment)  # noqa: S606
     except OSError as error:
@@ -111,13 +108,13 @@ def _run_shell(words: list[str], environment: dict[str, str]) -> int:
 
 
 def _run_program(program: EntryPoint, words: list[str], environment: dict[str, str]) -> None:
-    """Run a console script in this process; leave its end to the interpreter, which ends threads and files."""
-    os.environ.update(environment)  # what the imports have set stays
+    """Run a console script in this process, and exit through the interpreter, which joins threads and flushes files."""
+    os.environ.update(environment)  # variables set by the imports are kept
     sys.argv = words
     sys.path[:0] = [] if sys.flags.safe_path else [os.path.dirname(words[0])]  # noqa: PTH120
     importlib.invalidate_caches()
     if process := sys.modules.get("multiprocessing.process"):
-        vars(process)["ORIGINAL_DIR"] = os.getcwd()  # noqa: PTH109 - where its processes begin
+        vars(process)["ORIGINAL_DIR"] = os.getcwd()  # noqa: PTH109 - the folder of its processes
     if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()  # otherwise all programs that are forked from one process draw the same numbers
+        numpy.random.seed()  # otherwise all forks would draw the same random numbers
     sys.exit(program.load()())

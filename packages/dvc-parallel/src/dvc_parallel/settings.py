@@ -1,4 +1,4 @@
-"""The settings of a stage, `meta: {dvc-parallel: ...}` in dvc.yaml, and the limits of what stages use together."""
+"""Settings of a stage (`meta: {dvc-parallel: ...}` in dvc.yaml), and limits of shared resources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dvc_parallel.states import ReproError
 
 
 def amount(value: object) -> Decimal:
-    """Return a number exactly, so that 0.1 fits into 0.3 three times; raise BadParameter if it is not 0 or more.
+    """Return an exact number, so that 0.3 is three times 0.1; raise BadParameter unless it is 0 or more.
 
     >>> amount("0.1") * 3 == amount("0.3")
     True
@@ -22,32 +22,33 @@ def amount(value: object) -> Decimal:
             return number
     except ArithmeticError:
         pass
-    raise click.BadParameter(f"{value!r} is not a number of 0 or more; correct is for example gpu=1")
+    raise click.BadParameter(f"{value!r} is not a number of 0 or more; an example is gpu=1")
 
 
 def uses_of(stage: Any) -> dict[str, Decimal]:
-    """Return the amounts that a stage uses."""
+    """Return the amount of each resource that a stage uses."""
     settings = stage.meta.get("dvc-parallel", {}) if isinstance(stage.meta, dict) else {}
     try:
         (uses,) = ({"uses": {}} | settings).values()  # ValueError if there are more
         return {str(name): amount(value) for name, value in uses.items()}
     except (AttributeError, TypeError, ValueError, click.BadParameter):
-        what = f"Stage {stage.addressing} has wrong settings of dvc-parallel in its `meta`."
+        what = f"Stage {stage.addressing} has invalid settings of dvc-parallel in its `meta`."
         allowed = "uses: {NAME: NUMBER}, with numbers of 0 or more"
         raise ReproError(what, found=settings, expected=allowed, next=f"correct {stage.relpath}") from None
 
 
 class Limits:
-    """Limits of what the stages of a run use together.
+    """Limits of the resources that the stages of a run share.
 
-    Raises ReproError if a stage of ``steps`` uses more than a limit, or if no stage uses what a limit names.
+    Raises ReproError if a stage of ``steps`` exceeds a limit, or if no stage uses a limited resource.
     """
 
     def __init__(self, limits: Mapping[str, object], stages: Iterable[Any], steps: Iterable[Any]) -> None:
         self._limits = {name: amount(limit) for name, limit in limits.items()}
         self._uses = {stage: uses_of(stage) for stage in stages}
         names = (
-            ", ".join(sorted({name for uses in self._uses.values() for name in uses})) or "none, as no stage has any"
+            ", ".join(sorted({name for uses in self._uses.values() for name in uses}))
+            or "none: no stage uses a resource"
         )
         for name, limit in self._limits.items():
             if not any(name in uses for uses in self._uses.values()):
@@ -56,8 +57,8 @@ class Limits:
                 )
             for stage in steps:
                 if (number := self._uses[stage].get(name, 0)) > limit:
-                    what = f"Stage {stage.addressing} uses more than the limit, so it can never start."
-                    next_step = "raise the limit, or correct what the stage uses"
+                    what = f"Stage {stage.addressing} exceeds a limit, so it can never start."
+                    next_step = "raise the limit, or correct the stage's `uses`"
                     raise ReproError(what, found=f"{name}={number}", expected=f"{limit} or less", next=next_step)
 
     def allow(self, stage: Any, running: Iterable[Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The states of a stage, and the errors of a run."""
+"""States of a stage, and errors of a run."""
 
 import enum
 from collections.abc import Callable
@@ -19,12 +19,21 @@ class State(enum.StrEnum):
     INTERRUPTED = "interrupted"
 
 
-Progress = Callable[[str, State], object]  # is called with a stage and its new state
+Progress = Callable[[str, State], object]  # called with a stage and its new state
 
 
 class ReproError(click.ClickException):
-    """A pipeline that cannot be run, or failed; click programs print the text and exit with 1.
+    """The pipeline cannot be run, or failed; click prints the message and exits with 1.
 
+    Parameters
+    ----------
+    what : str
+        The failure.
+    **lines : object
+        Details such as ``found``, ``expected`` and ``next``.
+
+    Examples
+    --------
     >>> print(ReproError("No stage uses the limited resource.", found="gpu", next="correct the limit"))
     No stage uses the limited resource.
       found:    gpu
@@ -36,4 +45,4 @@ class ReproError(click.ClickException):
 
 
 class StagesFailed(ReproError):
-    """Stages failed. The stages that need none of them have run and are recorded."""
+    """Stages failed; stages that do not depend on them have run and are recorded."""

@@ -1,4 +1,4 @@
-"""Stop a run: the signals of the user, and the error that ends the run."""
+"""Stopping a run: the user's signals, and the exception that ends the run."""
 
 import contextlib
 import signal
@@ -14,15 +14,15 @@ class Stopped(Exception):
 
 
 def ignored_signals() -> tuple[int, ...]:
-    """Return which of SIGINT and SIGTERM this program ignores."""
+    """Return those of SIGINT and SIGTERM that this program ignores."""
     return tuple(each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is signal.SIG_IGN)
 
 
 class StopRequest:
-    """A user's wish to stop: counts SIGINT and SIGTERM, which do not interrupt the work of DVC."""
+    """A counter of SIGINT and SIGTERM, which do not interrupt DVC's work."""
 
     number = 0
-    ignored: tuple[int, ...] = ()  # signals that this program was started to ignore, as in the background of a script
+    ignored: tuple[int, ...] = ()  # ignored since the start, as in a script's background job
     _count, _since = 0, 0.0
 
     @contextlib.contextmanager
@@ -45,10 +45,10 @@ class StopRequest:
 
     @property
     def urgent(self) -> bool:
-        """Whether the user asked twice."""
+        """Whether the user has sent two signals."""
         return self._count > 1
 
     @property
     def signal(self) -> int:
-        """The signal for running commands: first one that they may handle, later SIGKILL."""
+        """The signal for running commands: first SIGINT, later SIGKILL."""
         return signal.SIGKILL if self.urgent or time.monotonic() - self._since > KILL_SECONDS else signal.SIGINT

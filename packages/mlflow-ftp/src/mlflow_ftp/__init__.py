@@ -1,6 +1,6 @@
-"""Keep MLflow's artifacts on an FTP server, whole or not at all, and checked on read.
+"""An MLflow artifact store on FTP servers, with atomic uploads and verified downloads.
 
-Public are also `mlflow_ftp.repository` (the store), `mlflow_ftp.artifact_errors` and `mlflow_ftp.server`.
+The modules `mlflow_ftp.repository` (the store), `mlflow_ftp.artifact_errors` and `mlflow_ftp.server` are public, too.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ if TYPE_CHECKING:
 
 __all__ = ["names", "open_repository"]
 
-# MLflow loads its plugins in the middle of its own import. The class of the store has a base in MLflow, so it is
-# imported only when the first store is opened.
+# MLflow loads plugins during its own import; the store needs one of its classes, so it is imported on first use.
 
 
 def open_repository(artifact_uri: str, **servers: str | None) -> FTPArtifactRepository:
-    """Return the store at an address of the scheme `ftp` or `ftps`; raise ArtifactError when it cannot be used.
+    """Return the artifact store of an `ftp` or `ftps` URI; MLflow calls this function.
 
-    ``servers`` are the tracking server and the registry, as far as the installed MLflow names them.
+    Parameters
+    ----------
+    artifact_uri : str
+        The URI, without user and password.
+    **servers : str, optional
+        The URIs of tracking server and registry, which depend on the version of MLflow.
+
+    Raises
+    ------
+    ArtifactError
+        If the URI is invalid.
     """
     from mlflow_ftp.repository import FTPArtifactRepository
 

@@ -1,4 +1,4 @@
-"""The certificate of the server, signed by itself; clients are given its file."""
+"""The server's self-signed certificate."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def ensure_certificate(folder: Path, host: str) -> Path:
-    """Return the file with key and certificate for a host, made when it is missing; `<host>.pem` is for clients."""
+    """Return the file with a host's key and certificate, created if missing; `<host>.pem` is the one for clients."""
     file, client_file = folder / f"{host}-key.pem", folder / f"{host}.pem"
     if not file.exists():
-        client_file.unlink(missing_ok=True)  # of another key
+        client_file.unlink(missing_ok=True)  # belongs to another key
         _make(file, host)
     if not client_file.exists():
         _, begin, rest = file.read_bytes().partition(b"-----BEGIN CERTIFICATE")
@@ -30,14 +30,14 @@ def ensure_certificate(folder: Path, host: str) -> Path:
 
 
 def _make(file: Path, host: str) -> None:
-    """Write key and certificate, completely or not at all; the first of two concurrent writers wins."""
+    """Write key and certificate atomically; the first of two concurrent writers wins."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name.from_rfc4514_string("CN=mlflow-ftp")
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))  # clocks differ
+        .not_valid_before(now - timedelta(days=1))  # tolerate slow clocks
         .not_valid_after(now + timedelta(days=DAYS))
         .add_extension(x509.SubjectAlternativeName(map(_name, dict.fromkeys((*LOOPBACK, host)))), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -1,4 +1,4 @@
-"""Private interfaces of pyftpdlib, and why each is needed; `tests/test_compat.py` watches the names."""
+"""Uses of pyftpdlib's private interfaces, and why each is needed; `tests/test_compat.py` checks that they exist."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from mlflow_ftp.uploads import Incoming, Upload
 
 THREADS = ThreadPoolExecutor(8, "fsync")
 WAIT_SECONDS = 0.01
-END_SECONDS = 0.05  # the two connections of a killed client end one after the other, and the second closes the first
+END_SECONDS = 0.05  # a killed client's control connection ends shortly after its data connection, and then aborts it
 
 
 class TransferHandler(TLS_DTPHandler):
-    """A data connection that keeps only whole files and reports errors of the disk to the client.
+    """A data connection that keeps only complete files and reports disk errors to the client.
 
-    pyftpdlib keeps a file when the data ends, even if the client was killed. It hides the text of the disk's error: it
-    answers `426 None`, and with TLS it does not answer.
+    pyftpdlib keeps a file even if the client was killed. It hides disk errors: its reply is `426 None`, and with TLS
+    there is no reply.
     """
 
-    timeout = 60  # seconds in which nothing moves
+    timeout = 60  # seconds without data
     _work: Future[None] | None = None
 
     def readable(self) -> bool:
-        """Overlook an event of a closed connection that had this one's number: pyftpdlib would close this one, too."""
+        """Ignore an event of a closed connection with the same descriptor: pyftpdlib would close this one, too."""
         return bool((self.receive or self._initialized or wait([self._fileno], 0)) and super().readable())
 
     def close(self) -> None:
-        """Give a whole upload its name before the client hears of its end; serve other clients meanwhile."""
+        """Rename a complete upload before replying to the client, and serve other clients meanwhile."""
         is_open = isinstance(self.file_obj, Incoming) and not self.file_obj.closed
         if self._work or not (self.receive and self.transfer_finished and is_open):
             super().close()
@@ -46,26 +46,26 @@ class TransferHandler(TLS_DTPHandler):
             self._end(self.file_obj.flush)
 
     def _wait(self) -> None:
-        """Wait until the file is on the disk, or until the connection is closed."""
+        """Wait until the file is written to disk, or the connection is closed."""
         if self._work and self._work.done() and isinstance(self.file_obj, Upload):
             self._end(self._work.result, self.file_obj.keep)
         elif not self._closed:
             self.ioloop.call_later(WAIT_SECONDS, self._wait)
 
     def _end(self, *work: Callable[[], None]) -> None:
-        """Close the connection with an answer that says how the work has ended."""
+        """Close the connection with a reply on success or failure."""
         try:
             for each in work:
                 each()
-        except (OSError, ValueError) as error:  # the second if the file was closed meanwhile
+        except (OSError, ValueError) as error:  # ValueError if the file was closed meanwhile
             self.transfer_finished: bool = False
             self._resp = f"426 {getattr(error, 'strerror', error)}; the file was not stored.", logger.warning
         super().close()
 
     def handle_error(self) -> None:
-        """End the transfer with an answer."""
+        """End the transfer with a reply."""
         error = sys.exception()
         if isinstance(error, OSError) and isinstance(error.__cause__, OSError):
-            error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts it into the answer
-        self._error = True  # answer before TLS says goodbye
+            error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts it into the reply
+        self._error = True  # reply before TLS is closed
         DTPHandler.handle_error(self)

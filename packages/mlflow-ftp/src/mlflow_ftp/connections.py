@@ -1,4 +1,4 @@
-"""A pool of connections to FTP servers, logged in, for all threads of this process."""
+"""A connection pool for FTP servers, shared by the threads of this process."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from urllib.parse import unquote, urlsplit
 
 from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, StoreFull, explain
 
-TIMEOUT_SECONDS = 8  # for an answer, or a piece of a file
-IDLE_SECONDS = 1  # after which a kept connection is asked whether it is alive
-KEEP_SECONDS = 4  # after which a kept connection is closed
-FULL_SECONDS = 60  # to wait for a server that lets no more clients in
-ALIVE_SECONDS = 1  # for the answer
-END_SECONDS = 2  # for the server's end of a TLS stream, which some servers never send
-BURST_SECONDS = 2  # for each answer to the first two commands that are sent together
+TIMEOUT_SECONDS = 8  # for a reply, or a block of a file
+IDLE_SECONDS = 1  # a connection idle for longer is checked before use
+KEEP_SECONDS = 4  # a connection idle for longer is closed
+FULL_SECONDS = 60  # to wait for a server that has reached its limit of clients
+ALIVE_SECONDS = 1  # for the reply to that check
+END_SECONDS = 2  # for the server's TLS close_notify, which some servers never send
+BURST_SECONDS = 2  # for each reply to the first two pipelined commands
 BLOCK_BYTES = 256 * 1024
-MAX_BURST = 50  # commands; more commands without a reply could fill the buffers of both sides
+MAX_BURST = 50  # pipelined commands; more could fill the buffers of both sides
 
 
 class Address(NamedTuple):
@@ -44,7 +44,7 @@ class Address(NamedTuple):
 
 
 def parse(uri: str) -> tuple[Address, str]:
-    """Return server and folder of ``ftp[s]://host:port/folder``; no error repeats the address, with its password.
+    """Return server and folder of ``ftp[s]://host:port/folder``; errors omit the URI, which may have a password.
 
     >>> parse("ftps://files:2121/a%20b/1")
     (Address(is_secure=True, host='files', port=2121), 'a b/1')
@@ -55,20 +55,20 @@ def parse(uri: str) -> tuple[Address, str]:
             address = Address(parts.scheme == "ftps", parts.hostname, parts.port or ftplib.FTP_PORT)
             return address, unquote(parts.path).lstrip("/")
     raise ArtifactNameRefused(
-        "The artifact address holds a user or a password, or no host, or a wrong port.",
+        "The artifact URI has a user or a password, no host, or an invalid port.",
         expected=f"{parts.scheme}://host:port/folder",
         next_step="set MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD for user and password",
     )
 
 
 class Connection(ftplib.FTP):
-    """ftplib's connection, which can send several commands before it reads the answers: one round trip for all.
+    """An ftplib connection that can pipeline commands: one round trip for several of them.
 
-    ftplib reads and writes Latin-1, which is any bytes. Names that are not UTF-8 have surrogates (PEP 383), so that the
-    server gets them back; in a reply such bytes are printed, as `\\xfc`.
+    Its encoding is Latin-1, which preserves all bytes. Names that are not UTF-8 have surrogates (PEP 383), so that the
+    server gets the same bytes back; replies show such bytes as `\\xfc`.
     """
 
-    sock: socket.socket  # as long as it is connected
+    sock: socket.socket  # while connected
     last_use, max_burst = 0.0, MAX_BURST
 
     def putline(self, line: str) -> None:
@@ -80,7 +80,7 @@ class Connection(ftplib.FTP):
         return super().getline().encode("latin-1").decode(errors="backslashreplace")
 
     def burst(self, *commands: str) -> list[str | ftplib.Error]:
-        """Send commands without data connections, then read the replies; return a reply or an error for each."""
+        """Pipeline commands that need no data connection; return a reply or an error for each."""
         replies: list[str | ftplib.Error] = []
         for first in range(0, len(commands), self.max_burst):
             part = commands[first : first + self.max_burst]
@@ -95,7 +95,7 @@ class Connection(ftplib.FTP):
         return replies
 
     def executes(self, *commands: str, seconds: float) -> bool:
-        """Return whether the server executes commands that are sent together, and answers each in time."""
+        """Return whether the server executes pipelined commands, with each reply in time."""
         self.sock.settimeout(seconds)
         with suppress(*NETWORK_ERRORS, OSError):
             replies = self.burst(*commands)
@@ -120,35 +120,35 @@ class Connection(ftplib.FTP):
                     content.update(block)
                     data.sendall(block)
             except (ConnectionError, ssl.SSLError):
-                self.voidresp()  # raises the reason that the server gives
+                self.voidresp()  # raises the server's error
                 raise
         return content.hexdigest()
 
     def blocks(self, command: str) -> Iterator[bytes]:
-        """Yield the data that a command sends on a data connection."""
+        """Yield the data of a command."""
         with self._transfer(command) as data:
             while block := data.recv(BLOCK_BYTES):
                 yield block
 
     @contextmanager
     def _transfer(self, command: str) -> Iterator[socket.socket]:
-        """Open a data connection; close it at the end and read the server's reply."""
+        """Open a data connection; at the end close it and read the reply."""
         with self.transfercmd(command) as data:
             yield data
             if isinstance(data, ssl.SSLSocket):
                 data.settimeout(END_SECONDS)
-                with suppress(OSError):  # the reply says whether all data has arrived
+                with suppress(OSError):  # the reply confirms that all data arrived
                     data.unwrap()
         self.voidresp()
 
     def lines(self, command: str) -> list[str]:
-        """Return the lines that a command sends on a data connection."""
+        """Return the lines of a command's data."""
         text = b"".join(self.blocks(command)).decode(errors="surrogateescape")
         return text.replace("\r\n", "\n").split("\n")[:-1]
 
 
 class SecureConnection(Connection, ftplib.FTP_TLS):
-    """The same with TLS on both channels; data connections resume the session of the control connection."""
+    """A connection with TLS on both channels; data connections resume the TLS session of the control connection."""
 
     sock: ssl.SSLSocket
 
@@ -159,34 +159,34 @@ class SecureConnection(Connection, ftplib.FTP_TLS):
 
 
 class _Pool:
-    """The connections to one server: those that are kept, and how many are open; all in the lock ``changed``.
+    """The connections to one server, guarded by the condition ``changed``.
 
-    ``most`` are as many as the server lets in, once it has refused one for their number.
+    ``limit`` is the number of connections that the server allows, known after the first refusal.
     """
 
     def __init__(self) -> None:
         self.idle: deque[Connection] = deque()
-        self.open, self.most, self.has_keeper = 0, math.inf, False
+        self.open, self.limit, self.has_closer = 0, math.inf, False
         self.changed = threading.Condition()
 
     def take(self) -> Connection | None:
-        """Return the kept connection that was used last, or None: then one may be opened, and counts as open."""
+        """Return the most recently used idle connection, or None: the caller may then open one, already counted."""
         with self.changed:
-            self.changed.wait_for(lambda: self.idle or self.open < self.most)
+            self.changed.wait_for(lambda: self.idle or self.open < self.limit)
             connection = self.idle.pop() if self.idle else None
             self.open += connection is None
         if connection is None:
             return None
-        # A server sends only replies: if there is something to read, it has said goodbye.
+        # Unrequested data means that the server closed the connection.
         is_fresh = time.monotonic() - connection.last_use < IDLE_SECONDS
         if not wait([connection.sock], timeout=0) and (is_fresh or connection.executes("NOOP", seconds=ALIVE_SECONDS)):
             return connection
         self.drop(connection)
-        self.close_kept()  # those that were used before it
+        self.close_kept()  # older connections are dead, too
         return self.take()
 
     def drop(self, connection: Connection | None = None) -> None:
-        """Close a connection, if it was opened; it is no longer counted."""
+        """Close a connection, if it was opened, and stop counting it."""
         if connection:
             connection.close()
         with self.changed:
@@ -194,17 +194,17 @@ class _Pool:
             self.changed.notify()
 
     def keep(self, connection: Connection) -> None:
-        """Keep a connection for the next operation, for some seconds: other processes may wait for it."""
+        """Keep a connection for a few seconds only: other processes may be waiting for one."""
         connection.last_use = time.monotonic()
         with self.changed:
             self.idle.append(connection)
             self.changed.notify()
-            if not self.has_keeper:
-                self.has_keeper = True
+            if not self.has_closer:
+                self.has_closer = True
                 threading.Thread(target=self._close_unused, name="mlflow-ftp idle", daemon=True).start()
 
     def close_kept(self, unused_since: float = math.inf) -> None:
-        """Close the kept connections that were last used before a time."""
+        """Close the idle connections that were last used before a time."""
         with self.changed:
             while self.idle and self.idle[0].last_use < unused_since:
                 self.idle.popleft().close()
@@ -217,49 +217,49 @@ class _Pool:
             self.close_kept(time.monotonic() - KEEP_SECONDS)
             with self.changed:
                 if not self.idle:
-                    self.has_keeper = False
+                    self.has_closer = False
                     return
 
 
 _pools: dict[Address, _Pool] = {}
-_one_by_one: set[Address] = set()  # servers, or firewalls before them, that read one command at a time
+_one_by_one: set[Address] = set()  # servers (or firewalls) without pipelining
 
 
 def close_idle() -> None:
-    """Close the kept connections."""
+    """Close the idle connections of all pools."""
     for pool in _pools.values():
         pool.close_kept()
 
 
 def _forget() -> None:
-    """Close the connections of the process that this one was forked from, whose locks may be held forever."""
+    """Drop the parent's connections after a fork: its locks may never be released in this process."""
     for connection in [connection for pool in _pools.values() for connection in pool.idle]:
         connection.close()
     _pools.clear()
 
 
 atexit.register(close_idle)
-os.register_at_fork(after_in_child=_forget)  # two processes that use one would get each other's answers
+os.register_at_fork(after_in_child=_forget)  # processes that share a connection would read each other's replies
 
 
 @contextmanager
 def acquire(address: Address) -> Iterator[Connection]:
-    """Yield a connection that is logged in; keep it if nothing is raised. A network error becomes an ArtifactError.
+    """Yield a connection and keep it unless an error is raised; network errors become ArtifactErrors.
 
-    If the server lets no more in, wait for another one of this process; without any, for a minute.
+    At the server's limit of clients, wait for a connection of this process or, without one, for up to a minute.
     """
-    pool, began = _pools.setdefault(address, _Pool()), time.monotonic()
+    pool, start = _pools.setdefault(address, _Pool()), time.monotonic()
     while not (connection := pool.take()):
         try:
             connection = _connect(address)
             break
         except BaseException as error:
             pool.drop()
-            if not isinstance(error, StoreFull) or time.monotonic() - began > FULL_SECONDS:
+            if not isinstance(error, StoreFull) or time.monotonic() - start > FULL_SECONDS:
                 raise
-            pool.most = max(1, pool.open)
-            if not pool.open:  # other processes have them all
-                time.sleep(random.uniform(0.2, 0.6))  # noqa: S311 - so that they do not ask in step
+            pool.limit = max(1, pool.open)
+            if not pool.open:  # other processes have all connections
+                time.sleep(random.uniform(0.2, 0.6))  # noqa: S311 - spreads the attempts of several processes
     try:
         yield connection
     except BaseException as error:
@@ -274,7 +274,7 @@ def _connect(address: Address, *, one_by_one: bool = False) -> Connection:
     user, password = os.environ.get("MLFLOW_FTP_USERNAME"), os.environ.get("MLFLOW_FTP_PASSWORD")
     if not (user and password):
         next_step = "set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD"
-        raise ArtifactError(f"There is no user and password for {address}.", next_step=next_step)
+        raise ArtifactError(f"User or password for {address} is missing.", next_step=next_step)
     connection = Connection(encoding="latin-1")
     if address.is_secure:
         context = ssl.create_default_context()
@@ -288,7 +288,7 @@ def _connect(address: Address, *, one_by_one: bool = False) -> Connection:
             connection.prot_p()
         if one_by_one or address in _one_by_one:
             connection.max_burst = 1
-            connection.voidcmd("TYPE I")  # artifacts are bytes, and SIZE has no meaning for text
+            connection.voidcmd("TYPE I")  # binary mode, which SIZE requires
         elif not connection.executes("TYPE I", "NOOP", seconds=BURST_SECONDS):
             connection.close()
             connection = _connect(address, one_by_one=True)

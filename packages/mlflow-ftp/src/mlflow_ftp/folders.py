@@ -1,4 +1,4 @@
-"""Operations on the folders and files of an FTP server that need several commands."""
+"""Operations on folders and files that take several FTP commands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mlflow_ftp import names
 from mlflow_ftp.artifact_errors import StoreRefused
 from mlflow_ftp.connections import Connection
 
-LINE = re.compile(  # of LIST, as on Unix and as on Windows
+LINE = re.compile(  # a line of LIST, in the formats of Unix and Windows
     r"(?:[-d]|(?P<link>l))[-\w]{9}\S* +\d+ +\S+ +\S+ +\d+ +(?:[^\W\d]\S* +\d+|\d+\.? +[^\W\d]\S*) +[\d:]{4,5} "
     r"(?P<unix>.+?)(?(link) -> .+)|\d\d-\d\d-\d+ +\d\d:\d\d\w* +(?:<DIR> {10}|\d+ )(?P<windows>.+)"
 )
 
 
 def raise_refusal(*replies: str | Exception) -> None:
-    """Raise the first error after the last success: the errors after it are its consequences."""
+    """Raise the first error after the last success: later errors are its consequences."""
     reason = None
     for reply in replies:
         reason = None if isinstance(reply, str) else reason or reply
@@ -44,7 +44,7 @@ def is_folder(connection: Connection, path: str) -> bool:
 
 
 def list_folder(connection: Connection, folder: str) -> list[Entry]:
-    """Return the entries of ``folder``, including the store's own; an empty list if it is not a folder."""
+    """Return the entries of ``folder``, including the store's own files; an empty list if it is not a folder."""
     try:
         return list(filter(None, map(_read, connection.lines(f"MLSD {folder}"))))
     except ftplib.error_perm as error:
@@ -56,9 +56,9 @@ def list_folder(connection: Connection, folder: str) -> list[Entry]:
 
 
 def _read(line: str) -> Entry | None:
-    """Read a line such as ``type=file;size=3; name``; return None for other types than files and folders."""
-    words, _, name = line.partition(" ")
-    facts = {key.lower(): value for key, _, value in (fact.partition("=") for fact in words.split(";"))}
+    """Parse a line such as ``type=file;size=3; name``; return None unless it is a file or a folder."""
+    facts_text, _, name = line.partition(" ")
+    facts = {key.lower(): value for key, _, value in (fact.partition("=") for fact in facts_text.split(";"))}
     kind = facts.get("type", "").lower()
     if kind not in ("dir", "file"):
         return None
@@ -66,39 +66,46 @@ def _read(line: str) -> Entry | None:
 
 
 def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
-    """List a folder by LIST if each line is clear, else by NLST; raise StoreRefused if no list can be read."""
+    """List a folder with LIST if all lines can be parsed, else with NLST; raise StoreRefused if both fail."""
     if not is_folder(connection, folder):
         return []
-    answers = []
-    for command in ("LIST -a", "LIST", "NLST -a", "NLST"):  # of this folder: options and a path do not go together
+    listings = []
+    for command in (
+        "LIST -a",
+        "LIST",
+        "NLST -a",
+        "NLST",
+    ):  # of the current folder: not all servers accept options with a path
         try:
-            answers.append([line for line in connection.lines(command) if not re.fullmatch(r"total \d+", line)])
+            listings.append([line for line in connection.lines(command) if not re.fullmatch(r"total \d+", line)])
         except ftplib.error_perm as error:
-            if "no files" not in str(error).lower():  # which some answer for an empty folder
+            if "no files" not in str(error).lower():  # some servers' reply for an empty folder
                 continue
-            answers.append([])
-        entry_names = [match["unix"] or match["windows"] for match in map(LINE.fullmatch, answers[-1]) if match]
+            listings.append([])
+        entry_names = [match["unix"] or match["windows"] for match in map(LINE.fullmatch, listings[-1]) if match]
         if command.startswith("NLST"):
-            entry_names = [posixpath.basename(line) for line in answers[-1]]
-        if len(entry_names) == len(answers[-1]) > 0:
-            return _ask(connection, folder, [name for name in entry_names if name not in ("", ".", "..")])
-    if any(answers) or not answers:
-        what = f"The server's lists of the folder {folder!r} cannot be read."
-        raise StoreRefused(what, value=answers or "refused", expected="MLSD, or LIST as on Unix, or NLST")
+            entry_names = [posixpath.basename(line) for line in listings[-1]]
+        if len(entry_names) == len(listings[-1]) > 0:
+            return _describe(connection, folder, [name for name in entry_names if name not in ("", ".", "..")])
+    if any(listings) or not listings:
+        what = f"The server's listing of the folder {folder!r} cannot be parsed."
+        raise StoreRefused(
+            what, value=listings or "refused", expected="MLSD, LIST in the format of Unix or Windows, or NLST"
+        )
     return []
 
 
-def _ask(connection: Connection, folder: str, entry_names: list[str]) -> list[Entry]:
-    """Ask for each name whether it is a folder, and for its size, which not all servers know."""
-    words = [f"{command} {posixpath.join(folder, name)}" for command in ("CWD", "SIZE") for name in entry_names]
-    replies = connection.burst(*words)
+def _describe(connection: Connection, folder: str, entry_names: list[str]) -> list[Entry]:
+    """Return an entry for each name; its size is None if the server does not know SIZE."""
+    commands = [f"{command} {posixpath.join(folder, name)}" for command in ("CWD", "SIZE") for name in entry_names]
+    replies = connection.burst(*commands)
     sizes = [int(reply.split()[-1]) if isinstance(reply, str) else None for reply in replies[len(entry_names) :]]
     folders = [isinstance(reply, str) for reply in replies]
     return [Entry(name, folders[i], None if folders[i] else sizes[i]) for i, name in enumerate(entry_names)]
 
 
 def lists_hidden_names(connection: Connection, folder: str) -> bool:
-    """Return whether the server lists names that begin with a dot, as marks do; make a folder to see."""
+    """Return whether the server lists hidden names (marks are hidden); creates a folder to find out."""
     probe = posixpath.join(folder, names.new_temporary("probe"))
     (reply,) = connection.burst(f"MKD {probe}")
     try:
@@ -108,20 +115,20 @@ def lists_hidden_names(connection: Connection, folder: str) -> bool:
 
 
 def make_folder(connection: Connection, folder: str) -> None:
-    """Make a folder and its parents, unless they exist."""
+    """Create a folder and its parents if missing."""
     paths = ["/".join(folder.split("/")[:depth]) for depth in range(2, folder.count("/") + 2)]
     raise_refusal(*connection.burst(*(f"{command} {path}" for path in paths for command in ("MKD", "CWD"))))
 
 
 def remove_folder(connection: Connection, folder: str) -> None:
-    """Remove a folder with its contents, or only the link if it is one; a missing folder is no error."""
-    connection.burst(f"DELE {folder}")  # removes a link, which may lead to other artifacts, but no folder
+    """Remove a folder with its contents, but only the link if it is one; a missing folder is not an error."""
+    connection.burst(f"DELE {folder}")  # removes a link, but not a folder
     entries = list_folder(connection, folder)
     for entry in entries:
         if entry.is_folder and not names.is_own(entry.name):
             remove_folder(connection, posixpath.join(folder, entry.name))
     leaves = [entry for entry in entries if names.is_own(entry.name) or not entry.is_folder]
-    # Artifacts first: an artifact without its mark is worse than a mark without its artifact.
+    # Artifacts before marks: an artifact without its mark could not be verified.
     _remove(connection, folder, sorted(leaves, key=lambda entry: entry.is_folder))
     if folder != "/":
         _remove(connection, posixpath.dirname(folder), [Entry(posixpath.basename(folder), is_folder=True)])

@@ -1,4 +1,4 @@
-"""The store's own names: temporary names of uploads, and marks, which hold the hash of a whole artifact."""
+"""Names that the store reserves: temporary names of uploads, and marks with the hash of an artifact."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 import secrets
 from pathlib import Path
 
-MAX_NAME_CHARACTERS = 50  # of an artifact's, in a temporary one: a file name may have 255 bytes, up to 4 a character
+MAX_NAME_CHARACTERS = 50  # of an artifact's name in a temporary name, at 4 bytes each: a file name may have 255 bytes
 TEMPORARY = re.compile(r"\.?~.*\.[0-9a-f]{16}\.part")
 MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
 
 def printable(name: str) -> str:
-    r"""Return a server's name for people and for MLflow: bytes that are not UTF-8 become `\xfc`.
+    r"""Return a server's name as printable text: bytes that are not UTF-8 become `\xfc`.
 
     >>> printable("Gr\udcfcn")
     'Gr\\xfcn'
@@ -22,7 +22,7 @@ def printable(name: str) -> str:
 
 
 def as_stored(path: str) -> str:
-    r"""Return a path for the server, in which `printable` bytes are bytes again.
+    r"""Return a path for the server, the inverse of `printable`.
 
     >>> as_stored("Gr\\xfcn") == "Gr\udcfcn"
     True
@@ -36,7 +36,7 @@ def new_temporary(name: str) -> str:
 
 
 def mark_of(name: str, sha256: str) -> str:
-    """Return the name of the mark that allows the artifact ``name`` in this folder to have this content.
+    """Return the name of the mark of an artifact's content.
 
     >>> mark_of("model.pkl", 64 * "0").startswith(mark_prefix("model.pkl"))
     True
@@ -45,8 +45,8 @@ def mark_of(name: str, sha256: str) -> str:
 
 
 def mark_prefix(name: str) -> str:
-    """Return the common prefix of an artifact's marks: a hash of its name, which is short and has plain letters."""
-    content = name.encode(errors="surrogateescape")  # bytes that are no UTF-8
+    """Return the common prefix of an artifact's marks, a short hash of its name."""
+    content = name.encode(errors="surrogateescape")  # may contain bytes that are not UTF-8
     return f".~{hashlib.sha256(content).hexdigest()[:16]}."
 
 
@@ -60,7 +60,7 @@ def is_temporary(name: str) -> bool:
 
 
 def is_own(name: str) -> bool:
-    """Return whether a name is one of the store's own names.
+    """Return whether the store reserves a name.
 
     >>> is_own(mark_of("model.pkl", 64 * "0")), is_own("model.pkl")
     (True, False)
@@ -69,7 +69,7 @@ def is_own(name: str) -> bool:
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Remove temporary files of uploads below a local folder; return their number. No client may be uploading."""
+    """Remove the temporary files of uploads in a local folder and return their number; no upload may be running."""
     parts = [file for file in folder.rglob("*~*.part") if is_temporary(file.name) and not file.is_symlink()]
     for file in parts:
         file.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
-"""The store: an artifact appears under its name whole or not at all, and a download returns the stored bytes.
+"""The artifact store: uploads are atomic, and downloads are verified.
 
-FTP replaces one name atomically (RNFR, RNTO), but not two: a checksum file could not change with its artifact. So
-the checksum is in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`. The store makes the mark before
-the artifact gets its name. Marks of earlier contents stay until the artifact is deleted: another client may be about to
-store that content again.
+FTP renames one file atomically (RNFR, RNTO), but not two: a checksum file could not change together with its artifact.
+So the checksum is in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`, created before the artifact
+is renamed. Marks of former contents stay until the artifact is deleted: another client may be storing that content.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ _logger = logging.getLogger(__name__)
 class FTPArtifactRepository(ArtifactRepository):
     """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
 
-    User and password are environment variables. The store repeats an operation after a temporary error. Failures of the
-    store are ArtifactErrors; a local file that cannot be read or written raises Python's OSError.
+    User and password are environment variables. Temporary errors are retried. Failures of the store raise
+    ArtifactError, those of local files OSError.
     """
 
     def __init__(self, artifact_uri: str, **servers: str | None) -> None:
@@ -53,7 +52,7 @@ class FTPArtifactRepository(ArtifactRepository):
         self._store(Path(local_file), self._locate(posixpath.join(artifact_path or "", Path(local_file).name)))
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        """Store all files of ``local_dir`` in the folder ``artifact_path``; raise the error of the first that fails."""
+        """Store all files of ``local_dir`` in the folder ``artifact_path``; raise the first error."""
         with ThreadPoolExecutor(PARALLEL_UPLOADS, "store") as pool:
             futures = []
             for folder, _, file_names in os.walk(local_dir, onerror=folders.raise_refusal):
@@ -62,7 +61,7 @@ class FTPArtifactRepository(ArtifactRepository):
                     if file.is_file():
                         futures.append(pool.submit(self.log_artifact, str(file), None if path == "." else path))
                     else:
-                        _logger.warning("Not stored, because it is not a regular file: %s", file)
+                        _logger.warning("Not stored, since it is not a regular file: %s", file)
             try:
                 for future in futures:
                     future.result()
@@ -70,7 +69,7 @@ class FTPArtifactRepository(ArtifactRepository):
                 pool.shutdown(cancel_futures=True)
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
-        """Return the files and folders in a folder, sorted by name; nothing for a file or a missing folder."""
+        """Return the files and folders in a folder, sorted by name; an empty list for a file or a missing folder."""
         entries = self._retry(lambda connection: folders.list_folder(connection, self._locate(path)))
         return [
             FileInfo(posixpath.join(_normalize(path), names.printable(entry.name)), entry.is_folder, entry.size)
@@ -79,19 +78,19 @@ class FTPArtifactRepository(ArtifactRepository):
         ]
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        """Delete a file, or a folder with its contents; a missing artifact is no error."""
+        """Delete a file, or a folder with its contents; a missing artifact is not an error."""
         remote = self._locate(artifact_path)
 
         def delete(connection: Connection) -> None:
             remove = folders.remove_folder if folders.is_folder(connection, remote) else folders.remove_file
             remove(connection, remote)
             if posixpath.basename(remote) == "artifacts":
-                connection.burst(f"RMD {posixpath.dirname(remote)}")  # the folder of the run, if nothing else is in it
+                connection.burst(f"RMD {posixpath.dirname(remote)}")  # the run's folder, if empty
 
         self._retry(delete, StoreRefused)
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
-        """Fetch a file under a temporary name, check its content, then give it its name."""
+        """Download a file to a temporary name, verify it, and rename it."""
         target = Path(local_path)
         temporary = target.with_name(names.new_temporary(target.name))
         try:
@@ -102,7 +101,7 @@ class FTPArtifactRepository(ArtifactRepository):
             temporary.unlink(missing_ok=True)
 
     def _store(self, local_file: Path, remote: str) -> None:
-        """Upload a file under a temporary name, check it, mark it, and then rename it: readers never see a part."""
+        """Upload a file to a temporary name, verify, mark and rename it, so that readers never see a part."""
         folder, name = posixpath.split(remote)
         temporary, old = names.new_temporary(name), posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
@@ -116,7 +115,7 @@ class FTPArtifactRepository(ArtifactRepository):
                 raise
 
     def _fetch(self, connection: Connection, path: str, file: BinaryIO) -> None:
-        """Receive a file and compare it with its mark."""
+        """Download a file and compare it with its mark."""
         remote, content = self._locate(path), hashlib.sha256()
         file.truncate(file.seek(0))
         try:
@@ -126,17 +125,19 @@ class FTPArtifactRepository(ArtifactRepository):
         except ftplib.error_perm as error:
             if str(error)[:3] != "550":
                 raise
-            raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.", value=error) from None
+            raise ArtifactMissing(
+                f"The artifact {path!r} does not exist in {self.artifact_uri}.", value=error
+            ) from None
         if not _is_marked(connection, remote, content.hexdigest()):
             raise ArtifactDamaged(
-                f"The artifact {path!r} is not what was stored.",
+                f"The artifact {path!r} is damaged: its content differs from the stored one.",
                 value=f"{file.tell()} bytes, sha256 {content.hexdigest()[:16]}...",
                 expected="the bytes that were stored under this name",
-                next_step="fetch it again; if the error stays, the server's disk has changed it: store it again",
+                next_step="download it again; if the error persists, the server's disk is faulty: store it again",
             )
 
     def _retry(self, work: Callable[[Connection], T], *temporary: type[Exception]) -> T:
-        """Do ``work`` with a connection; after temporary errors, repeat it after a pause."""
+        """Call ``work`` with a connection; retry after temporary errors, with pauses."""
         for pause in PAUSES_SECONDS:
             with suppress(errors.StoreUnavailable, *temporary), acquire(self.address) as connection:
                 return work(connection)
@@ -145,33 +146,33 @@ class FTPArtifactRepository(ArtifactRepository):
             return work(connection)
 
     def _locate(self, path: str | None) -> str:
-        """Return the absolute path on the server for a path below the root."""
+        """Return the absolute path on the server of a path below the root."""
         return names.as_stored(posixpath.join(self.root, _normalize(path)).rstrip("/")) or "/"
 
 
 def _normalize(path: str | None) -> str:
-    """Return a normal relative path, "" for the root; raise ArtifactNameRefused if it leads out of the root."""
+    """Return a normalized relative path, "" for the root; raise ArtifactNameRefused if it is invalid."""
     normal = posixpath.normpath(path or ".")
     parts = normal.split("/")
     if (
         parts[0] in {"", ".."}
-        or re.search("[\0\r\n\ud800-\udfff]", normal)  # these end the FTP command, or are not UTF-8
+        or re.search("[\0\r\n\ud800-\udfff]", normal)  # end of an FTP command, or not UTF-8
         or any(names.is_own(part) for part in parts)
-        or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # a server checks each folder of each path
+        or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # servers check each folder of a path
     ):
         raise errors.ArtifactNameRefused(
-            "The artifact's name cannot be used.",
+            "Invalid artifact name.",
             value=ascii(path),
-            expected="a relative path in UTF-8, without '..', line breaks and the store's own temporary names, "
-            "of less than 1500 bytes, 256 in each name, and at most 100 folders deep",
+            expected="a relative path in UTF-8, without '..', line breaks and reserved names, "
+            "of less than 1500 bytes, 256 per name, and at most 100 folders deep",
         )
     return "" if normal == "." else normal
 
 
 def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old: str) -> None:
-    """Send a file under the temporary name ``part``, mark its content, and give it its name.
+    """Upload a file to the temporary name ``part``, mark its content, and rename it.
 
-    A server that does not replace files has the earlier file at the path ``old`` meanwhile.
+    If the server does not replace files, the former file is at the path ``old`` meanwhile.
     """
     folder, name = posixpath.split(remote)
     temporary = posixpath.join(folder, part)
@@ -186,7 +187,9 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old:
     if isinstance(size, ftplib.Error):  # a server without SIZE: read the file back
         size = str(sum(map(len, connection.blocks(f"RETR {temporary}"))))
     if size.split()[-1] != str(file.tell()):
-        raise StoreRefused(f"The artifact {name!r} was not stored whole.", value=size, expected=f"{file.tell()} bytes")
+        raise StoreRefused(
+            f"The artifact {name!r} was stored incompletely.", value=size, expected=f"{file.tell()} bytes"
+        )
     renaming = f"RNFR {temporary}", f"RNTO {remote}"
     replies = connection.burst(*renaming)
     if isinstance(replies[0], ftplib.Error) and part[0] == ".":  # a server that renames no hidden files
@@ -200,7 +203,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old:
 
 
 def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
-    """Return whether an artifact may have a content; an artifact without any mark may have any."""
+    """Return whether a content matches a mark of the artifact, or the artifact has no marks at all."""
     folder, name = posixpath.split(remote)
     if folders.is_folder(connection, posixpath.join(folder, names.mark_of(name, sha256))):
         return True
@@ -208,8 +211,8 @@ def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
     if any(entry.name.startswith(prefix) for entry in folders.list_folder(connection, folder)):
         return False
     if not folders.lists_hidden_names(connection, folder):
-        what = f"The artifact {name!r} cannot be checked: the server does not list hidden names."
-        next_step = "have the server list names that begin with a dot, or store the artifact again"
+        what = f"The artifact {name!r} cannot be verified: the server does not list hidden names."
+        next_step = "let the server list names that start with a dot, or store the artifact again"
         raise ArtifactError(what, next_step=next_step)
     _logger.warning("The artifact %s was stored by another program, without a checksum.", names.printable(name))
     return True

@@ -1,4 +1,4 @@
-"""An FTP server for one user, chrooted, passive only: `mlflow-ftp-server`, or `python -m mlflow_ftp.server`."""
+"""An FTP server for a single user, chrooted, passive only: `mlflow-ftp-server`, or `python -m mlflow_ftp.server`."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ logger = logging.getLogger(__name__)
 
 
 class Handler(TLS_FTPHandler):
-    """A control connection that does not name its software."""
+    """A control connection whose banner does not reveal the software."""
 
     banner = "Ready."
-    unicode_errors = "surrogateescape"  # names come back as they are on the disk
-    timeout = 60  # seconds without a command: idle strangers lose their connection, and the store connects again
+    unicode_errors = "surrogateescape"  # preserve names on disk that are not UTF-8
+    timeout = 60  # seconds without a command; the store reconnects
     dtp_handler = TransferHandler
     abstracted_fs = WholeFiles
-    # Active mode could reach any address; STOU gives a file its name before the file is whole.
+    # Active mode could connect to any address; STOU exposes a file before it is complete.
     proto_cmds = {  # noqa: RUF012 - as in pyftpdlib
         name: rule for name, rule in TLS_FTPHandler.proto_cmds.items() if name not in {"PORT", "EPRT", "STOU"}
     }
     proto_cmds["DELE"] = proto_cmds["DELE"] | {"perm": None}  # `WholeFiles.remove` checks the path
 
     def handle_auth_failed(self, msg: str, password: str) -> None:
-        """Answer the failed logins of an address one after the other, each 1 to 5 s after the one before."""
+        """Delay the replies to an address's failed logins, each by 1 to 5 s after the previous one."""
         now = time.monotonic()
         wait = max(1, self.next_answers.get(self.remote_ip, 0) - now)
         if wait >= self.timeout:
-            self.del_channel()  # the connection ends without an answer
+            self.del_channel()  # disconnect without a reply
         else:
-            self.next_answers[self.remote_ip] = now + wait + min(wait + 1, 5)  # the store waits 8 s for an answer
+            self.next_answers[self.remote_ip] = now + wait + min(wait + 1, 5)  # the store waits 8 s for a reply
             self.auth_failed_timeout = wait
             super().handle_auth_failed(msg, password)
 
 
 class Server(FTPServer):
-    """The listening socket and the served folder; raises OSError if the port is not free.
+    """The listening server and its folder; raises OSError if the port is in use.
 
-    A tracking server has one address and needs far fewer connections than the limits.
+    The limits of connections are far above the needs of a tracking server.
     """
 
     max_cons = 512
@@ -70,7 +70,7 @@ class Server(FTPServer):
         authorizer.add_user(*credentials, str(artifacts), perm="elradfmwMT")
         settings = {"certfile": str(certificate), "passive_ports": passive_ports, "authorizer": authorizer}
         encryption = {"tls_control_required": tls, "tls_data_required": tls}
-        # The last are the times of the next answers to failed logins, by address.
+        # next_answers: the time of the next reply to failed logins, by address.
         handler = type("Handler", (Handler,), settings | encryption | {"next_answers": {}})
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(socket.create_server((host, port), family=family), handler)
@@ -78,17 +78,17 @@ class Server(FTPServer):
 
 
 def serve(server: Server) -> None:
-    """Serve until SIGINT or SIGTERM; log logins and transfers to stderr."""
+    """Serve until SIGINT or SIGTERM, and log logins and transfers to standard error."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    # Only now: the process that has the port is the only server of this folder.
+    # Safe now: the process that has the port is the folder's only server.
     if count := remove_temporaries(server.artifacts):
         logger.info("Removed %d files of interrupted uploads.", count)
     ports = server.handler.passive_ports
     logger.info("Passive ports: %d to %d.", ports[0], ports[-1])
     click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
-    # A signal that comes just before a wait is handled after it: limit each. `serve_forever` delays what is for later.
+    # A signal just before a wait is handled after it, so limit each wait; `serve_forever` would delay scheduled calls.
     server.ioloop.call_every(0.5, lambda: None)
     wait = 0.0
     try:
@@ -105,22 +105,22 @@ SETTINGS = {"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True, "help_opti
 
 @click.command(context_settings=SETTINGS)
 @click.version_option(package_name="mlflow-ftp")
-@_option("--folder", default="mlflow-ftp", help="Folder of the artifacts and the generated certificate.", type=FOLDER)
-@_option("--host", default="127.0.0.1", help="Address to listen on; beyond loopback, passwords need TLS.")
+@_option("--folder", default="mlflow-ftp", help="Folder for artifacts and the generated certificate.", type=FOLDER)
+@_option("--host", default="127.0.0.1", help="Address to listen on; other than on loopback, logins require TLS.")
 @_option("--port", default=2121, help="Port for commands.")
 @_option("--passive-ports", default=(60100, 60139), help="First and last port for data connections.", nargs=2, type=int)
 def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> None:
-    """Serve a folder by FTP to one user, chrooted, passive only, with explicit TLS.
+    """Serve a folder by FTP to a single user, chrooted, passive only, with explicit TLS.
 
-    User and password are the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD. Clients find the certificate of the
-    server, `HOST.pem` in the folder, by MLFLOW_FTP_SERVER_CERT_PATH.
+    User and password are the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD. Clients need the server's
+    certificate, `HOST.pem` in the folder, in MLFLOW_FTP_SERVER_CERT_PATH.
 
     \b
     Example:  mlflow-ftp-server --folder /srv/mlflow --host 0.0.0.0
     """
     first, last = passive_ports
     if not (ports := range(first, last + 1)):
-        raise click.UsageError(f"The passive ports {first} {last} end before they begin: name the first one first.")
+        raise click.UsageError(f"The passive ports {first} {last} are in the wrong order: the lower one is first.")
     credentials = os.environ.get("MLFLOW_FTP_USERNAME", ""), os.environ.get("MLFLOW_FTP_PASSWORD", "")
     if not all(credentials):
         raise click.UsageError("Set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD.")

@@ -1,4 +1,4 @@
-"""Hide the uploads of all clients until they are whole, as ProFTPD's HiddenStores does."""
+"""Hidden uploads: a file appears when it is complete, as with ProFTPD's HiddenStores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mlflow_ftp.names import is_temporary, new_temporary
 
 
 class Incoming(io.BufferedWriter):
-    """A file of an upload; `flush` raises the error of a full disk, and `close` does not raise it again."""
+    """The file of an upload; `flush` raises a disk error, `close` does not raise it again."""
 
     def __init__(self, path: Path, name: str) -> None:
         raw = io.FileIO(path, "w")
-        raw.name = name  # the name in the log
+        raw.name = name  # its name in the log
         super().__init__(raw)
 
     def close(self) -> None:
@@ -29,43 +29,43 @@ class Incoming(io.BufferedWriter):
 
 
 class Upload(Incoming):
-    """A file under a temporary name; `close` removes it unless `keep` has given it its own name."""
+    """A file with a temporary name; `close` removes it unless `keep` has renamed it."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._hidden = path, path.with_name(new_temporary(path.name))
         super().__init__(self._hidden, str(path))
 
-    def sync(self, is_whole: bool) -> None:
-        """Write the file to the disk; raise an OSError if it is not whole."""
+    def sync(self, is_complete: bool) -> None:
+        """Write the file to disk; raise OSError if it is incomplete."""
         self.flush()
         os.fsync(self.fileno())
-        if not is_whole:
+        if not is_complete:
             raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
 
     def keep(self) -> None:
-        """Give the file its own name."""
+        """Rename the file to its final name."""
         self._hidden.replace(self._path)
 
     def close(self) -> None:
-        """Close the file, and remove it if it is not whole."""
+        """Close the file, and remove it unless it was renamed."""
         super().close()
         self._hidden.unlink(missing_ok=True)
 
 
 class WholeFiles(AbstractedFS):
-    """The served folder; a client that uses temporary names itself, as the store does, writes directly."""
+    """The served folder; clients that use temporary names, like the store, write directly."""
 
     def open(self, filename: str, mode: str) -> IO[Any]:
-        """Open a file; raise FilesystemError for an upload that would change a file in place (APPE, REST)."""
+        """Open a file; raise FilesystemError for an upload that would modify a file in place (APPE, REST)."""
         is_part = is_temporary(Path(filename).name)
         if mode == "wb":
             return Incoming(Path(filename), filename) if is_part else Upload(Path(filename))
         if mode != "rb" and not is_part:
-            raise FilesystemError("A file is stored whole: send it from its start")
+            raise FilesystemError("Files are stored as a whole: send it from the start")
         return super().open(filename, mode)
 
     def remove(self, path: str) -> None:
-        """Delete a file in the served folder; delete only the link if the file is one."""
+        """Delete a file in the served folder, but only the link if it is one."""
         file = Path(self.ftp2fs(path))
         if not self.validpath(str(file.parent)):
             raise FilesystemError("The folder of the file is outside the served folder")
