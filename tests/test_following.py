@@ -84,7 +84,7 @@ def test_data_that_goes_and_comes_back_is_reported(served, data_file, tmp_path, 
     followed.poll()
     assert "data" not in followed.now.faults
     assert followed.now.frame is served.frame
-    monkeypatch.setattr(follower, "RUN_SECONDS", 0.0)
+    monkeypatch.setattr(follower, "MAX_RUN_SECONDS", 0.0)
     followed.poll()
     assert "is gone" in followed.now.faults["data"].why
     (tmp_path / "germany.parquet").write_bytes(b"no table")

@@ -31,7 +31,7 @@ WEEK = "2016-W40"
 
 
 @pytest.fixture(scope="module")
-def evidence(tmp_path_factory) -> ReportData:
+def data(tmp_path_factory) -> ReportData:
     """The sample, and a small model that learned from its first four fifths."""
     folder = tmp_path_factory.mktemp("raw")
     fetch("sample", folder / "raw")
@@ -45,25 +45,25 @@ def evidence(tmp_path_factory) -> ReportData:
     return ReportData(frame, *model.predict_with_band(frame), model.coverage, production, until)
 
 
-def without(evidence: ReportData, rows: pd.Series) -> ReportData:
-    """Return the evidence without some rows of its frame."""
-    parts = {"frame": evidence.frame, "predicted": evidence.predicted}
+def without(data: ReportData, rows: pd.Series) -> ReportData:
+    """Return the data without some rows of its frame."""
+    parts = {"frame": data.frame, "predicted": data.predicted}
     kept = {name: part[~rows].reset_index(drop=True) for name, part in parts.items()}
-    band = tuple(end[~rows].reset_index(drop=True) for end in evidence.band)
-    return dataclasses.replace(evidence, **kept, band=band)
+    band = tuple(end[~rows].reset_index(drop=True) for end in data.band)
+    return dataclasses.replace(data, **kept, band=band)
 
 
-def worst(evidence: ReportData, week: str = WEEK) -> list[WorstHour]:
+def worst(data: ReportData, week: str = WEEK) -> list[WorstHour]:
     """Return the worst misses of a week."""
-    return report.worst(evidence, evidence.of_week(week))
+    return report.worst_hours(data, data.of_week(week))
 
 
-def words(evidence: ReportData, week: str = WEEK) -> str:
+def words(data: ReportData, week: str = WEEK) -> str:
     """Return the words of the page on a week, without those that are the same each week."""
-    part = evidence.of_week(week)
-    misses = report.worst(evidence, part)
-    tables = [report.totals(evidence, part), report.by_day(part), report.worst_table(misses)]
-    texts = [report.summary(evidence, part), report.model_in_words(evidence), report.origin_in_words(evidence.origin)]
+    part = data.of_week(week)
+    misses = report.worst_hours(data, part)
+    tables = [report.totals(data, part), report.daily_table(part), report.worst_table(misses)]
+    texts = [report.summary(data, part), report.describe_model(data), report.describe_origin(data.origin)]
     return " ".join(" ".join([*texts, *(table.to_html() for table in tables if table is not None)]).split())
 
 
@@ -73,10 +73,10 @@ def visible(page: str) -> str:
 
 
 # -- what it says ------------------------------------------------------------------------------------------------------
-def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
+def test_page_says_what_was_produced_and_how_well_it_was_predicted(data):
     """Its numbers are those of the frame and of the model's own predictions."""
-    week = evidence.of_week(WEEK)
-    totals = report.totals(evidence, week)
+    week = data.of_week(WEEK)
+    totals = report.totals(data, week)
     energy, predicted = week.hours[schema.TARGETS].sum(), week.predicted.sum()
     off = (week.predicted - week.hours[schema.TARGETS]).abs().mean()
     inside = week.hours.wind_GW.between(week.band[0].wind_GW, week.band[1].wind_GW).mean()
@@ -89,37 +89,37 @@ def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
         f"{100 * inside:.0f} %",
     ]
     assert totals.loc["Solar power"].iloc[-1].endswith("% (by day)")
-    text = words(evidence)
+    text = words(data)
     for part in ("Wind speed, m/s", "modelled", "Deutscher Wetterdienst", "licence", "The state over these weeks: **"):
         assert part in text
 
 
-def test_page_tells_weeks_that_the_model_learned_from_apart(evidence):
+def test_page_tells_weeks_that_the_model_learned_from_apart(data):
     """A week before the end of training is no fair test, and the page says so."""
-    assert "all of these are new to it" in words(evidence)
-    assert "trained on all of these hours" in words(evidence, "2014-W30")
-    assert "is not known" in words(dataclasses.replace(evidence, trained_until=None))
+    assert "all of these are new to it" in words(data)
+    assert "trained on all of these hours" in words(data, "2014-W30")
+    assert "is not known" in words(dataclasses.replace(data, training_end=None))
 
 
-def test_page_counts_missing_hours_and_names_the_gaps(evidence):
+def test_page_counts_missing_hours_and_names_the_gaps(data):
     """Ten hours taken away in two places: said at the top, and the lines of the figure break."""
-    stamps = evidence.frame.utc_timestamp
+    stamps = data.frame.utc_timestamp
     start = pd.Timestamp(split.monday(WEEK))
     gone = stamps.between(start + pd.Timedelta("10h"), start + pd.Timedelta("18h")) | (
         stamps == start + pd.Timedelta("50h")
     )
-    text = words(without(evidence, gone))
+    text = words(without(data, gone))
     assert "10 of the week's 168 hours are missing" in text
     assert "Mon 3 Oct, 10:00 to Mon 3 Oct, 18:00; Wed 5 Oct, 02:00" in text
     assert "Mon 3 Oct (15 h)" in text
-    assert "are missing" not in words(evidence)
-    last_hour = without(evidence, evidence.frame.index < len(evidence.frame) - 1)
+    assert "are missing" not in words(data)
+    last_hour = without(data, data.frame.index < len(data.frame) - 1)
     assert "143 of the week's 144 hours so far are missing" in words(last_hour, "2016-W52")
 
 
-def test_page_without_a_model_in_production_says_so(evidence):
+def test_page_without_a_model_in_production_says_so(data):
     """Nothing is predicted, and nothing of a prediction is claimed; what was produced is there."""
-    nothing = ReportData(evidence.frame)
+    nothing = ReportData(data.frame)
     text = words(nothing)
     assert "No model is in production" in text
     assert "models:/" not in text
@@ -128,25 +128,25 @@ def test_page_without_a_model_in_production_says_so(evidence):
     assert "Solar from" in report.draw(nothing, nothing.of_week(WEEK), []).alt
 
 
-def test_page_shows_lineage_as_it_was_recorded(evidence):
+def test_page_shows_lineage_as_it_was_recorded(data):
     """Each link, known or not; what others wrote is text, never markup."""
     links = (
         Link("data", "germany.parquet", {"md5": "5b152ef6"}),
         Link("run", "<b>bold</b>", {"deleted": "yes"}, url="http://127.0.0.1:5000/#/runs/1"),
         Link("notebook", "train.ipynb", known=False),
     )
-    text = words(dataclasses.replace(evidence, lineage=links))
+    text = words(dataclasses.replace(data, lineage=links))
     for part in ("md5: 5b152ef6", "deleted: yes", "not recorded", "&lt;b&gt;bold", "models:/wind_solar/3"):
         assert part in text
-    frame = evidence.frame.copy()
+    frame = data.frame.copy()
     frame.attrs = {"origin": {"source": "csv", "attribution": "<script>alert(1)</script>"}}
-    assert "<script" not in words(dataclasses.replace(evidence, frame=frame))
+    assert "<script" not in words(dataclasses.replace(data, frame=frame))
 
 
 # -- the worst hours ---------------------------------------------------------------------------------------------------
-def test_worst_hours_are_the_largest_misses_apart_from_each_other(evidence):
+def test_worst_hours_are_the_largest_misses_apart_from_each_other(data):
     """The first is the largest of the week; of each source three, more than six hours apart, by size."""
-    week, misses = evidence.of_week(WEEK), worst(evidence)
+    week, misses = data.of_week(WEEK), worst(data)
     errors = week.predicted[schema.TARGETS] - week.hours[schema.TARGETS]
     assert abs(misses[0].error) == pytest.approx(errors.abs().max().max())
     assert [miss.number for miss in misses] == list(range(1, len(misses) + 1))
@@ -158,40 +158,40 @@ def test_worst_hours_are_the_largest_misses_apart_from_each_other(evidence):
     assert all(miss.reason for miss in misses)
 
 
-def planted(evidence: ReportData, at: str, **factors: float) -> WorstHour:
+def planted(data: ReportData, at: str, **factors: float) -> WorstHour:
     """Return the worst miss after values of one hour were multiplied."""
-    here = evidence.frame.utc_timestamp == pd.Timestamp(at, tz="UTC")
-    columns = {name: evidence.frame[name].where(~here, evidence.frame[name] * by) for name, by in factors.items()}
-    frame = evidence.frame.assign(**columns)
-    frame.attrs = evidence.frame.attrs
-    misses = worst(dataclasses.replace(evidence, frame=frame))
+    here = data.frame.utc_timestamp == pd.Timestamp(at, tz="UTC")
+    columns = {name: data.frame[name].where(~here, data.frame[name] * by) for name, by in factors.items()}
+    frame = data.frame.assign(**columns)
+    frame.attrs = data.frame.attrs
+    misses = worst(dataclasses.replace(data, frame=frame))
     miss = next(miss for miss in misses if miss.at == pd.Timestamp(at, tz="UTC"))
     assert miss.number == 1
     return miss
 
 
-def test_reason_is_what_was_unusual_about_the_hour(evidence):
+def test_reason_is_what_was_unusual_about_the_hour(data):
     """A gust, a flash of light, and generation that no weather explains are named in a sentence, with what is usual."""
-    miss = planted(evidence, "2016-10-06T12:00", wind_GW=5)
-    assert miss.beyond > 3
+    miss = planted(data, "2016-10-06T12:00", wind_GW=5)
+    assert miss.outside_band > 3
     assert miss.reason.startswith("The wind power was unusual at about this wind speed")
     assert "The model sees nothing that explains it" in miss.reason
-    gust = planted(evidence, "2016-10-06T12:00", wind_GW=5, windspeed=2.5)
+    gust = planted(data, "2016-10-06T12:00", wind_GW=5, windspeed=2.5)
     assert gust.reason.startswith("The wind speed changed by")
-    flash = planted(evidence, "2016-10-06T10:00", solar_GW=4, rad_horizontal=9)
+    flash = planted(data, "2016-10-06T10:00", solar_GW=4, rad_horizontal=9)
     assert flash.reason.startswith("The light changed by")
 
 
-def test_reason_is_never_absent(evidence):
+def test_reason_is_never_absent(data):
     """Each of a year's worst hours has one, and a model that is too low for weeks is named as such."""
     weeks = [f"2016-W{number}" for number in range(20, 52, 6)]
-    assert [miss for week in weeks for miss in worst(evidence, week) if "none found" in miss.reason] == []
-    predicted = evidence.predicted.assign(wind_GW=evidence.predicted["wind_GW"] * 0.6)
-    reasons = [miss.reason for miss in worst(dataclasses.replace(evidence, predicted=predicted)) if miss.error < 0]
+    assert [miss for week in weeks for miss in worst(data, week) if "none found" in miss.reason] == []
+    predicted = data.predicted.assign(wind_GW=data.predicted["wind_GW"] * 0.6)
+    reasons = [miss.reason for miss in worst(dataclasses.replace(data, predicted=predicted)) if miss.error < 0]
     assert any(
         re.match(r"Predictions of wind power were \d+ % too low in the mean of eight weeks", each) for each in reasons
     )
-    high = dataclasses.replace(evidence, predicted=predicted * 4)
+    high = dataclasses.replace(data, predicted=predicted * 4)
     assert not any("too low" in miss.reason for miss in worst(high))
 
 

@@ -1,4 +1,4 @@
-"""The dashboard, a web application: `python -m dashboard` in the folder of `dvc.yaml` serves it.
+"""The dashboard, a Dash application: `python -m dashboard` in the folder of `dvc.yaml` serves it.
 
-`app` makes and serves it, `follower` holds what it shows, `pages` are its pages and `api` answers programs.
+`app` builds and serves it, `follower` holds its state, `pages` are its pages and `api` is the HTTP API.
 """

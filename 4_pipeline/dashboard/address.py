@@ -1,4 +1,4 @@
-"""The address of a view: which page, and what the reader set there; any text is accepted."""
+"""The address of a view: its page, and the user's choices as the query. Any text is accepted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import flask
 
-MAX_CHARACTERS = 2000  # no view needs more
+MAX_CHARACTERS = 2000  # longer than any view's address
 MAX_FIELDS = 20
 PREFIX = re.compile(r"(?:/[\w.~%@+-]+)+")
 
 
 def parse(url: object) -> tuple[str, dict[str, str]]:
-    """Return a page's path and the fields of the query, the last one of each name; the front page if there is none."""
+    """Return path and query fields of an address, the last field of each name; the front page for invalid text."""
     if not isinstance(url, str) or len(url) > MAX_CHARACTERS:
         return "/", {}
     try:
@@ -25,23 +25,23 @@ def parse(url: object) -> tuple[str, dict[str, str]]:
 
 
 def prefix() -> str:
-    """Return the path under which the reader sees the dashboard, as JupyterLab sends it; empty without a proxy.
+    """Return the path prefix that a proxy such as JupyterLab sends; empty without a proxy.
 
-    A header that is not a path is ignored, since it would be written into the page.
+    A header that is no path is ignored, since the prefix is written into the page.
     """
     root = flask.request.script_root if flask.has_request_context() else ""
     return root if PREFIX.fullmatch(root) else ""
 
 
 def link(path: str) -> str:
-    """Return the address of a path of the dashboard as the reader's browser needs it."""
+    """Return a path of the dashboard with the prefix of the current request."""
     return prefix() + path
 
 
 def of_referrer() -> str:
-    """Return path and query of the page that asks for the layout.
+    """Return path and query of the page that requests the layout.
 
-    A browser that sends no referrer gets the front page, and then asks for its own (`assets/address.js`).
+    A browser that sends no referrer gets the front page, then requests its own page (`assets/address.js`).
     """
     url = flask.request.referrer if flask.has_request_context() else None
     _, slash, rest = (url or "").removeprefix("https://").removeprefix("http://").partition("/")

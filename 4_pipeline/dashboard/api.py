@@ -1,4 +1,4 @@
-"""The dashboard beside its pages: `/predict`, `/health` and `/metrics` for programs, and pages of the pipeline."""
+"""The HTTP API: `/predict`, `/health` and `/metrics`, and the page of the weekly report."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .follower import Comparison, Follower, Snapshot
 from .layout import WHAT_TO_RUN
 
 POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-MEASURES = {
-    "mae": "Mean absolute error, in the unit of the target,",
-    "bias_percent": "Mean error in percent of what was measured",
-    "inside": f"Share within the error band of the {steps.NAMES}",
+MEASURES = {  # by attribute of `monitoring.Quality`: name and meaning
+    "mae": ("model_mae", "Mean absolute error, in the unit of the target,"),
+    "bias_percent": ("model_bias_percent", "Bias in percent of the measured mean"),
+    "coverage": ("model_inside", f"Share within the error band of the {steps.NAMES}"),
 }
 EXAMPLE = {"utc_timestamp": requests.EXAMPLE} | {each.name: each.slider.first for each in problem.INPUTS}
 
 
 def register(server: Flask, follower: Follower) -> None:
-    """Add the routes; none of them waits for MLflow."""
+    """Add the routes; none waits for MLflow."""
     dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
     server.json.dumps = dumps  # type: ignore[method-assign] # of this server alone
 
     @server.get("/health")
     def health() -> Response:
-        """Answer immediately, even if the registry does not."""
+        """Return the status, also while the registry is down."""
         snapshot = follower.now
         production = snapshot.champion.production if snapshot.champion else None
         return jsonify(
@@ -50,40 +50,40 @@ def register(server: Flask, follower: Follower) -> None:
 
     @server.get("/metrics")
     def metrics() -> Response:
-        """Return the state and the quality of the latest rows as Prometheus reads them."""
+        """Return state and quality of the latest predictions in the Prometheus format."""
         return Response("\n".join(_metrics(follower.now.comparison)) + "\n", mimetype="text/plain; version=0.0.4")
 
     @server.get("/results/report.html")
     def report() -> Response:
-        """Show the report that the pipeline has written, with a link back."""
+        """Return the weekly report with a link to the dashboard."""
         try:
             text = (follower.data_file.parents[1] / "results" / "report.html").read_text()
         except FileNotFoundError:
-            abort(HTTPStatus.NOT_FOUND, f"the pipeline has not written report.html yet; run {WHAT_TO_RUN}")
+            abort(HTTPStatus.NOT_FOUND, f"there is no report.html yet; run {WHAT_TO_RUN}")
         back = f'<body><nav><a href="{address.link("/")}">← Dashboard</a></nav>'
         return Response(text.replace("<body>", back, 1), headers={"Content-Security-Policy": POLICY})
 
     @server.post("/predict")
     def predict() -> tuple[Response, int]:
-        """Return each target for each row of weather, and the version of the model."""
+        """Return predictions for rows of inputs, and the version of the model."""
         return _predict(follower)
 
 
 def _predict(follower: Follower) -> tuple[Response, int]:
-    example, next_step = json.dumps({"rows": [EXAMPLE]}), "send the rows as in this example"
+    example, next_step = json.dumps({"rows": [EXAMPLE]}), "send the rows as in the example"
     if not request.is_json:
-        status, sent = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, request.content_type or "no Content-Type"
-        next_step = "send this header, and a body such as " + example
-        return _refusal(status, "The body is not JSON.", sent, "Content-Type: application/json", next_step)
+        status, content_type = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, request.content_type or "no Content-Type"
+        next_step = "send this header with a body such as " + example
+        return _error(status, "The body is not JSON.", content_type, "Content-Type: application/json", next_step)
     try:
         body, snapshot = request.get_json(), follower.now
     except BadRequest as error:
         value = getattr(error.__cause__, "description", None)
-        return _refusal(HTTPStatus.BAD_REQUEST, "The body is not JSON that can be read.", value, example, next_step)
+        return _error(HTTPStatus.BAD_REQUEST, "The body is not valid JSON.", value, example, next_step)
     if not isinstance(body, dict) or body.keys() != {"rows"}:
         value = f"keys {', '.join(body)}"[:200] if isinstance(body, dict) else f"{body!r:.40}"
-        reason = "The body is not a JSON object with the key `rows` alone."
-        return _refusal(HTTPStatus.BAD_REQUEST, reason, value, example, next_step)
+        reason = "The body must be a JSON object with `rows` as its only key."
+        return _error(HTTPStatus.BAD_REQUEST, reason, value, example, next_step)
     try:
         rows = requests.from_records(body["rows"])
         if snapshot.champion is None:
@@ -101,17 +101,16 @@ def _predict(follower: Follower) -> tuple[Response, int]:
         is_data = isinstance(error, DataError)
         status = HTTPStatus.UNPROCESSABLE_ENTITY if is_data else HTTPStatus.INTERNAL_SERVER_ERROR
         value = error.value if error.value is None else "; ".join(map(str.strip, str(error.value).splitlines()))
-        return _refusal(status, error.what, value, error.expected, error.next_step)
+        return _error(status, error.what, value, error.expected, error.next_step)
 
 
 def _metrics(comparison: Comparison | None) -> Iterator[str]:
-    """Yield lines of https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format."""
-    yield f"# HELP model_state How good the latest predictions are, as a place in: {', '.join(monitoring.STATES)}."
+    """Yield the lines of https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format."""
+    yield f"# HELP model_state State of the latest predictions, as an index into: {', '.join(monitoring.STATES)}."
     yield "# TYPE model_state gauge"
     if comparison:
         yield f"model_state {monitoring.STATES.index(comparison.state)}"
-    for measure, meaning in MEASURES.items():
-        name = f"model_{measure}"
+    for measure, (name, meaning) in MEASURES.items():
         yield f"# HELP {name} {meaning} of the latest {monitoring.WINDOW_DAYS} days."
         yield f"# TYPE {name} gauge"
         for quality in comparison.latest if comparison else []:
@@ -119,15 +118,15 @@ def _metrics(comparison: Comparison | None) -> Iterator[str]:
 
 
 def _no_model(snapshot: Snapshot) -> tuple[Response, int]:
-    what, next_step = "The model is being loaded.", "ask again in a few seconds"
+    what, next_step = "The model is being loaded.", "retry in a few seconds"
     if "model" in snapshot.faults:
         what, next_step = snapshot.faults["model"].why, "mlflow-gate status"
     elif snapshot.is_ready:
         what, next_step = snapshot.missing("champion"), WHAT_TO_RUN.replace("`", "")
-    return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, what, next_step=next_step)
+    return _error(HTTPStatus.SERVICE_UNAVAILABLE, what, next_step=next_step)
 
 
-def _refusal(
+def _error(
     status: HTTPStatus, what: str, value: object = None, expected: object = None, next_step: object = None
 ) -> tuple[Response, int]:
     details = {"found": value, "expected": expected, "next": next_step}

@@ -1,4 +1,4 @@
-"""The web application, its server, and its start."""
+"""The Dash application, its server and its command line."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from .follower import Follower
 from .hosts import LOOPBACK, is_loopback
 
 THREADS = 64
-MAX_CONNECTIONS = 1000  # browsers keep theirs open, and waitress lets only 100 in by default
-FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # how an address of this server begins in the page, and in its JSON
+MAX_CONNECTIONS = 1000  # browsers keep connections open; waitress's default limit is 100
+FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # the start of a root-relative URL in the HTML, and in its JSON
 
 
 class Dashboard(Dash):
-    """A Dash application behind any path prefix; each request names its own."""
+    """A Dash application that works behind any path prefix, which each request names."""
 
     def interpolate_index(self, **parts: str) -> str:
-        """Return the page with the addresses of its scripts, its styles and its callbacks under the prefix."""
+        """Return the page with the URLs of scripts, styles and callbacks under the prefix."""
         return FROM_ROOT.sub(f'"{address.link("/")}', super().interpolate_index(**parts))
 
 
 def make_app(follower: Follower) -> Dash:
-    """Return the Dash application; everything that the page needs comes from this machine.
+    """Return the Dash application; it loads nothing from other hosts.
 
-    No callback waits for anything but the model's own arithmetic.
+    No callback waits for MLflow.
     """
     app = Dashboard(
         __name__,
         title=layout.TITLE,
         update_title=None,
         prevent_initial_callbacks=True,
-        suppress_callback_exceptions=True,  # only one of the pages is shown
+        suppress_callback_exceptions=True,  # the layout holds one page at a time
         index_string=layout.INDEX,
-        assets_ignore="theme.js",  # `layout.INDEX` loads it, before anything is drawn
+        assets_ignore="theme.js",  # `layout.INDEX` loads it before the first paint
     )
     app.layout = lambda: layout.whole_page(follower.now, address.of_referrer())
     security.protect(app, pages.PATHS)
     api.register(app.server, follower)
-    app.server.before_request(follower.attend)
+    app.server.before_request(follower.on_request)
     app.server.wsgi_app = ProxyFix(app.server.wsgi_app, x_for=0, x_proto=0, x_prefix=1)  # see `address.prefix`
     _register_frame(app, follower)
     for page in pages.PAGES:
@@ -73,7 +73,7 @@ def _register_frame(app: Dash, follower: Follower) -> None:
         Input("requested", "data"),
     )
     def show_page(requested: object) -> tuple:
-        """Show the page of another address, without a reload."""
+        """Show the page of the requested address without a reload."""
         links, title, content = layout.view(follower.now, *address.parse(requested))
         return links, [requested, title], content
 
@@ -86,7 +86,7 @@ def _register_frame(app: Dash, follower: Follower) -> None:
         State("version", "data"),
     )
     def follow(_ticks: int, revision: object, before: object) -> tuple:
-        """Update the frame if there is a new revision, on which the callbacks of the pages depend."""
+        """Update header and banners for a new revision, which also triggers the callbacks of the pages."""
         snapshot = follower.now
         if snapshot.revision == revision:
             raise PreventUpdate
@@ -103,13 +103,13 @@ def _register_frame(app: Dash, follower: Follower) -> None:
 
 def _listen(follower: Follower, host: str, port: int) -> BaseWSGIServer:
     try:
-        # One process: what takes time is computed once for all readers.
+        # One process, so that all users share its cache.
         server = make_app(follower).server
         limits = {"connection_limit": MAX_CONNECTIONS, "max_request_body_size": security.MAX_BODY_BYTES}
         return waitress.create_server(server, host=host, port=port, threads=THREADS, ident=None, **limits)
     except OSError as error:
         raise ServiceError(
-            "The dashboard cannot listen on its address.",
+            "The dashboard cannot listen on this address.",
             value=f"{host}:{port}: {error.strerror}",
             expected="a free port",
             next_step="python -m dashboard --port ANOTHER",
@@ -118,18 +118,18 @@ def _listen(follower: Follower, host: str, port: int) -> BaseWSGIServer:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="forecast")
-@click.option("--host", default="127.0.0.1", show_default=True, help="An address of this machine.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The loopback address to listen on.")
 @click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--log-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML, for `logging`.")
 def main(host: str, port: int, log_config: Path | None) -> None:
-    """Show data, model and predictions of the pipeline in this folder: whatever model is in production.
+    """Serve the dashboard of the pipeline in this folder: its data, the model in production and its predictions.
 
     \b
     Example:  python -m dashboard --port 8051
     Behind a proxy:  DASHBOARD_ALLOWED_HOSTS=dash.company.lan,other.lan python -m dashboard
     """
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs each request that has to wait
-    # A frozen server is noticed within seconds, and a database that was replaced; the dashboard tries again by itself.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs every queued request
+    # Detect a hanging server within seconds, and a replaced database; the dashboard retries by itself.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
     if log_config:
@@ -138,10 +138,10 @@ def main(host: str, port: int, log_config: Path | None) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if not is_loopback(host):
         raise ServiceError(
-            "The dashboard does not start, since other machines could use it without a password.",
+            "The dashboard would be reachable from other machines without a password.",
             value=f"--host {host}",
             expected=" or ".join(LOOPBACK),
-            next_step=f"from another machine use a tunnel: ssh -L {port}:127.0.0.1:{port} HOST",
+            next_step=f"from another machine, use a tunnel: ssh -L {port}:127.0.0.1:{port} HOST",
         )
     if tracking.tracking_uri().startswith("sqlite:"):
         logging.getLogger(__name__).info(tracking.NO_SERVER)

@@ -1,4 +1,4 @@
-"""Hosts that only programs of this machine reach."""
+"""Loopback hosts."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only programs of this machine reach a server at this host name or address."""
+    """Return whether a host name or address is a loopback one, which only this machine can reach."""
     return host in LOOPBACK or host.startswith("127.")

@@ -1,4 +1,4 @@
-"""The building blocks of the pages: panels, figures with their names, tiles, tables, banners, and times as text."""
+"""Components of the pages: panels, labelled figures, tiles, tables, banners and formatted times."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from forecast.terms.parameters import FILE, load, project
 from .follower import Snapshot
 from .predictions import Band
 
-NO_WIDTH = 0.05  # of a band: it would be shown as "0.0 to 0.0"
+MIN_WIDTH = 0.05  # a narrower band would read "0.0 to 0.0"
 
 
 def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
-    """Return a section of a page with its heading; screen readers list it by that."""
+    """Return a section of a page, labelled by its heading for screen readers."""
     head = [html.H2(title, id=f"{id_}-title"), html.P(hint, id=f"{id_}-hint", className="hint")]
     label = {"aria-labelledby": f"{id_}-title"}
     return html.Section([html.Div(head, className="head"), *children], id=id_, className="panel", **label)
 
 
 def graph(id_: str, figure: go.Figure | dict, label: str, class_name: str = "chart") -> html.Div:
-    """Return a figure that keeps its height from the start, with a label for screen readers."""
+    """Return a figure of fixed height with a label for screen readers."""
     config = {"displayModeBar": False, "responsive": True, "showTips": False, "doubleClick": "autosize"}
     return html.Div(
         dcc.Graph(id=id_, figure=figure, config=config), className=class_name, role="figure", **{"aria-label": label}
@@ -39,14 +39,14 @@ def graph(id_: str, figure: go.Figure | dict, label: str, class_name: str = "cha
 
 
 def tile(name: str, number: object, unit: str, hint: str, colour: str, middle: tuple = ()) -> html.Div:
-    """Return a large number with its name above and a hint below, in the colour of a target."""
+    """Return a tile: a large number with its name above and a hint below, in the colour of a target."""
     big = html.P([number, html.Small(f" {unit}")], className="number")
     content = [html.P(name, className="name"), big, *middle, html.P(hint, className="hint")]
     return html.Div(content, className="tile", style={"--colour": colour})
 
 
 def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | None) -> list[html.Div]:
-    """Return the prediction for one row: a tile a target, with its share of the highest in the data."""
+    """Return one tile per target with the prediction for one row, its band and its share of the peak in the data."""
     tiles, coverage = [], snapshot.champion and snapshot.champion.model.coverage
     for target in problem.TARGETS:
         value = math.nan if predicted is None else float(predicted[target.name].iloc[0])
@@ -55,8 +55,8 @@ def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | 
         share = min(max(value / highest, 0.0), 1.0) if is_known else 0.0
         notes = [f"{share:.0%} of the highest {steps.NAME} in the data"] if is_known else []
         low, high = (float(end[target.name].iloc[0]) for end in band) if band else (0.0, 0.0)
-        if high - low > NO_WIDTH:  # none at night
-            notes = [f"{low:.1f} to {high:.1f} {target.unit} in {coverage:.0%} of such {steps.NAMES}", *notes]
+        if high - low > MIN_WIDTH:  # solar power has no band at night
+            notes = [f"{coverage:.0%} error band: {low:.1f} to {high:.1f} {target.unit}", *notes]
         big = html.Span("n/a" if math.isnan(value) else f"{value:.2f}", id=f"predicted-{target.name}")
         bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
         tiles.append(tile(target.title, big, target.unit, ". ".join(notes), target.colour, middle=(bar,)))
@@ -64,38 +64,38 @@ def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | 
 
 
 def table(label: str, head: list[str], rows: list[list], class_name: str) -> html.Div:
-    """Return a table in a frame that scrolls, by keys too; the first cell of each row is its heading."""
+    """Return a table that scrolls, also by keyboard; the first cell of each row is its heading."""
     top = html.Thead(html.Tr([html.Th(name, scope="col") if name else html.Td() for name in head]))
     body = html.Tbody([html.Tr([html.Th(row[0], scope="row"), *map(html.Td, row[1:])]) for row in rows])
     content = html.Table([top, body], className=f"figures {class_name}")
     return html.Div(content, className="scroll", tabIndex="0", role="group", **{"aria-label": label})
 
 
-def facts(named: Sequence[tuple[str, object]]) -> html.Dl:
-    """Return a list of names, each with its fact."""
-    return html.Dl([html.Div([html.Dt(name), html.Dd(fact)]) for name, fact in named], className="facts")
+def facts(pairs: Sequence[tuple[str, object]]) -> html.Dl:
+    """Return a description list of names and facts."""
+    return html.Dl([html.Div([html.Dt(name), html.Dd(fact)]) for name, fact in pairs], className="facts")
 
 
 def banner(head: str, text: str) -> dbc.Alert:
-    """Return a banner; text between backticks is shown as something to type."""
-    typed = [html.Code(piece) if number % 2 else piece for number, piece in enumerate(text.split("`"))]
-    return dbc.Alert([html.Strong(head), " ", *typed], color="warning")
+    """Return a warning banner; text between backticks is set as code."""
+    pieces = [html.Code(piece) if number % 2 else piece for number, piece in enumerate(text.split("`"))]
+    return dbc.Alert([html.Strong(head), " ", *pieces], color="warning")
 
 
 def external_link(text: object, href: str, **options: object) -> html.A:
-    """Return a link that leaves the dashboard, in a window of its own."""
+    """Return an external link, which opens in a new window."""
     return html.A([text, " ↗"], href=href, target="_blank", rel="noopener", **options)
 
 
-def kind(stage: str | None, otherwise: str) -> str:
-    """Return the title in params.yaml of the model that a stage of the pipeline trains, or the stage's own name."""
+def model_title(stage: str | None, default: str) -> str:
+    """Return the title in params.yaml of the model that a stage trains; else the stage's name, or ``default``."""
     with contextlib.suppress(PipelineError, LookupError, TypeError):
         return str(load(project() / FILE)[stage or ""]["title"])
-    return stage or otherwise
+    return stage or default
 
 
-def copied(text: str) -> object:
-    """Return a text; of a hash only its first letters, with a button that copies all of it."""
+def copyable(text: str) -> object:
+    """Return a text; shorten a hash to eight characters and add a button that copies all of it."""
     if not re.fullmatch("[0-9a-f]{32,64}", text):
         return readable_times(text)
     copy = dcc.Clipboard(content=text, title="Copy", className="copy")
@@ -108,12 +108,12 @@ def button(label: str, id_: str, title: str | None = None, **options: object) ->
 
 
 def readable_times(text: str) -> str:
-    """Return a text with its ISO times as people write them."""
+    """Return a text with its ISO times formatted for people."""
     return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)", lambda match: readable_time(match[0]), text)
 
 
 def readable_time(text: str | None) -> str:
-    """Return an ISO time as people write it, in UTC; any other text is returned as it is."""
+    """Return an ISO time in UTC, formatted for people; return any other text unchanged."""
     try:
         time = datetime.fromisoformat(text or "").astimezone(UTC)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Periods of whole days (of `steps.CALENDAR`) within the data: chosen by hand, by an address, or the latest ones."""
+"""Periods of whole days (of `steps.CALENDAR`) within the data: chosen by the user, by an address, or the latest."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from forecast.terms import steps
 
 from .follower import Comparison, Snapshot
 
-Period = tuple[Any, Any]  # the first and the last day, dates; None twice as long as there is no data
+Period = tuple[Any, Any]  # dates of the first and the last day; both None without data
 DEFAULT_DAYS = 14
 DAY = "%d %b %Y"
 
 
-def whole(snapshot: Snapshot) -> Period:
+def full(snapshot: Snapshot) -> Period:
     """Return the first and the last day of the data."""
     if snapshot.frame is None:
         return None, None
@@ -24,41 +24,41 @@ def whole(snapshot: Snapshot) -> Period:
 
 
 def latest(snapshot: Snapshot, length_days: int = DEFAULT_DAYS) -> Period:
-    """Return the latest days of the data."""
-    first, last = whole(snapshot)
+    """Return the last ``length_days`` of the data."""
+    first, last = full(snapshot)
     return (None, None) if last is None else (max(first, last - timedelta(days=length_days - 1)), last)
 
 
-def chosen(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]:
-    """Return both days in order and within the data, and a note on what was adjusted for that, if anything.
+def adjust(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]:
+    """Return the requested period, in order and within the data, and a note that explains any adjustment.
 
-    The period is the latest two weeks when a day is absent or not a date.
+    A missing or invalid day gives the latest two weeks.
     """
-    first, last = whole(snapshot)
-    days = day(start), day(end)
+    first, last = full(snapshot)
+    days = parse_day(start), parse_day(end)
     if first is None or not (start or end):
         return latest(snapshot), ""
     if days[0] is None or days[1] is None:
-        wrong = end if days[0] else start
-        what = f"“{str(wrong)[:40]}” is not a date" if wrong else "The first or the last day is missing"
-        return latest(snapshot), f"{what}, so the latest days are shown."
-    notes = ["The last day was before the first; they were swapped."] if days[0] > days[1] else []
+        invalid = end if days[0] else start
+        what = f"“{str(invalid)[:40]}” is not a date" if invalid else "The first or the last day is missing"
+        return latest(snapshot), f"{what}, so the latest two weeks are shown."
+    notes = ["The last day was before the first, so they were swapped."] if days[0] > days[1] else []
     if not all(first <= each <= last for each in days):
-        notes.append(f"The data go from {first:{DAY}} to {last:{DAY}}; days outside are left out.")
+        notes.append(f"The data cover {first:{DAY}} to {last:{DAY}}; days outside are left out.")
     start, end = sorted(min(max(each, first), last) for each in (days[0], days[1]))
     return (start, end), " ".join(notes)
 
 
-def day(value: object) -> date | None:
-    """Return the date at the beginning of a text; None if there is none."""
+def parse_day(value: object) -> date | None:
+    """Return the ISO date at the start of a text; None if there is none."""
     try:
         return date.fromisoformat(str(value)[:10])
     except ValueError:
         return None
 
 
-def compared(snapshot: Snapshot, period: Period) -> Comparison | None:
-    """Return the comparison of the rows in a period; None when there is nothing to compare."""
+def comparison_of(snapshot: Snapshot, period: Period) -> Comparison | None:
+    """Return the comparison of predicted and measured in a period; None without rows or predictions."""
     if snapshot.comparison is None or snapshot.frame is None:
         return None
     ends = [pd.Timestamp(day, tz=steps.CALENDAR) for day in (period[0], period[1] + timedelta(days=1))]

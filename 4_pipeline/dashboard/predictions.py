@@ -1,4 +1,4 @@
-"""The version in production: its predictions, those of simultaneous requests in one call, and all of them as tables."""
+"""Predictions of the version in production, batched over simultaneous requests, and their export as tables."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ from forecast.table.schema import STAMP, TARGETS
 from forecast.terms.quantities import YearEnds
 from mlflow_gate import Production
 
-Band = tuple[pd.DataFrame, pd.DataFrame]  # its lower and its upper end
+Band = tuple[pd.DataFrame, pd.DataFrame]  # lower and upper end
 Prediction = tuple[pd.DataFrame, Band | None]
 Request = tuple[pd.DataFrame, Future[Prediction]]
 
 
 @dataclass(frozen=True, eq=False)
 class Champion:
-    """The version in production, its model, and the model that was ``judged`` if the version is a refit of it.
+    """The version in production and its model; for a refit also the model that was ``evaluated`` by the gate.
 
-    One thread at a time calls the model, for all that wait: Keras models are not safe to share, and 50 rows take as
-    long as one.
+    One thread at a time calls the model, for all queued requests: Keras models are not thread-safe, and 50 rows take
+    as long as one.
     """
 
     production: Production
     model: LoadedModel
-    judged: LoadedModel | None = None
+    evaluated: LoadedModel | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
-    waiting: deque[Request] = field(default_factory=deque)
+    queue: deque[Request] = field(default_factory=deque)
 
     def __str__(self) -> str:
         return f"{self.production.name}/{self.production.version}"
 
     @property
-    def trained_until(self) -> str | None:
-        """The start of the last hour that the model learned from, in ISO 8601; None where that is not known."""
-        return gate.trained_until(self.production)
+    def training_end(self) -> str | None:
+        """The last time stamp of the training data, in ISO 8601; None if it is not recorded."""
+        return gate.learned_until(self.production)
 
     @property
-    def judged_until(self) -> str | None:
-        """The start of the last hour that the model learned from that predicts `predict_unseen`; None if not known."""
-        return gate.trained_until(self.production.evaluated)
+    def evaluated_training_end(self) -> str | None:
+        """The last time stamp of the evaluated model's training data, in ISO 8601; None if it is not recorded."""
+        return gate.learned_until(self.production.evaluated)
 
-    def predict_unseen(self, frame: pd.DataFrame) -> Prediction:
-        """Predict hours that were measured: those that a refit learned, by the model that was judged in its place."""
-        return storage.predict_unseen(self.model, self.judged, self.trained_until, frame)
+    def predict_as_new(self, frame: pd.DataFrame) -> Prediction:
+        """Predict measured hours; the evaluated model predicts the training hours of its refit."""
+        return storage.predict_as_new(self.model, self.evaluated, self.training_end, frame)
 
     @property
     def year_ends(self) -> YearEnds:
-        """The figures of installed capacity that predictions depend on; empty if they depend on none."""
-        return self.model.year_ends if self.model.takes_time else {}
+        """The installed capacity by year on which predictions depend; empty if they depend on none."""
+        return self.model.year_ends if self.model.knows_time else {}
 
     def predict_with_band(self, weather: pd.DataFrame) -> Prediction:
-        """Return what `LoadedModel.predict_with_band` returns for these rows; raise what it raises for them."""
+        """Call `LoadedModel.predict_with_band` for these rows, in a batch with those of other threads."""
         request: Request = weather, Future()
-        self.waiting.append(request)
+        self.queue.append(request)
         with self.lock:
             if not request[1].done():
-                self._answer([self.waiting.popleft() for _ in range(len(self.waiting))])
+                self._answer([self.queue.popleft() for _ in range(len(self.queue))])
         return request[1].result()
 
     def _answer(self, requests: list[Request]) -> None:
         try:
             rows = pd.concat([weather for weather, _ in requests], ignore_index=True)
             predicted, band = self.model.predict_with_band(rows)
-        except Exception as error:  # noqa: BLE001 - raised in the thread whose rows they are
+        except Exception as error:  # noqa: BLE001 - raised in the thread of the request
             if len(requests) > 1:
                 for request in requests:
                     self._answer([request])
@@ -85,14 +85,14 @@ class Champion:
 
 
 def table(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None) -> pd.DataFrame:
-    """Return rows with their predictions and the ends of the band, such as `<target>_low`; times as text."""
+    """Return rows with predictions and band (`<target>_low`, `<target>_high`); times as text."""
     parts = zip(("", "_low", "_high"), (predicted, *(band or ())), strict=False)
     columns = {f"{name}{suffix}": part[name] for suffix, part in parts for name in TARGETS}
     return rows.assign(utc_timestamp=rows["utc_timestamp"].dt.strftime(STAMP), **columns)
 
 
 def to_csv(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None, model: object) -> str:
-    """Return the table of predictions as CSV, such as `solar_predicted_GW`, with the name of the model in each row."""
+    """Return the table as CSV, with columns such as `solar_predicted_GW` and the model's name in each row."""
     names = {target.name: f"{target.key}_predicted_{target.unit}" for target in problem.TARGETS}
     wide = table(rows, predicted, band).rename(columns=names)
     return wide.round(dict.fromkeys(wide.columns[len(rows.columns) :], 4)).assign(model=model).to_csv(index=False)

@@ -1,4 +1,4 @@
-"""The record of the model in production: how it came there, where it comes from, and which inputs it uses."""
+"""The record of the version in production: history, lineage, explanations and the last decision."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Record:
-    """The record of a version; predictions do not need it.
+    """What is recorded of a version; predictions do not need it.
 
-    ``explanations`` are plotly figures as JSON has them, by name (`importance`, `responses`). ``decision`` is the
-    gate's last one in the pipeline, empty before there is one, and ``report_week`` the week of the last report.
+    ``explanations`` are plotly figures as parsed JSON, by name (`importance`, `responses`). ``decision`` is the gate's
+    last decision in the pipeline, if any, and ``report_week`` the week of the last report.
     """
 
     history: tuple[Move, ...] = ()
@@ -38,10 +38,10 @@ class Record:
     report_week: str | None = None
 
 
-def read(production: Production, known: Record, results: Path) -> Record:
-    """Return the record of the version in production; a part that cannot be read stays as it is in ``known``.
+def read(production: Production, previous: Record, results: Path) -> Record:
+    """Return the record of the version in production; parts that cannot be read are taken from ``previous``.
 
-    ``results`` is the folder of the pipeline's results.
+    ``results`` is the pipeline's folder of that name.
     """
     registry, run_id = Registry(), production.evaluated.run_id
     parts = {
@@ -59,8 +59,8 @@ def read(production: Production, known: Record, results: Path) -> Record:
     for name, read_part in parts.items():
         try:
             values[name] = read_part()
-        except Exception as error:  # noqa: BLE001 - the model predicts without it
-            values[name] = getattr(known, name)
+        except Exception as error:  # noqa: BLE001 - the model predicts without its record
+            values[name] = getattr(previous, name)
             log.warning("%s of version %s cannot be read: %r", name, production.version, error)
     return Record(**values)
 
@@ -70,10 +70,10 @@ def _text(file: Path) -> str:
 
 
 def figure(text: str, name: str) -> dict[str, Any]:
-    """Return a plotly figure from its JSON; raise ModelError when the text is something else, or too large.
+    """Return a plotly figure from its JSON; raise ModelError if it is invalid or too large.
 
-    The artifact store has many writers. The browser does not fetch pictures or maps that a figure may name, see
-    `security.POLICY`.
+    The artifact store has many writers. `security.POLICY` keeps the browser from loading images or maps that a figure
+    links to.
     """
     try:
         content = json.loads(text) if len(text) <= MAX_BYTES else None
@@ -82,8 +82,8 @@ def figure(text: str, name: str) -> dict[str, Any]:
         content = None
     if not isinstance(content, dict) or not content.keys() <= {"data", "layout"}:
         raise ModelError(
-            f"{name} is not a figure that the pipeline makes.",
+            f"{name} is not a figure of the pipeline.",
             value=text[:100],
-            expected=f"a plotly figure with data and layout, at most {MAX_BYTES:,} bytes",
+            expected=f"a plotly figure with only data and layout, at most {MAX_BYTES:,} bytes",
         )
     return content

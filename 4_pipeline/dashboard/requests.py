@@ -1,6 +1,6 @@
-"""Read the weather that a visitor sends for a prediction: rows as CSV or JSON in, a checked frame out.
+"""Parse and validate the inputs of a prediction request: CSV or JSON in, a checked frame out.
 
-Beside `features.INPUTS` the rows may have the columns `schema.CAPACITIES`, which count before known figures.
+Besides `features.INPUTS` the rows may have the columns `schema.CAPACITIES`, which override the known capacity.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from forecast.terms import steps
 from forecast.terms.errors import DataError, require_columns
 
 MAX_ROWS = max(375 * steps.A_DAY, 1000)  # a year
-MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times what so many rows take
+MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times the size of that many rows
 YEARS = (1900, 2100)
 START = f"the start of {steps.ONE}" + f" in {steps.ZONE}" * steps.IS_DAY
 EXAMPLE = f"{steps.starts(pd.Series(pd.Timestamp('2016-06-01T12:00Z')))[0]:{STAMP}}"
-# Advice of `forecast.table` that needs the pipeline's folder or a shell: whoever sends rows may have a browser alone.
-ELSEWHERE = re.compile(r"params\.yaml|another_problem\.md|^iconv |^otherwise ")
-_CORRECT = "correct these places, and send the rows again"
-_UPLOAD = "correct the file, and upload it again; write numbers as 1234.5"
+# Next steps in errors of `forecast.table` that need the pipeline's folder or a shell; users may have only a browser.
+OWNER_ADVICE = re.compile(r"params\.yaml|another_problem\.md|^iconv |^otherwise ")
+_CORRECT = "correct these values and send the rows again"
+_UPLOAD = "correct the file and upload it again; write numbers as 1234.5"
 
 
 @contextmanager
-def _advice(otherwise: str) -> Iterator[None]:
-    """Leave out of an error's next step what only the owner of the pipeline can do."""
+def _user_advice(default: str) -> Iterator[None]:
+    """Remove from an error's next step what only the owner of the pipeline can do."""
     try:
         yield
     except DataError as error:
         step = str(error.next_step or "")
-        advice = [] if "no_value" in step else [each for each in step.split("; ") if not ELSEWHERE.search(each)]
-        error.next_step = "; ".join(advice).removeprefix("or ") or otherwise
+        advice = [] if "no_value" in step else [each for each in step.split("; ") if not OWNER_ADVICE.search(each)]
+        error.next_step = "; ".join(advice).removeprefix("or ") or default
         raise
 
 
-@_advice(_UPLOAD)
+@_user_advice(_UPLOAD)
 def from_csv(content: bytes, name: str = "weather.csv") -> pd.DataFrame:
-    """Return the rows of a CSV file, which errors call ``name``, with `features.INPUTS` as columns, in its order.
+    """Return the rows of a CSV file, in its order, with the columns `features.INPUTS`; errors name the file ``name``.
 
-    ``content`` is UTF-8, separated by commas, with a header, a row a step, nothing missing, at most `MAX_ROWS` rows;
-    other columns are left out, and named by the attribute `unused`. `utc_timestamp` is ISO 8601 with a zone and comes
-    back as datetime64[us, UTC]; the weather (units: `schema.UNITS`) as float64. Raises DataError, which names lines and
-    columns and what is allowed.
+    ``content`` is UTF-8, separated by commas, with a header, one row per step, no missing values and at most `MAX_ROWS`
+    rows. `utc_timestamp` is ISO 8601 with an offset and becomes datetime64[us, UTC]; the inputs become float64 in
+    `schema.UNITS`. Other columns are dropped and listed in `attrs["unused"]`. Raises DataError with lines, columns and
+    what is allowed.
     """
     if len(content) > MAX_BYTES:
-        raise _too_many(f"{len(content):,} bytes")
+        raise _too_large(f"{len(content):,} bytes")
     if b"\0" in content and not content.startswith(WORKBOOKS):
-        what = f"{name} is not text in UTF-8, but packed, binary or in UTF-16."
+        what = f"{name} is not UTF-8 text, but compressed, binary or UTF-16."
         value = repr(content[max(content.index(b"\0") - 10, 0) :][:20])
-        raise DataError(what, value=value, expected="CSV in UTF-8", next_step="unpack it, or save it as CSV UTF-8")
-    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # old programs end lines with CR alone
-    content = content.rstrip(b"\n") + b"\n" * bool(content)  # spreadsheets leave lines empty at the end
+        raise DataError(what, value=value, expected="CSV in UTF-8", next_step="decompress it, or save it as CSV UTF-8")
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # old programs end lines with CR only
+    content = content.rstrip(b"\n") + b"\n" * bool(content)  # spreadsheets add empty lines at the end
     columns = _columns(content.split(b"\n", 1)[0].decode(errors="replace"))
     frame = _check(read_text(content, columns, next_step=_UPLOAD, name=name), name, _UPLOAD)
     header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig")]))
@@ -64,11 +64,11 @@ def from_csv(content: bytes, name: str = "weather.csv") -> pd.DataFrame:
     return frame
 
 
-@_advice(_CORRECT)
+@_user_advice(_CORRECT)
 def from_records(rows: object) -> pd.DataFrame:
-    """Return the rows of a list of JSON objects with `features.INPUTS` as keys; otherwise as `from_csv`."""
+    """Return the rows of a list of JSON objects with the keys `features.INPUTS`; otherwise like `from_csv`."""
     if not isinstance(rows, list):
-        what, expected = "The rows are not a list.", f"a list of objects, one {steps.ONE}"
+        what, expected = "`rows` is not a list.", f"a list of objects, one per {steps.NAME}"
         raise DataError(what, value=f"{rows!r:.40}", expected=expected, next_step=_CORRECT)
     columns = _columns({name for row in rows if isinstance(row, dict) for name in row})
     for number, row in enumerate(rows, 1):
@@ -78,50 +78,50 @@ def from_records(rows: object) -> pd.DataFrame:
         require_columns(row, columns, f"Row {number}", _CORRECT)
         if unknown := [name for name in row if name not in columns]:
             what = f"Row {number} has unknown keys: {', '.join(unknown)[:200]}."
-            raise DataError(what, expected=", ".join([*INPUTS, *CAPACITIES.values()]), next_step="leave them out")
+            raise DataError(what, expected=", ".join([*INPUTS, *CAPACITIES.values()]), next_step="remove them")
     text = pd.DataFrame([[str(row[name]) for name in columns] for row in rows], columns=columns, dtype="str")
     text.index = pd.RangeIndex(1, len(rows) + 1, name="row")
     return _check(text, "the rows", _CORRECT)
 
 
 def _columns(header: Container[str]) -> list[str]:
-    """Return the columns to read: those of the capacity, too, if the rows have one of them."""
+    """Return the columns to read; all capacity columns if the rows have any of them."""
     return INPUTS + list(CAPACITIES.values()) * any(name in header for name in CAPACITIES.values())
 
 
 def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:
-    """Return rows of text as a checked frame; the index says which row or line each is."""
+    """Return rows of text as a checked frame; the index holds the numbers of the rows or lines."""
     from pandera.pandas import Check
 
     if not len(text):
-        raise DataError("There are no rows.", expected=f"a row {steps.ONE}", next_step="add at least one")
+        raise DataError("There are no rows.", expected=f"one row per {steps.NAME}", next_step="add at least one")
     if len(text) > MAX_ROWS:
-        raise _too_many(f"{len(text)} rows")
+        raise _too_large(f"{len(text)} rows")
     frame = convert_text(text, name)
     times = [
         Check(lambda stamps: steps.starts(stamps) == stamps, error=START),
-        Check(lambda stamps: stamps.dt.year.between(*YEARS), error=f"of the years {YEARS[0]} to {YEARS[1]}"),
+        Check(lambda stamps: stamps.dt.year.between(*YEARS), error=f"a year from {YEARS[0]} to {YEARS[1]}"),
         Check(lambda stamps: ~stamps.duplicated(keep=False), error=f"each {steps.NAME} once"),
     ]
     check_cells(frame, name, next_step, times=times)
-    # km/h taken for m/s stays within the range of a row, but no month has such a mean. Means that are low are
-    # allowed: in winter radiation is below what is usual of a year.
+    # A wrong unit such as km/h may stay within the range of single values, but not within that of a monthly mean. Low
+    # means are allowed: radiation in winter is below the usual yearly mean.
     means = frame[INPUTS[1:]].mean() if len(frame) >= steps.A_MONTH else {}
     high = {name: means[name] for name in USUAL_MEANS if name in means and means[name] > USUAL_MEANS[name][1]}
     if high:
         raise DataError(
-            f"The mean of {' and of '.join(high)} is higher than that of any month.",
+            f"The mean of {' and '.join(high)} is implausibly high.",
             value=", ".join(f"{name}: {mean:.3g}" for name, mean in high.items()),
             expected=", ".join(f"{name}: at most {USUAL_MEANS[name][1]} {UNITS[name]}" for name in high),
-            next_step="look at the unit: km/h for m/s, or °F for °C?",
+            next_step="check the units: km/h in place of m/s, or °F in place of °C?",
         )
     return frame.reset_index(drop=True)
 
 
-def _too_many(amount: str) -> DataError:
+def _too_large(amount: str) -> DataError:
     return DataError(
         "The request is too large.",
         value=amount,
-        expected=f"at most {MAX_ROWS:,} rows, which is a year of {steps.NAMES}, and {MAX_BYTES:,} bytes",
-        next_step="send it year by year",
+        expected=f"at most {MAX_ROWS:,} rows (a year of {steps.NAMES}) and {MAX_BYTES:,} bytes",
+        next_step="split it by year",
     )

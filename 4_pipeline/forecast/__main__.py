@@ -1,4 +1,4 @@
-"""The commands of the pipeline that are no notebooks: `python -m forecast fetch`, and so on."""
+"""The command line of the pipeline, such as `python -m forecast fetch`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forecast.terms.parameters import FILE, allowed, project, read, read_stage, 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="forecast")
 def main() -> None:
-    """Look at parameters and get data, for the stages of dvc.yaml and by hand.
+    """Commands for the stages of dvc.yaml and for use by hand.
 
     \b
     Example:  python -m forecast params
@@ -28,7 +28,7 @@ main.add_command(fetch)
 @main.command()
 @click.argument("stage", required=False)
 def params(stage: str | None) -> None:
-    """Check params.yaml, or one STAGE of it, and show its values and what is allowed.
+    """Validate params.yaml, or one STAGE of it, and print the values with their allowed ranges.
 
     \b
     Example:  python -m forecast params train_rf
@@ -48,12 +48,12 @@ def params(stage: str | None) -> None:
 
 
 @main.command()
-@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
+@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="Output folder.")
 def state(folder: Path) -> None:
-    """Check params.yaml, write there which tracking store this is and where the alias went, delete stale summaries.
+    """Validate params.yaml, record the tracking store's id and moves of the alias, delete outdated summaries.
 
-    A store that was wiped makes the stages that log to it run again. DVC leaves summaries of trainings that are gone,
-    which `compare` would read.
+    A wiped store makes the stages that log to it run again. DVC keeps the summaries of removed training stages, which
+    `compare` would read.
 
     \b
     Example:  python -m forecast state --to data
@@ -61,7 +61,7 @@ def state(folder: Path) -> None:
     from forecast import tracking
     from forecast.govern.state import is_unchanged, write_state
 
-    read(project() / FILE)  # the pipeline's first stage: fail before anything has run
+    read(project() / FILE)  # in the first stage, so that invalid parameters fail early
     if tracking.tracking_uri().startswith("sqlite:"):
         click.echo(tracking.NO_SERVER, err=True)
     known = trainings(project())
@@ -75,9 +75,9 @@ def state(folder: Path) -> None:
 
 @main.command()
 @click.option("--older-than", "days", type=click.IntRange(min=0), default=30, show_default=True, help="Age in days.")
-@click.option("--dry-run", is_flag=True, help="List the runs, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="List the runs without deleting them.")
 def tidy(days: int, dry_run: bool) -> None:
-    """Mark runs and their models as deleted, unless a version or a result of this tree names them; see take_it_home.md.
+    """Mark runs and models as deleted that no version and no result of this tree refers to; see take_it_home.md.
 
     \b
     Example:  python -m forecast tidy --older-than 90 --dry-run
@@ -92,7 +92,7 @@ def tidy(days: int, dry_run: bool) -> None:
             for model in run.outputs.model_outputs:  # type: ignore[union-attr] # a server's answer has them
                 client.delete_logged_model(model.model_id)
             client.delete_run(run.info.run_id)
-    click.echo(f"{len(runs)} runs {'would be' if dry_run else 'are'} marked as deleted. To free the disk:", err=True)
+    click.echo(f"{len(runs)} runs {'would be' if dry_run else 'were'} marked as deleted. To free disk space:", err=True)
     gc = "mlflow gc --backend-store-uri DATABASE --tracking-uri ADDRESS  # take_it_home.md names both"
     click.echo(f"{gc}\ndvc gc --workspace --all-commits", err=True)
 
@@ -100,14 +100,14 @@ def tidy(days: int, dry_run: bool) -> None:
 @main.command("csv")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def make_csv(file: Path) -> None:
-    """Write the processed hours of the embedded sample to FILE, unless the file is there already.
+    """Write the processed table of the embedded sample to FILE, unless FILE exists.
 
     \b
     Example:  python -m forecast csv germany.csv
     """
     from forecast.raw.prepare import load_or_make  # imports pandas
 
-    logger = logging.getLogger("forecast.raw")  # which says what was left out and why
+    logger = logging.getLogger("forecast.raw")  # logs the dropped rows
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     click.echo(f"{file}: {len(load_or_make(file))} hours")

@@ -1,4 +1,4 @@
-"""The command of the stage `fetch`, apart from the others, since it imports less: `python -m forecast.fetch`."""
+"""The command of the stage `fetch`, in its own module to import less: `python -m forecast.fetch`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from forecast.terms.parameters import FILE, project, read_stage
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="forecast")
-@click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
-@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
-@click.option("--downloads", type=click.Path(path_type=Path), envvar="FETCH_DOWNLOADS", help="The cache.")
+@click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="Default: the source in params.yaml.")
+@click.option(
+    "--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder for the files."
+)
+@click.option("--downloads", type=click.Path(path_type=Path), envvar="FETCH_DOWNLOADS", help="Cache folder.")
 def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
-    """Put the raw files of a source into a folder, checksummed, with their attribution.
+    """Write the raw files of a source into a folder, with checksums and attribution.
 
-    A file of your own is read as the section `fetch` of params.yaml says. Downloads are kept: the second time needs no
-    network.
+    The section `fetch` of params.yaml describes your own file. Downloads are cached: the next fetch needs no network.
 
     \b
     Example:  python -m forecast fetch --source opsd --to raw_data
@@ -34,13 +35,13 @@ def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     own = (base / "own").resolve()
     if options and options.source == "csv" and own not in (base / options.csv.file).absolute().parents:
         raise ParameterError(
-            f"{FILE}: fetch.csv.file is outside own/, where a change of it would go unnoticed.",
+            f"{FILE}: fetch.csv.file must be in own/, since DVC tracks changes only there.",
             value=options.csv.file,
-            expected="a file in own/, on which dvc.yaml lets the stage depend; a symbolic link will do",
-            next_step=f"ln -s {base / options.csv.file} {own}, and name that",
+            expected="a file in own/, a dependency of the stage in dvc.yaml; a symbolic link is enough",
+            next_step=f"ln -s {base / options.csv.file} {own}, and set fetch.csv.file to the link",
         )
-    where: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}
-    files = sources.fetch(source or options.source, folder, options, **where)
+    folders: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}
+    files = sources.fetch(source or options.source, folder, options, **folders)
     for file in files:
         click.echo(file)
     click.echo(origin_in(folder).attribution, err=True)

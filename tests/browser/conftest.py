@@ -1,4 +1,4 @@
-"""The dashboard of the running servers, as a reader has it in front of them."""
+"""The dashboard of the running servers in a browser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from browsing import Registry, health_of, opened
 from workplace import wait_for
 
-# Half of what the data says: whatever is in production, this version predicts something else.
+# Predicts half of the measured power, so it differs from any version in production.
 ANOTHER = """
 from sklearn.linear_model import LinearRegression
 from forecast.table import processed
@@ -28,18 +28,18 @@ version = tracking.connect().create_model_version(
 print("version", version.version)
 """
 
-BUSY_SECONDS = 60.0  # to wait for what a page shows: the machine has other things to do
+BUSY_SECONDS = 60.0  # for a busy machine
 
 
 @pytest.fixture(scope="session", autouse=True)
-def patience() -> None:
-    """Let the pages of a busy machine take their time."""
+def long_timeout() -> None:
+    """Raise the timeout of the pages for a busy machine."""
     pytest.importorskip("playwright.sync_api").expect.set_options(timeout=BUSY_SECONDS * 1000)
 
 
 @pytest.fixture
 def registry(servers) -> Iterator[Registry]:
-    """Return the registry; when the test ends the alias points where it did before, and the dashboard knows."""
+    """Yield the registry; after the test, restore the alias and wait until the dashboard follows."""
     registry = Registry(servers.tracking_uri)
     before = registry.version()
     yield registry
@@ -50,7 +50,7 @@ def registry(servers) -> Iterator[Registry]:
 
 @pytest.fixture(scope="session")
 def another_version(servers) -> str:
-    """Return a version that is registered but not in production, and predicts something else."""
+    """Return a registered version that is not in production and has other predictions."""
     done = servers.run(sys.executable, "-c", ANOTHER, cwd=servers.pipeline)
     assert done.returncode == 0, done.stderr
     return re.search(r"^version (\d+)$", done.stdout, re.MULTILINE).group(1)
@@ -58,7 +58,7 @@ def another_version(servers) -> str:
 
 @pytest.fixture
 def url(servers) -> str:
-    """Return the address of the dashboard of the running servers, its model loaded."""
+    """Return the address of the dashboard of the running servers, once its model is loaded."""
     url = servers.settings.dashboard_url
     wait_for(lambda: (health := health_of(url)) and health["version"])
     return url

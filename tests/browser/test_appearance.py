@@ -1,4 +1,4 @@
-"""How the pages look and are reached: on a phone, in the dark, by keyboard and screen reader, without jumping."""
+"""Appearance and accessibility: phones, dark mode, keyboard, screen readers, and no layout shift."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 @pytest.mark.parametrize(("mode", "width"), [("light", 1280), ("dark", 390)])
 def test_pages_are_accessible_fit_the_screen_and_do_not_jump(browser, url, mode, width):
-    """No serious or critical finding of axe, nothing wider than the screen, and next to no shift, on any page."""
+    """No serious or critical finding of axe, nothing wider than the screen, and almost no layout shift, on any page."""
     grave = {}
     with opened(browser, url, width, color_scheme=mode) as page:
         for path in [*PAGES, "/nowhere"]:
@@ -34,7 +34,7 @@ def test_pages_are_accessible_fit_the_screen_and_do_not_jump(browser, url, mode,
 
 
 def test_theme_follows_the_system_until_it_is_chosen_and_is_remembered(browser, url):
-    """The button turns page and figures dark, and a reload finds them so."""
+    """The button changes the theme of page and figures, and a reload keeps it."""
     with opened(browser, url, color_scheme="light") as page:
         ink = "getComputedStyle(document.querySelector('#comparison-figure .legendtext')).fill"
         page.wait_for_selector("#comparison-figure .legendtext")
@@ -57,7 +57,7 @@ def test_pages_are_reached_by_links_keyboard_and_history(browser, url):
     with opened(browser, url) as page:
         page.evaluate("window.stillTheSamePage = true")
         page.keyboard.press("Tab")
-        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
         page.keyboard.press("Tab")
         for path, title in list(PAGES.items())[1:]:
             page.get_by_role("link", name=title, exact=True).press("Enter")
@@ -82,7 +82,7 @@ def test_table_of_weeks_fits_a_phone(browser, url):
 
 
 def test_date_fields_show_the_focus(browser, url):
-    """Readers who use the keyboard see a ring around the field, as around each button."""
+    """A focused field has an outline, like each button."""
     with opened(browser, url) as page:
         for name in ("#first-day", "#zone", "#earlier"):
             page.locator(name).focus()
@@ -92,7 +92,7 @@ def test_date_fields_show_the_focus(browser, url):
 
 
 def test_page_without_javascript_says_so(browser, url):
-    """The page names what it needs, and what needs no JavaScript: the API, and the report, which is a link away."""
+    """The page names what works without JavaScript: the API and, with a link, the report."""
     with contextlib.closing(browser.new_context(java_script_enabled=False)) as context:
         page = context.new_page()
         page.goto(url)

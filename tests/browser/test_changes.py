@@ -1,4 +1,4 @@
-"""What open pages do when the alias moves, when servers fall silent, and when there is nothing to serve yet."""
+"""Open pages when the alias moves, when servers are down, and before there is anything to show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEATHER = "utc_timestamp,windspeed,temperature,rad_horizontal,rad_diffuse\n2016-
 
 
 def test_every_open_page_follows_the_alias_without_a_reload(browser, url, registry, another_version):
-    """Soon all name the other version and answer with it; what the reader set stays as it was."""
+    """All show and use the other version within seconds; the user's choices stay."""
     addresses = ["/?from=2016-10-03&to=2016-10-09", "/what-if?windspeed=7.5", "/your-weather", "/model", "/data"]
     with contextlib.ExitStack() as stack:
         pages = [stack.enter_context(opened(browser, url + address)) for address in addresses]
@@ -49,8 +49,8 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
         expect(what_if.locator("#notice .alert")).to_have_count(0)
 
 
-def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry, browser, tmp_path):
-    """From a dashboard without servers to one with a model and data, and to one whose tracking server is gone again."""
+def test_pages_say_what_is_missing_and_work_without_servers(servers, registry, browser, tmp_path):
+    """A dashboard first without servers, then with model and data, then with the tracking server down again."""
     data = tmp_path / "data"
     data.mkdir()
     shutil.copy(servers.settings.pipeline / "params.yaml", tmp_path)
@@ -90,15 +90,15 @@ def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry
         expect(message).to_be_empty()
 
 
-def test_pages_say_that_the_dashboard_itself_is_gone(url, browser):
-    """Requests are not answered any more: an open page says since when, until they are; no reload is needed."""
+def test_pages_say_that_the_dashboard_is_down(url, browser):
+    """While requests fail, an open page says since when; it recovers without a reload."""
     with contextlib.closing(browser.new_context()) as context:
         page = context.new_page()
         page.goto(f"{url}/what-if")
         expect(page.locator("#model-version")).to_be_visible()
         expect(page.locator("#connection")).to_be_hidden()
         context.set_offline(True)
-        expect(page.locator("#connection")).to_contain_text("The dashboard has not answered since")
+        expect(page.locator("#connection")).to_contain_text("The dashboard has not responded since")
         context.set_offline(False)
         expect(page.locator("#connection")).to_be_hidden()
         wind = page.locator("#predicted-wind_GW")

@@ -22,9 +22,9 @@ def model(browser, url):
 
 
 def test_model_page_says_which_model_is_in_production_and_why(model, servers):
-    """The page names reason, scores and the gate's rules, its inputs' importance, and its predecessors."""
+    """The page shows reason, scores, the gate's rules, the importance of inputs, and predecessors."""
     facts = model.locator("#in-production")
-    for words in ("Why", "R², solar", "80% of the hours"):
+    for words in ("Why", "R², solar", "nominal coverage of 80%"):
         expect(facts).to_contain_text(words)
     rules = model.locator("#gate tbody tr")
     expect(rules.filter(has_text="time to predict one hour (ms)")).to_contain_text("at most 500✓ passed")
@@ -34,8 +34,8 @@ def test_model_page_says_which_model_is_in_production_and_why(model, servers):
     expect(model.locator(".moves tbody tr").filter(has_text="promoted")).not_to_have_count(0)
 
 
-def test_model_page_draws_where_the_model_comes_from(model, servers):
-    """The chain leads from the data to production, in order, and its boxes name what the run recorded."""
+def test_model_page_draws_the_lineage(model, servers):
+    """The chain leads from data to production, in order, with the facts recorded by the run."""
     kinds = [text.casefold() for text in model.locator(".chain .eyebrow").all_inner_texts()]
     assert kinds == ["run in mlflow" if kind == "run" else kind for kind in KINDS]
     chain = model.locator(".chain")
@@ -49,7 +49,7 @@ def test_model_page_draws_where_the_model_comes_from(model, servers):
 
 
 def test_link_of_the_notebook_shows_its_page(model):
-    """One click shows text and figures of the executed notebook in MLflow, from no other host, in some 2 MB."""
+    """One click shows the executed notebook in MLflow, without other hosts, in about 2 MB."""
     requests = []
     model.context.on("request", lambda request: requests.append(request))
     with model.expect_popup() as opened_page:
@@ -63,8 +63,8 @@ def test_link_of_the_notebook_shows_its_page(model):
     assert 1_000_000 < len(model.request.get(page.url).body()) < 2_200_000
 
 
-def test_data_page_counts_what_is_there_and_what_is_not(browser, url, servers):
-    """Missing hours by month add up to what the table lacks; source and licence are there."""
+def test_data_page_counts_missing_hours(browser, url, servers):
+    """Missing hours by month add up to those of the table; source and licence are shown."""
     frame = processed.read(servers.settings.pipeline / "data" / "germany.parquet")
     whole = pd.date_range(frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1], freq="h")
     with opened(browser, f"{url}/data") as page:

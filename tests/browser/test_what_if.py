@@ -1,4 +1,4 @@
-"""What if, in a browser: sliders, what the model says of them, and addresses that hold where they stand."""
+"""The page `What if` in a browser: sliders, predictions, and addresses with the sliders' values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 expect = pytest.importorskip("playwright.sync_api").expect
 
 
-def test_what_if_answers_to_a_slider(browser, url):
+def test_what_if_follows_a_slider(browser, url):
     """More wind by keyboard changes wind power immediately, then the curves and the address; `back` leaves the page."""
     with opened(browser, url) as page:
         page.get_by_role("link", name="What if").click()
@@ -45,12 +45,12 @@ def test_what_if_answers_to_a_slider(browser, url):
 
 
 def test_what_if_opens_at_the_hour_of_its_address(browser, url):
-    """A link with values shows them, brings them into range, and ignores what is no value."""
+    """A link with values sets the sliders; values are clipped to the range, and invalid ones ignored."""
     query = "windspeed=7.5&temperature=-99&rad_horizontal=much&hour=nan&day=1&year=2015&__class__=x"
     with opened(browser, f"{url}/what-if?{query}") as page:
         for name, value in (("windspeed", "7.5"), ("temperature", "-20"), ("rad_horizontal", "250")):
             expect(page.locator(f"#slider-{name}-value")).to_have_value(value)
-        expect(page.locator("#slider-temperature-seen")).to_have_text("outside the training range")
+        expect(page.locator("#slider-temperature-range")).to_have_text("outside the training range")
         track = Image.open(io.BytesIO(page.locator("#slider-temperature").screenshot())).convert("RGB")
         colours = [track.getpixel((track.width * percent // 100, track.height // 2)) for percent in (10, 50, 95)]
         assert colours[0] == colours[2] != colours[1]  # -14, 10 and 37 °C

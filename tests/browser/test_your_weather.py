@@ -1,4 +1,4 @@
-"""Your inputs in a browser: a file handed in, its predictions looked at and taken home, and files that are refused."""
+"""The page `Your inputs` in a browser: uploads, their predictions as figure and download, and rejected files."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ HEADER = "utc_timestamp,windspeed,temperature,rad_horizontal,rad_diffuse\n"
 
 @pytest.fixture
 def weather(browser, url):
-    """Return the page, ready to take a file."""
+    """Return the page, ready for an upload."""
     with opened(browser, f"{url}/your-weather") as page:
         page.wait_for_selector(INPUT, state="attached")
         yield page
 
 
-def hand_in(page, content: bytes, name: str = "mine.csv") -> None:
-    """Give a file to the page as a person does."""
+def upload(page, content: bytes, name: str = "mine.csv") -> None:
+    """Upload a file as a user does."""
     page.set_input_files(INPUT, {"name": name, "mimeType": "text/csv", "buffer": content})
 
 
-def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
+def test_your_weather_is_predicted_and_can_be_downloaded(weather, url):
     """The example file gives a figure and a CSV whose numbers are those of /predict."""
     with weather.expect_download() as example:
         weather.get_by_role("link", name="Download an example file").click()
     content = example.value.path().read_bytes()
-    hand_in(weather, content, "example.csv")
+    upload(weather, content, "example.csv")
     expect(weather.locator("#weather-figure .main-svg").first).to_be_visible()
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("example.csv: 72 hours, by wind_solar version")
     expect(weather.locator("#weather-status")).to_contain_text("example.csv: 72 hours, by wind_solar version")
@@ -50,15 +50,15 @@ def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
     assert table["utc_timestamp"].tolist() == [row["utc_timestamp"] for row in rows]
 
 
-def test_your_weather_names_what_is_wrong_with_a_file(weather):
-    """A broken file gets its rows and columns named, with what was allowed; a right one after it is predicted."""
-    hand_in(weather, (HEADER + "2016-06-01T12:00:00Z,x,12,100,50\n").encode(), "broken.csv")
+def test_your_weather_names_the_errors_of_a_file(weather):
+    """An invalid file gives an error with line, column and what is allowed; a valid file after it is predicted."""
+    upload(weather, (HEADER + "2016-06-01T12:00:00Z,x,12,100,50\n").encode(), "broken.csv")
     fault = weather.locator("#weather-fault")
-    expect(fault).to_contain_text("broken.csv was not predicted.")
+    expect(fault).to_contain_text("No predictions for broken.csv.")
     expect(fault).to_contain_text("line 2, column windspeed")
     expect(weather.get_by_role("button", name="Download the predictions")).to_have_count(0)
     more = HEADER.replace("\n", ",station\n") + "2016-06-01T12:00:00Z,3,12,100,50,7\n"
-    hand_in(weather, more.encode())
+    upload(weather, more.encode())
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("mine.csv: 1 hour,")
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("Not used: station.")
     expect(fault).to_have_count(0)
@@ -66,15 +66,15 @@ def test_your_weather_names_what_is_wrong_with_a_file(weather):
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("The example: 72 hours,")
 
 
-def test_your_weather_does_not_send_what_is_too_large(weather, tmp_path):
-    """50 MB are refused in words, and not a byte of them leaves the browser."""
+def test_your_weather_does_not_upload_large_files(weather, tmp_path):
+    """A file of 50 MB gives a message and is not sent."""
     sent = []
     weather.on("request", lambda request: sent.append(len(request.post_data_buffer or b"")))
     huge = tmp_path / "huge.csv"
     huge.write_bytes(b"x" * 50_000_000)
     weather.set_input_files(INPUT, huge)
-    expect(weather.locator("#weather-refused")).to_contain_text("huge.csv was not sent: it has 50.0 MB")
+    expect(weather.locator("#weather-error")).to_contain_text("huge.csv was not uploaded: it has 50.0 MB")
     weather.wait_for_timeout(300)
     assert max(sent, default=0) < 10_000
-    hand_in(weather, (HEADER + "2016-06-01T12:00:00Z,3,12,100,50\n").encode())
-    expect(weather.locator("#weather-refused")).to_be_empty()
+    upload(weather, (HEADER + "2016-06-01T12:00:00Z,3,12,100,50\n").encode())
+    expect(weather.locator("#weather-error")).to_be_empty()

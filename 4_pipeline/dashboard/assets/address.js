@@ -1,19 +1,19 @@
-/* The address bar: links change the page without a reload, what the reader sets goes into the query, back and forward
-   work. Dash's own Location keeps no state without a new entry in the history, so a slider would fill it. */
+/* The address bar: links change the page without a reload, the query holds the user's choices, back and forward work.
+   Dash's Location adds a history entry for each change, so a slider would fill the history. */
 (function () {
   "use strict";
-  const here = () => location.pathname + location.search;
-  const show = () => window.dash_clientside.set_props("requested", { data: here() });
-  // A page that has just come calls, too: then there is nothing to go back to.
+  const current_address = () => location.pathname + location.search;
+  const show = () => window.dash_clientside.set_props("requested", { data: current_address() });
+  // Dash also calls these functions for a new page: then no step in the history is needed.
   const is_change = () => window.dash_clientside.callback_context.triggered_id !== undefined;
-  const kept = {};  // what the reader set on each page, by the page's link
-  let resting;
+  const queries = {};  // the last query of each page, by its link
+  let timer;
 
-  /** Put a query into the address bar: as a step that `back` undoes, or in place of what is there. */
+  /** Put a query into the address bar: as a new history entry, or in place of the current one. */
   function keep(query, is_step) {
-    const wanted = location.pathname + (query ? "?" + query : "");
-    if (wanted === here()) return false;
-    history[is_step ? "pushState" : "replaceState"](null, "", wanted);
+    const address = location.pathname + (query ? "?" + query : "");
+    if (address === current_address()) return false;
+    history[is_step ? "pushState" : "replaceState"](null, "", address);
     return true;
   }
 
@@ -23,9 +23,9 @@
     event.preventDefault();
     const page = link.getAttribute("href");
     const current = document.querySelector("#navigation [aria-current]");
-    if (current) kept[current.getAttribute("href")] = location.search;
-    const wanted = page + ((link !== current && link.closest("#navigation") && kept[page]) || "");
-    if (wanted !== here()) history.pushState(null, "", wanted);
+    if (current) queries[current.getAttribute("href")] = location.search;
+    const address = page + ((link !== current && link.closest("#navigation") && queries[page]) || "");
+    if (address !== current_address()) history.pushState(null, "", address);
     show();
     window.scrollTo(0, 0);
     document.getElementById("page").focus({ preventScroll: true });
@@ -36,8 +36,8 @@
     address: {
       name_window: function ([address, title]) {
         document.title = title;
-        // The first layout is that of the referrer; a browser that sends none asks here.
-        if (address !== here()) show();
+        // The first layout is for the referrer; without a referrer, request the page of this address.
+        if (address !== current_address()) show();
       },
       keep_period: function (start, end, latest) {
         if (!start || !end || !document.getElementById("comparison")) return;
@@ -45,14 +45,14 @@
         keep(is_latest ? "" : new URLSearchParams({ from: start, to: end }).toString(), is_change());
       },
       keep_sliders: function (...values) {
-        const first = values.pop();
-        const set = first.map(([name, value], number) => [name, values[number], value])
+        const defaults = values.pop();
+        const changed = defaults.map(([name, value], number) => [name, values[number], value])
           .filter(([_name, value, before]) => Number(value) !== before).map(([name, value]) => [name, value]);
         const path = location.pathname;
-        clearTimeout(resting);
-        resting = setTimeout(() => {
+        clearTimeout(timer);
+        timer = setTimeout(() => {
           if (location.pathname !== path) return;
-          const is_new = keep(new URLSearchParams(set).toString(), false);
+          const is_new = keep(new URLSearchParams(changed).toString(), false);
           if (is_new) window.dash_clientside.set_props("what-if-rest", { data: values });
         }, 150);
       },

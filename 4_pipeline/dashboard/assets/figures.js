@@ -1,5 +1,5 @@
-/* What a reader does with the mouse in the comparison: a stretch of time becomes the period, a figure a picture; a week
-   is marked in figure and table. */
+/* Mouse actions on the page of the comparison: choose a period by dragging, download the figure, highlight a week in
+   figure and table. */
 const weeks = () => document.querySelectorAll("table.weeks tbody tr");
 const [first, last] = ["from", "to"].map((name) => (row) => new URL(row.querySelector("a").href).searchParams.get(name));
 function show_week(event) {
@@ -25,14 +25,14 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
       if (!is_strip && zoomed && zoomed["xaxis2.autorange"]) return latest;  // a double click
       return range && range[0] ? range.map((time) => String(time).slice(0, 10)) : [no_update, no_update];
     },
-    // An answer to other choices than the page's comes late, after the reader went to another period.
-    show_period: function ({ choices, shown }, ...chosen) {
-      const { callback_context, no_update } = window.dash_clientside, is_late = String(choices) !== String(chosen);
-      return callback_context.outputs_list.map(({ id }) => is_late ? no_update : shown[id]);
+    // Drop a late response, for choices that the user has changed since.
+    show_period: function ({ choices, values }, ...current) {
+      const { callback_context, no_update } = window.dash_clientside, is_late = String(choices) !== String(current);
+      return callback_context.outputs_list.map(({ id }) => is_late ? no_update : values[id]);
     },
     mark_week: function (hovered) {
       const day = hovered && String(hovered.points[0].x).slice(0, 10);
-      for (const row of weeks()) row.classList.toggle("here", Boolean(day) && first(row) <= day && day <= last(row));
+      for (const row of weeks()) row.classList.toggle("hovered", Boolean(day) && first(row) <= day && day <= last(row));
     },
     take_typed: (typed, value) => typed === null || typed === Number(value) ? window.dash_clientside.no_update : typed,
     save_picture: function () {

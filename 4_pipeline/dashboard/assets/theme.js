@@ -1,4 +1,4 @@
-/* Light or dark: what the system prefers, until the reader chooses; the choice is remembered. */
+/* Light or dark: the system's preference until the user chooses; the choice is stored. */
 (function () {
   "use strict";
   const root = document.documentElement;
@@ -11,7 +11,7 @@
     root.dataset.bsTheme = theme;
     const button = document.getElementById("theme");
     if (!button) return;
-    const other = theme === "dark" ? "Light" : "Dark";  // what a press brings
+    const other = theme === "dark" ? "Light" : "Dark";  // the theme that a click sets
     button.firstChild.textContent = other;
     button.setAttribute("aria-label", other);
   }
@@ -24,7 +24,7 @@
   });
   prefers_dark.addEventListener("change", () => { if (!chosen()) set(prefers_dark.matches ? "dark" : "light"); });
   set(["light", "dark"].includes(chosen()) ? chosen() : prefers_dark.matches ? "dark" : "light");
-  // The button comes with Dash's first layout.
+  // Dash's first layout adds the button.
   new MutationObserver((_changes, observer) => {
     if (!document.getElementById("theme")) return;
     observer.disconnect();

@@ -1,7 +1,7 @@
-"""The pages by their paths; each module is one page.
+"""The pages of the dashboard, one module each.
 
-A page module has `PATH`, `TITLE` and `page(snapshot, query)`, which returns its sections. If the reader can set
-something on the page, `register(app, follower)` connects its parts; any other page is made again for each revision.
+A page module has `PATH`, `TITLE` and `page(snapshot, query)`, which returns its sections. An interactive page registers
+its callbacks in `register(app, follower)`; any other page is rendered again for each revision.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predicted and measured: the model's predictions for a period beside the measurements, and their errors."""
+"""Predicted and measured: the predictions for a period beside the measurements, and their errors."""
 
 from __future__ import annotations
 
@@ -23,62 +23,62 @@ from forecast.terms import steps
 from forecast.terms.origin import origin_of
 
 from .. import address, parts, periods, predictions
-from ..follower import Follower, Snapshot, once
+from ..follower import Follower, Snapshot, cache_per_revision
 from ..periods import Period
 
 PATH, TITLE = "/comparison", "Predicted and measured"
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
 MEASURED = {target: f"{target}_measured" for target in TARGETS}
 MAX_WEEKS = 53
-MONTHS_FROM_DAYS = 60  # fewer have hardly two months to compare
-DRAG = "Drag across the figure or the strip to choose a period; a double click goes back to the latest two weeks."
+MONTHS_FROM_DAYS = 60  # a shorter period has at most two months to compare
+DRAG = "Drag across the figure or the strip to choose a period; double-click to return to the latest two weeks."
 FIRST_WEEKS = 8
 WEEKS_HEAD = ["Week"]
-WEEKS_HEAD += [word for target in problem.TARGETS for word in (f"{target.title} measured", "predicted", "mean error")]
+WEEKS_HEAD += [word for target in problem.TARGETS for word in (f"{target.title} measured", "predicted", "bias")]
 ZONES = {steps.CALENDAR: steps.CALENDAR} if steps.IS_DAY else {"UTC": "UTC", steps.ZONE: f"Time in {problem.REGION}"}
 DAYS = ("first-day", "last-day")
 CHOICES = (*DAYS, "zone")
 FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month", "overview")
-# What a period changes: the components, and their properties.
-SHOWN = dict.fromkeys(FIGURES, "figure") | dict.fromkeys(("key-figures", "comparison-weeks"), "children")
-SHOWN |= {"months-of-residuals": "className", "comparison-adjustment": "children"}
-SHOWN |= {f"preset-{name}": "active" for name in PRESETS} | {"earlier": "disabled", "later": "disabled"}
+# The properties that depend on the period, by component.
+OUTPUTS = dict.fromkeys(FIGURES, "figure") | dict.fromkeys(("key-figures", "comparison-weeks"), "children")
+OUTPUTS |= {"months-of-residuals": "className", "comparison-adjustment": "children"}
+OUTPUTS |= {f"preset-{name}": "active" for name in PRESETS} | {"earlier": "disabled", "later": "disabled"}
 
 
 def page(snapshot: Snapshot, query: dict[str, str]) -> list:
-    """Return the page with the period of the query (`from`, `to`), or the latest two weeks."""
-    period, adjustment = periods.chosen(snapshot, query.get("from"), query.get("to"))
-    drawn = answer(snapshot, period)
+    """Return the panels for the period of the query (`from`, `to`), by default the latest two weeks."""
+    period, adjustment = periods.adjust(snapshot, query.get("from"), query.get("to"))
+    content = render(snapshot, period)
     compared = [
-        html.Div(drawn["key-figures"], id="key-figures", **{"aria-live": "polite"}),
+        html.Div(content["key-figures"], id="key-figures", **{"aria-live": "polite"}),
         _controls(snapshot, period),
         html.P(adjustment, id="comparison-adjustment", role="status"),
         parts.graph(
-            "comparison-figure", drawn["comparison-figure"], "Measured and predicted over time, with error band"
+            "comparison-figure", content["comparison-figure"], "Measured and predicted over time, with error band"
         ),
-        html.P(f"All of the data: daily means, each target by its highest {steps.NAME}. {DRAG}", className="hint"),
-        parts.graph("overview", drawn["overview"], "All of the data; drag across it for a period", "strip"),
+        html.P(f"All data: daily means, each target divided by its highest {steps.NAME}. {DRAG}", className="hint"),
+        parts.graph("overview", content["overview"], "All data; drag across it to choose a period", "strip"),
     ]
-    by_month = parts.graph("residuals-by-month", drawn["residuals-by-month"], "Errors by month", "chart low")
+    by_month = parts.graph("residuals-by-month", content["residuals-by-month"], "Errors by month", "chart low")
     label = f"Errors by {'day of the week' if steps.IS_DAY else 'hour of the day'}"
     residuals = [
-        parts.graph("residuals-by-hour", drawn["residuals-by-hour"], label, "chart low"),
-        html.Div(by_month, id="months-of-residuals", className=drawn["months-of-residuals"]),
+        parts.graph("residuals-by-hour", content["residuals-by-hour"], label, "chart low"),
+        html.Div(by_month, id="months-of-residuals", className=content["months-of-residuals"]),
     ]
-    hint = f"Means in {figures.UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
-    off = f"Predicted minus measured in the period: the median, and the middle half of the {steps.NAMES}."
+    hint = f"Means in {figures.UNIT} and bias in percent of the measured mean, for at most the last {MAX_WEEKS} weeks."
+    about_errors = f"Predicted minus measured: median and interquartile range over the {steps.NAMES} of the period."
     return [
         dcc.Store(id="latest-period", data=periods.latest(snapshot)),
         dcc.Store(id="comparison-answer"),
-        parts.panel("comparison", TITLE, modelled(snapshot), compared),
-        parts.panel("weeks", "Week by week", hint, [html.Div(drawn["comparison-weeks"], id="comparison-weeks")]),
-        parts.panel("residuals", "When the model is off", off, [html.Div(residuals, className="columns")]),
+        parts.panel("comparison", TITLE, simulation_note(snapshot), compared),
+        parts.panel("weeks", "By week", hint, [html.Div(content["comparison-weeks"], id="comparison-weeks")]),
+        parts.panel("residuals", "When the errors occur", about_errors, [html.Div(residuals, className="columns")]),
     ]
 
 
 def register(app: Dash, follower: Follower) -> None:
-    """Answer to the period, and follow the snapshot."""
-    _register_answers(app, follower)
+    """Register the callbacks that follow the chosen period and the snapshot."""
+    _register_rendering(app, follower)
 
     @app.callback(
         *(Output(day, "value", allow_duplicate=True) for day in DAYS),
@@ -88,14 +88,14 @@ def register(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def choose_period(*values: Any) -> Period:
-        """Set the period to the latest days, or shift it by its own length."""
+        """Set the period to the latest days, or shift it by its length."""
         snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
         if snapshot.frame is None:
             raise PreventUpdate
         if name in PRESETS:
             return _preset(snapshot, name)
-        (start, end), _ = periods.chosen(snapshot, *values[-2:])
-        (first, last), length = periods.whole(snapshot), end - start + timedelta(days=1)
+        (start, end), _ = periods.adjust(snapshot, *values[-2:])
+        (first, last), length = periods.full(snapshot), end - start + timedelta(days=1)
         shift = min(length, last - end) if name == "later" else max(-length, first - start)
         return start + shift, end + shift
 
@@ -105,10 +105,10 @@ def register(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def download(_clicks: int, start: object, end: object) -> dict:
-        """Return the period's rows, measured and predicted, as CSV."""
+        """Return measured and predicted values of the period as CSV."""
         snapshot = follower.now
-        period, _ = periods.chosen(snapshot, start, end)
-        compared = periods.compared(snapshot, period)
+        period, _ = periods.adjust(snapshot, start, end)
+        compared = periods.comparison_of(snapshot, period)
         if compared is None:
             raise PreventUpdate
         measured = compared.frame[["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
@@ -132,21 +132,21 @@ def register(app: Dash, follower: Follower) -> None:
     )
 
 
-def _register_answers(app: Dash, follower: Follower) -> None:
+def _register_rendering(app: Dash, follower: Follower) -> None:
     @app.callback(
         Output("comparison-answer", "data"), *(Input(id_, "value") for id_ in CHOICES), Input("revision", "data")
     )
     def draw_period(start: object, end: object, zone: object, _revision: object) -> dict:
-        """Draw the chosen period; the page drops an answer to other choices than its own (`assets/figures.js`)."""
+        """Render the chosen period; the page drops a response to outdated choices (`assets/figures.js`)."""
         snapshot = follower.now
-        period, adjustment = periods.chosen(snapshot, start, end)
-        drawn = answer(snapshot, period, zone if zone in tuple(ZONES) else steps.CALENDAR)
-        shown = drawn | button_states(snapshot, period) | {"comparison-adjustment": adjustment}
-        return {"choices": [start, end, zone], "shown": shown}
+        period, adjustment = periods.adjust(snapshot, start, end)
+        content = render(snapshot, period, zone if zone in tuple(ZONES) else steps.CALENDAR)
+        values = content | button_states(snapshot, period) | {"comparison-adjustment": adjustment}
+        return {"choices": [start, end, zone], "values": values}
 
     app.clientside_callback(
         ClientsideFunction("figures", "show_period"),
-        *(Output(id_, name) for id_, name in SHOWN.items()),
+        *(Output(id_, name) for id_, name in OUTPUTS.items()),
         Input("comparison-answer", "data"),
         *(State(id_, "value") for id_ in CHOICES),
     )
@@ -160,49 +160,49 @@ def _register_answers(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def follow_data(_revision: object, start: object, end: object) -> tuple:
-        """Keep the chosen period; a page that was opened before there was data gets its first one."""
+        """Update limits and notes, and keep the period; set it if the page was opened before there were data."""
         snapshot = follower.now
         latest = periods.latest(snapshot)
-        period = (no_update, no_update) if periods.day(start) and periods.day(end) else latest
-        return modelled(snapshot), latest, *periods.whole(snapshot) * 2, *period
+        period = (no_update, no_update) if periods.parse_day(start) and periods.parse_day(end) else latest
+        return simulation_note(snapshot), latest, *periods.full(snapshot) * 2, *period
 
 
-@once
-def answer(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> dict[str, Any]:
-    """Return figures, key figures and weeks of a period (in UTC), and the class of the errors by month, as `SHOWN`.
+@cache_per_revision
+def render(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> dict[str, Any]:
+    """Return the values of `OUTPUTS` for a period but for buttons and note; the figure shows times in ``zone``.
 
-    Times are those of a zone. A period too short for errors by month hides them.
+    A period too short for errors by month hides that figure.
     """
     is_short = None in period or (period[1] - period[0]).days < MONTHS_FROM_DAYS
-    drawn = {"overview": overview(snapshot, period), "months-of-residuals": "gone" if is_short else ""}
-    compared = periods.compared(snapshot, period)
+    content = {"overview": overview(snapshot, period), "months-of-residuals": "d-none" if is_short else ""}
+    compared = periods.comparison_of(snapshot, period)
     if compared is None:
-        text = snapshot.missing("frame", "champion") or f"There is no {steps.NAME} of data in this period."
-        nothing = dict.fromkeys(FIGURES, figures.empty(text)) | {"key-figures": [], "comparison-weeks": []}
-        return nothing | drawn
+        text = snapshot.missing("frame", "champion") or "There are no data in this period."
+        empty = dict.fromkeys(FIGURES, figures.empty(text)) | {"key-figures": [], "comparison-weeks": []}
+        return empty | content
     frame, predicted = compared.frame, compared.predicted
     local = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
     coverage, name = compared.champion.model.coverage, origin_of(frame).measured_name
     figure = figures.measured_and_predicted(local, predicted, band=compared.band, coverage=coverage, measured_name=name)
     for by in ("hour", "month"):
-        drawn[f"residuals-by-{by}"] = figures.residuals(local, predicted, by=by).update_layout(margin_t=36)
-    drawn["comparison-figure"] = figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
+        content[f"residuals-by-{by}"] = figures.residuals(local, predicted, by=by).update_layout(margin_t=36)
+    content["comparison-figure"] = figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
     week = snapshot.record.report_week
     link = address.link("/results/report.html")
-    report = parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
+    report = parts.external_link(f"Weekly report: {week}", link) if week else "There is no weekly report yet."
     start, end = period
     expected = len(steps.of_days(start, end + timedelta(days=1)))
     text = f"{len(frame):,} of {expected:,} {steps.NAMES}, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    learned = compared.champion.judged_until, gate.refit_until(compared.champion.production)
-    text += monitoring.training_overlap(frame, *learned)
+    training_ends = compared.champion.evaluated_training_end, gate.refit_until(compared.champion.production)
+    text += monitoring.training_overlap(frame, *training_ends)
     tiles = html.Div([_tile(each) for each in compared.qualities], className="tiles")
-    summary = html.P(monitoring.sentence(compared.qualities), className="summary")
-    drawn["key-figures"] = [summary, tiles, html.P(text, className="hint")]
-    return drawn | {"comparison-weeks": [*weeks(frame, predicted), html.P(report)]}
+    summary = html.P(monitoring.summarize(compared.qualities), className="summary")
+    content["key-figures"] = [summary, tiles, html.P(text, className="hint")]
+    return content | {"comparison-weeks": [*weeks(frame, predicted), html.P(report)]}
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
-    """Return a strip of all data, as daily means of the targets by their highest value, with the period marked."""
+    """Return a strip of all data, daily means of the targets scaled by their maximum, with the period marked."""
     if snapshot.frame is None:
         return figures.empty("")
     local = snapshot.frame.assign(utc_timestamp=steps.local(snapshot.frame["utc_timestamp"]))
@@ -216,43 +216,43 @@ def overview(snapshot: Snapshot, period: Period) -> go.Figure:
 
 
 def _preset(snapshot: Snapshot, name: str) -> Period:
-    return periods.whole(snapshot) if name == "all" else periods.latest(snapshot, int(name))
+    return periods.full(snapshot) if name == "all" else periods.latest(snapshot, int(name))
 
 
 def button_states(snapshot: Snapshot, period: Period) -> dict[str, bool]:
-    """Return for each preset whether it is chosen, and for both shifts whether there is no further data."""
-    first, last = periods.whole(snapshot)
-    are_chosen = {f"preset-{name}": period == _preset(snapshot, name) for name in PRESETS}
-    return are_chosen | {"earlier": period[0] == first, "later": period[1] == last}
+    """Return whether each preset is active, and whether each shift button is disabled."""
+    first, last = periods.full(snapshot)
+    are_active = {f"preset-{name}": period == _preset(snapshot, name) for name in PRESETS}
+    return are_active | {"earlier": period[0] == first, "later": period[1] == last}
 
 
 def _tile(quality: Quality) -> html.Div:
     target, unit = quality.target, quality.target.unit
-    hint = f"measured {quality.mean:.2f} {unit} in the mean, absolute error {quality.mae:.2f}, mean error"
-    hint += f" {signed(quality.bias, 2)} {unit}" + f", {quality.inside:.0%} within the band" * (quality.inside >= 0)
-    others = [f"{name} {error:.2f} {unit}" for name, error in quality.baselines.items() if not math.isnan(error)]
-    hint += "; without a model: " * bool(others) + ", ".join(others)
+    hint = f"mean measured {quality.mean:.2f} {unit}, mean absolute error {quality.mae:.2f}, bias"
+    hint += f" {signed(quality.bias, 2)} {unit}" + f", {quality.coverage:.0%} within the band" * (quality.coverage >= 0)
+    baselines = [f"{name} {error:.2f} {unit}" for name, error in quality.baselines.items() if not math.isnan(error)]
+    hint += "; baselines: " * bool(baselines) + ", ".join(baselines)
     if math.isnan(quality.nmae_percent):
         return parts.tile(f"{target.title}, mean absolute error", f"{quality.mae:.2f}", unit, hint, target.colour)
-    name = f"{target.title}, error as a share of the capacity"
+    name = f"{target.title}, mean absolute error as a share of installed capacity"
     return parts.tile(name, f"{quality.nmae_percent:.1f}", "%", hint, target.colour)
 
 
-def modelled(snapshot: Snapshot) -> str:
-    """Return a note on generation that was not measured; empty for measured data."""
+def simulation_note(snapshot: Snapshot) -> str:
+    """Return a note that the generation is simulated; empty for measured data."""
     source = origin_of(snapshot.frame)
-    return f"“Measured” is modelled here: the source {source.source} simulates generation." if source.modelled else ""
+    return f"“Measured” values are modelled: source {source.source} simulates generation." if source.modelled else ""
 
 
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
-    """Return means and mean errors of the whole weeks (ISO 8601, UTC), the latest first; all but `FIRST_WEEKS` folded.
+    """Return means and bias of complete weeks (ISO 8601), latest first; all but `FIRST_WEEKS` are collapsed.
 
-    The worst mean error of each target is marked. Weeks that lack rows are named below.
+    The worst bias of each target is marked. Incomplete weeks are listed below.
     """
     by_week = split.mondays(frame["utc_timestamp"])
     means = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS]}, axis=1).groupby(by_week).mean()
-    is_whole = by_week.value_counts().sort_index() >= split.MIN_WEEK_ROWS
-    partial, means = means.index[~is_whole], means[is_whole].iloc[::-1][:MAX_WEEKS]
+    is_complete = by_week.value_counts().sort_index() >= split.WHOLE
+    partial, means = means.index[~is_complete], means[is_complete].iloc[::-1][:MAX_WEEKS]
     errors = means["predicted"] - means["measured"]
     rows = []
     for monday, mean in means.iterrows():
@@ -262,43 +262,43 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
         for target in TARGETS:
             error, measured = errors.loc[monday, target], mean["measured", target]
             percent = in_percent(error, frame.loc[by_week == monday, target])
-            words = "none measured" if math.isnan(percent) else f"{signed(percent)} %"
+            text = "not measured" if math.isnan(percent) else f"{signed(percent)} %"
             is_worst = len(means) > 1 and abs(error) == errors[target].abs().max()
             cells += [f"{measured:.2f}", f"{mean['predicted', target]:.2f}"]
-            cells.append(html.Mark([words, html.Small(" worst")]) if is_worst else words)
+            cells.append(html.Mark([text, html.Small(" worst")]) if is_worst else text)
         rows.append(cells)
-    content = [parts.table("Whole weeks", WEEKS_HEAD, rows[:FIRST_WEEKS], "weeks")] if rows else []
+    content = [parts.table("Complete weeks", WEEKS_HEAD, rows[:FIRST_WEEKS], "weeks")] if rows else []
     if more := rows[FIRST_WEEKS:]:
         table = parts.table("Earlier weeks", WEEKS_HEAD, more, "weeks")
         content.append(html.Details([html.Summary(f"{len(more)} more weeks"), table]))
     if len(partial):
         names = ", ".join(map(split.name_of, partial))
-        content.append(html.P(f"Not whole in this period, and left out: {names}.", className="hint"))
+        content.append(html.P(f"Incomplete weeks, left out: {names}.", className="hint"))
     return content
 
 
 def _controls(snapshot: Snapshot, period: Period) -> html.Div:
-    first, last = periods.whole(snapshot)
+    first, last = periods.full(snapshot)
     days = []
     for id_, day in zip(DAYS, period, strict=True):
         days += [
             html.Label(id_.replace("-", " ").capitalize(), htmlFor=id_, className="visually-hidden"),
-            # The browser's own calendar: known to keyboards, screen readers and thumbs.
+            # A native date input works with keyboards, screen readers and touch screens.
             dbc.Input(id=id_, type="date", value=day, min=first, max=last, debounce=400, size="sm"),
         ]
     states = button_states(snapshot, period)
     presets = [
-        parts.button(label, id_, f"The latest: {label}", active=states[id_])
+        parts.button(label, id_, f"Latest: {label}", active=states[id_])
         for id_, label in ((f"preset-{name}", label) for name, label in PRESETS.items())
     ]
     shifts = [parts.button("← Earlier", "earlier", disabled=states["earlier"])]
     shifts.append(parts.button("Later →", "later", disabled=states["later"]))
     zones = [
-        html.Label("Times of the figure", htmlFor="zone", className="visually-hidden"),
+        html.Label("Time zone of the figure", htmlFor="zone", className="visually-hidden"),
         dbc.Select(id="zone", options=ZONES, value=steps.CALENDAR, size="sm"),
     ]
     saved = [parts.button("Picture", "comparison-png"), parts.button("Table", "comparison-csv", "CSV")]
     saved.append(dcc.Download(id="comparison-file"))
-    groups = {"Period": days, "Latest": presets, "Move": shifts, "Times": zones, "Download": saved}
+    groups = {"Period": days, "Latest": presets, "Shift": shifts, "Time zone": zones, "Download": saved}
     sets = [html.Fieldset([html.Legend(name), html.Div(group, className="group")]) for name, group in groups.items()]
     return html.Div(sets, className="controls")

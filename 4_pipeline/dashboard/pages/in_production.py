@@ -1,4 +1,4 @@
-"""Model: why the one in production is there, where it comes from, which inputs it uses, and its predecessors."""
+"""Model: why a version is in production, its lineage, its important inputs and its predecessors."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from ..predictions import Champion
 
 PATH, TITLE = "/model", "Model"
 EXPLANATIONS = {
-    "importance": ("Which inputs matter", "By how much R² falls when the values of one input are shuffled."),
-    "responses": ("How predictions respond", "The mean prediction for each value of an input, the others unchanged."),
+    "importance": ("Which inputs matter", "Permutation importance: the loss of R² when one input is shuffled."),
+    "responses": ("How predictions respond", "Partial dependence: the mean prediction by the value of one input."),
 }
-# How each score is called, and how it is written.
+# Label and format of each score.
 MEASURES = {"r2": ("R²", "{:.3f}"), "mae": ("Mean absolute error", "{:.2f} {unit}")}
-MEASURES |= {"bias_percent": ("Mean error", "{:+.1f} % of its mean")}
-WORDS = {"<=": "at most", ">=": "at least"}  # how the gate writes limits, and how people do
-RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
-VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
-HEAD = ["Version", "How", "When", "Who and why", "R² (held-out hours)", "R² of the version before, on these"]
+MEASURES |= {"bias_percent": ("Bias", "{:+.1f} % of the mean")}
+SIGNS = {"<=": "at most", ">=": "at least"}
+RULES_HEAD = ["Rule", "Value", "Limit", "Result"]
+RESULTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
+HEAD = ["Version", "Move", "Time", "By, and reason", "R² (held-out rows)", "R² of its predecessor on the same rows"]
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
-    """Return all that is known of the model in production."""
+    """Return the panels on the model in production."""
     if (champion := snapshot.champion) is None:
         return [parts.panel("in-production", "Model in production", snapshot.missing("champion"), [])]
     explained = []
     for name, (title, hint) in EXPLANATIONS.items():
         if figure := snapshot.record.explanations.get(name):
-            layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}  # the panel's
+            layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}  # of the panel
             figure = {**figure, "layout": layout | {"margin": {"l": 48, "r": 12, "t": 40, "b": 44}}}
             graph = parts.graph(name, figure, title, "chart" if name == "responses" else "chart middle")
             explained.append(parts.panel(f"{name}-panel", title, hint, [graph]))
-    move, others = snapshot.move, snapshot.comparison.r2_without_model if snapshot.comparison else {}
+    move, baseline_r2 = snapshot.move, snapshot.comparison.baseline_r2 if snapshot.comparison else {}
     return [
-        html.Div([_facts(champion, move, others), *explained[:1]], className="columns"),
+        html.Div([_facts(champion, move, baseline_r2), *explained[:1]], className="columns"),
         *([_gate(move.findings)] if move and move.findings else []),
         *_challenger(champion.production, snapshot.record.decision),
         _lineage(snapshot.record.lineage),
@@ -51,40 +51,40 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     ]
 
 
-def _facts(champion: Champion, move: Move | None, others: dict[str, float]) -> html.Section:
-    """Return why the version is in production, its scores, and the R2 of ``others`` without a model."""
+def _facts(champion: Champion, move: Move | None, baseline_r2: dict[str, float]) -> html.Section:
+    """Return the panel with the reason for the move, the scores of the version and those of the baselines."""
     coverage, run_url = champion.model.coverage, champion.production.run_url
     scores = move.scores if move else {}
     reasons = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
-    facts = {"Why": ", ".join(filter(None, reasons)) or "not recorded"}
-    for measure, (name, form) in MEASURES.items():
+    facts = {"Reason": ", ".join(filter(None, reasons)) or "not recorded"}
+    for measure, (name, template) in MEASURES.items():
         for target in problem.TARGETS:
             if (score := scores.get(target.metric(measure))) is not None:
-                facts[f"{name}, {target.key}"] = form.format(score, unit=target.unit)
-    facts["R² without a model"] = "; ".join(f"{r2:.3f} by {name}" for name, r2 in others.items()) or "not known"
-    band = f"The error band promises {coverage:.0%} of the hours." if coverage else "No error band."
+                facts[f"{name}, {target.key}"] = template.format(score, unit=target.unit)
+    facts["R² of baselines"] = "; ".join(f"{r2:.3f} ({name})" for name, r2 in baseline_r2.items()) or "not known"
+    band = f"The error band has a nominal coverage of {coverage:.0%}." if coverage else "The model has no error band."
     content = [parts.facts([*facts.items()])]
     if run_url:
-        content.append(html.P(parts.external_link("Its run in MLflow", run_url, id="run-link")))
-    return parts.panel("in-production", "Why this model is in production", band, content)
+        content.append(html.P(parts.external_link("Run in MLflow", run_url, id="run-link")))
+    return parts.panel("in-production", "Why this version is in production", band, content)
 
 
 def _gate(findings: list[dict]) -> html.Section:
-    judged = [Finding(**finding) for finding in findings]
-    limits = (re.sub("[<>]=", lambda sign: WORDS[sign[0]], finding.limit) for finding in judged)
+    rules = [Finding(**finding) for finding in findings]
+    limits = (re.sub("[<>]=", lambda sign: SIGNS[sign[0]], finding.limit) for finding in rules)
     rows = [
-        [finding.label, parts.copied(finding.text), limit, VERDICTS[finding.passed]]
-        for finding, limit in zip(judged, limits, strict=True)
+        [finding.label, parts.copyable(finding.text), limit, RESULTS[finding.passed]]
+        for finding, limit in zip(rules, limits, strict=True)
     ]
-    passed = sum(finding.passed for finding in judged)
-    table = parts.table("The rules of the gate", RULES_HEAD, rows, "words")
-    return parts.panel("gate", f"The gate: passed {passed} of {len(judged)} rules", "When this version came.", [table])
+    passed = sum(finding.passed for finding in rules)
+    table = parts.table("Rules of the gate", RULES_HEAD, rows, "words")
+    return parts.panel("gate", f"Gate: {passed} of {len(rules)} rules passed", "At the time of the decision.", [table])
 
 
 def _challenger(production: Production, decision: dict[str, Any]) -> list:
-    """Return the last candidate beside the model in production, if that was not replaced by it."""
-    is_of_this = (decision.get("production") or {}).get("version") == production.version
-    if decision.get("promoted", True) or not is_of_this or decision.get("model_uri") == production.evaluated.source:
+    """Return the panel on the last candidate, if the gate refused it in favour of the version in production."""
+    is_current = (decision.get("production") or {}).get("version") == production.version
+    if decision.get("promoted", True) or not is_current or decision.get("model_uri") == production.evaluated.source:
         return []
     names = {"champion": f"version {production.version}, in production", "candidate": "the last candidate"}
     scores = {name: decision[name] for name in names if decision.get(name)}
@@ -92,27 +92,27 @@ def _challenger(production: Production, decision: dict[str, Any]) -> list:
     r2_scores = ", ".join(f"{names[name]} {_score(score['metrics'])}" for name, score in scores.items())
     content = [parts.graph("weekly-errors", figure, "Errors by week", "chart low")]
     about = f"{decision['reason'].removeprefix('refused: ')}. R²: {r2_scores}."
-    about += " Drawn are the errors by week, in standard deviations of each target."
+    about += " The figure shows the errors by week, in standard deviations of each target."
     return [parts.panel("challenger", "The last candidate was not promoted", about, content)]
 
 
 def _lineage(links: tuple[Link, ...]) -> html.Section:
     boxes = [html.Li(_box(link), className=None if link.known else "unknown") for link in links]
-    nothing = html.P("The lineage has not been read yet.", className="hint")
-    hint = "Each step as it was recorded; its link shows the thing itself."
+    nothing = html.P("The lineage is still being loaded.", className="hint")
+    hint = "As recorded with the model: data, code, run and decision, each with its link."
     content = html.Ol(boxes, className="chain") if boxes else nothing
-    return parts.panel("lineage", "From the data to production", hint, [content])
+    return parts.panel("lineage", "Lineage: from the data to production", hint, [content])
 
 
 def _box(link: Link) -> list:
-    name = parts.copied(link.name)
-    # A recorded address could be anything, a script among others.
+    name = parts.copyable(link.name)
+    # Tags have many writers: a recorded URL may be a script.
     if link.url and link.url.startswith(("http://", "https://")):
         name = parts.external_link(parts.readable_times(link.name), link.url)
     facts = [
-        html.Div([html.Dt(parts.readable_times(key)), html.Dd(parts.copied(str(fact)))])
+        html.Div([html.Dt(parts.readable_times(key)), html.Dd(parts.copyable(str(fact)))])
         for key, fact in link.facts.items()
-        if not str(fact).startswith(link.name.split()[-1])  # a commit has its hash as its name
+        if not str(fact).startswith(link.name.split()[-1])  # the name of a commit is its hash
     ]
     return [
         html.P("Run in MLflow" if link.kind == "run" else link.kind.capitalize(), className="eyebrow"),
@@ -133,9 +133,9 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
         ]
         for move in reversed(history)
     ]
-    table = parts.table("All versions that were in production", HEAD, rows, "moves")
-    nothing = html.P("The history has not been read yet.", className="hint")
-    return parts.panel("moves", "Versions in production so far", "The latest first.", [table if rows else nothing])
+    table = parts.table("Versions that were in production", HEAD, rows, "moves")
+    nothing = html.P("The history is still being loaded.", className="hint")
+    return parts.panel("moves", "Versions in production so far", "Latest first.", [table if rows else nothing])
 
 
 def _score(scores: dict) -> str:

@@ -1,4 +1,4 @@
-"""What if: the prediction for a step of time that the reader sets with sliders, and how it follows each input."""
+"""What if: the prediction for inputs set with sliders, and its response to each input."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ..follower import Follower, Snapshot
 from ..predictions import Champion, Prediction
 
 PATH, TITLE = "/what-if", "What if"
-SELDOM = 0.005  # of the training rows: a value as extreme in fewer is rare
-SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; what there may be more, as the sun is higher elsewhere in the region
+RARE_SHARE = 0.005  # of the training rows: a value is rare if fewer rows have one as extreme
+SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; twilight: tolerance, since the sun is higher elsewhere in the region
 LIGHT = [each.name for each in problem.INPUTS if each.unit == "W/m²"]
-POINTS = 33  # values of an input that a curve is drawn through; of time and of a category it is each value
-ALIKE = 0.1  # of a slider's range, by which the other inputs of hours like the chosen one differ at most
-FEW, FEW_SHARE = 10, 0.01  # hours like that, or the share of them, beyond the dark part on either side
-NO_LEAP_YEAR = 2015
-# An input may have such a name, too. Not every model knows the time.
+POINTS = 33  # of a curve; curves over time or a category have one point per value
+SIMILARITY = 0.1  # of a slider's range: training rows with all other inputs within this distance are similar
+TRIM_ROWS, TRIM_SHARE = 10, 0.01  # similar rows left out of the dark range at either end
+COMMON_YEAR = 2015  # no leap year
+# Suffix the name of a time slider if an input has the same name.
 HOUR, DAY, YEAR = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day", "year"))
 TIME = {} if steps.IS_DAY else {HOUR: "Hour of the day"}
 WHEN = "hour and day" if TIME else "the day"
@@ -42,60 +42,61 @@ LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIM
 AXES = {each.name: each.label for each in problem.INPUTS} | TIME | {HOUR: "Hour of the day, UTC"}
 SLIDERS = {each.name: each.slider for each in problem.INPUTS}
 SLIDERS |= {HOUR: Slider(0, 24 - steps.HOURS, steps.HOURS, 12)} if HOUR in TIME else {}
-SLIDERS |= {DAY: Slider(1, 365, 1, 172), YEAR: Slider(0, 2100, 1, 0)}  # the year has no slider on the page
+SLIDERS |= {DAY: Slider(1, 365, 1, 172), YEAR: Slider(0, 2100, 1, 0)}  # the year has no visible slider
 IDS = {name: f"slider-{name}" for name in SLIDERS}
-FIRST = {name: slider.first for name, slider in SLIDERS.items()}
+DEFAULTS = {name: slider.first for name, slider in SLIDERS.items()}
 PRESETS: dict[str, dict[str, float | str]] = {"Reset": {}, **problem.PRESETS}
 BUTTONS = {f"preset-button-{number}": name for number, name in enumerate(PRESETS)}
 
 
 def page(snapshot: Snapshot, query: dict[str, str]) -> list:
-    """Return sliders, prediction and curves for the values of the query, each by its input's name (`SLIDERS`)."""
+    """Return sliders, prediction and curves for the values of the query, by name of the slider (`SLIDERS`)."""
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
     sliders = [
-        html.P(adjusted(query), className="refused", role="status"),
-        html.Div(answers(snapshot, values), id="what-if-answers", **{"aria-live": "polite"}),
+        html.P(adjustments(query), className="error", role="status"),
+        html.Div(prediction(snapshot, values), id="what-if-answers", **{"aria-live": "polite"}),
         html.Div(presets, className="group"),
         html.Div([_slider(name, values, snapshot) for name in LABELS], className="sliders"),
         dbc.Input(id=IDS[YEAR], type="hidden", value=values[YEAR]),
     ]
-    label = f"Predictions around this {steps.NAME}"
+    label = f"Response of the prediction around this {steps.NAME}"
     figure = parts.graph("what-if-curves", curves(snapshot, values), label, "chart tall")
     about = (
-        f"The prediction when one input changes and the others stay; the dotted line is the {steps.NAME} that you set."
-        f" Shaded is the training range, and dark that of {steps.NAMES} with the others alike, without the outermost"
-        f" {FEW}, or one in a hundred.{' A line ends where the sun gives less light than is set.' * bool(LIGHT)}"
+        f"The prediction when one input changes and the others stay the same; the dotted line marks your {steps.NAME}."
+        f" The training range is shaded; darker where the other inputs were similar, without the {TRIM_ROWS} (or"
+        f" {TRIM_SHARE:.0%}) most extreme {steps.NAMES} at either end."
+        f"{' A line ends where the set light is more than the sun can give.' * bool(LIGHT)}"
     )
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),
-        parts.panel("curves", f"Around this {steps.NAME}", about, [figure]),
+        parts.panel("curves", f"Response around this {steps.NAME}", about, [figure]),
     ]
     return [
-        dcc.Store(id="what-if-first", data=[*FIRST.items()]),
-        dcc.Store(id="what-if-rest"),  # set when the sliders come to rest: no need to draw on the way
+        dcc.Store(id="what-if-first", data=[*DEFAULTS.items()]),
+        dcc.Store(id="what-if-rest"),  # set when the sliders rest, so that dragging draws no curves
         html.Div(panels, className="columns narrow-first"),
     ]
 
 
 def register(app: Dash, follower: Follower) -> None:
-    """Answer to the sliders, and follow the snapshot."""
+    """Register the callbacks that follow the sliders and the snapshot."""
     sliders = [Input(IDS[name], "value") for name in SLIDERS]
 
     @app.callback(
         Output("what-if-answers", "children"),
         *(Output(f"{IDS[name]}-value", "value" if name in FEATURES else "children") for name in LABELS),
-        *(Output(f"{IDS[name]}-seen", "children") for name in FEATURES),
+        *(Output(f"{IDS[name]}-range", "children") for name in FEATURES),
         *sliders,
         Input("shown", "data"),
         Input("revision", "data"),
     )
-    def answer(*values: Any) -> tuple:
-        """Predict for the hour and the weather of the sliders."""
+    def predict(*values: Any) -> tuple:
+        """Predict for the values of the sliders."""
         weather = within_range(values[:-2])
         snapshot = follower.now
-        readings = (reading(snapshot, name, weather) for name in LABELS)
-        return answers(snapshot, weather), *readings, *(seen(snapshot, name, weather[name]) for name in FEATURES)
+        texts = (value_text(snapshot, name, weather) for name in LABELS)
+        return prediction(snapshot, weather), *texts, *(range_note(snapshot, name, weather[name]) for name in FEATURES)
 
     @app.callback(
         *(Output(IDS[name], "value") for name in SLIDERS),
@@ -103,10 +104,10 @@ def register(app: Dash, follower: Follower) -> None:
     )
     def choose_preset(*_clicks: int) -> list[float]:
         """Set all sliders; a preset's date sets day and year."""
-        values: dict[str, Any] = FIRST | PRESETS.get(BUTTONS.get(ctx.triggered_id, ""), {})
+        values: dict[str, Any] = DEFAULTS | PRESETS.get(BUTTONS.get(ctx.triggered_id, ""), {})
         if "date" in values:
             date = datetime.fromisoformat(values["date"])
-            values |= {DAY: int(f"{date.replace(year=NO_LEAP_YEAR):%j}"), YEAR: date.year}
+            values |= {DAY: int(f"{date.replace(year=COMMON_YEAR):%j}"), YEAR: date.year}
         return [values[name] for name in SLIDERS]
 
     app.clientside_callback(
@@ -127,7 +128,7 @@ def register(app: Dash, follower: Follower) -> None:
         *(State(IDS[name], "value") for name in SLIDERS),
     )
     def draw_curves(_rest: object, _shown: object, _revision: object, *values: Any) -> tuple:
-        """Draw how the prediction changes around the sliders' hour."""
+        """Draw the response of the prediction around the sliders' values."""
         snapshot = follower.now
         ranges = (training_range(snapshot, name) for name in FEATURES)
         return curves(snapshot, within_range(values)), hint(snapshot), *[is_unused(snapshot)] * len(TIME), *ranges
@@ -142,25 +143,25 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def within_range(values: Iterable[Any]) -> dict[str, float]:
-    """Return the sliders' values by their inputs, each within its range; the first value for other than numbers."""
+    """Return the sliders' values by name, clipped to their ranges; the default in place of what is no number."""
     return {
         name: float(min(max(float(value), slider.low), slider.high) if _is_number(value) else slider.first)
         for (name, slider), value in zip(SLIDERS.items(), values, strict=True)
     }
 
 
-def adjusted(query: dict[str, str]) -> str:
-    """Return which values of the query are not shown as they are, and why; empty if all are."""
-    asked = {name: query[name] for name in SLIDERS if name in query}
-    ignored = [f"{name}={text[:40]}" for name, text in asked.items() if not _is_number(text)]
-    beyond = [
+def adjustments(query: dict[str, str]) -> str:
+    """Return a note on the values of the query that were ignored or clipped; empty if there are none."""
+    requested = {name: query[name] for name in SLIDERS if name in query}
+    ignored = [f"{name}={text[:40]}" for name, text in requested.items() if not _is_number(text)]
+    clipped = [
         f"{name}={text[:40]} ({SLIDERS[name].low:g} to {SLIDERS[name].high:g})"
-        for name, text in asked.items()
+        for name, text in requested.items()
         if _is_number(text) and not SLIDERS[name].low <= float(text) <= SLIDERS[name].high
     ]
-    words = [f"Not a number, and ignored: {', '.join(ignored)}."] * bool(ignored)
-    words += [f"Beyond the slider, and set to its end: {', '.join(beyond)}."] * bool(beyond)
-    return " ".join(words)
+    notes = [f"Ignored, since not a number: {', '.join(ignored)}."] * bool(ignored)
+    notes += [f"Set to the end of the slider's range: {', '.join(clipped)}."] * bool(clipped)
+    return " ".join(notes)
 
 
 def _is_number(value: Any) -> bool:
@@ -170,96 +171,96 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def reading(snapshot: Snapshot, name: str, weather: dict[str, float]) -> str | float:
-    """Return a slider's value as its field shows it: a day of the year as a date, an hour as on the clocks."""
-    time = hour_of_year(snapshot, weather)
+def value_text(snapshot: Snapshot, name: str, weather: dict[str, float]) -> str | float:
+    """Return a slider's value as its field shows it: a day as a date, an hour in UTC and local time."""
+    time = chosen_time(snapshot, weather)
     local = f", {time.astimezone(ZoneInfo(steps.ZONE)):%H:%M} in {steps.ZONE}" * (steps.ZONE != "UTC")
     return {DAY: f"{time:%d %b %Y}", HOUR: f"{time:%H:%M} UTC{local}"}.get(name, weather[name])
 
 
-def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
-    """Return the prediction for one hour of weather (`SLIDERS`), a tile a target, and notes on light and capacity."""
-    hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather)}])
+def prediction(snapshot: Snapshot, weather: dict[str, float]) -> list:
+    """Return the prediction for the sliders' values, one tile per target, with notes on light and capacity."""
+    hour = pd.DataFrame([{**weather, "utc_timestamp": chosen_time(snapshot, weather)}])
     try:
         predicted, band = _predict(snapshot.champion, hour) if snapshot.champion else (None, None)
     except PipelineError as error:
-        return [parts.banner(f"There is no prediction for this {steps.NAME}:", error.what)]
+        return [parts.banner(f"No prediction for this {steps.NAME}:", error.what)]
     content = [html.Div(parts.prediction(snapshot, predicted, band), className="tiles")]
-    light, most = (float(values.iloc[0]) for values in _light(hour))
-    if light > most:
-        limit = f"at this time the sun gives at most {most - TWILIGHT:.0f} W/m², even without an atmosphere"
-        text = f"There is no such {steps.NAME}: {light:.0f} W/m² of light are set, and {limit}."
-        content.append(html.P(text, className="refused"))
+    light, limit = (float(values.iloc[0]) for values in _light(hour))
+    if light > limit:
+        text = f"Impossible {steps.NAME}: {light:.0f} W/m² of radiation are set, but at this time the sun gives at most"
+        text += f" {limit - TWILIGHT:.0f} W/m², even without an atmosphere."
+        content.append(html.P(text, className="error"))
     if snapshot.champion and (year_ends := snapshot.champion.year_ends):
         capacities = features.installed(hour, year_ends).iloc[0]
         targets = [each for each in problem.TARGETS if each.name in year_ends]
-        known = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in targets)
-        text = f"With the capacity installed on {hour['utc_timestamp'].iloc[0]:%d %b %Y}: {known}."
+        values = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in targets)
+        text = f"Installed capacity on {hour['utc_timestamp'].iloc[0]:%d %b %Y}: {values}."
         content.append(html.P(text, className="hint"))
     return content
 
 
 def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
-    """Return predictions and their band; NaN of a target that follows the sun, where the sun cannot give the light."""
+    """Return predictions and band; NaN for a target that follows the sun, if the sun cannot give that much light."""
     predicted, band = champion.predict_with_band(hours)
-    light, most = _light(hours)
-    if champion.model.takes_time:
-        hidden = pd.DataFrame({target.name: (light > most) & target.by_day for target in problem.TARGETS})
+    light, limit = _light(hours)
+    if champion.model.knows_time:
+        hidden = pd.DataFrame({target.name: (light > limit) & target.by_day for target in problem.TARGETS})
         predicted, band = predicted.mask(hidden), band and (band[0].mask(hidden), band[1].mask(hidden))
     return predicted, band
 
 
 def _light(hours: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return the light of hours in W/m², and how much there can be: what the sun gives, and twilight."""
+    """Return the light of hours in W/m² and its upper limit: extraterrestrial radiation plus `TWILIGHT`."""
     light = hours[LIGHT].sum(axis=1)
     elevation = features.sun_position(features.to_utc(hours["utc_timestamp"]))["elevation"]
-    most = SOLAR_CONSTANT * np.sin(np.radians(elevation.to_numpy())).clip(min=0)
-    return light, pd.Series(most + TWILIGHT, hours.index)
+    limit = SOLAR_CONSTANT * np.sin(np.radians(elevation.to_numpy())).clip(min=0)
+    return light, pd.Series(limit + TWILIGHT, hours.index)
 
 
-def seen(snapshot: Snapshot, name: str, value: float) -> str:
-    """Return whether a value of an input lies within the training range, and how few rows had one as extreme."""
-    if snapshot.learned is None:
+def range_note(snapshot: Snapshot, name: str, value: float) -> str:
+    """Return whether a value of an input is within the training range, and whether it is rare there."""
+    if snapshot.training_rows is None:
         return ""
-    learned = snapshot.learned[name]
-    times, extreme = min(((learned <= value).sum(), "low"), ((learned >= value).sum(), "high"))
-    if times >= SELDOM * len(learned):
+    known = snapshot.training_rows[name]
+    count, extreme = min(((known <= value).sum(), "low"), ((known >= value).sum(), "high"))
+    if count >= RARE_SHARE * len(known):
         return "within the training range"
-    rare = f"within the training range, but this {extreme} in only {times:,} of {len(learned):,} {steps.NAMES}"
-    return rare if times else "outside the training range"
+    rare = f"within the training range, but this {extreme} in only {count:,} of {len(known):,} {steps.NAMES}"
+    return rare if count else "outside the training range"
 
 
 def training_range(snapshot: Snapshot, name: str) -> dict[str, str]:
-    """Return the ends of an input's training range as shares of its slider, for the style of the track."""
-    if snapshot.learned is None or name not in FEATURES:
+    """Return the ends of an input's training range as shares of its slider, as CSS variables of the track."""
+    if snapshot.training_rows is None or name not in FEATURES:
         return {}
-    slider, learned = SLIDERS[name], snapshot.learned[name]
-    shares = [(end - slider.low) / (slider.high - slider.low) for end in (learned.min(), learned.max())]
+    slider, known = SLIDERS[name], snapshot.training_rows[name]
+    shares = [(end - slider.low) / (slider.high - slider.low) for end in (known.min(), known.max())]
     return {f"--{end}": f"{min(max(share, 0), 1):.3f}" for end, share in zip(("from", "to"), shares, strict=True)}
 
 
-def _learned_here(learned: pd.DataFrame, name: str, weather: dict[str, float]) -> list[float]:
-    """Return the ends of the values of an input in learned hours like the chosen one, without the few outermost."""
+def _similar_range(training_rows: pd.DataFrame, name: str, weather: dict[str, float]) -> list[float]:
+    """Return the trimmed range of an input over the training rows whose other inputs are similar."""
     others = [other for other in FEATURES if other != name]
-    spans = pd.Series({other: ALIKE * (SLIDERS[other].high - SLIDERS[other].low) for other in others})
-    is_alike = ((learned[others] - pd.Series(weather)[others]).abs() <= spans).all(axis=1)
-    few = max(FEW, round(FEW_SHARE * is_alike.sum()))
-    values = np.sort(learned.loc[is_alike, name].to_numpy())[few:-few]
+    spans = pd.Series({other: SIMILARITY * (SLIDERS[other].high - SLIDERS[other].low) for other in others})
+    is_similar = ((training_rows[others] - pd.Series(weather)[others]).abs() <= spans).all(axis=1)
+    trim = max(TRIM_ROWS, round(TRIM_SHARE * is_similar.sum()))
+    values = np.sort(training_rows.loc[is_similar, name].to_numpy())[trim:-trim]
     return [values[0], values[-1]] if len(values) else []
 
 
 def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
-    """Return the figure of the predictions around one hour of weather (`SLIDERS`); it says so if there are none."""
+    """Return the figure of the responses around the sliders' values; without a model, one with a message."""
     if snapshot.champion is None:
         return figures.empty(snapshot.missing("champion"))
-    swept, year = [], hour_of_year(snapshot, weather).year
-    for name in LABELS if snapshot.champion.model.takes_time else FEATURES:
+    swept, year = [], chosen_time(snapshot, weather).year
+    for name in LABELS if snapshot.champion.model.knows_time else FEATURES:
         slider, is_whole = SLIDERS[name], name in TIME or name in figures.CATEGORIES
         number = round((slider.high - slider.low) / slider.step) + 1 if is_whole else POINTS
         points = np.linspace(slider.low, slider.high, number)
         swept += [(name, value) for value in (np.unique(points.round()) if slider.step == 1 else points)]
     rows = [{**weather, YEAR: year, name: value} for name, value in swept]
-    table = pd.DataFrame(rows).assign(utc_timestamp=[hour_of_year(snapshot, row) for row in rows])
+    table = pd.DataFrame(rows).assign(utc_timestamp=[chosen_time(snapshot, row) for row in rows])
     try:
         table[TARGETS] = _predict(snapshot.champion, table)[0]
     except PipelineError as error:
@@ -267,36 +268,36 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     names, values = zip(*swept, strict=True)
     table = table[TARGETS].assign(feature=names, value=values)
     ranges = {}
-    if (learned := snapshot.learned) is not None:
+    if (known := snapshot.training_rows) is not None:
         for name in FEATURES:
-            ranges[name] = [learned[name].min(), *_learned_here(learned, name, weather), learned[name].max()]
+            ranges[name] = [known[name].min(), *_similar_range(known, name, weather), known[name].max()]
     axes = AXES | {DAY: f"{AXES[DAY]} {year}"}
     figure = figures.responses(table, point=weather, names=axes, title=None, ranges=ranges)
     return figure.update_layout(margin_t=40, uirevision="same")
 
 
 def hint(snapshot: Snapshot) -> str:
-    """Return what the sliders set, and whether the model uses all of it."""
-    text = f"Set the inputs of {steps.ONE}; the prediction follows. The coloured part of a track is the training range."
+    """Return the hint above the sliders, which names unused ones."""
+    text = f"Set the inputs of {steps.ONE} to see the prediction. The coloured part of a track is the training range."
     return text + f" The model in production does not use {WHEN}." * is_unused(snapshot)
 
 
 def is_unused(snapshot: Snapshot) -> bool:
-    """Return whether hour and day make no difference to the model in production."""
-    return snapshot.champion is not None and not snapshot.champion.model.takes_time
+    """Return whether the model in production ignores hour and day."""
+    return snapshot.champion is not None and not snapshot.champion.model.knows_time
 
 
-def hour_of_year(snapshot: Snapshot, weather: dict[str, float]) -> datetime:
-    """Return the step that the sliders set: the same date in each year, and never 29 February.
+def chosen_time(snapshot: Snapshot, weather: dict[str, float]) -> datetime:
+    """Return the time that the sliders set; a day of the year is the same date in every year, never 29 February.
 
-    A year before 1900 stands for the last of the data, at most the last whose capacity is known.
+    Any year before 1900 means the last year of the data, or the last with a known capacity if that is earlier.
     """
     year, hours = round(weather[YEAR]), round(weather.get(HOUR, 0) / steps.HOURS) * steps.HOURS
     if year < 1900:
         year = features.last_year(snapshot.champion.model.year_ends if snapshot.champion else problem.CAPACITY)
         year = year if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, year)
-    began = datetime(NO_LEAP_YEAR, 1, 1, tzinfo=ZoneInfo(steps.CALENDAR))
-    return (began + timedelta(days=round(weather[DAY]) - 1, hours=hours)).replace(year=year)
+    start = datetime(COMMON_YEAR, 1, 1, tzinfo=ZoneInfo(steps.CALENDAR))
+    return (start + timedelta(days=round(weather[DAY]) - 1, hours=hours)).replace(year=year)
 
 
 def _slider(name: str, values: dict[str, float], snapshot: Snapshot) -> html.Div:
@@ -304,17 +305,17 @@ def _slider(name: str, values: dict[str, float], snapshot: Snapshot) -> html.Div
     ends = [html.Span(f"{slider.low:g}"), html.Span(f"{slider.high:g}")]
     limits = {"min": slider.low, "max": slider.high, "step": slider.step, "style": training_range(snapshot, name)}
     if name in FEATURES:
-        ends.insert(1, html.Span(seen(snapshot, name, value), id=f"{id_}-seen"))
+        ends.insert(1, html.Span(range_note(snapshot, name, value), id=f"{id_}-range"))
         typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", step="any")
         hidden_label = html.Label(f"{LABELS[name]}, {UNITS[name]}", htmlFor=f"{id_}-value", className="visually-hidden")
         field = html.Span([hidden_label, typed, f" {UNITS[name]}"])
     else:
-        field = html.Span(reading(snapshot, name, values), id=f"{id_}-value")
+        field = html.Span(value_text(snapshot, name, values), id=f"{id_}-value")
     unused = name in TIME and is_unused(snapshot)
     return html.Div(
         [
             html.Div([html.Label(LABELS[name], htmlFor=id_), field], className="name"),
-            # The browser's own slider: known to keyboards, screen readers and thumbs.
+            # A native range input works with keyboards, screen readers and touch screens.
             dbc.Input(id=id_, type="range", value=value, className="form-range", disabled=unused, **limits),
             html.Div(ends, className="ends"),
         ],

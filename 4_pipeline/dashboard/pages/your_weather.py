@@ -1,4 +1,4 @@
-"""Your inputs: predictions for rows that the reader uploads as CSV; nothing of the file is kept."""
+"""Your inputs: predictions for the rows of an uploaded CSV file, which is not stored."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ MAX_BYTES = requests.MAX_BYTES
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
-    """Return the page before a file is uploaded."""
-    invitation = [html.Strong("Drop a CSV file here"), html.Span("or press to choose one", className="hint")]
+    """Return the page without an uploaded file."""
+    invitation = [html.Strong("Drop a CSV file here"), html.Span("or click to choose one", className="hint")]
     over = dict.fromkeys(("className_active", "className_reject"), "upload over")
     upload = dcc.Upload(invitation, id="weather-upload", max_size=MAX_BYTES, className="upload", **over)
     link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
-    limits = f"At most {requests.MAX_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
+    limits = f"At most {requests.MAX_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not stored."
     if snapshot.champion and snapshot.champion.year_ends:
         last = last_year(snapshot.champion.year_ends)
-        limits += f" The installed capacity is known until the end of {last}; in the {LATER_YEARS} years after, that of"
-        limits += " then is assumed and marked. For other times give it in the columns"
+        limits += f" The installed capacity is known until the end of {last}. For the next {LATER_YEARS} years the"
+        limits += " last value is assumed, and marked as such. For other times add the columns"
         limits += f" {' and '.join(CAPACITIES.values())}."
     uploading = [
-        html.Div(upload, className="place"),  # Dash loads the upload after the page
-        html.P(id="weather-refused", className="refused", role="alert", **{"data-max": str(MAX_BYTES)}),
+        html.Div(upload, className="place"),  # reserves the space: Dash loads the upload late
+        html.P(id="weather-error", className="error", role="alert", **{"data-max": str(MAX_BYTES)}),
         html.P(limits, className="hint"),
         html.P([parts.button("Try the example", "weather-example"), " ", link]),
     ]
-    form = "CSV in UTF-8, with commas; numbers as 1234.5; no cell is empty."
+    form = "CSV in UTF-8, separated by commas; numbers as 1234.5; no empty cells."
     panels = [
         parts.panel("your-weather", TITLE, f"Upload inputs of {steps.NAMES} to get predictions.", uploading),
         parts.panel("weather-columns", "Columns of the file", form, [_columns()]),
     ]
     return [
         html.Div(panels, className="columns"),
-        # Screen readers read only this line, and not the figure below.
+        # Screen readers announce this line only, not the figure below.
         html.P(id="weather-status", className="visually-hidden", role="status"),
         dcc.Loading(html.Div(id="weather-answer"), type="dot", delay_show=150, parent_className="waiting"),
     ]
 
 
 def _columns() -> Component:
-    """Return a table of the columns that a file may have."""
+    """Return the table of the columns of a file."""
     start = requests.START.removeprefix("the ") + ", with its zone"
     rows = [[html.Code("utc_timestamp"), start, "UTC", f"such as {requests.EXAMPLE}"]]
     rows += [
@@ -62,7 +62,7 @@ def _columns() -> Component:
         for each in problem.INPUTS
     ]
     rows += [
-        [html.Code(CAPACITIES[each.name]), f"installed {each.plants}", each.unit, "may be left out"]
+        [html.Code(CAPACITIES[each.name]), f"installed {each.plants}", each.unit, "optional"]
         for each in problem.TARGETS
         if each.name in CAPACITIES
     ]
@@ -70,7 +70,7 @@ def _columns() -> Component:
 
 
 def register(app: Dash, follower: Follower) -> None:
-    """Answer to a file; when the model changes, predict again from what is still in the browser."""
+    """Register the callbacks; when the model changes, predict again for the file in the browser."""
 
     @app.callback(
         Output("weather-answer", "children"),
@@ -88,10 +88,10 @@ def register(app: Dash, follower: Follower) -> None:
         try:
             return answer(follower.now, requests.from_csv(content, name), name)
         except PipelineError as error:
-            facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
+            facts = [("Found", error.value), ("Allowed", error.expected), ("What to do", error.next_step)]
             facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]
-            what = [html.Strong(f"{name} was not predicted. "), error.what, parts.facts(facts)]
-            # Screen readers read alerts by themselves.
+            what = [html.Strong(f"No predictions for {name}. "), error.what, parts.facts(facts)]
+            # Screen readers announce alerts by themselves.
             return [html.Div(dbc.Alert(what, color="danger"), id="weather-fault")], ""
 
     @app.callback(
@@ -100,7 +100,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("weather-example", "n_clicks"),
     )
     def try_example(_clicks: int) -> tuple[str, str]:
-        """Use the example in place of a file of the reader's."""
+        """Use the example in place of an upload."""
         return example(follower.now), "The example"
 
     app.clientside_callback(
@@ -112,33 +112,33 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def example(snapshot: Snapshot) -> str:
-    """Return the weather of the last rows of the data as the URL of a CSV file; without data only its heading."""
+    """Return the inputs of the last rows of the data as the data URL of a CSV file; without data, its header."""
     rows = pd.DataFrame(columns=INPUTS) if snapshot.frame is None else snapshot.frame[INPUTS].tail(72)
     content = rows.to_csv(index=False, date_format=STAMP).encode()
     return f"data:text/csv;base64,{base64.b64encode(content).decode()}"
 
 
 def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str]:
-    """Return the predictions for checked rows of weather, with a button to download them, and a line about them.
+    """Return the predictions for checked rows with a download button, and a status line.
 
-    Raises PipelineError when the model cannot predict for these rows.
+    Raises PipelineError if the model cannot predict these rows.
     """
     if (champion := snapshot.champion) is None:
         return [parts.banner(snapshot.missing("champion"), "Upload the file again later.")], ""
-    weather, (rows, origin) = rows, assume_capacity(rows, champion.year_ends)
+    uploaded, (rows, origin) = rows, assume_capacity(rows, champion.year_ends)
     predicted, band = champion.predict_with_band(rows)
     status = f"{name}: {len(rows):,} {steps.NAME}{'s' * (len(rows) > 1)}, by {champion.production}."
     if unused := rows.attrs.get("unused"):
         status += f" Not used: {', '.join(unused)[:200]}."
     if assumed := (origin == "assumed").sum():
         last = last_year(champion.year_ends)
-        status += f" {assumed:,} of them with the capacity of the end of {last}, which is assumed."
+        status += f" For {assumed:,} of them the installed capacity is assumed to be that of the end of {last}."
     if len(rows) == 1:
         content = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     else:
         figure = figures.prediction(rows, predicted, band=band, coverage=champion.model.coverage)
         content = parts.graph("weather-figure", figure.update_layout(margin_t=44), "Predictions for your inputs")
-    table = predictions.to_csv(weather.assign(capacity=origin), predicted, band, champion)
+    table = predictions.to_csv(uploaded.assign(capacity=origin), predicted, band, champion)
     filename = f"predicted by version {champion.production.version}.csv"
     download = [
         dcc.Store(id="weather-predicted", data={"content": table, "filename": filename, "type": "text/csv"}),

@@ -1,7 +1,6 @@
-"""Raw files to one table.
+"""From raw files to the processed table.
 
-- `sources` puts the raw files of the sample, of Open Power System Data or of an own file into a folder; `sample` makes
-  the sample.
-- `own_file` reads the file of a user; `prepare` turns raw files into the processed table; `validation` says what is
-  unusual in it.
+- `sources` fetches the raw files of the sample, of Open Power System Data or of your own CSV; `sample` simulates the
+  sample.
+- `own_file` reads your own CSV, `prepare` turns raw files into the processed table, and `validation` checks it.
 """

@@ -1,4 +1,4 @@
-"""Read a CSV file of one's own as its description says: columns, units, and times of any zone."""
+"""Read a user's CSV file as described in params.yaml: columns, units, and times of any zone."""
 
 from __future__ import annotations
 
@@ -21,29 +21,27 @@ from forecast.terms.errors import ParameterError
 from forecast.terms.parameters import OwnFile, TimeColumn
 
 SCRIPT = "by a script in own/ (see own/README.md)"
-MOVE = f"move each time to the start of the {steps.NAME} that it stands for, {SCRIPT}"
-_CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
+MOVE = f"move each time to the start of its {steps.NAME}, {SCRIPT}"
+_CORRECT = "correct the file, or its description in params.yaml (fetch.csv)"
 _MIDNIGHT = r"(?<![\d:])24(?=:00(?::00)?(?![\d:]))"
 _OFFSET = r"\s?(?:Z|UTC|[+-]\d{2}(?::?\d{2})?)$"
 _STEP = pd.DateOffset(days=1) if steps.IS_DAY else steps.LENGTH
-_MAX_NEGATIVE = 0.01  # of a column's highest value: what plants consume at night, and what sensors are off
+_MAX_NEGATIVE = 0.01  # of the column's maximum: own consumption at night, and offsets of sensors
 
 
 def read(path: Path, mapping: OwnFile) -> Table:
-    """Read the file ``path``, a copy of ``mapping.file``, as ``mapping`` says.
+    """Read the file ``path``, a copy of ``mapping.file``, as described by ``mapping``.
 
-    The frame has `schema.COLUMNS`, in our units and UTC, in the file's order; its index is the line in the file. An
-    empty cell is NaN. Times without an offset are of ``mapping.time.zone``; `_localize` says which rows of the hour
-    that autumn repeats are known. Its counts are
+    The frame has `schema.COLUMNS` in our units and UTC, in the order of the file, indexed by line number; empty cells
+    are NaN. Naive times are in ``mapping.time.zone``; see `_localize` for the repeated hour in autumn. The counts are
 
-    - `clock_changes`, rows that are left out: `ambiguous` in that hour; `skipped` without any value in the hour that is
-      missing when the clock is put forward;
-    - `negative_as_zero`, by column: the small negative values that became 0.
+    - `clock_changes`: dropped rows, either `ambiguous` (in the repeated hour) or `skipped` (empty rows in the hour
+      skipped in spring);
+    - `negative_as_zero`: small negative values set to 0, by column.
 
-    Raises DataError with line, column, value and next step: a value in an hour skipped by the clock change (then the
-    zone is wrong), times partly with an offset or not at the start of a step, and whatever `raw.read_text` and
-    `raw.numbers` refuse; ParameterError: no such zone, a unit of another dimension. Errors name ``mapping.file``, the
-    file that its owner knows.
+    Raises DataError, with line, column and value, for values in a skipped hour (wrong zone), for times that only partly
+    have an offset or are not the start of a step, and whatever `raw.read_text` and `raw.numbers` raise; ParameterError
+    for an unknown zone or a unit of another dimension. Errors name ``mapping.file``, not the copy.
     """
     file, columns = mapping.file, dict(mapping.columns)
     names = {"utc_timestamp": mapping.time.column} | {name: column.column for name, column in columns.items()}
@@ -54,7 +52,7 @@ def read(path: Path, mapping: OwnFile) -> Table:
         cells = text[column.column] = text[column.column].mask(text[column.column].str.strip().isin(mapping.no_value))
         values[name] = raw.numbers(cells, file, mapping.decimal, thousands=mapping.thousands, nullable=True)
     stamps, skipped = _to_utc(text[mapping.time.column], values, file, mapping.time)
-    hours = steps.hours(stamps) if steps.IS_DAY else steps.HOURS  # a day has 23 to 25
+    hours = steps.hours(stamps) if steps.IS_DAY else steps.HOURS  # days have 23 to 25
     for name, column in columns.items():
         values[name] = schema.convert(values[name], name, column.unit, hours)
         is_small = (values[name] < 0) & (values[name] >= -_MAX_NEGATIVE * values[name].max()) & (RANGES[name][0] == 0)
@@ -62,58 +60,60 @@ def read(path: Path, mapping: OwnFile) -> Table:
         if mapping.negative_as_zero:
             values[name] = values[name].mask(is_small, 0.0)
         elif negative[name] == (values[name] < 0).sum():
-            next_step = "if meters write such values at night, set negative_as_zero: true in params.yaml (fetch.csv)"
+            next_step = "if meters record such values at night, set negative_as_zero: true in params.yaml (fetch.csv)"
             raw.require(~is_small, text[column.column], file, "0 or more", next_step)
-    left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
+    dropped = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
     values.insert(0, "utc_timestamp", stamps)
-    counts = {"clock_changes": left_out} | ({"negative_as_zero": negative} if mapping.negative_as_zero else {})
+    counts = {"clock_changes": dropped} | ({"negative_as_zero": negative} if mapping.negative_as_zero else {})
     return Table(Path(file), values[stamps.notna()], names, counts)
 
 
 def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tuple[Series, Series]:
-    """Return the UTC times of the steps' starts, NaT if unknown, and which are of an hour skipped by a clock change."""
+    """Return the starts of the steps in UTC (NaT if ambiguous), and which rows are in an hour skipped in spring."""
     original, midnight = text, text.str.contains(_MIDNIGHT, na=False)
     text = text.str.replace(_MIDNIGHT, "00", regex=True)
-    aware = raw.has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
-    if aware.any():
-        raw.require(aware, original, file, "an offset such as Z or +01:00, as in other lines", _CORRECT)
-    parsed = pd.to_datetime(text, format=time.format or "ISO8601", errors="coerce", utc=bool(aware.all()))
-    # pandas takes "today" and "now" for times
-    good = parsed.notna() & text.str.contains(r"\d", na=False)
-    like = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
+    is_aware = raw.has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
+    if is_aware.any():
+        raw.require(is_aware, original, file, "an offset such as Z or +01:00, as in other lines", _CORRECT)
+    parsed = pd.to_datetime(text, format=time.format or "ISO8601", errors="coerce", utc=bool(is_aware.all()))
+    # pandas parses "today" and "now", too
+    is_valid = parsed.notna() & text.str.contains(r"\d", na=False)
+    expected = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
     english = ", with English names of months and weekdays" * bool(re.search("%[aAbB]", time.format or ""))
-    raw.require(good, original, file, like + english, "correct that line, or fetch.csv.time.format in params.yaml")
-    # In a file in which 00:00 stands beside 23:00 of the same day, it is the end of that day, too.
+    raw.require(
+        is_valid, original, file, expected + english, "correct the line, or fetch.csv.time.format in params.yaml"
+    )
+    # If 00:00 is mostly next to 23:00 of the same date, it means the end of that day, like 24:00.
     rows = parsed[parsed != parsed.shift()]
-    beside = sum(rows.shift(n) - rows == steps.DAY - steps.LENGTH for n in (1, -1))
-    late = beside[rows == rows.dt.normalize()] > 0
-    midnight |= (parsed == parsed.dt.normalize()) & (late.mean() > 0.5 and not steps.IS_DAY)
+    neighbours = sum(rows.shift(n) - rows == steps.DAY - steps.LENGTH for n in (1, -1))
+    is_day_end = neighbours[rows == rows.dt.normalize()] > 0
+    midnight |= (parsed == parsed.dt.normalize()) & (is_day_end.mean() > 0.5 and not steps.IS_DAY)
     parsed = parsed.dt.as_unit("us").mask(midnight, parsed + steps.DAY)
     by_end, last = time.stamp == "end", pd.Timestamp(0) + steps.DAY - steps.LENGTH
     next_step = f"if the times are the ends of the {steps.NAMES}, set fetch.csv.time.stamp: end in params.yaml"
     raw.require(~midnight | by_end, original, file, f"the start of {steps.ONE}, 00:00 to {last:%H:%M}", next_step)
     stamps, skipped = parsed, pd.Series(False, text.index)
-    if aware.all():
-        if by_end and steps.IS_DAY:  # the day before may begin at another time: the clock may change at midnight
+    if is_aware.all():
+        if by_end and steps.IS_DAY:  # the clock may change at midnight
             stamps = steps.starts(parsed, later=-1).where(parsed == steps.starts(parsed), parsed)
         elif by_end:
             stamps = parsed - _STEP
     elif time.zone is None and not steps.IS_DAY:
         example = f"`time: {{column: {time.column}, zone: UTC}}`"
         next_step = f"set in params.yaml, under fetch.csv: {example}, or Europe/Berlin, or +01:00"
-        raw.require(aware, original, file, "an offset, or a zone for the file (fetch.csv.time.zone)", next_step)
+        raw.require(is_aware, original, file, "an offset, or a zone for the file (fetch.csv.time.zone)", next_step)
     elif steps.IS_DAY:
         days = pd.DatetimeIndex(parsed - _STEP if by_end else parsed)
         stamps = pd.Series(steps.begin(days, _zone(time.zone or steps.ZONE)), text.index)
     else:
-        # Around a clock change some files write an hour's end by the clock, others as its start and one hour.
+        # At a clock change some files stamp an hour's end in local time, others one hour after its start.
         zone = _zone(time.zone or steps.ZONE)
         stamps, skipped = _localize(parsed, zone, values)
         if by_end:
             readings = [_localize(parsed - _STEP, zone, values), (stamps - _STEP, skipped)]
-            faults = [known.isna().sum() + known.duplicated().sum() for known, _ in readings]
-            stamps, skipped = readings[int(faults[1] < faults[0])]
-            if faults[0] == faults[1]:  # where they differ, either may be right
+            errors = [known.isna().sum() + known.duplicated().sum() for known, _ in readings]
+            stamps, skipped = readings[int(errors[1] < errors[0])]
+            if errors[0] == errors[1]:  # where they differ, the time is ambiguous
                 stamps = stamps.where(stamps == readings[1][0])
         _require_existing(parsed, skipped, values, original, file, zone)
     _require_starts(parsed, stamps, original, file, time)
@@ -121,26 +121,26 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
 
 
 def _localize(parsed: Series, zone: tzinfo | None, values: DataFrame) -> tuple[Series, Series]:
-    """Return local times in UTC, NaT if unknown, and which are of an hour skipped by the clock change in spring.
+    """Return local times in UTC (NaT if ambiguous), and which are in the hour skipped by the clock change in spring.
 
-    In autumn each time of an hour occurs twice. Rows with the same time and the same values are copies of one row, or
-    of two if they are twice as many as their neighbours' copies. Of the rest each time must occur exactly twice, first
-    all of one hour and then all of the other: of summer and winter time, or the reverse where time runs backwards,
-    since many portals write the newest row first. Others are unknown.
+    In autumn each time of one hour occurs twice. Rows with the same time and values are copies of one row, or of two if
+    there are twice as many copies as of the neighbouring rows. Of the remaining rows each time must occur exactly
+    twice, first all of one hour, then all of the other: summer time first, or winter time in a file with the newest row
+    first. Other rows are ambiguous.
     """
     summer, winter = (
         parsed.dt.tz_localize(zone, ambiguous=np.full(len(parsed), is_summer), nonexistent="NaT").dt.tz_convert("UTC")
         for is_summer in (True, False)
     )
-    twice = summer.notna() & (summer != winter)
-    stamps = summer.mask(twice)
-    near = parsed[parsed.dt.normalize().isin(parsed[twice].dt.normalize().unique())]
+    is_repeated = summer.notna() & (summer != winter)
+    stamps = summer.mask(is_repeated)
+    near = parsed[parsed.dt.normalize().isin(parsed[is_repeated].dt.normalize().unique())]
     copies = values.loc[near.index].assign(time=near).groupby(["time", *values], dropna=False)
-    often = copies["time"].transform("size")
-    alone = often.mask(twice[near.index])
-    is_pair = (often == 2 * alone.ffill().bfill()) & (often == 2 * alone.bfill().ffill())
+    counts = copies["time"].transform("size")
+    usual = counts.mask(is_repeated[near.index])
+    is_pair = (counts == 2 * usual.ffill().bfill()) & (counts == 2 * usual.bfill().ffill())
     rows = near[copies.cumcount() <= is_pair]
-    nights = rows[twice[rows.index]]
+    nights = rows[is_repeated[rows.index]]
     for _, night in nights.groupby((nights + steps.DAY / 2).dt.normalize()):
         first, last = rows.index.get_indexer(night.index[[0, -1]])
         pairs = night[night.groupby(night).transform("size") == 2]
@@ -156,55 +156,55 @@ def _localize(parsed: Series, zone: tzinfo | None, values: DataFrame) -> tuple[S
 def _require_existing(
     parsed: Series, skipped: Series, values: DataFrame, times: Series, file: str, zone: tzinfo | None
 ) -> None:
-    """Raise DataError for the first row with a value in an hour that the clock skips."""
+    """Raise DataError for the first row with a value in an hour skipped by the clock change."""
     if not skipped.any():
         return
     winter = parsed[skipped].iloc[0].to_pydatetime().replace(tzinfo=zone).isoformat()[-6:]
-    next_step = f"if the file keeps winter time all year, set fetch.csv.time.zone: '{winter}' in params.yaml"
+    next_step = f"if the file is in winter time all year, set fetch.csv.time.zone: '{winter}' in params.yaml"
     if (values[skipped].fillna(0) == 0).all(axis=None):
         next_step = (
-            "the program that wrote the file has filled that hour with 0: delete these lines, or leave the cells empty"
+            "the program that wrote the file filled that hour with 0: delete these lines, or leave the cells empty"
         )
-    expected = f"a time that exists: in {zone} the clock skips it in spring"
+    expected = f"an existing time: in {zone} the clock change in spring skips this one"
     raw.require(~skipped | values.isna().all(axis="columns"), times, file, expected, next_step)
 
 
 def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, time: TimeColumn) -> None:
-    """Raise DataError, with the cure, if all times are off the start of a step by the same clock, or by the zone."""
-    good = stamps.isna() | (stamps == steps.starts(stamps.dropna()).reindex(stamps.index))
-    if good.all():
+    """Raise DataError, with a fix, if all times are off the start of a step by the same offset, or by the zone."""
+    is_start = stamps.isna() | (stamps == steps.starts(stamps.dropna()).reindex(stamps.index))
+    if is_start.all():
         return
     is_iso_offset = parsed.dt.tz is not None and time.format is None
     bare = times.str.replace(_OFFSET, "", regex=True) if is_iso_offset else times
     tails = times.str.extract(f"({_OFFSET})")[0].unique() if is_iso_offset else [""]
     written = pd.to_datetime(bare, format="ISO8601") if is_iso_offset else parsed.dt.tz_localize(None)
-    late = (written - written.dt.floor(steps.STEP)).unique()
-    if len(late) > 1:
+    offsets = (written - written.dt.floor(steps.STEP)).unique()
+    if len(offsets) > 1:
         return
     form, clock = time.format, bare.iloc[0][10:]
     if form is None:
         form = "%Y-%m-%d" + clock[:1] + "%H:%M:%S"[: max(len(clock) - 1, 0)] + clock[9:]
-        form += "%z" if len(tails) > 1 or (is_iso_offset and late[0] and not steps.IS_DAY) else tails[0]
+        form += "%z" if len(tails) > 1 or (is_iso_offset and offsets[0] and not steps.IS_DAY) else tails[0]
     for directive in ("%S", "%M", "%H", "%I", "%p")[: 5 if steps.IS_DAY else 2 if steps.LENGTH >= steps.HOUR else 1]:
         form = form.replace(directive, f"{written.iloc[0]:{directive}}")
-    begin, in_words = f"{steps.NAMES} that begin at 00:00 in {steps.ZONE}", f"the {steps.NAME} that it is in"
-    cure = f'if each time stands for {in_words}, set time.format: "{form}" in params.yaml (fetch.csv)'
-    cure += " and time.stamp: start" * (time.stamp == "end")
+    expected = f"{steps.NAMES} that start at 00:00 in {steps.ZONE}"
+    fix = f'if each time means the {steps.NAME} that contains it, set time.format: "{form}" in params.yaml (fetch.csv)'
+    fix += " and time.stamp: start" * (time.stamp == "end")
     if steps.IS_DAY and len(tails) > 1:
-        cure = MOVE
-    elif steps.IS_DAY and not late[0]:
-        cure = f"{cure}; or " * (form != "%Y-%m-%d") + "leave out time.zone, or set ZONE in forecast/problem.py"
+        fix = MOVE
+    elif steps.IS_DAY and not offsets[0]:
+        fix = f"{fix}; or " * (form != "%Y-%m-%d") + "remove time.zone, or set ZONE in forecast/problem.py"
     elif not steps.IS_DAY:
-        begin = f"{steps.NAMES} that begin at 00:00, {pd.Timestamp(0) + steps.LENGTH:%H:%M}, ... UTC"
-        if not late[0]:
+        expected = f"{steps.NAMES} that start at 00:00, {pd.Timestamp(0) + steps.LENGTH:%H:%M}, ... UTC"
+        if not offsets[0]:
             ahead = (written - stamps.dt.tz_localize(None)).dropna().unique()
             sign, zone = "-+"[int(ahead[0] >= pd.Timedelta(0))], pd.Timestamp(0) + abs(ahead[0].floor(steps.STEP))
-            cure = f"set time.zone: '{sign}{zone:%H:%M}' in params.yaml (fetch.csv)"
-            cure += f', and time.format: "{form}"' * is_iso_offset + "; see own/README.md"
-            cure = cure if len(ahead) == 1 else MOVE  # no zone without summer time has such hours
-        elif steps.LENGTH < steps.HOUR and late[0] >= pd.Timedelta(minutes=1):
-            cure = MOVE
-    raw.require(good, times, file, begin, cure)
+            fix = f"set time.zone: '{sign}{zone:%H:%M}' in params.yaml (fetch.csv)"
+            fix += f', and time.format: "{form}"' * is_iso_offset + "; see own/README.md"
+            fix = fix if len(ahead) == 1 else MOVE  # a fixed offset cannot express summer time
+        elif steps.LENGTH < steps.HOUR and offsets[0] >= pd.Timedelta(minutes=1):
+            fix = MOVE
+    raw.require(is_start, times, file, expected, fix)
 
 
 def _zone(name: str) -> tzinfo | None:
@@ -217,5 +217,5 @@ def _zone(name: str) -> tzinfo | None:
             "params.yaml: fetch.csv.time.zone is not a time zone.",
             value=repr(name),
             expected="a name such as Europe/Berlin or UTC, or an offset such as +01:00",
-            next_step="choose one; if `python -m zoneinfo` knows none, install tzdata",
+            next_step="choose one; if Python knows no zone at all, install tzdata",
         ) from None

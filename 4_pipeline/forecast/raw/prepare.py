@@ -1,4 +1,4 @@
-"""Turn raw files into the processed table; count the steps that are left out, and invent no value."""
+"""Turn raw files into the processed table; incomplete steps are dropped and counted, no value is filled in."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from forecast.terms.origin import origin_in
 from forecast.terms.parameters import OwnFile
 
 logger = logging.getLogger(__name__)
-JOIN = "if the hour or the quarter is in another column than the date, join both"
+JOIN = "if date and time are in separate columns, join them"
 OR_SUMS = "or sums of amounts such as MWh"
-LASTING, LASTING_END = 10, 4  # so many rows that are as far apart are a step of their own, and no gaps
-# The columns of each quantity in the files of Open Power System Data, and of the sample.
+MIN_RUN, MIN_END_RUN = 10, 4  # rows with the same distance: a change of frequency, no gaps (shorter at either end)
+# Column names in the files of Open Power System Data (and the sample), by file.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
     sources.WEATHER_FILE: {each.opsd: each.name for each in problem.INPUTS},
@@ -39,38 +39,37 @@ LAYOUT = {
 def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
     """Return the processed table of the raw files in ``raw_folder``, and the findings.
 
-    The rule, for each step (`steps`) of ``first_year`` to ``last_year``, from the first complete one to the last:
+    The rules, for each step (`steps`) of ``first_year`` to ``last_year``, from the first complete step to the last:
 
-    1. a step that a file holds more than once: its first row is kept, the others are left out;
-    2. a step that is absent from a file is left out;
-    3. a step in which a needed cell is empty is left out;
-    4. nothing is filled, interpolated or otherwise invented. Units are converted, no other value changes.
+    1. of duplicate rows the first is kept;
+    2. a step that is missing from a file is dropped;
+    3. a step with an empty cell is dropped;
+    4. nothing is filled or interpolated; units are converted.
 
     The table has the columns `schema.COLUMNS`, sorted by time, and `schema.CAPACITIES` if the capacity is known; it
-    satisfies `schema.check`, and carries its origin (`origin.origin_of`).
+    passes `schema.check` and carries its origin (`origin.origin_of`).
 
-    The findings can be written as JSON: the steps expected, kept and left out; by file (`power` and `weather`, or
-    `own`) its rows, those outside the years or before the first or after the last complete step, those that follow a
-    later one, those doubled, and the steps absent; the empty cells by column; the same `by_year`, with its gaps; for
-    an own file what `own_file.read` left out, and years for which a figure of capacity lacks between two that have one.
+    The findings are JSON-serializable: steps expected, kept and left out; by file (`power` and `weather`, or `own`)
+    the counts of rows, of rows outside the years or outside the complete steps, of unordered and duplicate rows, and of
+    missing steps; empty cells by column; the same counts `by_year`, with gaps; for your own CSV also the counts of
+    `own_file.read` and the years without a capacity between two with one.
 
-    Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut short,
-    a time without a zone or off the step, no step in the years, values out of range), for a column of
-    `problem.COMPUTED` that depends on other rows, and ParameterError when ``last_year`` is before ``first_year``.
+    Raises DataError with file, line, column and value for invalid files, and for a column of `problem.COMPUTED` that
+    depends on other rows; ParameterError if ``last_year`` is before ``first_year``.
     """
     if last_year < first_year:
         raise ParameterError(
             "The last year is before the first.",
             value=f"first_year {first_year}, last_year {last_year}",
             expected="first_year <= last_year",
-            next_step="exchange them (in the pipeline: params.yaml)",
+            next_step="swap them (in the pipeline: params.yaml)",
         )
     origin = origin_in(raw_folder)
     grid = steps.of_days(f"{first_year}-01-01", f"{last_year + 1}-01-01")
     tables = read(Path(raw_folder), origin.csv)
     parts = {name: take_rows(table, grid) for name, table in tables.items()}
     frame = join(parts, grid)
-    next_step = "correct the file, or ask for other years (prepare.first_year and last_year in params.yaml)"
+    next_step = "correct the file, or choose other years (prepare.first_year and last_year in params.yaml)"
     schema.check(frame, f"The frame prepared from {origin.csv.file if origin.csv else raw_folder}", next_step)
     check_derived(frame)
     findings = {"source": origin.source, **count(parts, frame)}
@@ -79,16 +78,16 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     if origin.csv and origin.csv.capacity:
         years = sorted(origin.csv.capacity)
         findings["years_without_figure"] = sorted({*range(years[0], years[-1])} - {*years})
-    logger.info("%s: %s", origin.source, in_words(findings))
+    logger.info("%s: %s", origin.source, summarize(findings))
     return origin.mark(add_capacity(frame, origin.csv.year_ends if origin.csv else problem.CAPACITY)), findings
 
 
 # -- files to tables ---------------------------------------------------------------------------------------------------
 def read(folder: Path, own: OwnFile | None) -> dict[str, Table]:
-    """Return the raw tables of a folder, `own` or `power` and `weather`; errors as `raw.read_text`."""
+    """Return the raw tables of a folder, `own` or `power` and `weather`; raise what `raw.read_text` raises."""
     if own:
         return {"own": own_file.read(folder / sources.OWN_FILE, own)}
-    next_step = f"python -m forecast fetch --to {folder} puts the raw files there"
+    next_step = f"fetch the raw files: python -m forecast fetch --to {folder}"
     tables = {}
     for name, (file, columns) in zip(("power", "weather"), LAYOUT.items(), strict=True):
         text = raw.read_text(folder / file, ["utc_timestamp", *columns], next_step=next_step)
@@ -100,7 +99,7 @@ def read(folder: Path, own: OwnFile | None) -> dict[str, Table]:
 
 
 def load_or_make(csv: Path) -> DataFrame:
-    """Return the processed table of Germany in the file ``csv``; if there is no such file, make it from the sample.
+    """Return the processed table in the file ``csv``; if the file does not exist, create it from the sample.
 
     The table has Germany's installed capacity. Raises DataError (file damaged, disk full, folder not writable).
     """
@@ -113,89 +112,89 @@ def load_or_make(csv: Path) -> DataFrame:
 
 # -- tables to steps ---------------------------------------------------------------------------------------------------
 class Part(NamedTuple):
-    """The steps of a raw table, each once, time as the index; the times of repeated rows; and counts of all rows."""
+    """The unique steps of a raw table, indexed by time, the times of duplicate rows, and counts of all rows."""
 
     frame: DataFrame
-    repeated: Series
+    duplicates: Series
     counts: dict[str, int]
 
 
-def _cure(step: pd.Timedelta) -> str:
-    """Return what to do about rows that are ``step`` apart."""
+def _suggest_fix(step: pd.Timedelta) -> str:
+    """Return what to do if rows are ``step`` apart."""
     if abs(step - steps.LENGTH) < steps.LENGTH / 10:
         return MOVE
     name = {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
-    cures = {
+    fixes = {
         f'set STEP = "{name}" in forecast/problem.py': not steps.DAY % step,
         f'make means, such as table.resample("{steps.STEP}").mean(), {OR_SUMS}, {SCRIPT}': step < steps.LENGTH,
         f"{JOIN}, {SCRIPT}": step == steps.DAY,
-        f"use a file of {steps.OFTEN} values: none can be made of these": step > steps.LENGTH and steps.DAY % step,
+        f"use a file of {steps.OFTEN} values: these cannot be resampled": step > steps.LENGTH and steps.DAY % step,
     }
-    return "; or ".join(cure for cure, helps in cures.items() if helps)
+    return "; or ".join(fix for fix, applies in fixes.items() if applies)
 
 
 def take_rows(table: Table, grid: DatetimeIndex) -> Part:
-    """Take the steps of a ``grid`` out of a raw table, each once; raise DataError for rows off it or out of range."""
+    """Return the unique steps of a raw table on ``grid``; raise DataError for rows off the grid or out of range."""
     path, frame, names, _ = table
-    every = frame["utc_timestamp"]
-    within = frame[(every >= grid[0]) & (every < steps.starts(Series(grid[-1:]), later=1)[0])]
+    all_stamps = frame["utc_timestamp"]
+    within = frame[(all_stamps >= grid[0]) & (all_stamps < steps.starts(Series(grid[-1:]), later=1)[0])]
     stamps = within["utc_timestamp"]
     _require_one_row(within, path)
-    apart = steps.local(stamps).dt.tz_localize(None).drop_duplicates().sort_values().diff().dropna()
-    runs_of = apart.ne(apart.shift()).cumsum()
-    lengths, is_end = runs_of.map(runs_of.value_counts()), runs_of.isin(runs_of.iloc[[0, -1]] if len(runs_of) else [])
-    lasting = apart[lengths >= np.where(is_end, LASTING_END, LASTING)].drop_duplicates()
-    if len(lasting) > 1:
-        first, later = (f"{distance / steps.HOUR:.7g} h" for distance in lasting.iloc[:2])
+    distances = steps.local(stamps).dt.tz_localize(None).drop_duplicates().sort_values().diff().dropna()
+    run = distances.ne(distances.shift()).cumsum()
+    lengths, is_end = run.map(run.value_counts()), run.isin(run.iloc[[0, -1]] if len(run) else [])
+    frequencies = distances[lengths >= np.where(is_end, MIN_END_RUN, MIN_RUN)].drop_duplicates()
+    if len(frequencies) > 1:
+        first, later = (f"{distance / steps.HOUR:.7g} h" for distance in frequencies.iloc[:2])
         raise DataError(
-            f"{path}, line {lasting.index[1]}: the rows were {first} apart, and are {later} apart from here on.",
-            value=f"{stamps[lasting.index[1]]:{STAMP}}",
-            expected=f"a row {steps.ONE}",
-            next_step=f"make two files of it, and use one; or make means over the longer step, {OR_SUMS}, {SCRIPT}",
+            f"{path}, line {frequencies.index[1]}: from here on the rows are {later} apart, before {first}.",
+            value=f"{stamps[frequencies.index[1]]:{STAMP}}",
+            expected=f"one row per {steps.NAME}",
+            next_step=f"split it into two files and use one; or make means over the longer step, {OR_SUMS}, {SCRIPT}",
         )
-    if len(apart) > 1 and (step := apart.mode()[0]) != steps.LENGTH:
+    if len(distances) > 1 and (step := distances.mode()[0]) != steps.LENGTH:
         raise DataError(
             f"{path}: the rows are {step / steps.HOUR:.7g} hours apart.",
             value=", ".join(f"{stamp:{STAMP}}" for stamp in stamps[:3]),
-            expected=f"a row {steps.ONE}",
-            next_step=_cure(step),
+            expected=f"one row per {steps.NAME}",
+            next_step=_suggest_fix(step),
         )
-    odd = stamps[~stamps.isin(grid)]
-    if len(odd):
+    off_grid = stamps[~stamps.isin(grid)]
+    if len(off_grid):
         column = names.get("utc_timestamp", "utc_timestamp")
         raise DataError(
-            f"{path}, line {odd.index[0]}, column {column}: not a full {steps.NAME}.",
-            value=f"{odd.iloc[0]:{STAMP}}",
-            next_step=f"correct or leave out such lines; or {MOVE}",
+            f"{path}, line {off_grid.index[0]}, column {column}: not the start of {steps.ONE}.",
+            value=f"{off_grid.iloc[0]:{STAMP}}",
+            next_step=f"correct or remove such lines; or {MOVE}",
         )
-    again = stamps.duplicated()
-    next_step = f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an"
+    is_duplicate = stamps.duplicated()
+    next_step = f"correct or remove these lines of {path.name}; if a number such as -999 means a missing value in your"
     next_step += " own file, set no_value in params.yaml (fetch.csv)"
-    schema.check_cells(within[~again], str(path), next_step, source_names=names, nullable=True)
-    unordered = int((every < every.cummax()).sum())
-    counts = {"rows": len(every), "outside_years": len(every) - len(within), "unordered": unordered}
-    return Part(within[~again].set_index("utc_timestamp"), stamps[again], counts)
+    schema.check_cells(within[~is_duplicate], str(path), next_step, theirs=names, nullable=True)
+    unordered = int((all_stamps < all_stamps.cummax()).sum())
+    counts = {"rows": len(all_stamps), "outside_years": len(all_stamps) - len(within), "unordered": unordered}
+    return Part(within[~is_duplicate].set_index("utc_timestamp"), stamps[is_duplicate], counts)
 
 
 def _require_one_row(rows: DataFrame, path: Path) -> None:
-    """Raise DataError if most times have several rows, which are no copies of one another."""
+    """Raise DataError if most times have several different rows."""
     times = rows["utc_timestamp"]
     distinct = rows[times.duplicated(keep=False)].drop_duplicates()["utc_timestamp"]
-    often = distinct.value_counts()
-    if (often > 1).sum() <= times.nunique() / 2:
+    counts = distinct.value_counts()
+    if (counts > 1).sum() <= times.nunique() / 2:
         return
-    has_clock = (often.index.sort_values().diff()[1:] < 23 * steps.HOUR).any()
-    cure = f"add them up, or keep one of them, {SCRIPT}"
+    has_times = (counts.index.sort_values().diff()[1:] < 23 * steps.HOUR).any()
+    fix = f"sum them, or keep one of them, {SCRIPT}"
     raise DataError(
-        f"{path}: {often.mode()[0]} rows {steps.ONE}, with other values.",
-        value=", ".join(f"line {line}" for line in distinct.index[distinct == often.index[0]][:4]),
-        expected=f"a row {steps.ONE}",
-        next_step=cure if has_clock else f"{JOIN}, and set STEP in forecast/problem.py; otherwise {cure}",
+        f"{path}: {counts.mode()[0]} different rows per {steps.NAME}.",
+        value=", ".join(f"line {line}" for line in distinct.index[distinct == counts.index[0]][:4]),
+        expected=f"one row per {steps.NAME}",
+        next_step=fix if has_times else f"{JOIN}, and set STEP in forecast/problem.py; otherwise {fix}",
     )
 
 
 def join(parts: Mapping[str, Part], grid: DatetimeIndex) -> DataFrame:
-    """Return the steps that are complete in every part; raise DataError if there is none."""
+    """Return the steps that are complete in all parts; raise DataError if there are none."""
     frames = {name: part.frame for name, part in parts.items()}
     joined = pd.concat(frames.values(), axis="columns", join="inner").sort_index()
     complete = joined.dropna().rename_axis("utc_timestamp").reset_index()[schema.COLUMNS]
@@ -205,9 +204,9 @@ def join(parts: Mapping[str, Part], grid: DatetimeIndex) -> DataFrame:
         counts = ", ".join(f"{len(frame)} {steps.NAMES} of {name}" for name, frame in frames.items())
         raise DataError(
             f"The raw files have no complete {steps.NAME} in common from {' to '.join(map(str, years))}.",
-            value=counts + (f"; no value at all of {', '.join(empty)}" if empty else ""),
-            expected=f"{steps.NAMES} in which nothing is missing",
-            next_step="ask for years that the files hold (prepare.first_year and last_year in params.yaml)"
+            value=counts + (f"; no values of {', '.join(empty)}" if empty else ""),
+            expected=f"{steps.NAMES} without missing values",
+            next_step="choose years that the files cover (prepare.first_year and last_year in params.yaml)"
             + ("; check the values of these columns" if empty else ""),
         )
     return complete
@@ -215,7 +214,7 @@ def join(parts: Mapping[str, Part], grid: DatetimeIndex) -> DataFrame:
 
 # -- counts ------------------------------------------------------------------------------------------------------------
 def count(parts: Mapping[str, Part], frame: DataFrame) -> dict[str, Any]:
-    """Return the steps expected, kept and left out by reason, the same by year with its gaps, and the rows by part."""
+    """Return the findings: counts of steps and rows, in total, by part and by year."""
     grid = steps.grid(*frame["utc_timestamp"].iloc[[0, -1]])
     missing, years = Series(~grid.isin(frame["utc_timestamp"]), grid), grid.tz_convert(steps.CALENDAR).year
     by_year = {}
@@ -248,9 +247,9 @@ def count(parts: Mapping[str, Part], frame: DataFrame) -> dict[str, Any]:
 
 
 def _count_reasons(parts: Mapping[str, Part], grid: DatetimeIndex) -> dict[str, dict[str, int]]:
-    """Return, by part, rows `doubled` and steps `absent`; by column, steps `incomplete`, of those that the part has."""
+    """Return rows `doubled` and steps `absent` by part, and empty cells (`incomplete`) by column."""
     return {
-        "doubled": {name: int(part.repeated.isin(grid).sum()) for name, part in parts.items()},
+        "doubled": {name: int(part.duplicates.isin(grid).sum()) for name, part in parts.items()},
         "absent": {name: int((~grid.isin(part.frame.index)).sum()) for name, part in parts.items()},
         "incomplete": {
             column: int(values.reindex(grid.intersection(values.index)).isna().sum())
@@ -261,11 +260,11 @@ def _count_reasons(parts: Mapping[str, Part], grid: DatetimeIndex) -> dict[str, 
 
 
 def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many rows or steps were left out, by reason in words; a step can have more than one reason."""
+    """Return the number of dropped rows or steps by reason; a step can have several reasons."""
     reasons = {
-        **{f"absent from {name}": count for name, count in findings["absent"].items()},
+        **{f"missing from {name}": count for name, count in findings["absent"].items()},
         **{f"without {column}": count for column, count in findings["incomplete"].items()},
-        **{f"doubled in {name}": count for name, count in findings["doubled"].items()},
+        **{f"duplicate in {name}": count for name, count in findings["doubled"].items()},
         **{
             f"before or after all complete {steps.NAMES} in {name}": n
             for name, n in findings["incomplete_ends"].items()
@@ -276,8 +275,8 @@ def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
     return {reason: count for reason, count in reasons.items() if count}
 
 
-def in_words(findings: Mapping[str, Any]) -> str:
-    """Return a line that says how many steps were kept, and what was left out and why."""
+def summarize(findings: Mapping[str, Any]) -> str:
+    """Return a line on the steps that were kept, and on those left out, by reason."""
     kept = f"{findings['steps_kept']:,} of {findings['steps_expected']:,} {steps.NAMES} kept"
     ends = (
         f"{pd.Timestamp(findings[name]).tz_convert(steps.CALENDAR):%Y-%m-%d}" for name in ("first_step", "last_step")
@@ -290,7 +289,7 @@ def in_words(findings: Mapping[str, Any]) -> str:
 
 
 def missing_by_month(frame: DataFrame) -> DataFrame:
-    """Return how many steps of each month are missing: a row a year, columns 1 to 12; NaN before and after all."""
+    """Return the number of missing steps by year (rows) and month (columns 1 to 12); NaN outside the data."""
     grid = steps.grid(*frame["utc_timestamp"].iloc[[0, -1]])
     missing, local = ~grid.isin(frame["utc_timestamp"]), grid.tz_convert(steps.CALENDAR)
     missing = Series(missing, grid).groupby([local.year, local.month]).sum().unstack()

@@ -1,11 +1,11 @@
-"""The embedded sample: four years of real German weather, and the wind and solar power modelled from it.
+"""The embedded sample: four years of real German weather, and the wind and solar power simulated from it.
 
-The weather is that of the test reference years TRY 2010 of the German weather service (DWD), as the package
-`demandlib` carries them: fifteen stations, for each one year pieced together from observations of 1988-2007. The
-four years of the sample are four *disjoint* groups of three stations, so that no year is a copy of another. The
-generation is simulated, with turbine curves of the package `windpowerlib` and solar geometry of `pvlib`. Constants
-marked "calibrated" were tuned by hand to look like the data of Open Power System Data. Nothing here is evidence about a
-real hour, or about real forecasting skill; the labels 2013-2016 do not denote historic weather.
+The weather is from the test reference years TRY 2010 of the German weather service (DWD), as distributed in the package
+`demandlib`: fifteen stations with one year each, assembled from observations of 1988-2007. The four years of the sample
+are four *disjoint* groups of three stations, so that no year is a copy of another. The generation is simulated with
+power curves of `windpowerlib` and the solar geometry of `pvlib`. Constants marked "calibrated" were tuned by hand to
+resemble Open Power System Data. The sample says nothing about real hours or real forecasting skill; the labels
+2013-2016 do not denote historic weather.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FIRST_YEAR, LAST_YEAR = 2013, 2016
 SEED = 2013
 _INSTALL_AGAIN = "pip install --force-reinstall -r requirements.txt"
 
-# Three stations a year, none used twice; stations that saw the same historic days share a year, and the first of each
-# has measured radiation. Rostock, Bremerhaven, Potsdam; Chemnitz, Hof, Essen; Hamburg, Braunlage, Bad Marienberg;
+# Three stations per year, none used twice; stations with the same historic days share a year, and the first of each has
+# measured radiation. Rostock, Bremerhaven, Potsdam; Chemnitz, Hof, Essen; Hamburg, Braunlage, Bad Marienberg;
 # Mannheim, Stoetten, Muehldorf.
 STATIONS = {2013: (2, 1, 4), 2014: (9, 10, 5), 2015: (3, 8, 6), 2016: (12, 14, 13)}
 # The reference years have no 29 February: it is the 28th of three stations that no year uses (Kassel, Fichtelberg,
@@ -38,26 +38,26 @@ LEAP_DAY_STATIONS = (7, 11, 15)
 
 WEATHER_WEIGHTS = (0.5, 0.3, 0.2)
 RADIATION_WEIGHTS = (0.8, 0.1, 0.1)
-# Plants do not stand where the weather is averaged: that mismatch is the honest source of unexplained variance.
+# Plants are not where the weather is averaged: a realistic source of unexplained variance.
 PLANT_WEIGHTS = (0.45, 0.32, 0.23)
 
 MEAN_WINDSPEED = 4.11  # m/s at 10 m: calibrated
 LATITUDE, LONGITUDE = 51.0, 10.4  # degrees: the middle of Germany
 
 # Installed capacity on 1 January of 2013..2017, GW. It differs from `problem.CAPACITY` by up to 0.5 GW: the sample
-# is calibrated with these round figures, and others would change every score. Compare the published year-end ones:
-# at the end of 2014 wind 39.17 (GWEC: https://renewablesnow.com/news/renewables-produce-325-of-germanys-power-in-h1-2015-482581/)
+# is calibrated with these rounded values, and others would change every score. Published values for the end of 2014:
+# wind 39.17 (GWEC: https://renewablesnow.com/news/renewables-produce-325-of-germanys-power-in-h1-2015-482581/)
 # and solar 38.23 (Bundesnetzagentur: https://www.photon.info/en/news/germany-added-only-189-gw-pv-capacity-2014).
 WIND_CAPACITY_GW = (31.3, 34.2, 39.2, 44.7, 49.6)
 SOLAR_CAPACITY_GW = (32.6, 36.3, 38.2, 39.8, 40.7)
-# The share of wind generation that is reported: calibrated, for the jump that the real series has at the end of 2014.
+# Reported share of wind generation: calibrated to the jump of the real series at the end of 2014.
 WIND_REPORTED = {2013: 0.80, 2014: 0.80, 2015: 1.0, 2016: 1.0}
 
-TURBINES = {"E-70/2300": 0.35, "V90/2000": 0.30, "E-82/2300": 0.20, "E-101/3050": 0.15}  # share of the capacity
+TURBINES = {"E-70/2300": 0.35, "V90/2000": 0.30, "E-82/2300": 0.20, "E-101/3050": 0.15}  # share of capacity
 HUB_HEIGHT_M, ROUGHNESS_M = 105.0, 0.10
 PANELS = ((0.45, 30, 180), (0.15, 25, 90), (0.15, 25, 270), (0.25, 10, 180))  # share, tilt, azimuth in degrees
 
-# Hours that are absent from the raw files, gap by gap, and cells that are missing from them: 48 hours in all.
+# Lengths of the gaps in the raw files, and numbers of empty cells: 48 hours in total.
 GAPS_POWER, GAPS_WEATHER = (4, 9, 15), (3, 5)
 MISSING_CELLS = {
     "DE_solar_generation_actual": 4,
@@ -85,15 +85,15 @@ def make_sample() -> tuple[DataFrame, DataFrame]:
     """Return the raw power and the raw weather frame of the sample, in the layout of Open Power System Data.
 
     Power: about 35,040 rows of `utc_timestamp`, `cet_cest_timestamp` (text) and MW; weather: about 35,056 rows of
-    `utc_timestamp`, m/s, degrees Celsius and W/m2. Both carry the faults of real files, always the same ones: gaps,
-    missing cells, and in the power frame the doubled hour of each autumn. The same bytes each time on one machine.
+    `utc_timestamp`, m/s, degrees Celsius and W/m2. Both have the faults of real files, always the same: gaps, empty
+    cells, and in the power frame the duplicate hour of each autumn. The result is deterministic on one machine.
 
-    Raises DataError when the packages' files are absent or not the ones the recipe was measured with.
+    Raises DataError if the packages' files are missing or have other checksums.
     """
     hours = pd.date_range(f"{FIRST_YEAR}-01-01", f"{LAST_YEAR + 1}-01-01", freq="h", tz="UTC", inclusive="left")
     places = join_places(read_stations())
     weather = model_weather(places, hours)
-    random = np.random.RandomState(SEED)  # RandomState's stream is frozen for good, default_rng's is not
+    random = np.random.RandomState(SEED)  # its stream never changes, that of default_rng may
     wind_MW, solar_MW = model_wind(places, hours, random), model_solar(places, hours, random)
     power = pd.DataFrame(
         {
@@ -109,12 +109,12 @@ def make_sample() -> tuple[DataFrame, DataFrame]:
 
 
 def read_packaged(package: str, path: str) -> bytes:
-    """Return the content of a file that an installed package carries; DataError if either is absent."""
+    """Return the content of a file of an installed package; raise DataError if it is missing."""
     try:
         return files(package).joinpath(path).read_bytes()
     except (ModuleNotFoundError, OSError) as error:
         raise DataError(
-            f"The package {package}, which the sample is made from, is absent or incomplete.",
+            f"The package {package}, a source of the sample, is missing or incomplete.",
             value=error,
             expected=f"{package} with its file {path}",
             next_step=_INSTALL_AGAIN,
@@ -125,8 +125,8 @@ def read_stations() -> dict[int, DataFrame]:
     """Return the 8,760 hours of each of the fifteen stations, as the reference years' columns WG, t, B, D.
 
     WG: wind speed at 10 m, m/s; t: temperature, degrees Celsius; B and D: direct and diffuse radiation, W/m2. The
-    files' own headers describe the format (latin-1; the line before `***` names the columns). Raises DataError when
-    a file is missing or the fifteen together have another sha256 than `STATIONS_SHA256`.
+    files' own headers describe the format (latin-1; the line before `***` names the columns). Raises DataError if a
+    file is missing or their sha256 is not `STATIONS_SHA256`.
     """
     contents = {
         number: read_packaged("demandlib", f"vdi/resources_weather/TRY2010_{number:02d}_Jahr.dat")
@@ -135,7 +135,7 @@ def read_stations() -> dict[int, DataFrame]:
     actual = hashlib.sha256(b"".join(contents.values())).hexdigest()
     if actual != STATIONS_SHA256:
         raise DataError(
-            "The weather files of the package demandlib are not the ones the sample is made from.",
+            "The weather files of the package demandlib are not those of the sample.",
             value=f"sha256 {actual}",
             expected=f"sha256 {STATIONS_SHA256} (demandlib 0.2.2)",
             next_step=_INSTALL_AGAIN,
@@ -149,20 +149,20 @@ def read_stations() -> dict[int, DataFrame]:
 
 
 def join_places(stations: dict[int, DataFrame]) -> Places:
-    """Return the stations' years one after the other, three places wide, with 29 February put in by date."""
+    """Return the stations' years in sequence, with three places as columns and 29 February inserted."""
     values = {number: station.assign(WG=clean_windspeed(station)) for number, station in stations.items()}
     values = {number: station[["WG", "t", "B", "D"]].to_numpy(float) for number, station in values.items()}
     years = [np.stack([values[number] for number in group], axis=1) for group in STATIONS.values()]
     leap_day = np.stack([values[number][58 * 24 : 59 * 24] for number in LEAP_DAY_STATIONS], axis=1)
     years[-1] = np.insert(years[-1], [59 * 24], leap_day, axis=0)
     windspeed, temperature, direct, diffuse = np.moveaxis(np.concatenate(years), 2, 0)
-    # The centred mean over seven hours stands for the average over an area.
+    # The centred mean over seven hours approximates an average over an area.
     windspeed = pd.DataFrame(windspeed).rolling(7, center=True, min_periods=1).mean().to_numpy()
     return Places(windspeed, temperature, direct, diffuse)
 
 
 def clean_windspeed(station: DataFrame) -> np.ndarray:
-    """Return a station's wind speed by its yearly mean, without the typing errors (63 m/s between 6 and 6)."""
+    """Return a station's wind speed divided by its yearly mean, without typing errors (63 m/s between 6 and 6)."""
     raw = station["WG"]
     median = raw.rolling(5, center=True, min_periods=1).median()
     clean = raw.where((raw - median).abs() < 10, median).to_numpy()
@@ -186,19 +186,19 @@ def sun(day: np.ndarray, solar_hour: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def hours_ahead(hours: DatetimeIndex) -> np.ndarray:
-    """Return by how many hours true solar time in the middle of Germany is ahead of UTC."""
+    """Return the offset of true solar time in the middle of Germany from UTC in hours."""
     return LONGITUDE / 15 + solarposition.equation_of_time_spencer71(hours.day_of_year.to_numpy()) / 60
 
 
 def in_germany(hours: DatetimeIndex) -> np.ndarray:
-    """Return each hour in German time, as text in ISO 8601; `strftime` takes half of the time of the whole sample."""
+    """Return each hour in German time, as ISO 8601 text, without `strftime`, which would double the run time."""
     local = hours.tz_convert("Europe/Berlin").tz_localize(None)
     offset = np.where(local - hours.tz_localize(None) > pd.Timedelta(hours=1), "+0200", "+0100")
     return np.char.add(np.datetime_as_string(local.to_numpy("datetime64[s]")), offset)
 
 
 def to_utc_hours(values: np.ndarray, hours: DatetimeIndex) -> np.ndarray:
-    """Return the means of the UTC hours of a series of means of the hours of true solar time."""
+    """Return hourly means in UTC, interpolated from hourly means in true solar time."""
     row = np.arange(len(hours))
     return np.interp(row + hours_ahead(hours), row, values)
 
@@ -206,9 +206,8 @@ def to_utc_hours(values: np.ndarray, hours: DatetimeIndex) -> np.ndarray:
 def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
     """Return the national weather: `utc_timestamp` and DE_ columns in m/s, degrees Celsius and W/m2.
 
-    Direct radiation is, hour by hour of true solar time, a share of Meinel's clear sky, E0 * 0.7 ^ (AM ^ 0.678) *
-    cos(zenith). The exponent 0.55 on that share is calibrated: it lifts a station's level to the national one without
-    passing the clear sky.
+    Direct radiation in true solar time is a share of Meinel's clear sky, E0 * 0.7 ^ (AM ^ 0.678) * cos(zenith). The
+    exponent 0.55 on that share is calibrated: it raises a station's level to the national one, below the clear sky.
     """
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
     cosine = sum(sun(day, hour + (step + 0.5) / 5)[0] for step in range(5)) / 5
@@ -230,28 +229,28 @@ def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
 
 
 def interpolate_capacity(anchors_GW: tuple[float, ...], hours: DatetimeIndex) -> np.ndarray:
-    """Return the installed capacity in GW, month by month on the line between the anchors of 1 January."""
+    """Return the installed capacity in GW by month, interpolated between the anchors of 1 January."""
     month = (hours.year - FIRST_YEAR) + (hours.month - 1) / 12
     return np.interp(month, np.arange(len(anchors_GW)), anchors_GW)
 
 
 def autoregressive_noise(random: np.random.RandomState, hours: int, memory: float, spread: float) -> np.ndarray:
-    """Return exp(x), x first-order autoregressive with standard deviation ``spread``: what weather does not explain."""
+    """Return exp(x), x an AR(1) process with standard deviation ``spread``: variance unexplained by weather."""
     shocks = random.standard_normal(hours) * spread
     shocks[1:] *= np.sqrt(1 - memory**2)
     return np.exp(np.fromiter(accumulate(shocks, lambda last, shock: memory * last + shock), float, hours))
 
 
 def flatten(factor: np.ndarray, knee: float) -> np.ndarray:
-    """Return the capacity factor with only 60 % of what lies above the knee: curtailment, and a country's size."""
+    """Return the capacity factor compressed above the knee (to 60 %), for curtailment and the size of a country."""
     return np.where(factor > knee, knee + 0.6 * (factor - knee), factor)
 
 
 def model_wind(places: Places, hours: DatetimeIndex, random: np.random.RandomState) -> np.ndarray:
     """Return the wind generation in whole MW.
 
-    Wind speed at the hub by the logarithmic profile v * ln(h / z0) / ln(10 / z0); power curves of windpowerlib's table
-    (Open Energy Platform), by their nominal power. Read as a file: windpowerlib's own reader warns under pandas 3.
+    Wind speed at the hub follows the logarithmic profile v * ln(h / z0) / ln(10 / z0); power curves are windpowerlib's
+    (Open Energy Platform), divided by their nominal power, read from its file since its reader warns with pandas 3.
     """
     curves = pd.read_csv(io.BytesIO(read_packaged("windpowerlib", "oedb/power_curves.csv")), index_col="turbine_type")
     speed = places.windspeed * MEAN_WINDSPEED * np.log(HUB_HEIGHT_M / ROUGHNESS_M) / np.log(10 / ROUGHNESS_M)
@@ -278,7 +277,7 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
     direct = to_utc_hours(blend(places.direct, PLANT_WEIGHTS), hours)
     diffuse = to_utc_hours(blend(places.diffuse, PLANT_WEIGHTS), hours)
     temperature = pd.Series(blend(places.temperature, PLANT_WEIGHTS))
-    # At a low sun B / cos(zenith) explodes: both the cosine and the result are capped.
+    # B / cos(zenith) diverges for a low sun, so both the cosine and the result are capped.
     beam = np.minimum(direct / np.maximum(cosine, 0.09), 0.85 * irradiance.get_extra_radiation(day))
     factor = np.zeros(len(hours))
     for share, tilt, facing in PANELS:
@@ -294,10 +293,10 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
 
 
 def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> tuple[DataFrame, DataFrame]:
-    """Return both frames with the faults of real files, from a fixed seed and each on a day of its own.
+    """Return both frames with the faults of real files, from a fixed seed, each on its own day.
 
-    Whole hours are absent (`GAPS_POWER`, `GAPS_WEATHER`), cells are empty (`MISSING_CELLS`), and the hour that the
-    clock change of autumn repeats is in two rows of the power frame, the second with readings 1 % lower.
+    Hours are missing (`GAPS_POWER`, `GAPS_WEATHER`), cells are empty (`MISSING_CELLS`), and the hour repeated by the
+    clock change in autumn has two rows in the power frame, the second with readings 1 % lower.
     """
     local = pd.Series(hours.tz_convert("Europe/Berlin").tz_localize(None))
     repeated = np.flatnonzero(local.duplicated())
@@ -315,7 +314,7 @@ def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> t
     for column, count in MISSING_CELLS.items():
         frame = power if column in power else weather
         frame.loc[[next(starts) for _ in range(count)], column] = np.nan
-    again = power.loc[repeated]
-    again = again.assign(**(again.filter(like="generation_actual") * 0.99).round())
-    power = pd.concat([cut(power, GAPS_POWER), again]).sort_index(kind="stable")
+    duplicates = power.loc[repeated]
+    duplicates = duplicates.assign(**(duplicates.filter(like="generation_actual") * 0.99).round())
+    power = pd.concat([cut(power, GAPS_POWER), duplicates]).sort_index(kind="stable")
     return power.reset_index(drop=True), cut(weather, GAPS_WEATHER).reset_index(drop=True)

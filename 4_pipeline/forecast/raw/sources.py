@@ -1,4 +1,4 @@
-"""The sources of raw data, and the files that each puts into a folder."""
+"""The sources of raw data, and the files that each writes into a folder."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ ATTRIBUTIONS = {
     " URL).",
 }
 RETRIES = 5  # of a download that fails; pooch waits 1, 2, 3, ... seconds between them
-SILENCE_SECONDS = 60
-_BY_HAND = "or put a copy from another place into {}; if you know the file to be right, set fetch.sha256 in params.yaml"
+TIMEOUT_SECONDS = 60
+_BY_HAND = (
+    "or copy the file into {} by hand; if you trust a file with another checksum, set fetch.sha256 in params.yaml"
+)
 
 logger = logging.getLogger(__name__)
 
 
 class Release(NamedTuple):
-    """A file of Open Power System Data: its address, its table's sha256, and the table's path in it if it is a zip."""
+    """A file of Open Power System Data: its URL, the sha256 of its table and, in a zip archive, the table's path."""
 
     url: str
     sha256: str
@@ -51,11 +53,11 @@ class Release(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The file's name at its address."""
+        """The file name in the URL."""
         return self.url.rsplit("/", 1)[-1]
 
 
-# Only these two releases together hold wind speed, temperature and both radiations: later ones drop the wind.
+# Only these releases hold wind speed, temperature and both radiations; later ones lack wind speed.
 RELEASES = {
     POWER_FILE: Release(
         "https://data.open-power-system-data.org/time_series/2019-06-05/time_series_60min_singleindex.csv",
@@ -78,31 +80,31 @@ def fetch(
     downloads: Path | None = None,
     progress: bool = False,
 ) -> list[Path]:
-    """Put the raw files of a source into ``folder`` and return their paths: tables, card, origin, checksums.
+    """Write the raw files of a source into ``folder`` and return their paths: tables, card, origin, checksums.
 
-    ``source`` is `sample`, `opsd` or `csv`; ``options`` are the section `fetch` of params.yaml. Relative paths in it
-    start at ``base``, by default the current folder. Downloads stay in ``downloads``, by default the user's cache.
+    ``source`` is `sample`, `opsd` or `csv`; ``options`` are the section `fetch` of params.yaml, whose relative paths
+    start at ``base`` (default: the current folder). Downloads are cached in ``downloads`` (default: the user's cache).
 
-    Each file appears whole or not at all, the checksums last. A folder that holds them already, unchanged, is left as
-    it is; files of another source are removed first. Raises DataError: disk full, folder not writable, source package
-    damaged, no connection, other content than the published; ParameterError: source `csv` without a file.
+    Files are written atomically, checksums last. An up-to-date folder is not touched; files of another source are
+    removed first. Raises DataError (disk full, folder not writable, package damaged, no connection, checksum mismatch)
+    and ParameterError (source `csv` without a file).
     """
     folder = Path(folder)
     options = options or Fetch.model_construct(source=source)  # type: ignore[arg-type] # checked by `_origin`
     origin = _origin(source, options)
-    known: dict[str, str] = {}  # checksums that the tables must have
+    checksums: dict[str, str] = {}  # expected, by table
     if source == "opsd":
-        known = {name: release.sha256 for name, release in RELEASES.items()} | (options.sha256 or {})
+        checksums = {name: release.sha256 for name, release in RELEASES.items()} | (options.sha256 or {})
     elif source == "csv":
-        own_file = Path(base or "") / origin.csv.file  # type: ignore[union-attr] # `_origin` refuses a source without
-        known = {OWN_FILE: _checksum_of_own(own_file)}
-    card = _card(source=source, attribution=origin.attribution, accepted=known)
+        own_file = Path(base or "") / origin.csv.file  # type: ignore[union-attr] # `_origin` requires it
+        checksums = {OWN_FILE: _hash_own_file(own_file)}
+    card = _card(source=source, attribution=origin.attribution, accepted=checksums)
     texts = {CARD_FILE: card, ORIGIN_FILE: f"{origin.model_dump_json(indent=1, exclude_none=True)}\n".encode()}
-    names = [*(known or (POWER_FILE, WEATHER_FILE)), *texts]
+    names = [*(checksums or (POWER_FILE, WEATHER_FILE)), *texts]
     paths = [folder / name for name in (*names, SUMS_FILE)]
-    if _is_whole(folder, names, texts, known):
+    if _is_up_to_date(folder, names, texts, checksums):
         return paths
-    # A fetch that is cut short must not leave a folder with files of two sources.
+    # An interrupted fetch must not leave files of two sources.
     for name in (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
         with contextlib.suppress(OSError):
             (folder / name).unlink()
@@ -114,7 +116,7 @@ def fetch(
         for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
             write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
     else:
-        for name, sha256 in known.items():
+        for name, sha256 in checksums.items():
             release = RELEASES[name]._replace(sha256=sha256)
             _fetch_release(release, folder / name, downloads or user_cache_path("forecast"), progress)
     for name, text in texts.items():
@@ -123,14 +125,14 @@ def fetch(
     return paths
 
 
-def _is_whole(folder: Path, names: list[str], texts: dict[str, bytes], known: dict[str, str]) -> bool:
-    """Return whether the folder holds the files already, unchanged."""
+def _is_up_to_date(folder: Path, names: list[str], texts: dict[str, bytes], checksums: dict[str, str]) -> bool:
+    """Return whether the folder already holds these files, unchanged."""
     try:
         sums = _sums(folder, names)
         contents = {name: (folder / name).read_bytes() for name in (*texts, SUMS_FILE)}
     except OSError:
         return False
-    return contents == texts | {SUMS_FILE: sums} and sums.startswith(_lines(known))
+    return contents == texts | {SUMS_FILE: sums} and sums.startswith(_lines(checksums))
 
 
 def _origin(source: str, options: Fetch) -> Origin:
@@ -138,26 +140,26 @@ def _origin(source: str, options: Fetch) -> Origin:
         return Origin(source=source, attribution=ATTRIBUTIONS[source], modelled=source == "sample")
     if options.csv is None:
         raise ParameterError(
-            "The source `csv` needs a file, and what its columns are.",
+            "The source `csv` needs a file and a description of its columns.",
             value="no section fetch.csv",
             expected="fetch.csv.file, and its columns and units unless it is a processed table",
             next_step="see own/README.md, then edit params.yaml",
         )
     own = options.csv
     if own.attribution == EXAMPLE_ATTRIBUTION:
-        logger.warning("fetch.csv.attribution is still that of the example in own/README.md: name the data's owner.")
+        logger.warning("fetch.csv.attribution is still the example of own/README.md: name the owner of the data.")
     return Origin(source=source, csv=own, attribution=own.attribution, modelled=own.modelled)
 
 
-def _checksum_of_own(file: Path) -> str:
+def _hash_own_file(file: Path) -> str:
     try:
         return pooch.file_hash(file)
     except OSError as error:
         raise DataError(
             f"The file {file} cannot be read.",
             value=error.strerror or error,
-            expected="a CSV file, its path relative to the folder of params.yaml",
-            next_step="put it there (`dvc pull` brings one that was added), or correct fetch.csv.file in params.yaml",
+            expected="a CSV file; its path is relative to the folder of params.yaml",
+            next_step="put it there (`dvc pull` if it was pushed), or correct fetch.csv.file in params.yaml",
         ) from None
 
 
@@ -177,42 +179,42 @@ def _card(**values: object) -> bytes:
 
 # -- Open Power System Data --------------------------------------------------------------------------------------------
 def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) -> None:
-    """Put the table of a release at ``path``, if it is the published one; a download that is cut starts again.
+    """Write the table of a release to ``path`` after checking its checksum; retry interrupted downloads.
 
-    Downloads stay in the cache, which takes copies from elsewhere, too; one that is wrong is removed from it.
+    Downloads stay in the cache, which may also hold copies made by hand; a wrong file is removed from it.
     """
     pooch.get_logger().setLevel("WARNING")
-    # Without a checksum, since the published one is the table's, which may be packed.
+    # No checksum here: the published one is that of the table, which may be in an archive.
     store = pooch.create(
         cache, "", registry={release.name: None}, urls={release.name: release.url}, retry_if_failed=RETRIES
     )
-    responses = []  # pooch leaves those of failed downloads open
+    responses = []  # pooch does not close those of failed downloads
     hooks = {"response": lambda response, **_: responses.append(response)}
-    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=SILENCE_SECONDS, hooks=hooks)
+    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=TIMEOUT_SECONDS, hooks=hooks)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             unzip = pooch.Unzip([release.member], folder) if release.member else None
             store.fetch(release.name, unzip, downloader)
             table = Path(folder, release.member) if release.member else cache / release.name
-            found = f"sha256 {pooch.file_hash(table)}" if table.exists() else f"no {release.member} in it"
-            if found != f"sha256 {release.sha256}":
-                raise ValueError(found)
+            actual = f"sha256 {pooch.file_hash(table)}" if table.exists() else f"no {release.member} in it"
+            if actual != f"sha256 {release.sha256}":
+                raise ValueError(actual)
             write_atomically(path, table.read_bytes())
     except requests.RequestException as error:
         response = error.response
         raise DataError(
-            f"{release.url} could not be fetched.",
+            f"{release.url} could not be downloaded.",
             value=type(error).__name__ if response is None else f"HTTP {response.status_code} {response.reason}",
             expected="200 OK",
             next_step=f"check the network and the proxy (https_proxy), {_BY_HAND.format(cache)}",
         ) from None
     except OSError as error:
         raise DataError(
-            f"{release.url} could not be stored in the cache {cache}.",
+            f"{release.url} could not be written to the cache {cache}.",
             value=error.strerror or error,
             expected="a writable folder with enough space",
-            next_step="free some space, or set another folder: FETCH_DOWNLOADS",
+            next_step="free some space, or set FETCH_DOWNLOADS to another folder",
         ) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         (cache / release.name).unlink()
@@ -220,7 +222,7 @@ def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) ->
             f"The content of {release.name} is not the published one.",
             value=error,
             expected=f"sha256 {release.sha256}" + f" of {release.member} in a zip archive" * bool(release.member),
-            next_step=f"fetch it again (is {release.url} a login or error page in a browser?), "
+            next_step=f"fetch it again (does a browser show a login or error page at {release.url}?), "
             f"{_BY_HAND.format(cache)}",
         ) from None
     finally:

@@ -1,4 +1,4 @@
-"""Check a processed table for unusual values."""
+"""Checks of a processed table for unusual values."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ from forecast.terms.quantities import Target
 
 logger = logging.getLogger(__name__)
 
-# Steps of a year that are left out, in percent, and the longest gap. In 2013-2016 the real data lacks four hours in a
-# thousand at most.
+# Missing steps of a year, and the longest gap. In the real data of 2013-2016 at most 0.4 % of the hours of a year are
+# missing.
 MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
-MAX_DOUBLED = 0  # rows: of two rows of one step one is wrong, and only the publisher knows which
-# From one year's mean to the next, in percent or kelvin: capacity grows by less, and weather changes by less. Of a part
-# of a year, compared with the same hours of the year before, more is usual: of a month sqrt(12) times as much.
+MAX_DUPLICATES = 0  # rows; only the publisher knows which of two rows is right
+# Change of the mean from year to year, in percent or kelvin; capacity and weather change by less. The limit is higher
+# for part of a year, compared with the same hours of the year before: for a month sqrt(12) times as high.
 MAX_CHANGE = 30.0
 MAX_CHANGE_KELVIN = 3.0
 WHOLE_YEAR = 0.9 * steps.A_YEAR
-# Distance from the median of the step and both its neighbours (a Hampel identifier: Davies and Gather, The
-# Identification of Multiple Outliers, 1993), by the distance that 99 % of the steps keep. The sample's highest is 8.
+# Distance from the median of the step and its two neighbours (a Hampel identifier: Davies and Gather, The
+# Identification of Multiple Outliers, 1993), in units of its 99 % quantile. The maximum in the sample is 8.
 MAX_SPIKE = 10.0
-# The same value step after step, for so long and at least a week of days, is a sensor that froze, or a filled gap.
-MAX_SAME_HOURS, LEAST_SAME = 24, 7
-# Rank correlation (Spearman) of a year's target with its driver, by day only for a target that follows the sun. In the
-# sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared
-# with the median of the others, since plants may be far from where the weather is measured.
+# A constant value for that long (of daily data for a week) means a frozen sensor or a filled gap.
+MAX_CONSTANT_HOURS, MIN_CONSTANT_STEPS = 24, 7
+# Rank correlation (Spearman) of a target with its driver by year; for a target that follows the sun, by day only. In
+# the sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared
+# with the median of the others, since plants may be far from the weather stations.
 MIN_CORRELATION = 0.3
 MAX_BELOW_OTHERS = 0.3
-# The sun is down when there is no radiation in an hour and its two neighbours. More solar power than this share of the
-# highest means that the power's clock is not the weather's.
+# Night: no radiation in an hour and its two neighbours. A higher share of the peak solar power means that power and
+# weather have different clocks.
 DARK_W_M2 = 1.0
 MAX_NIGHT_PERCENT = 1.0
-# Under clouds more light is diffuse than direct: in the sample in 62 to 67 % of the hours of light, and in none of them
-# if the direct one is in truth the sum of both.
+# Under clouds diffuse radiation exceeds direct radiation: in the sample in 62 to 67 % of the daylight hours, and never
+# if the column of direct radiation holds the sum of both.
 MIN_ABOVE_PERCENT = 2.0
-# How a year's columns fit the sun and installed capacity: usual values, and what may be the cause of others. What is
-# usual of a driver stands in `problem`.
+# Usual relations of a target to the sun and to installed capacity, and possible causes of other values. The usual
+# values of a driver are in `problem`.
 BEHIND_SUN = (-0.6, 0.6)  # hours; 0 in the sample; 9 degrees of longitude make 0.6
 SUN_CAUSE = (
-    "winter time declared Europe/Berlin, local time declared UTC, stamps at the end of the hour, or other places?"
+    "winter time declared as Europe/Berlin, local time declared as UTC, stamps at the end of the hour, or other places?"
 )
 MEAN_FACTOR = (0.05, 0.7)  # solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea
-HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; statistics that count late may lead to a little more than 1
+HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; a little more than 1 if capacity is reported late
 SUMMER = range(4, 11)  # the months of summer time
-MAX_LAG = round(12 / steps.HOURS)  # no lag of days
+MAX_LAG = round(12 / steps.HOURS)  # no lags for daily data
 
-# In which columns often are by mistake.
+# Units that columns often have by mistake.
 OTHER_UNITS = (
     "GW", "MW", "kW", "W", "m/s", "kn", "mph", "km/h", "C", "K", "F", "W/m2", "kW/m2", "kJ/m2", "MJ/m2", "J/m2",
 )  # fmt: skip
-SHOWN = 4  # places that a check names; the rest are counted
+MAX_PLACES = 4  # named in the note of a check; the rest are counted
 
 
 @dataclass(frozen=True)
 class Check:
     """A check ``name`` of a column or file ``of``: its value, the limits of usual values, and a note on the place.
 
-    Both limits count as usual; None is no limit.
+    The limits are inclusive; None is no limit.
     """
 
     name: str
@@ -84,9 +84,9 @@ class Check:
     @property
     def verdict(self) -> str:
         """`fine` if the value is within the limits, else `warning`."""
-        least, most = self.limits
-        within = (least is None or self.value >= least) and (most is None or self.value <= most)
-        return "fine" if within else "warning"
+        low, high = self.limits
+        is_usual = (low is None or self.value >= low) and (high is None or self.value <= high)
+        return "fine" if is_usual else "warning"
 
     @property
     def measured(self) -> str:
@@ -96,10 +96,10 @@ class Check:
     @property
     def limit(self) -> str:
         """The limits in words."""
-        least, most = (None if limit is None else number(limit) for limit in self.limits)
-        if least is None or most is None:
-            return f"{'at most' if least is None else 'at least'} {most or least} {self.unit}".strip()
-        return f"{least} to {most} {self.unit}".strip()
+        low, high = (None if limit is None else number(limit) for limit in self.limits)
+        if low is None or high is None:
+            return f"{'at most' if low is None else 'at least'} {high or low} {self.unit}".strip()
+        return f"{low} to {high} {self.unit}".strip()
 
     def __str__(self) -> str:
         return f"{self.of}, {self.name}: {self.measured}, limit {self.limit}" + (f"; {self.note}" if self.note else "")
@@ -107,7 +107,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Validation:
-    """The checks of a processed table, its findings, and least, mean and most by column and year (`values`)."""
+    """The checks of a processed table, its findings, and minimum, mean and maximum by column and year (`values`)."""
 
     checks: tuple[Check, ...]
     findings: Mapping[str, Any]
@@ -115,16 +115,16 @@ class Validation:
 
     @property
     def warnings(self) -> list[Check]:
-        """The checks whose value is unusual."""
+        """The checks with an unusual value."""
         return [check for check in self.checks if check.verdict == "warning"]
 
     def log(self) -> None:
-        """Log the warnings, a line each."""
+        """Log one line per warning."""
         for check in self.warnings:
             logger.warning("%s", check)
 
     def as_findings(self) -> dict[str, Any]:
-        """Return the findings with all checks, as they are written as JSON."""
+        """Return the findings with all checks, JSON-serializable."""
         names = ("name", "of", "unit", "verdict", "note")
         checks = [
             {name: getattr(check, name) for name in names} | {"value": round(check.value, 4), "limits": [*check.limits]}
@@ -133,7 +133,7 @@ class Validation:
         return {**self.findings, "checks": checks}
 
     def metrics(self) -> dict[str, float]:
-        """Return the counts as a run's metrics: steps, gaps, what was left out by reason, and the warnings."""
+        """Return the metrics of a run: counts of steps, gaps, dropped rows by reason, outliers and warnings."""
         findings, years = self.findings, self.findings["by_year"].values()
         counts = {name: findings[name] for name in ("steps_expected", "steps_kept", "steps_left_out")}
         for reason in ("absent", "incomplete", "doubled", "outside_years", "unordered", "clock_changes"):
@@ -146,15 +146,15 @@ class Validation:
 
 
 def number(value: float) -> str:
-    """Return a number for people: whole ones whole, others with three digits."""
+    """Return a formatted number: integers in full, others with three digits."""
     return f"{value:,.0f}" if value % 1 == 0 or abs(value) >= 1000 else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of the table of rules: values by place (a year, a season, a time), and the limits of all or by place.
+    """A rule for values by place (a year, a season or a time), with limits for all places or for each.
 
-    ``question`` is asked where values are beyond the limits. ``readings`` are what the column has at these times.
+    ``question`` suggests a cause of values beyond the limits; ``readings`` are the values of the column at these times.
     """
 
     name: str
@@ -166,45 +166,46 @@ class Rule:
     readings: Series | None = None
 
     def check(self) -> Check:
-        """Return the check of the worst place; its note names the places beyond the limits, the worst first."""
-        values, (least, most) = self.values.dropna(), (np.nan if limit is None else limit for limit in self.limits)
-        beyond = DataFrame({"below": least - values, "above": values - most}, values.index).max(axis="columns")
+        """Return the check of the worst place; its note lists the places beyond the limits, worst first."""
+        values, (low, high) = self.values.dropna(), (np.nan if limit is None else limit for limit in self.limits)
+        beyond = DataFrame({"below": low - values, "above": values - high}, values.index).max(axis="columns")
         beyond = beyond.sort_values(ascending=False, kind="stable")
-        worst, far = beyond.index[0], beyond.index[beyond > 0]
-        places = [*map(self._measured, far[:SHOWN])] + [f"{len(far) - SHOWN} more"] * (len(far) > SHOWN)
-        note = "; ".join(filter(None, (", ".join(places), self.question))) if places else _words(worst)
+        worst, unusual = beyond.index[0], beyond.index[beyond > 0]
+        places = [*map(self._format_place, unusual[:MAX_PLACES])]
+        places += [f"{len(unusual) - MAX_PLACES} more"] * (len(unusual) > MAX_PLACES)
+        note = "; ".join(filter(None, (", ".join(places), self.question))) if places else _format(worst)
         low, high = (float(limit[worst]) if isinstance(limit, Series) else limit for limit in self.limits)
         return Check(self.name, self.of, float(values[worst]), (low, high), self.unit, note)
 
-    def _measured(self, place: Any) -> str:
+    def _format_place(self, place: Any) -> str:
         reading = "" if self.readings is None else f"{number(self.readings[place])} {UNITS[self.of]}, "
-        return f"{_words(place)} ({reading}{number(self.values[place])} {self.unit})".replace(" )", ")")
+        return f"{_format(place)} ({reading}{number(self.values[place])} {self.unit})".replace(" )", ")")
 
 
-def _words(place: Any) -> str:
+def _format(place: Any) -> str:
     return steps.written(place) if isinstance(place, Timestamp) else " ".join(map(str, np.atleast_1d(place)))
 
 
 def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
     """Check a processed table and its findings (`prepare.prepare`) for unusual values.
 
-    Impossible values have raised a DataError before; steps without a figure of installed capacity raise it here. Means,
-    changes, outliers and all that compares columns need 28 days.
+    Means, changes, outliers and comparisons of columns need 28 days. Raises DataError if the installed capacity is not
+    known for some steps.
     """
     known = frame.set_index("utc_timestamp", drop=False)
     table = known[[*TARGETS, *FEATURES]].reindex(steps.grid(*known.index[[0, -1]])).rename_axis("utc_timestamp")
     has_means = len(frame) >= steps.A_MONTH
     spikes = DataFrame({name: _spikes(table[name]) * (has_means and name in USUAL_MEANS) for name in table})
     known = known[_by_year(known[TARGETS[0]]).transform("size") >= steps.A_MONTH]
-    whole = [int(year) for year, of in findings["by_year"].items() if of["steps_kept"] >= WHOLE_YEAR]
-    rules = [*_rules_of_rows(findings), *_rules_of_capacity(known, whole, findings)]
+    full_years = [int(year) for year, of in findings["by_year"].items() if of["steps_kept"] >= WHOLE_YEAR]
+    rules = [*_rules_of_rows(findings), *_rules_of_capacity(known, full_years, findings)]
     for name in table:
         rules += _rules_of_runs(table[name])
         if has_means and name in USUAL_MEANS:
-            rules += _rules_of_means(table[name], spikes[name], whole)
+            rules += _rules_of_means(table[name], spikes[name], full_years)
     for target in problem.TARGETS:
         rules += [*_rules_of_time(table, target), *_rules_of_driver(known, target)]
-    values = {name: _by_year(table[name]).agg(least="min", mean="mean", most="max") for name in table}
+    values = {name: _by_year(table[name]).agg(["min", "mean", "max"]) for name in table}
     for name, by_year in values.items():
         by_year["outliers"] = _by_year(spikes[name] > MAX_SPIKE).sum()
     checks = tuple(rule.check() for rule in rules if rule.values.notna().any())
@@ -212,7 +213,7 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
 
 
 def _by_year(values: Series | DataFrame) -> Any:
-    """Group values, whose index is their time, by the year of the calendar."""
+    """Group values with a time index by calendar year."""
     return values.groupby(values.index.tz_convert(steps.CALENDAR).year.rename("year"))
 
 
@@ -220,63 +221,63 @@ def _driver(frame: DataFrame, target: Target) -> Series:
     return frame[list(target.driver.inputs)].sum(axis="columns", skipna=False)
 
 
-# -- the table of rules ------------------------------------------------------------------------------------------------
+# -- rules -------------------------------------------------------------------------------------------------------------
 def _rules_of_rows(findings: Mapping[str, Any]) -> Iterator[Rule]:
-    """Yield the rules of rows that are missing or doubled."""
+    """Yield the rules for missing and duplicate rows."""
     years = DataFrame.from_dict(findings["by_year"], orient="index")
-    lacking = years["steps_expected"] - years["steps_kept"]
-    percent = 100 * lacking / years["steps_expected"].clip(lower=steps.A_MONTH)
-    percent.index = [f"{year} lacks {count:,} {steps.NAMES}" for year, count in lacking.items()]
+    missing = years["steps_expected"] - years["steps_kept"]
+    percent = 100 * missing / years["steps_expected"].clip(lower=steps.A_MONTH)
+    percent.index = [f"{year} lacks {count:,} {steps.NAMES}" for year, count in missing.items()]
     yield Rule(f"{steps.NAMES} missing from a year", steps.NAMES, percent, (None, MAX_MISSING_PERCENT), "%")
     years = years[years["gaps"] > 0]
     gaps = (years["longest_gap_steps"] * steps.HOURS).set_axis(pd.to_datetime(years["longest_gap_from"]))
     yield Rule("longest gap", steps.NAMES, gaps, (None, LONGEST_GAP_HOURS), "h")
     question = f"the first row of each {steps.NAME} was kept: is it the right one?"
     for name, count in findings["doubled"].items():
-        doubled = {year: of["doubled"][name] for year, of in findings["by_year"].items() if of["doubled"][name]}
-        places = ", ".join(f"{rows:,} in {year}" for year, rows in doubled.items())
-        yield Rule(f"duplicate {steps.NAMES}", name, Series({places: count}), (None, MAX_DOUBLED), "rows", question)
+        duplicates = {year: of["doubled"][name] for year, of in findings["by_year"].items() if of["doubled"][name]}
+        places = ", ".join(f"{rows:,} in {year}" for year, rows in duplicates.items())
+        yield Rule(f"duplicate {steps.NAMES}", name, Series({places: count}), (None, MAX_DUPLICATES), "rows", question)
 
 
-def _rules_of_means(values: Series, spikes: Series, whole: list[int]) -> Iterator[Rule]:
-    """Yield the rules of a column's mean in each nearly whole year, its change from the same time before, outliers."""
+def _rules_of_means(values: Series, spikes: Series, full_years: list[int]) -> Iterator[Rule]:
+    """Yield the rules for a column's mean in (nearly) full years, its change from year to year, and its outliers."""
     column, usual, unit = values.name, USUAL_MEANS[values.name], UNITS[values.name]
-    means = _by_year(values).mean().loc[whole]
+    means = _by_year(values).mean().loc[full_years]
     if means.empty:
         means = Series({f"all {steps.NAMES}": values.mean()})
-        usual = min(usual[0], usual[0] / 10), usual[1]  # a winter has little light
-    yield Rule("mean of a year", column, means, usual, unit, _another_unit(means, column, usual))
+        usual = min(usual[0], usual[0] / 10), usual[1]  # winter has little light
+    yield Rule("mean of a year", column, means, usual, unit, _suggest_unit(means, column, usual))
     before = values.set_axis(values.index + pd.DateOffset(years=1))
     pairs = _by_year(DataFrame({"before": before[~before.index.duplicated()], "now": values}).dropna())
     rows = pairs.size()[lambda sizes: sizes >= steps.A_MONTH]
     before, now = (pairs[name].mean()[rows.index] for name in ("before", "now"))
-    kelvin = unit in ("°C", "K")  # a share of such a value means nothing
+    kelvin = unit in ("°C", "K")  # relative changes of temperatures are meaningless
     limit, unit = (MAX_CHANGE_KELVIN, "K") if kelvin else (MAX_CHANGE, "%")
     change = now - before if kelvin else 100 * (now - before) / before.clip(lower=1e-9)
     change.index = [f"{year} over {count * steps.HOURS:,.0f} h of both years" for year, count in rows.items()]
-    most = (limit / np.sqrt((rows / WHOLE_YEAR).clip(upper=1))).round(1).set_axis(change.index)
-    question = "did capacity, or what is counted, change?"
-    yield Rule("change of the mean from year to year", column, change, (-most, most), unit, question)
+    limits = (limit / np.sqrt((rows / WHOLE_YEAR).clip(upper=1))).round(1).set_axis(change.index)
+    question = "did the capacity or the definition change?"
+    yield Rule("change of the mean from year to year", column, change, (-limits, limits), unit, question)
     name = f"distance from neighbouring {steps.NAMES}"
     yield Rule(name, column, spikes, (None, MAX_SPIKE), "times p99", readings=values)
 
 
 def _rules_of_runs(values: Series) -> Iterator[Rule]:
-    """Yield the rules of how long a value stays the same; zero apart, which some quantities are for longer."""
+    """Yield the rules for runs of a constant value; zeros have their own limit."""
     runs, max_zero = prepare.runs(values).set_index("first"), QUANTITIES[values.name].zero_hours
     if max_zero is None:
         return
     zero, hours, question = runs["value"] == 0, runs["steps"] * steps.HOURS, "frozen, or filled in?"
-    for kind, which, most in (("the same value", ~zero, MAX_SAME_HOURS), ("zero", zero, max_zero)):
-        name, limits = f"{kind} {steps.NAME} after {steps.NAME}", (None, max(most, LEAST_SAME * steps.HOURS))
-        yield Rule(name, values.name, hours[which], limits, "h", question, values)
+    for kind, is_kind, limit in (("the same value", ~zero, MAX_CONSTANT_HOURS), ("zero", zero, max_zero)):
+        name, limits = f"{kind} {steps.NAME} after {steps.NAME}", (None, max(limit, MIN_CONSTANT_STEPS * steps.HOURS))
+        yield Rule(name, values.name, hours[is_kind], limits, "h", question, values)
 
 
 def _rules_of_time(table: DataFrame, target: Target) -> Iterator[Rule]:
-    """Yield the rules of a target's clock: by the sun, by its driver, and by how well it follows that in each year."""
+    """Yield the rules for a target's time stamps: lag behind driver and sun, power at night, correlation by year."""
     driver, values, weather = target.driver, table[target.name], _driver(table, target)
     if MAX_LAG and driver.lag_hours:
-        name, question = f"hours behind the {driver.title}", "is one file in local time, or its summer an hour late?"
+        name, question = f"hours behind the {driver.title}", "is one file in local time, or an hour late in summer?"
         yield Rule(name, target.name, _lags(values, weather), driver.lag_hours, "h", question)
     if MAX_LAG and target.by_day:
         elevation = features.sun_position(table.index)["elevation"].clip(lower=0).set_axis(table.index)
@@ -284,25 +285,25 @@ def _rules_of_time(table: DataFrame, target: Target) -> Iterator[Rule]:
     if target.by_day:
         dark = weather.rolling(3, center=True).max() < DARK_W_M2
         name, share = "share of the highest while the sun is down", 100 * values.where(dark) / values.max()
-        question = "is the time zone of one file another?"
+        question = "is one file in another time zone?"
         yield Rule(name, target.name, share, (None, MAX_NIGHT_PERCENT), "%", question, values)
         weather = weather.where(weather > DARK_W_M2)
     pairs = _by_year(DataFrame({"values": values, "weather": weather}).dropna())
     ranked = pairs.apply(lambda pair: abs(pair.rank().corr().iloc[0, 1]))[pairs.size() >= steps.A_MONTH].dropna()
     others = Series({year: ranked.drop(year).median() for year in ranked.index}, dtype=float).fillna(0)
-    least = (others - MAX_BELOW_OTHERS).round(2).clip(lower=MIN_CORRELATION)
-    name, question = f"rank correlation with the {driver.title}", "are target and inputs of the same time?"
-    yield Rule(name, target.name, ranked, (least, None), "", question)
+    lower = (others - MAX_BELOW_OTHERS).round(2).clip(lower=MIN_CORRELATION)
+    name, question = f"rank correlation with the {driver.title}", "do target and inputs have the same time stamps?"
+    yield Rule(name, target.name, ranked, (lower, None), "", question)
 
 
 def _rules_of_driver(known: DataFrame, target: Target) -> Iterator[Rule]:
-    """Yield the rules of the unit of a target's driver, of two inputs exchanged, and of a sum in place of a part."""
+    """Yield the rules for the unit of a target's driver, for swapped inputs, and for a sum in place of a component."""
     driver, values, (first, *others) = target.driver, _driver(known, target), target.driver.inputs
     if driver.top_share:
         [second] = others
         brightest = values >= _by_year(values).transform("quantile", 0.99).clip(lower=DARK_W_M2)
         shares = _by_year((known[second] / values).where(brightest)).mean()
-        question = f"are {' and '.join(QUANTITIES[name].title.lower() for name in driver.inputs)} exchanged?"
+        question = f"are {' and '.join(QUANTITIES[name].title.lower() for name in driver.inputs)} swapped?"
         yield Rule(f"share of the brightest {steps.NAMES}", second, shares, driver.top_share, "", question)
         above = _by_year(100 * (known[second] > known[first])[values > DARK_W_M2]).mean()
         question = f"is {first} the sum of both, as global radiation is?"
@@ -311,40 +312,43 @@ def _rules_of_driver(known: DataFrame, target: Target) -> Iterator[Rule]:
         powers = _by_year(known[target.name])
         half = powers.apply(lambda of: values[of.index].quantile((of <= of.quantile(0.99) / 2).mean()))
         name = f"{driver.title} of half the highest power"
-        yield Rule(name, first, half, usual, driver.unit, _another_unit(half, first, usual))
+        yield Rule(name, first, half, usual, driver.unit, _suggest_unit(half, first, usual))
 
 
-def _rules_of_capacity(known: DataFrame, whole: list[int], findings: Mapping[str, Any]) -> Iterator[Rule]:
-    """Yield the rules of installed capacity, if there is any: its figures, and the share of it that is produced."""
+def _rules_of_capacity(known: DataFrame, full_years: list[int], findings: Mapping[str, Any]) -> Iterator[Rule]:
+    """Yield the rules for installed capacity, if any: missing years, and mean and highest capacity factor."""
     if not problem.CAPACITY:
         return
-    gaps, question = findings.get("years_without_figure", []), "the capacity is a line between its neighbours"
+    gaps, question = (
+        findings.get("years_without_figure", []),
+        "the capacity is interpolated between the neighbouring years",
+    )
     without = Series({", ".join(map(str, gaps)): len(gaps)})
     yield Rule("years without a figure", "capacity", without, (None, 0), "", question)
     factors = features.capacity_factors(known)
     for target in problem.CAPACITY:
         by_year = _by_year(factors[target])
-        means, question = by_year.mean().reindex(whole), "is the capacity of another country, or in MW?"
+        means, question = by_year.mean().reindex(full_years), "is the capacity that of another country, or in MW?"
         yield Rule("mean capacity factor", target, means, MEAN_FACTOR, "", question)
         question = "is the capacity too small, or in another unit?"
         yield Rule("highest capacity factor", target, by_year.max(), HIGHEST_FACTOR, "", question)
 
 
-# -- what is measured --------------------------------------------------------------------------------------------------
-def _another_unit(values: Series, column: str, usual: tuple[float, float]) -> str:
-    """Return the question whether unusual values are of another unit, with the units in which they would be usual."""
-    beyond = values[~values.between(*usual)]
-    fitting = []
+# -- statistics --------------------------------------------------------------------------------------------------------
+def _suggest_unit(values: Series, column: str, usual: tuple[float, float]) -> str:
+    """Return a question about the unit of unusual values, with the units in which they would be usual."""
+    unusual = values[~values.between(*usual)]
+    units = []
     for unit in OTHER_UNITS:
-        with contextlib.suppress(ParameterError):  # of another dimension
-            fitting += [unit] * bool(convert(beyond, column, unit).between(*usual).all())
-    return "another unit?" + (f" It would be usual in {' or '.join(fitting)}" if fitting else "")
+        with contextlib.suppress(ParameterError):  # another dimension
+            units += [unit] * bool(convert(unusual, column, unit).between(*usual).all())
+    return "another unit?" + (f" It would be usual in {' or '.join(units)}" if units else "")
 
 
 def _lags(values: Series, reference: Series) -> Series:
-    """Return by how many hours ``values`` follow ``reference``, in whole steps, by year and season of clock time.
+    """Return the lag of ``values`` behind ``reference`` in hours, by year and season (summer or winter time).
 
-    That is where their correlation is best.
+    It is the lag, in whole steps, with the highest correlation.
     """
     shifted = DataFrame({rows * steps.HOURS: reference.shift(rows) for rows in range(-MAX_LAG, MAX_LAG + 1)})
     seasons = np.where(values.index.month.isin(SUMMER), "summer", "winter")
@@ -355,6 +359,6 @@ def _lags(values: Series, reference: Series) -> Series:
 
 def _spikes(values: Series) -> Series:
     """Return the distance of each value from the median of itself and both neighbours, as a multiple of p99."""
-    apart = (values - values.rolling(3, center=True).median()).abs()
-    usual = apart.quantile(0.99)
-    return (apart / (usual if usual > 0 else np.inf)).fillna(0)
+    distances = (values - values.rolling(3, center=True).median()).abs()
+    usual = distances.quantile(0.99)
+    return (distances / (usual if usual > 0 else np.inf)).fillna(0)

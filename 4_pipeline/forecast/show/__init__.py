@@ -1,1 +1,1 @@
-"""For people: `figures` of hours and scores, `monitoring` of how good the predictions are, the weekly `report`."""
+"""Output for people: `figures`, `monitoring` of the quality of predictions, and the weekly `report`."""

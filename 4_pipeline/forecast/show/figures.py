@@ -1,4 +1,4 @@
-"""Figures of frames and of models: frame in, plotly figure out; the same in notebooks, report and dashboard."""
+"""Plotly figures of data and predictions, shared by notebooks and dashboard: frame in, figure out."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ INPUT_NAMES = {"utc_timestamp": "Season" if steps.IS_DAY else f"{steps.NAME.capi
 }
 CATEGORIES = [each.name for each in problem.INPUTS if each.usual_mean is None and each.slider.step == 1]
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
-UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # of an axis that all targets share
+UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # of an axis shared by all targets
 SCORES = {"r2": ("all", INK)} | {each.metric("r2"): (each.title.lower(), each.colour) for each in problem.TARGETS}
-DAYS_OF_STEPS = 100  # more whole days are drawn as daily means: their steps would be thinner than a pixel
+MAX_DAYS_OF_STEPS = 100  # more complete days are drawn as daily means, since steps would be narrower than a pixel
 BINS = 60
-KEY_STEPS = [0, steps.A_DAY, steps.A_WEEK, steps.A_MONTH]
-FEW_ROWS = 48
-BOTTOM = "x" if len(TARGETS) == 1 else f"x{len(TARGETS)}"  # the axis of time, below the last panel
+COLORBAR_TICKS = [0, steps.A_DAY, steps.A_WEEK, steps.A_MONTH]
+MAX_ROWS_WITH_MARKERS = 48
+TIME_AXIS = "x" if len(TARGETS) == 1 else f"x{len(TARGETS)}"  # the x axis of the last panel, which all panels share
 AXIS_TITLE = {"font": {"size": 13}, "standoff": 8}
 TIME_FORMATS = [
     {"dtickrange": [None, 86_399_999], "value": "%H:%M\n%-d %b %Y"},
@@ -63,28 +63,27 @@ def measured_and_predicted(
     title: str | None = None,
     measured_name: str = "measured",
 ) -> go.Figure:
-    """Draw measured (dark) and predicted (coloured) values over time, a panel for each target.
+    """Draw measured (dark) and predicted (coloured) values over time, one panel per target.
 
-    ``frame`` is a processed frame; ``predicted`` holds the targets of the same rows in the same order. An
-    step that is absent breaks the lines. More than 100 days that have all their steps are drawn as their daily means;
-    sparse steps stay steps, however long the time. ``measured_name`` is what the legend calls the dark line. ``band``
-    are the lower and the upper end of what is to be expected in the share ``coverage`` of the steps, each as
-    ``predicted``; daily means have none, since the misses of single steps do not add up. Times are those of the zone
-    of ``frame``. Raises DataError: no rows, a column missing, not as many predictions as rows.
+    ``frame`` is a processed frame; ``predicted`` holds the targets for the same rows in the same order. ``band`` is the
+    lower and upper end of an error band with nominal ``coverage``, each like ``predicted``; ``measured_name`` is the
+    legend's name of the dark line. Missing steps are gaps. More than 100 complete days are drawn as daily means without
+    a band, since that of single steps does not apply to means. Times are in the time zone of ``frame``. Raises
+    DataError if there are no rows, a column is missing, or the numbers of rows differ.
     """
-    measured, modelled = (_over_time(part) for part in _aligned(frame, predicted))
-    means = [_daily_means(part) for part in (measured, modelled)]
-    daily = not steps.IS_DAY and means[1].notna().all(axis=1).sum() > DAYS_OF_STEPS
-    if daily:
-        measured, modelled = means
+    measured, predicted = (_over_time(part) for part in _aligned(frame, predicted))
+    means = [_daily_means(part) for part in (measured, predicted)]
+    daily = not steps.IS_DAY and means[1].notna().all(axis=1).sum() > MAX_DAYS_OF_STEPS
     ends = () if daily or band is None else [_over_time(_aligned(frame, end)[1]) for end in band]
+    if daily:
+        measured, predicted = means
     figure = make_subplots(rows=len(TARGETS), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, target in enumerate(TARGETS, start=1):
-        _add_lines(figure, target, row, (measured_name, measured), modelled, ends, coverage)
-        axis = {"title_text": QUANTITIES[target].label, "fixedrange": True, "rangemode": "tozero", "anchor": BOTTOM}
+        _add_lines(figure, target, row, (measured_name, measured), predicted, ends, coverage)
+        axis = {"title_text": QUANTITIES[target].label, "fixedrange": True, "rangemode": "tozero", "anchor": TIME_AXIS}
         figure.update_yaxes(**axis, row=row, col=1)
-    # All panels on one axis: its line and its label, below the last, are those of all.
-    figure.update_traces(xaxis=BOTTOM).update_layout(hoversubplots="axis")
+    # All panels share the axis below the last one, with its line and label.
+    figure.update_traces(xaxis=TIME_AXIS).update_layout(hoversubplots="axis")
     for row in range(1, len(TARGETS)):
         figure.update_layout({f"xaxis{row}".removesuffix("1"): None})
     _label_times(figure, measured, daily=daily)
@@ -92,11 +91,11 @@ def measured_and_predicted(
 
 
 def _label_times(figure: go.Figure, measured: pd.DataFrame, *, daily: bool) -> None:
-    """Say below the last panel which times these are, and draw a line through all panels at the pointer."""
+    """Label the time axis with its zone, and draw a line through all panels at the pointer."""
     name = "days, " * steps.IS_DAY + f"{measured.index.tz or 'UTC'}"
     if daily:
         partial_days = int(measured.isna().any(axis=1).sum())
-        name += ", daily means" + f"; {partial_days} days lack {steps.NAMES} and are left out" * bool(partial_days)
+        name += ", daily means" + f"; {partial_days} incomplete days are left out" * bool(partial_days)
     spike = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": MEASURED}
     hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily and not steps.IS_DAY)
     figure.update_xaxes(
@@ -109,23 +108,23 @@ def _add_lines(
     target: str,
     row: int,
     measured: tuple[str, pd.DataFrame],
-    modelled: pd.DataFrame,
+    predicted: pd.DataFrame,
     ends: Sequence[pd.DataFrame],
     coverage: float | None,
 ) -> None:
-    """Add a target's band, and its lines, measured and predicted, to a row of `measured_and_predicted`."""
+    """Add band and lines of a target to a row of `measured_and_predicted`."""
     if ends:
         low, high = (end[target] for end in ends)
         _add_band(figure, low, high, target, coverage, row)
     bounds = np.column_stack([end[target] for end in ends]) if ends else None
-    number = f"%{{y:.2f}} {UNITS[target]}"
-    words = number + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})" * bool(ends)
+    value = f"%{{y:.2f}} {UNITS[target]}"
+    with_band = value + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})" * bool(ends)
     lines = (
-        (*measured, {"color": INK, "width": 2}, row == 1, f"{NAMES[target].lower()} {number}"),
-        (f"{NAMES[target].lower()} predicted", modelled, {"color": COLOURS[target], "width": 1.6}, True, words),
+        (*measured, {"color": INK, "width": 2}, row == 1, f"{NAMES[target].lower()} {value}"),
+        (f"{NAMES[target].lower()} predicted", predicted, {"color": COLOURS[target], "width": 1.6}, True, with_band),
     )
     for name, part, line, in_legend, hover in lines:
-        # No area below the line: plotly fills across a gap, as if the missing hours were known.
+        # No fill below the line: plotly would fill across gaps.
         figure.add_scatter(
             x=part.index,
             y=part[target],
@@ -142,9 +141,9 @@ def _add_lines(
 
 
 def scores(table: pd.DataFrame) -> go.Figure:
-    """Draw bars that compare models: one group a row of ``table``, in its order from top to bottom.
+    """Draw the scores of models as grouped bars, one group per row of ``table``.
 
-    The index holds the models' names, the columns `r2` (the mean) and `r2_<target>`.
+    The index holds the models' names; the columns are `r2` (the mean) and `r2_<target>`.
     """
     figure = go.Figure()
     for column, (name, colour) in SCORES.items():
@@ -158,7 +157,7 @@ def scores(table: pd.DataFrame) -> go.Figure:
             textposition="auto",
             hovertemplate="%{x:.4f}",
         )
-    # Plotly stacks rows and bars upwards; people read a list downwards.
+    # Plotly orders rows and bars upwards, tables go downwards.
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(title_text="R2 (1 is perfect, 0 is no better than the mean)", zeroline=True)
     return figure.update_layout(
@@ -167,28 +166,28 @@ def scores(table: pd.DataFrame) -> go.Figure:
 
 
 def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> go.Figure:
-    """Draw how many steps fall where predicted (up) and measured (across) meet, a panel for each target.
+    """Draw a 2D histogram of predicted (y) against measured (x), one panel per target.
 
-    Steps are counted in 60 by 60 squares, darker for more, on a logarithmic scale; on the dotted line a prediction is
-    exact. Arguments and errors as `measured_and_predicted`.
+    There are 60 by 60 bins with a logarithmic colour scale; the dotted line marks perfect predictions. Arguments and
+    errors are those of `measured_and_predicted`.
     """
-    measured, modelled = _aligned(frame, predicted)
+    measured, predicted = _aligned(frame, predicted)
     figure = make_subplots(rows=1, cols=len(TARGETS), horizontal_spacing=0.1, subplot_titles=[*NAMES.values()])
     for column, target in enumerate(TARGETS, start=1):
-        across, up = measured[target].to_numpy(), modelled[target].to_numpy()
-        least, most = (float(pick([across, up])) for pick in (np.nanmin, np.nanmax))
-        least, most = min(least, 0.0), max(most, least + 1e-6)
-        counts, edges, _ = np.histogram2d(across, up, bins=BINS, range=[[least, most]] * 2)
+        x, y = measured[target].to_numpy(), predicted[target].to_numpy()
+        low, high = (float(reduce([x, y])) for reduce in (np.nanmin, np.nanmax))
+        low, high = min(low, 0.0), max(high, low + 1e-6)
+        counts, edges, _ = np.histogram2d(x, y, bins=BINS, range=[[low, high]] * 2)
         with np.errstate(divide="ignore"):
             shades = np.where(counts > 0, np.log10(counts), np.nan).T
-        middles = (edges[:-1] + edges[1:]) / 2
+        centres = (edges[:-1] + edges[1:]) / 2
         figure.add_heatmap(
-            x=middles,
-            y=middles,
+            x=centres,
+            y=centres,
             z=shades,
             customdata=counts.T,
-            colorscale=_scale(COLOURS[target]),
-            zmin=-0.5,  # a single one must still be seen
+            colorscale=_colorscale(COLOURS[target]),
+            zmin=-0.5,  # keeps single counts visible
             showscale=False,
             hoverongaps=False,
             hovertemplate="measured %{x:.1f}, predicted %{y:.1f} "
@@ -196,22 +195,22 @@ def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> 
             row=1,
             col=column,
         )
-        exact = {"x": [least, most], "y": [least, most], "line": {"color": INK, "dash": "dot", "width": 1}}
-        figure.add_scatter(mode="lines", hoverinfo="skip", showlegend=False, row=1, col=column, **exact)
-        figure.update_xaxes(title_text=f"measured, {UNITS[target]}", range=[least, most], row=1, col=column)
+        diagonal = {"x": [low, high], "y": [low, high], "line": {"color": INK, "dash": "dot", "width": 1}}
+        figure.add_scatter(mode="lines", hoverinfo="skip", showlegend=False, row=1, col=column, **diagonal)
+        figure.update_xaxes(title_text=f"measured, {UNITS[target]}", range=[low, high], row=1, col=column)
         axis = "x" if column == 1 else f"x{column}"
         names = {"title_text": f"predicted, {UNITS[target]}", "scaleanchor": axis}
-        figure.update_yaxes(range=[least, most], row=1, col=column, **names)
+        figure.update_yaxes(range=[low, high], row=1, col=column, **names)
     return figure.update_layout(template=TEMPLATE, hovermode="closest")
 
 
 def generation(
     frame: pd.DataFrame, *, held_out_from: pd.Timestamp | None = None, title: str | None = None
 ) -> go.Figure:
-    """Draw the targets of a processed frame over time, a panel for each.
+    """Draw the targets of a processed frame over time, one panel each.
 
-    More than 100 whole days are drawn as daily means. With ``held_out_from`` the time from that moment on is
-    shaded. Raises DataError: no rows, a column missing.
+    More than 100 complete days are drawn as daily means. The time from ``held_out_from`` on is shaded. Raises DataError
+    if there are no rows or a column is missing.
     """
     figure = measured_and_predicted(frame, frame, title=title)
     figure.data = [trace for trace in figure.data if "predicted" in trace.name]
@@ -219,60 +218,59 @@ def generation(
         trace.name = NAMES[target].lower()
     if held_out_from is not None:
         end = frame["utc_timestamp"].max()
-        along = {"type": "rect", "xref": BOTTOM, "x0": held_out_from, "x1": end}
-        figure.add_shape(yref="paper", y0=0, y1=1, fillcolor=INK, opacity=0.08, line_width=0, **along)
+        span = {"type": "rect", "xref": TIME_AXIS, "x0": held_out_from, "x1": end}
+        figure.add_shape(yref="paper", y0=0, y1=1, fillcolor=INK, opacity=0.08, line_width=0, **span)
         note = {"text": "held out", "showarrow": False, "yref": "y domain", "y": 1, "yanchor": "top"}
-        figure.add_annotation(x=held_out_from + (end - held_out_from) / 2, xref=BOTTOM, **note)
+        figure.add_annotation(x=held_out_from + (end - held_out_from) / 2, xref=TIME_AXIS, **note)
     return figure
 
 
 def prediction(
-    weather: pd.DataFrame,
+    inputs: pd.DataFrame,
     predicted: pd.DataFrame,
     *,
     band: tuple[pd.DataFrame, pd.DataFrame] | None = None,
     coverage: float | None = None,
 ) -> go.Figure:
-    """Draw predictions over time where nothing was measured, a panel for each target.
+    """Draw predictions without measurements over time, one panel per target.
 
-    ``weather`` has a column `utc_timestamp`; the other arguments and the errors are those of `measured_and_predicted`.
+    ``inputs`` has a column `utc_timestamp`; the other arguments and the errors are those of `measured_and_predicted`.
     """
-    frame = weather[["utc_timestamp"]].assign(**{target: predicted[target].to_numpy() for target in TARGETS})
+    frame = inputs[["utc_timestamp"]].assign(**{target: predicted[target].to_numpy() for target in TARGETS})
     figure = measured_and_predicted(frame, predicted, band=band, coverage=coverage)
     figure.data = [trace for trace in figure.data if trace.name != "measured"]
     for trace in figure.select_traces(selector={"mode": "lines"}):
-        if len(frame) <= FEW_ROWS or _is_broken_into_points(pd.Series(trace.y)):
+        if len(frame) <= MAX_ROWS_WITH_MARKERS or _has_isolated_points(pd.Series(trace.y)):
             trace.mode = "lines+markers"
     return figure
 
 
 def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour") -> go.Figure:
-    """Draw by how much the model over- or underestimates, over the hours of the day or the months.
+    """Draw the residuals (predicted minus measured) by hour of the day or by month; of daily data, by weekday.
 
-    Of daily values it is the days of the week. Points are medians of predicted minus measured, their bars hold the
-    middle half. Arguments and errors as `measured_and_predicted`.
+    Points are medians, bars are interquartile ranges. Arguments and errors are those of `measured_and_predicted`.
     """
-    measured, modelled = _aligned(frame, predicted)
-    misses = modelled - measured
+    measured, predicted = _aligned(frame, predicted)
+    errors = predicted - measured
     weekly = by == "hour" and steps.IS_DAY
-    groups = misses.index.day_of_week if weekly else getattr(misses.index, by)
-    shares = misses.groupby(groups).quantile([0.25, 0.5, 0.75]).unstack()
+    groups = errors.index.day_of_week if weekly else getattr(errors.index, by)
+    quantiles = errors.groupby(groups).quantile([0.25, 0.5, 0.75]).unstack()
     figure = go.Figure()
-    for target, aside in zip(TARGETS, np.linspace(-0.15, 0.15, len(TARGETS)), strict=True):
-        low, middle, high = (shares[target, share] for share in (0.25, 0.5, 0.75))
+    for target, offset in zip(TARGETS, np.linspace(-0.15, 0.15, len(TARGETS)), strict=True):
+        low, median, high = (quantiles[target, level] for level in (0.25, 0.5, 0.75))
         figure.add_scatter(
-            x=middle.index + aside,  # beside each other, and not one over the other
-            y=middle,
+            x=median.index + offset,  # side by side
+            y=median,
             name=NAMES[target],
             mode="markers",
             marker={"color": COLOURS[target], "size": 7},
-            error_y={"array": high - middle, "arrayminus": middle - low, "color": COLOURS[target], "width": 0},
+            error_y={"array": high - median, "arrayminus": median - low, "color": COLOURS[target], "width": 0},
             hovertemplate=f"%{{y:+.2f}} {UNITS[target]}",
         )
     if weekly:
         figure.update_xaxes(range=[-0.5, 6.5], tickvals=list(range(7)), ticktext=list(day_abbr))
     elif by == "hour":
-        figure.update_xaxes(title_text=f"hour of the day, {misses.index.tz or 'UTC'}", range=[-0.5, 23.5], dtick=3)
+        figure.update_xaxes(title_text=f"hour of the day, {errors.index.tz or 'UTC'}", range=[-0.5, 23.5], dtick=3)
     else:
         figure.update_xaxes(range=[0.5, 12.5], tickvals=list(range(1, 13)), ticktext=list("JFMAMJJASOND"))
     figure.update_yaxes(title_text=f"residual, {UNIT}", zeroline=True)
@@ -280,16 +278,16 @@ def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour
 
 
 def by_month(table: pd.DataFrame, refit_until: str | None = None) -> go.Figure:
-    """Draw how good predictions are in each month, a panel for each measure and a line for each target.
+    """Draw the quality of predictions by month, one panel per measure and one line per target.
 
     ``table`` has the columns `month` (its first day), `target` and, in percent, `nmae_percent`, `bias_percent` and
-    `inside_percent`; one that is not known at all has no panel. A dotted line marks ``refit_until``, the last step
-    before another model predicts.
+    `coverage_percent`; an empty column has no panel. A dotted line marks ``refit_until``, after which the refit
+    predicts.
     """
     panels = {
         "nmae_percent": "Error, % of the capacity",
-        "bias_percent": "Mean error, % of the mean",
-        "inside_percent": f"{steps.NAMES.capitalize()} within the band, %",
+        "bias_percent": "Bias, % of the mean",
+        "coverage_percent": f"{steps.NAMES.capitalize()} within the band, %",
     }
     panels = {name: title for name, title in panels.items() if table.empty or table[name].notna().any()}
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.08)
@@ -315,7 +313,7 @@ def by_month(table: pd.DataFrame, refit_until: str | None = None) -> go.Figure:
 
 
 def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
-    """Draw the errors of weeks (`Scores.weekly_errors`) of one period, a line for each model by its name."""
+    """Draw the errors by week (`Scores.weekly_errors`) of one period, one line per model."""
     figure = go.Figure()
     for (name, values), colour in zip(errors.items(), (INK, *COLOURS.values()), strict=False):
         weeks = list(range(1, len(values) + 1))
@@ -326,9 +324,9 @@ def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
 
 
 def missing(table: pd.DataFrame) -> go.Figure:
-    """Draw how many steps each month lacks: `prepare.missing_by_month`, a row a year, columns 1 to 12, NaN not drawn.
+    """Draw a heatmap of the missing steps by month: `prepare.missing_by_month`, one row per year, columns 1 to 12.
 
-    The darker the square, the more are missing, on a square-root scale: one hour of seven hundred is seen, too.
+    The square-root colour scale makes single hours visible; NaN is not drawn.
     """
     figure = go.Figure()
     figure.add_heatmap(
@@ -343,8 +341,8 @@ def missing(table: pd.DataFrame) -> go.Figure:
         colorscale=[(0, "#b7dbc8"), (0.35, "#f0d58a"), (1, "#d55e00")],
         colorbar={
             "title": {"text": steps.NAMES, "font": {"size": 13}},
-            "tickvals": np.sqrt(KEY_STEPS),
-            "ticktext": KEY_STEPS,
+            "tickvals": np.sqrt(COLORBAR_TICKS),
+            "ticktext": COLORBAR_TICKS,
             "thickness": 12,
         },
         xgap=3,
@@ -359,10 +357,10 @@ def missing(table: pd.DataFrame) -> go.Figure:
 def _add_band(
     figure: go.Figure, low: pd.Series, high: pd.Series, target: str, coverage: float | None, row: int
 ) -> None:
-    """Fill between two series of hours; each stretch without a gap by itself, or plotly would fill the gaps too."""
+    """Fill the area between two series, each run without gaps by itself, since plotly would fill the gaps, too."""
     known = low.notna()
-    stretches = known.ne(known.shift()).cumsum()[known]
-    for number, (_, hours) in enumerate(low[known].groupby(stretches)):
+    runs = known.ne(known.shift()).cumsum()[known]
+    for number, (_, hours) in enumerate(low[known].groupby(runs)):
         outline = pd.concat([high[hours.index], hours[::-1]])
         figure.add_scatter(
             x=outline.index,
@@ -381,10 +379,10 @@ def _add_band(
 
 
 def importance(table: pd.DataFrame) -> go.Figure:
-    """Draw by how much R2 falls when one input is shuffled: a group of bars a row of ``table``.
+    """Draw permutation importance as grouped bars, one group per input.
 
-    The index names the inputs; columns are the targets and, as `<target>_spread`, their standard
-    deviation. See `evaluation.importance`, which makes such a table.
+    ``table`` comes from `evaluation.importance`: the index holds the inputs, the columns are the targets and their
+    standard deviations, `<target>_spread`.
     """
     figure = go.Figure()
     for target in TARGETS:
@@ -412,11 +410,11 @@ def responses(
     title: str | None = "How predictions respond to each input",
     ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """Draw the prediction over the values of each feature, one panel a feature, two of them in a row.
+    """Draw the response of the predictions to each feature, one panel each, two panels per row.
 
-    ``table`` has the columns `feature`, `value` and the targets. A dotted line marks each feature's value in
-    ``point``; ``names`` are the features' names with units. ``ranges`` has four values in order of a feature: it is
-    shaded between the outer ones, and more between the inner ones.
+    ``table`` has the columns `feature`, `value` and the targets. Dotted lines mark the values of ``point``; ``names``
+    are axis titles. ``ranges`` has two or four sorted values per feature: the outer range is shaded, the inner one
+    darker.
     """
     names = names or {name: QUANTITIES[name].label for name in table["feature"].unique()}
     features = list(dict.fromkeys(table["feature"]))
@@ -439,15 +437,15 @@ def responses(
                 hovertemplate=f"%{{y:.2f}} {UNITS[target]}",
                 **place,
             )
-        _mark(figure, place, (ranges or {}).get(feature, ()), point[feature] if point else None)
+        _add_ranges(figure, place, (ranges or {}).get(feature, ()), point[feature] if point else None)
         figure.update_xaxes(title_text=names[feature], title_font_size=12, **place)
-    words = UNIT if point else f"mean prediction, {UNIT}"
-    figure.update_yaxes(title_text=words, rangemode="tozero", col=1)
+    axis_title = UNIT if point else f"mean prediction, {UNIT}"
+    figure.update_yaxes(title_text=axis_title, rangemode="tozero", col=1)
     return figure.update_layout(template=TEMPLATE, title_text=title)
 
 
-def _mark(figure: go.Figure, place: dict[str, int], ends: Sequence[float], point: float | None) -> None:
-    """Shade between the outer and the inner ``ends`` of a panel of `responses`, and draw a line at its ``point``."""
+def _add_ranges(figure: go.Figure, place: dict[str, int], ends: Sequence[float], point: float | None) -> None:
+    """Shade the ranges given by ``ends`` in a panel of `responses`, and draw a line at its ``point``."""
     for first, last in zip(ends[: len(ends) // 2], reversed(ends), strict=False):
         shade = {"fillcolor": MEASURED, "opacity": 0.12, "line_width": 0, "layer": "below"}
         figure.add_vrect(x0=first, x1=last, **shade, **place)
@@ -455,30 +453,32 @@ def _mark(figure: go.Figure, place: dict[str, int], ends: Sequence[float], point
         figure.add_vline(x=point, line={"color": MEASURED, "dash": "dot", "width": 1.5}, **place)
 
 
-def learning_curve(losses: Sequence[float], watched: Sequence[float] | None = None, *, unit: str = "") -> go.Figure:
-    """Draw a network's mean squared error after each pass; ``watched`` is that on rows it does not learn from."""
+def learning_curve(
+    losses: Sequence[float], validation_losses: Sequence[float] | None = None, *, unit: str = ""
+) -> go.Figure:
+    """Draw the training and validation loss (mean squared error) of a network by epoch."""
     figure = go.Figure()
-    for name, values in ((f"{steps.NAMES} it learns from", losses), (f"{steps.NAMES} it is watched on", watched)):
+    for name, values in (("training", losses), ("validation", validation_losses)):
         if values is not None:
             epochs = list(range(1, len(values) + 1))
             figure.add_scatter(x=epochs, y=list(values), mode="lines+markers", name=name)
-    figure.update_xaxes(title_text="pass over the data")
+    figure.update_xaxes(title_text="epoch")
     figure.update_yaxes(title_text=f"mean squared error, {unit}".rstrip(", "), rangemode="tozero")
     return figure.update_layout(template=TEMPLATE, hovermode="closest")
 
 
 def levels(table: pd.DataFrame) -> go.Figure:
-    """Draw how much there was of each target by what the weather makes expect; ``table`` is indexed by time."""
+    """Draw the level of each target, measured divided by expected from the inputs; ``table`` is indexed by time."""
     figure = go.Figure()
     for name, values in table.items():
         line = {"color": COLOURS[name], "shape": "hv"}
         figure.add_scatter(x=table.index, y=values, mode="lines", name=NAMES[name], line=line)
-    figure.update_yaxes(title_text="measured by expected")
-    return figure.update_layout(template=TEMPLATE, title_text="Level of each part of time")
+    figure.update_yaxes(title_text="measured / expected")
+    return figure.update_layout(template=TEMPLATE, title_text="Level by period")
 
 
 def empty(text: str) -> go.Figure:
-    """Return a figure without axes that says ``text``: what to show where there is nothing to draw yet."""
+    """Return a figure without axes that shows ``text``, as a placeholder."""
     figure = go.Figure().add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
@@ -486,38 +486,36 @@ def empty(text: str) -> go.Figure:
 
 
 def _aligned(frame: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return both as frames of the targets, indexed by time; of days by the local one."""
+    """Return both as frames of the targets, indexed by time; daily data by local time."""
     require_columns(frame.columns, ["utc_timestamp", *TARGETS], "The frame")
     require_columns(predicted.columns, TARGETS, "The frame of predictions")
     if len(frame) != len(predicted) or frame.empty:
         raise DataError(
-            "The predictions do not belong to the frame."
-            if len(frame) != len(predicted)
-            else "There is nothing to draw.",
+            "The predictions do not match the frame." if len(frame) != len(predicted) else "There is nothing to draw.",
             value=f"{len(frame)} rows in the frame, {len(predicted)} predictions",
-            expected="at least one row, and one prediction for each",
+            expected="at least one row, and one prediction per row",
         )
     times = pd.DatetimeIndex(steps.local(frame["utc_timestamp"]) if steps.IS_DAY else frame["utc_timestamp"])
     return tuple(pd.DataFrame(part[TARGETS].to_numpy(float), times, TARGETS) for part in (frame, predicted))
 
 
 def _over_time(values: pd.DataFrame) -> pd.DataFrame:
-    """Give each step from the first to the last a row; those that were absent hold no number."""
+    """Return one row for each step from the first to the last; missing steps are NaN."""
     ordered = values.sort_index()
     return ordered.reindex(steps.grid(*ordered.index[[0, -1]]))
 
 
 def _daily_means(values: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of the days (UTC) that have all their steps; a mean without the night would be too high."""
+    """Return the means of complete days (UTC); a mean without the night would be too high."""
     days = values.resample("D")
     return days.mean().where(days.count() == steps.A_DAY)
 
 
-def _is_broken_into_points(values: pd.Series) -> bool:
-    """Tell whether a value lies between two gaps, where a line would have no length."""
+def _has_isolated_points(values: pd.Series) -> bool:
+    """Return whether a value lies between two gaps, where a line is invisible."""
     known = values.notna()
     return bool((known & ~known.shift(1, fill_value=False) & ~known.shift(-1, fill_value=False)).any())
 
 
-def _scale(colour: str) -> Sequence[tuple[float, str]]:
+def _colorscale(colour: str) -> Sequence[tuple[float, str]]:
     return [(0, "#ffffff"), (0.6, colour), (1, INK)]

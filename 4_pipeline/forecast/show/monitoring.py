@@ -1,4 +1,4 @@
-"""How good a model is over some time: its errors beside two baselines, its band, inputs beyond those it learned."""
+"""Monitoring: errors compared with two baselines, coverage of the band, and inputs outside the training range."""
 
 from __future__ import annotations
 
@@ -21,42 +21,41 @@ from forecast.terms import steps
 from forecast.terms.errors import DataError
 from forecast.terms.parameters import FILE, project, read_stage
 
-WINDOW_DAYS = 56  # that the state is about: in a shorter time a few storms decide
+WINDOW_DAYS = 56  # for the state; in a shorter window a few storms decide
 BASELINES = (
     ("the same day of the week before", "the mean of this month and weekday")
     if steps.IS_DAY
     else (f"the same {steps.NAME} of the day before", f"the mean of this month and {steps.NAME}")
 )
 STATES = ("good", "watch", "bad")
-GOOD_POINTS = 10.0  # by which the share of rows within the band misses the promised one
+MAX_COVERAGE_POINTS = 10.0  # between coverage and nominal coverage, for the state `good`
 
 
 def max_bias_percent() -> float:
-    """Return the limit of the mean error, in percent of the mean: that of the gate, `promote.max_bias_percent`.
+    """Return the gate's limit of the bias, in percent of the mean: `promote.max_bias_percent` of params.yaml.
 
-    Raises ParameterError: params.yaml cannot be read, or its section `promote` is not allowed.
+    Raises ParameterError if params.yaml cannot be read or its section `promote` is invalid.
     """
     return read_stage(project() / FILE, "promote").max_bias_percent
 
 
-def rule(max_bias_percent: float, *, band: bool) -> str:
-    """Return in words how the state follows from errors and, if there is one, ``band``."""
-    share = f", and the share of {steps.NAMES} within the band at most {GOOD_POINTS:.0f} points from the promised one"
+def state_rule(max_bias_percent: float, *, band: bool) -> str:
+    """Return the rule of the state in words; with ``band``, including that of the coverage."""
+    share = f", and the coverage of the band within {MAX_COVERAGE_POINTS:.0f} percentage points of the nominal one"
     return (
-        f"Good: the mean error is at most {max_bias_percent:g} % of the mean{share * band}. Bad: more than twice as"
-        " much, or a larger absolute error than one of the baselines. Watch: anything between."
+        f"Good: the bias is at most {max_bias_percent:g} % of the mean{share * band}. Bad: more than twice as much, or"
+        " a larger mean absolute error than one of the baselines. Watch: anything between."
     )
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How the predictions of a target do over some time.
+    """The quality of the predictions of a target over a period.
 
-    ``mean`` is what was measured, ``mae`` the mean absolute error and ``bias`` the mean error (below zero, too little
-    is predicted), in its unit, as ``capacity``, the mean of what was installed: NaN if it is not divided by that.
-    ``bias_percent`` is the mean error by `in_percent`, ``inside`` the share of rows within the band, which promises
-    ``promised``: NaN without a band. ``baselines`` are the mean absolute errors of `baselines`, by name;
-    ``max_bias_percent`` is the limit of a good mean error.
+    In the target's unit: ``mean`` (measured), ``mae``, ``bias`` (predicted minus measured), ``capacity`` (mean
+    installed; NaN if the target is not scaled by it) and ``baselines``, the mean absolute errors of `baselines` by
+    name. ``bias_percent`` follows `in_percent`. ``coverage`` is the share of rows within the band, ``nominal_coverage``
+    the intended one: NaN without a band. ``max_bias_percent`` is the limit for a good bias.
     """
 
     target: Target
@@ -65,8 +64,8 @@ class Quality:
     bias: float
     bias_percent: float
     capacity: float
-    inside: float
-    promised: float
+    coverage: float
+    nominal_coverage: float
     baselines: dict[str, float]
     max_bias_percent: float
 
@@ -77,28 +76,28 @@ class Quality:
 
     @property
     def state(self) -> str:
-        """One of `STATES`, by the `rule`; NaN does not count."""
-        points = 100 * abs(self.inside - self.promised)
-        times = max(np.nan_to_num([abs(self.bias_percent) / self.max_bias_percent, points / GOOD_POINTS]))
-        if times > 2 or any(self.mae > error for error in self.baselines.values()):
+        """One of `STATES`, by the `state_rule`; NaN is ignored."""
+        points = 100 * abs(self.coverage - self.nominal_coverage)
+        ratio = max(np.nan_to_num([abs(self.bias_percent) / self.max_bias_percent, points / MAX_COVERAGE_POINTS]))
+        if ratio > 2 or any(self.mae > error for error in self.baselines.values()):
             return "bad"
-        return "watch" if times > 1 else "good"
+        return "watch" if ratio > 1 else "good"
 
     @property
-    def in_words(self) -> str:
-        """Its mean error as a part of a sentence: `wind power 1.45 GW (15 %) too low`."""
+    def bias_text(self) -> str:
+        """The bias as part of a sentence: `wind power 1.45 GW (15 %) too low`."""
         if abs(self.bias) < 0.005:
-            return f"{self.target.words} right in the mean"
+            return f"{self.target.words} without bias"
         percent = "" if math.isnan(self.bias_percent) else f" ({abs(self.bias_percent):.0f} %)"
         direction = "low" if self.bias < 0 else "high"
         return f"{self.target.words} {abs(self.bias):.2f} {self.target.unit}{percent} too {direction}"
 
 
-def baselines(frame: pd.DataFrame, trained_until: str | None) -> dict[str, pd.DataFrame]:
-    """Return predictions that need no model for each row of a processed frame, by name (`BASELINES`).
+def baselines(frame: pd.DataFrame, training_end: str | None) -> dict[str, pd.DataFrame]:
+    """Return the predictions of the `BASELINES` for each row of a processed frame, by name.
 
-    NaN where the row of the day before is absent, or none of this month and time of day (UTC) was learned: means are
-    those of the rows up to ``trained_until``, or of all where that is None. For days it is the same day of the week.
+    Means are over the rows up to ``training_end``, or over all rows if that is None. Predictions are NaN if the earlier
+    row is missing, or if no row of that month and time of day (UTC; of daily data, weekday) is in the training data.
     """
     stamps = frame["utc_timestamp"]
     local = steps.local(stamps).dt.tz_localize(None)
@@ -107,17 +106,17 @@ def baselines(frame: pd.DataFrame, trained_until: str | None) -> dict[str, pd.Da
     keys = pd.DataFrame(
         {"month": local.dt.month, "time": local.dt.day_of_week if steps.IS_DAY else local - local.dt.normalize()}
     )
-    learned = stamps <= pd.Timestamp(trained_until) if trained_until else pd.Series(True, frame.index)
-    means = frame.loc[learned, TARGETS].groupby([keys.loc[learned, name] for name in keys]).mean()
+    is_training = stamps <= pd.Timestamp(training_end) if training_end else pd.Series(True, frame.index)
+    means = frame.loc[is_training, TARGETS].groupby([keys.loc[is_training, name] for name in keys]).mean()
     usual = means.reindex(pd.MultiIndex.from_frame(keys)).set_axis(frame.index)
     return dict(zip(BASELINES, (before, usual), strict=True))
 
 
-def baseline_r2(frame: pd.DataFrame, others: dict[str, pd.DataFrame]) -> dict[str, float]:
-    """Return the R2 of each of the `baselines` over rows of a processed frame, the mean of all targets."""
+def baseline_r2(frame: pd.DataFrame, baselines: dict[str, pd.DataFrame]) -> dict[str, float]:
+    """Return the R2 of each baseline over the rows of a processed frame, averaged over the targets."""
     r2 = {}
-    for name, other in others.items():
-        values = other.loc[frame.index].dropna()
+    for name, baseline in baselines.items():
+        values = baseline.loc[frame.index].dropna()
         r2[name] = float(r2_score(frame.loc[values.index, TARGETS], values)) if len(values) > 1 else math.nan
     return r2
 
@@ -126,19 +125,19 @@ def qualities(
     frame: pd.DataFrame,
     predicted: pd.DataFrame,
     band: Sequence[pd.DataFrame] | None,
-    promised: float | None,
-    others: dict[str, pd.DataFrame],
+    nominal_coverage: float | None,
+    baselines: dict[str, pd.DataFrame],
     max_bias_percent: float,
 ) -> list[Quality]:
-    """Return the quality of each target over the rows of a processed frame.
+    """Return the quality of the predictions of each target over the rows of a processed frame.
 
-    ``predicted``, both ends of the ``band`` and ``others`` (`baselines`) have the targets of the same rows or more;
-    ``max_bias_percent`` is the limit of a good mean error.
+    ``predicted``, both ends of ``band`` and ``baselines`` hold the targets for at least these rows;
+    ``max_bias_percent`` is the limit for a good bias.
     """
     measured, values = frame[TARGETS], predicted.loc[frame.index, TARGETS]
-    shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and promised else {}
+    shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and nominal_coverage else {}
     errors, capacities = values - measured, {}
-    with contextlib.suppress(DataError):  # not known for all rows
+    with contextlib.suppress(DataError):  # the capacity is not known for all rows
         capacities = dict(installed(frame).mean()[[*problem.CAPACITY]])
     return [
         Quality(
@@ -148,11 +147,11 @@ def qualities(
             bias=float(errors[target.name].mean()),
             bias_percent=in_percent(errors[target.name].mean(), measured[target.name]),
             capacity=capacities.get(target.name, math.nan),
-            inside=shares.get(f"coverage_{target.key}", math.nan),
-            promised=promised or math.nan,
+            coverage=shares.get(f"coverage_{target.key}", math.nan),
+            nominal_coverage=nominal_coverage or math.nan,
             baselines={
-                name: float((other.loc[frame.index] - measured)[target.name].abs().mean())
-                for name, other in others.items()
+                name: float((baseline.loc[frame.index] - measured)[target.name].abs().mean())
+                for name, baseline in baselines.items()
             },
             max_bias_percent=max_bias_percent,
         )
@@ -160,80 +159,78 @@ def qualities(
     ]
 
 
-def sentence(qualities: Iterable[Quality]) -> str:
-    """Return how good the predictions are, in words."""
+def summarize(qualities: Iterable[Quality]) -> str:
+    """Return a sentence on bias and coverage of all targets."""
     qualities = list(qualities)
-    text = ", ".join(each.in_words for each in qualities)
-    known = [each for each in qualities if not math.isnan(each.inside)]
+    text = ", ".join(each.bias_text for each in qualities)
+    known = [each for each in qualities if not math.isnan(each.coverage)]
     if known:
-        shares = " and ".join(f"{100 * each.inside:.0f}" for each in known)
-        text += f"; the band holds {shares} % of {steps.NAMES}, {100 * known[0].promised:.0f} expected"
+        shares = " and ".join(f"{100 * each.coverage:.0f}" for each in known)
+        text += f"; the band covers {shares} % of {steps.NAMES} (nominal: {100 * known[0].nominal_coverage:.0f} %)"
     return text[0].upper() + text[1:] + "."
 
 
 def training_overlap(
-    frame: pd.DataFrame, trained_until: str | pd.Timestamp | None, refit_until: str | None = None
+    frame: pd.DataFrame, training_end: str | pd.Timestamp | None, refit_until: str | None = None
 ) -> str:
-    """Return which model predicts some rows, and how many of these it was trained on: there its errors are smaller.
+    """Return which model predicts the rows, and how many of them are in its training data.
 
-    ``refit_until`` is the last step that the refit of the model learned, if that is in production: it predicts the
-    rows after that one, and the judged model those before.
+    If a refit is in production, ``refit_until`` is the end of its training data: it predicts the rows after that, and
+    the evaluated model the earlier ones.
     """
-    if trained_until is None:
+    if training_end is None:
         return f"Whether the model was trained on these {steps.NAMES} is not known."
-    last, model, prefix, stamps = pd.Timestamp(trained_until), "The model", "", frame["utc_timestamp"]
+    last, model, prefix, stamps = pd.Timestamp(training_end), "The model", "", frame["utc_timestamp"]
     if refit_until and (stamps > last).any():
-        until, model = pd.Timestamp(refit_until), "The judged model"
+        until, model = pd.Timestamp(refit_until), "The evaluated model"
         later = stamps > until
         if later.all():
             text = f"The refit in production was trained on {steps.NAMES} up to {steps.date(until)}"
             return f"{text}: all of these are new to it."
-        prefix = f"The refit in production has learned the {steps.NAMES} up to {steps.date(until)}"
-        prefix += ": the judged model predicts them. "
+        prefix = f"The refit in production was trained on {steps.NAMES} up to {steps.date(until)}"
+        prefix += ", so the evaluated model predicts those. "
         prefix += (
-            f"The {later.sum():,} later {steps.NAMES} are predicted by the refit, and new to it. "
-            if later.any()
-            else ""
+            f"The refit predicts the {later.sum():,} later {steps.NAMES}, which are new to it. " if later.any() else ""
         )
         stamps = stamps[~later]
     known = stamps <= last
     if not known.any():
         return f"{prefix}{model} was trained on {steps.NAMES} up to {steps.date(last)}: all of these are new to it."
     share = "all" if known.all() else f"{known.sum():,} (up to {steps.date(last)})"
-    return f"{prefix}{model} was trained on {share} of these {steps.NAMES}: its errors on new ones are larger."
+    return f"{prefix}{model} was trained on {share} of these {steps.NAMES}; expect larger errors on new ones."
 
 
-def overall(qualities: Iterable[Quality]) -> str:
-    """Return the worst of the targets' states."""
+def worst_state(qualities: Iterable[Quality]) -> str:
+    """Return the worst state of the targets."""
     return max((each.state for each in qualities), key=STATES.index, default="good")
 
 
 def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version: str) -> str:
-    """Return the state of the version in production, whether the gate refused a candidate since, and what to do.
+    """Return the state of the version in production, the fate of the last candidate, and what to do.
 
-    ``qualities`` are those of the `latest` rows. ``decision`` is the content of `results/decision.json`; it counts if
-    it left the ``version`` in production.
+    ``qualities`` are those of the `latest` rows. ``decision`` is the content of `results/decision.json`; it is ignored
+    if it left another version in production.
     """
-    state = overall(qualities)
+    state = worst_state(qualities)
     worst = [each for each in qualities if each.state == state]
-    text = f"{sentence(worst)[:-1]}, over {WINDOW_DAYS // 7} weeks: {state}."
+    text = f"{summarize(worst)[:-1]}, over {WINDOW_DAYS // 7} weeks: {state}."
     if decision.get("experiment") or (decision.get("production") or {}).get("version") != version:
         decision = {}
     is_refused = not decision.get("promoted", True)
     if is_refused:
         failed = ", ".join(each["name"] for each in decision.get("findings", []) if not each["passed"])
-        text += f" The last candidate was refused ({failed})."
+        text += f" The gate refused the last candidate ({failed})."
     if state != "bad":
-        return f"{text} {'There is nothing to do.' if state == 'good' else 'Look again when the next data are there.'}"
+        return f"{text} {'Nothing to do.' if state == 'good' else 'Check again when new data arrive.'}"
     scores = [(decision.get(name) or {}).get("metrics", {}) for name in ("candidate", "champion")]
     errors = [[each.get(of.target.metric("mae")) or math.nan for each in scores] for of in worst]
     if not decision:
-        step = "`dvc repro` puts a candidate before the gate"
+        step = "train a new candidate: `dvc repro`"
     elif is_refused and all(candidate < champion for candidate, champion in errors):
-        step = "`mlflow-gate promote --force --why REASON` overrules the gate: the candidate's errors were smaller"
+        step = "consider `mlflow-gate promote --force --why REASON`: the refused candidate had smaller errors"
     else:
-        step = f"training again on the same {steps.NAMES} does not help: wait for more of them, or change the model"
-    return f"{text} Look at the data of these weeks first (results/findings.json). If they are right, {step}."
+        step = f"wait for more {steps.NAMES} or change the model: training again on the same data does not help"
+    return f"{text} Check the data of these weeks first (results/findings.json). If they are right, {step}."
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -242,14 +239,14 @@ def latest(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[stamps > stamps.iloc[-1] - pd.Timedelta(days=WINDOW_DAYS)]
 
 
-def unlearned(frame: pd.DataFrame, trained_until: str | None) -> dict[str, tuple[float, float, float]]:
-    """Return the lowest and highest learned value of each input, and the share of later rows that lie beyond them.
+def input_ranges(frame: pd.DataFrame, training_end: str | None) -> dict[str, tuple[float, float, float]]:
+    """Return minimum and maximum of each input in the training data, and the share of later rows outside that range.
 
-    Empty where it is not known which rows were learned, or none is later.
+    Empty if the training data are not known, or if there are no later rows.
     """
-    is_learned = frame["utc_timestamp"] <= pd.Timestamp(trained_until or "1900-01-01T00:00Z")
-    learned, later = frame[is_learned], frame[~is_learned]
-    if learned.empty or later.empty:
+    is_training = frame["utc_timestamp"] <= pd.Timestamp(training_end or "1900-01-01T00:00Z")
+    training, later = frame[is_training], frame[~is_training]
+    if training.empty or later.empty:
         return {}
-    ends = {name: (float(learned[name].min()), float(learned[name].max())) for name in FEATURES}
+    ends = {name: (float(training[name].min()), float(training[name].max())) for name in FEATURES}
     return {name: (*both, float((~later[name].between(*both)).mean())) for name, both in ends.items()}

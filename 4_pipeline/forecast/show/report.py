@@ -1,4 +1,4 @@
-"""The report on a week: what was generated, how well it was predicted, and possible reasons for the worst hours."""
+"""The weekly report: measured and predicted values, and possible causes of the worst errors."""
 
 from __future__ import annotations
 
@@ -31,29 +31,31 @@ from forecast.terms.quantities import Target
 if TYPE_CHECKING:
     from IPython.display import Image
 
-# Of the worst steps of a target: how many, how far apart, and the smallest miss that counts, by the week's highest.
-MAX_MISSES, APART, MIN_MISS = 3, pd.Timedelta(hours=6), 0.002
-# What is unusual: more than 95 of 100, or outside the range of eight in ten similar ones.
-UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
+# The worst errors of a target: their number, their distance in time, and their minimum, as a share of the week's peak.
+MAX_ERRORS, MIN_DISTANCE, MIN_ERROR = 3, pd.Timedelta(hours=6), 0.002
+# Changes above this quantile are unusual, and values outside the range of eight in ten similar rows.
+UNUSUAL_QUANTILE, TAIL, MIN_SIMILAR = 0.95, 0.1, 20
 NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = max(round(3 / steps.HOURS), 1), 20, 3  # steps, and days
 ABOUT_TIMES = (
-    f"Days are those of {steps.ZONE}." if steps.IS_DAY else f"All times are UTC, {steps.ONE} is named by its start."
+    f"Days are calendar days in {steps.ZONE}."
+    if steps.IS_DAY
+    else f"All times are UTC; a time is the start of its {steps.NAME}."
 )
-NAMED = "%a %-d %b", ", %H:%M"  # how a step is written
+FORMAT = "%a %-d %b", ", %H:%M"  # of a step
 THIS_WEEK, EIGHT_WEEKS = "This week", "The last eight weeks"
-WEATHER = problem.INPUTS[:2]  # of which the table of days shows the means
+WEATHER = problem.INPUTS[:2]  # the inputs in the daily table
 
 logger = logging.getLogger(__name__)
 
 
-# -- what a report rests on --------------------------------------------------------------------------------------------
+# -- data --------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ReportData:
-    """The whole processed frame, the predictions of the model in production for each hour, and the model's record.
+    """The processed frame, the predictions of the model in production for each row, and the model's record.
 
-    ``predicted`` and both ends of ``band`` hold the targets of the rows of ``frame``; None without a model
-    or a band. ``trained_until`` is the start of the last hour that the model learned from; None when that is not known.
-    ``unable`` says why the model in production cannot predict these hours, when it cannot.
+    ``predicted`` and both ends of ``band`` hold the targets for the rows of ``frame``; None without a model or a band.
+    ``training_end`` is the last time stamp of the training data, None if that is not recorded. ``prediction_error``
+    is the reason if the model cannot predict these rows.
     """
 
     frame: DataFrame
@@ -61,27 +63,27 @@ class ReportData:
     band: tuple[DataFrame, DataFrame] | None = None
     coverage: float | None = None
     production: Production | None = None
-    trained_until: Timestamp | None = None
+    training_end: Timestamp | None = None
     lineage: tuple[Link, ...] = ()
-    unable: str = ""
+    prediction_error: str = ""
 
     @property
     def origin(self) -> Origin:
-        """Where the data come from."""
+        """The origin of the data."""
         return origin_of(self.frame)
 
     def of_week(self, week: str) -> Week:
-        """Return the part on one week, by its ISO name or `latest`; errors as `split.select_week`."""
-        name, chosen = split.select_week(self.frame, week)
-        rows = self.frame["utc_timestamp"].isin(chosen["utc_timestamp"]).to_numpy()
+        """Return one week, by its ISO name or `latest`; raise what `split.select_week` raises."""
+        name, frame = split.select_week(self.frame, week)
+        rows = self.frame["utc_timestamp"].isin(frame["utc_timestamp"]).to_numpy()
         predicted = None if self.predicted is None else self.predicted[rows].reset_index(drop=True)
         band = None if self.band is None else tuple(end[rows].reset_index(drop=True) for end in self.band)
-        return Week(name, chosen, predicted, band)
+        return Week(name, frame, predicted, band)
 
 
 @dataclass(frozen=True)
 class Week:
-    """One week of `ReportData`: its name, its rows of the frame, and the predictions for them."""
+    """One week of `ReportData`: its ISO name, its rows and their predictions."""
 
     name: str
     hours: DataFrame
@@ -95,18 +97,18 @@ class Week:
 
     @cached_property
     def grid(self) -> pd.DatetimeIndex:
-        """The starts of all its steps, whether the frame has them or not."""
+        """The starts of all steps of the week, including missing ones."""
         last = (self.monday + pd.DateOffset(weeks=1)).tz_convert("UTC") - pd.Timedelta(microseconds=1)
         return steps.grid(self.monday.tz_convert("UTC"), last)
 
     def amounts(self, values: Series, target: Target) -> Series:
-        """Return what each step adds to the target's sum over time, or its value where a sum means nothing."""
+        """Return the amount of each step, such as GWh; the values themselves if a sum is meaningless."""
         return schema.amounts(values, target, self.hours["utc_timestamp"]) if target.sum_unit else values
 
 
 @dataclass(frozen=True)
 class WorstHour:
-    """An hour of a target that was predicted badly; values in its unit, ``band`` None without one."""
+    """A step with a large error of a target, in the target's unit; ``band`` is None without one."""
 
     number: int
     at: Timestamp
@@ -118,64 +120,64 @@ class WorstHour:
 
     @property
     def error(self) -> float:
-        """Predicted less measured."""
+        """Predicted minus measured."""
         return self.predicted - self.measured
 
     @property
     def quantity(self) -> Target:
-        """The target of the problem."""
+        """The `Target` itself."""
         return next(target for target in problem.TARGETS if target.name == self.target)
 
     @property
-    def beyond(self) -> float | None:
-        """By how much the measured value lies outside the band: 0 within; None without a band."""
+    def outside_band(self) -> float | None:
+        """The distance of the measured value from the band: 0 inside, None without a band."""
         return None if self.band is None else max(self.band[0] - self.measured, self.measured - self.band[1], 0.0)
 
 
-def gather(frame: DataFrame, production: Production | None) -> ReportData:
-    """Return the evidence for a processed frame; raise ModelError when the model cannot be loaded or used."""
+def collect(frame: DataFrame, production: Production | None) -> ReportData:
+    """Return the data of the report; raise ModelError if the model cannot be loaded or used."""
     if production is None:
         return ReportData(frame)
     model = load(production.model_uri)
-    judged = load(production.refit_of.model_uri) if production.refit_of else None
+    evaluated = load(production.refit_of.model_uri) if production.refit_of else None
     try:
-        predictions = predict_unseen(model, judged, gate.trained_until(production), frame)
-    except DataError as error:  # a model of other years, which the gate has kept
-        unable = f"Version {production.version} is in production and cannot predict these hours: {error.what}"
-        return ReportData(frame, unable=unable)
+        predictions = predict_as_new(model, evaluated, gate.learned_until(production), frame)
+    except DataError as error:  # the gate may keep a model of other years
+        prediction_error = f"Version {production.version} is in production but cannot predict these data: {error.what}"
+        return ReportData(frame, prediction_error=prediction_error)
     try:
         links = tuple(gate.Registry().lineage(production.version))
-    except Exception as error:  # noqa: BLE001 - a report without the model's lineage is still a report
+    except Exception as error:  # noqa: BLE001 - the report does not need the lineage
         logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
         links = ()
     until = pd.Timestamp(last) if (last := gate.trained_until(production.evaluated)) else None
     return ReportData(frame, *predictions, model.coverage, production, until, links)
 
 
-# -- the worst hours ---------------------------------------------------------------------------------------------------
-def worst(evidence: ReportData, week: Week) -> list[WorstHour]:
-    """Return the worst misses of a week, the worst first: at most three of each target, some hours apart."""
+# -- worst errors ------------------------------------------------------------------------------------------------------
+def worst_hours(data: ReportData, week: Week) -> list[WorstHour]:
+    """Return the largest errors of a week, largest first: at most three per target, more than six hours apart."""
     if week.predicted is None:
         return []
     misses = sorted(
         (miss for target in TARGETS for miss in _largest(week, week.predicted, target)),
         key=lambda miss: -abs(miss.error),
     )
-    surroundings = _surroundings(evidence)
-    recent = {each.target.name: each for each in qualities(evidence, week)[EIGHT_WEEKS]}
+    similar_rows = _rows_by_capacity(data)
+    recent = {each.target.name: each for each in qualities(data, week)[EIGHT_WEEKS]}
     return [
-        replace(miss, number=number, reason=next(_reasons(surroundings, miss, recent[miss.target])))
+        replace(miss, number=number, reason=next(_reasons(similar_rows, miss, recent[miss.target])))
         for number, miss in enumerate(misses, start=1)
     ]
 
 
 def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
     errors = (predicted[target] - week.hours[target]).abs()
-    stamps, rows, least = week.hours["utc_timestamp"], list[int](), MIN_MISS * week.hours[target].abs().max()
+    stamps, rows, least = week.hours["utc_timestamp"], list[int](), MIN_ERROR * week.hours[target].abs().max()
     for row in errors.sort_values(ascending=False, kind="stable").index:
-        if len(rows) == MAX_MISSES or errors[row] <= least:
+        if len(rows) == MAX_ERRORS or errors[row] <= least:
             break
-        if all(abs(stamps[row] - stamps[other]) > APART for other in rows):
+        if all(abs(stamps[row] - stamps[other]) > MIN_DISTANCE for other in rows):
             rows.append(row)
     bands: list[Any] = [week.band and tuple(float(end[target][row]) for end in week.band) for row in rows]
     return [
@@ -184,16 +186,16 @@ def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
     ]
 
 
-def _surroundings(evidence: ReportData) -> DataFrame:
-    """Return all steps, absent ones as NaN: inputs, `TARGETS` by capacity, and `<target>_capacity`.
+def _rows_by_capacity(data: ReportData) -> DataFrame:
+    """Return all steps, missing ones as NaN: inputs, `TARGETS` divided by capacity, and `<target>_capacity`.
 
-    Where the installed capacity is not known for all of them, it is 1 throughout.
+    The capacity is 1 throughout if it is not known for all rows.
     """
-    frame = evidence.frame
+    frame = data.frame
     try:
         capacity = features.installed(frame)
     except DataError as error:
-        logger.info("Years are compared as they are: %s", error.what)
+        logger.info("Years are compared without capacity: %s", error.what)
         capacity = pd.DataFrame(1.0, frame.index, TARGETS)
     hours = (frame[TARGETS] / capacity).join(frame[FEATURES]).join(capacity.add_suffix("_capacity"))
     hours.index = pd.DatetimeIndex(frame["utc_timestamp"])
@@ -201,124 +203,122 @@ def _surroundings(evidence: ReportData) -> DataFrame:
 
 
 def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str]:
-    """Yield what may explain a miss, in sentences, the most telling first; at least one.
+    """Yield possible causes of an error as sentences, the most likely first; at least one.
 
     ``recent`` is the quality of the target's predictions in the eight weeks up to the end of the week.
     """
     target = miss.quantity
     driver, near, at = target.driver, NEAR * steps.LENGTH, miss.at
     values = hours[list(driver.inputs)].sum(axis="columns", skipna=False)
-    alike = (values - values[at]).abs() <= max(driver.alike[0], driver.alike[1] * abs(values[at]))
+    is_similar = (values - values[at]).abs() <= max(driver.alike[0], driver.alike[1] * abs(values[at]))
     what = f"at about this {driver.title}"
     if values[at - near : at + near].isna().any():
-        yield f"{steps.NAMES.capitalize()} beside it are missing from the data, so its own values may be incomplete."
+        yield f"Neighbouring {steps.NAMES} are missing from the data, so this one may be incomplete."
     if target.by_day:
         season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
         same_time = (hours.index.hour == at.hour) & (hours.index.minute == at.minute) & (season <= SAME_SEASON_DAYS)
-        alike, what = alike & same_time, f"{what} and this time of day and year"
+        is_similar, what = is_similar & same_time, f"{what} and this time of day and year"
         changes = values.diff()
-        middle = changes[same_time].median()
-        if abs(changes[at] - middle) > (changes[same_time] - middle).abs().quantile(UNUSUAL):
+        median = changes[same_time].median()
+        if abs(changes[at] - median) > (changes[same_time] - median).abs().quantile(UNUSUAL_QUANTILE):
             yield (
                 f"The {driver.title} changed by {signed(changes[at])} {driver.unit} from the {steps.NAME} before; at"
-                f" this time of day and year it usually changes by about {signed(middle)} {driver.unit}."
+                f" this time of day and year it usually changes by about {signed(median)} {driver.unit}."
             )
     else:
         spans = values.rolling(2 * NEAR + 1, center=True)
         swings = spans.max() - spans.min()
-        if swings[at] > (usual := swings.quantile(UNUSUAL)):
+        if swings[at] > (usual := swings.quantile(UNUSUAL_QUANTILE)):
             yield (
                 f"The {driver.title} changed by {swings[at]:.1f} {driver.unit} within {2 * near / steps.HOUR:g} hours;"
                 f" in 95 of 100 {steps.NAMES} it changes by less than {usual:.1f} {driver.unit}."
             )
-    is_level = abs(recent.bias_percent) > recent.max_bias_percent and recent.bias * miss.error > 0
-    if is_level and abs(recent.bias_percent) / 100 * miss.measured > abs(miss.error) / 2:  # most of the miss
+    is_biased = abs(recent.bias_percent) > recent.max_bias_percent and recent.bias * miss.error > 0
+    if is_biased and abs(recent.bias_percent) / 100 * miss.measured > abs(miss.error) / 2:  # it is most of the error
         direction = "low" if recent.bias < 0 else "high"
         yield (
-            f"Predictions of {target.words} were {abs(recent.bias_percent):.0f} % too {direction} in the mean of eight"
-            " weeks: their level may have changed."
+            f"Predictions of {target.words} were {abs(recent.bias_percent):.0f} % too {direction} on average over"
+            " eight weeks: the output per installed GW may have drifted."
         )
-    yield from _compare(hours, miss, alike, what)
-    yield "none found" + ("; the miss lies within the band: such misses are expected" if miss.beyond == 0 else "")
+    yield from _compare(hours, miss, is_similar, what)
+    yield "No cause found" + (", but the error is within the error band." if miss.outside_band == 0 else ".")
 
 
-def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Iterator[str]:
-    """Yield how the step differs from others of about the same weather, at the capacity of this one."""
-    other = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
-    brought = hours[miss.target][alike & other].dropna() * hours[f"{miss.target}_capacity"][miss.at]
-    if len(brought) < FEWEST_ALIKE:
-        yield f"Only {len(brought)} other {steps.NAMES} in the data are {what}: there was little to learn from."
+def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -> Iterator[str]:
+    """Yield how the step differs from steps with similar weather, scaled to its capacity."""
+    is_other_spell = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
+    similar = hours[miss.target][is_similar & is_other_spell].dropna() * hours[f"{miss.target}_capacity"][miss.at]
+    if len(similar) < MIN_SIMILAR:
+        yield f"Only {len(similar)} other {steps.NAMES} in the data are {what}: there is little training data."
         return
-    low, high = brought.quantile(OUTER), brought.quantile(1 - OUTER)
-    usual = f"{low:.1f} to {high:.1f} {miss.quantity.unit} in eight of ten {steps.NAMES}"
+    low, high = similar.quantile(TAIL), similar.quantile(1 - TAIL)
+    usual = f"{low:.1f} to {high:.1f} {miss.quantity.unit} in 80 % of {steps.NAMES}"
     words = miss.quantity.words
     if not low <= miss.measured <= high:
-        yield f"The {words} was unusual {what}: {usual}. The model sees nothing that explains it."
+        yield f"The {words} was unusual {what} (usual: {usual}). No input of the model explains it."
     elif not low <= miss.predicted <= high:
-        yield f"The {words} was usual {what}, the prediction was not: {usual}."
+        yield f"The {words} was usual {what}, but the prediction was not (usual: {usual})."
     else:
-        yield f"The {words} differs much {what}: {usual}, measured value and prediction among them."
+        yield f"The {words} varies widely {what}: {usual}, which includes both measured and predicted."
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
-def summary(evidence: ReportData, week: Week, decision: Mapping[str, Any] | None = None) -> str:
-    """Return the head of the page in Markdown: the week, how well it was predicted, and its gaps.
+# -- tables and text ---------------------------------------------------------------------------------------------------
+def summary(data: ReportData, week: Week, decision: Mapping[str, Any] | None = None) -> str:
+    """Return the head of the report in Markdown: the week, the quality of its predictions, and its gaps.
 
-    With the gate's last ``decision`` (results/decision.json) the latest week's also says what to do if the state is
-    bad.
+    With the gate's last ``decision`` (results/decision.json), the latest week also says what to do in a bad state.
     """
-    known = qualities(evidence, week)
+    known = qualities(data, week)
     lines = [
         f"# {problem.TITLE} in {problem.REGION}, week {week.name}",
-        f"{week.monday:%A, %-d %B %Y}, and the six days after it. {ABOUT_TIMES}",
-        *(f"**{when}.** {monitoring.sentence(each)}" for when, each in known.items()),
+        f"{week.monday:%A, %-d %B %Y}, and the following six days. {ABOUT_TIMES}",
+        *(f"**{when}.** {monitoring.summarize(each)}" for when, each in known.items()),
     ]
-    if evidence.origin.modelled:
-        lines[1] += f" The data are **modelled**: they say nothing about a real {steps.NAME}."
+    if data.origin.modelled:
+        lines[1] += f" The data are **modelled**: they say nothing about any real {steps.NAME}."
     if known:
-        lines[-1] += f" The state over these weeks: **{monitoring.overall(known[EIGHT_WEEKS])}**."
-        is_latest = week.name == split.select_week(evidence.frame, "latest")[0]
-        if decision and evidence.production and is_latest and monitoring.overall(known[EIGHT_WEEKS]) == "bad":
-            advice = monitoring.next_step(known[EIGHT_WEEKS], decision, evidence.production.version)
+        lines[-1] += f" The state over these weeks: **{monitoring.worst_state(known[EIGHT_WEEKS])}**."
+        is_latest = week.name == split.select_week(data.frame, "latest")[0]
+        if decision and data.production and is_latest and monitoring.worst_state(known[EIGHT_WEEKS]) == "bad":
+            advice = monitoring.next_step(known[EIGHT_WEEKS], decision, data.production.version)
             lines.append(f"> **What next:** {advice}")
-        lines.append(
-            monitoring.training_overlap(week.hours, evidence.trained_until, gate.refit_until(evidence.production))
-        )
+        lines.append(monitoring.training_overlap(week.hours, data.training_end, gate.refit_until(data.production)))
     else:
-        reason = escape(evidence.unable) or "No model is in production, so nothing was predicted."
-        lines.append(f"{reason} Why is written in `results/decision.json`.")
-    grid = week.grid[week.grid <= evidence.frame["utc_timestamp"].iloc[-1]]
-    if absent := gaps(week, grid):
-        more = f"; and {len(absent) - 4} more gaps" if len(absent) > 4 else ""
+        reason = escape(data.prediction_error) or "No model is in production, so there are no predictions."
+        lines.append(f"{reason} See `results/decision.json`.")
+    grid = week.grid[week.grid <= data.frame["utc_timestamp"].iloc[-1]]
+    if missing := gaps(week, grid):
+        more = f"; and {len(missing) - 4} more gaps" if len(missing) > 4 else ""
         lines.append(
             f"> **{len(grid) - len(week.hours)} of the week's {len(grid)} {steps.NAMES}"
             f"{' so far' if len(grid) < steps.A_WEEK else ''} are missing from the data**"
-            f" ({'; '.join(absent[:4])}{more}). Nothing was filled in: sums and means leave them out, and lines"
-            " break there."
+            f" ({'; '.join(missing[:4])}{more}). No value was filled in: sums and means exclude them, and the lines"
+            " have gaps."
         )
     return "\n\n".join(lines)
 
 
-def totals(evidence: ReportData, week: Week) -> DataFrame:
-    """Return a row for each target: its sum or mean, what was predicted, how far it was off, the hours in the band."""
-    known = qualities(evidence, week).get(THIS_WEEK, [None] * len(TARGETS))
+def totals(data: ReportData, week: Week) -> DataFrame:
+    """Return one row per target: measured and predicted sum or mean, bias, mean absolute error and coverage."""
+    known = qualities(data, week).get(THIS_WEEK, [None] * len(TARGETS))
     rows = {}
     for target, quality in zip(problem.TARGETS, known, strict=True):
         unit, how = target.sum_unit or target.unit, "sum" if target.sum_unit else "mean"
-        row = {"Actual": f"{week.amounts(week.hours[target.name], target).agg(how):,.0f} {unit}"}
+        row = {"Measured": f"{week.amounts(week.hours[target.name], target).agg(how):,.0f} {unit}"}
         if week.predicted is not None and quality:
             row["Predicted"] = f"{week.amounts(week.predicted[target.name], target).agg(how):,.0f} {unit}"
-            row["Difference"] = f"{signed(quality.bias_percent)} %"
-            row[f"Off by, mean of all {steps.NAMES}"] = f"{quality.mae:.2f} {target.unit}"
-            if quality.inside >= 0:  # NaN without a band, or never by day
+            row["Bias"] = f"{signed(quality.bias_percent)} %"
+            row["Mean absolute error"] = f"{quality.mae:.2f} {target.unit}"
+            if quality.coverage >= 0:  # NaN without a band or without daylight
                 by_day = " (by day)" if target.by_day else ""
-                row[f"In the band, {100 * quality.promised:.0f} % expected"] = f"{100 * quality.inside:.0f} %{by_day}"
+                name = f"Within the {100 * quality.nominal_coverage:.0f} % band"
+                row[name] = f"{100 * quality.coverage:.0f} %{by_day}"
         rows[target.words.capitalize() + ("" if target.sum_unit else ", mean")] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis(columns="Week")
 
 
-def by_day(week: Week) -> DataFrame:
-    """Return a row for each day of a week: the targets as sums or means, also as predicted, and the mean weather."""
+def daily_table(week: Week) -> DataFrame:
+    """Return one row per day of a week: measured and predicted targets (sums or means), and mean weather."""
     day, columns = steps.local(week.hours["utc_timestamp"]).dt.tz_localize(None).dt.normalize(), list[Series]()
     for target in problem.TARGETS:
         values = {f"{target.title}, {target.sum_unit or target.unit}": week.hours[target.name]}
@@ -328,89 +328,89 @@ def by_day(week: Week) -> DataFrame:
             amounts = week.amounts(value, target).groupby(day).agg("sum" if target.sum_unit else "mean")
             columns.append(amounts.map("{:,.1f}".format).rename(title))
     for each in WEATHER:
-        form = partial(signed, digits=1) if each.possible[0] < 0 else "{:,.1f}".format
-        columns.append(week.hours[each.name].groupby(day).mean().map(form).rename(each.label))
+        template = partial(signed, digits=1) if each.possible[0] < 0 else "{:,.1f}".format
+        columns.append(week.hours[each.name].groupby(day).mean().map(template).rename(each.label))
     hours = day.value_counts() * steps.HOURS
     names = [f"{each:%a %-d %b}" + (f" ({hours[each]:g} h)" if hours[each] < 24 else "") for each in columns[0].index]
     return pd.concat(columns, axis="columns", sort=True).set_axis(names).rename_axis(columns="Day")
 
 
 def worst_table(misses: list[WorstHour]) -> DataFrame | None:
-    """Return a row for each of the worst hours, by its number; None without one."""
+    """Return one row per worst hour, by its number; None if there are none."""
     rows = {}
     for miss in misses:
         unit = miss.quantity.unit
         rows[miss.number] = {
-            steps.NAME.capitalize(): f"{miss.quantity.title}, {steps.written(miss.at, *NAMED)}",
-            "Actual": f"{miss.measured:,.1f} {unit}",
+            steps.NAME.capitalize(): f"{miss.quantity.title}, {steps.written(miss.at, *FORMAT)}",
+            "Measured": f"{miss.measured:,.1f} {unit}",
             "Predicted": f"{miss.predicted:,.1f} {unit}",
-            "Off by": f"{signed(miss.error, 1)} {unit}",
-            "Outside the band": f"{miss.beyond:.1f} {unit}" if miss.beyond else "" if miss.band is None else "inside",
-            "What may be the reason": miss.reason,
+            "Error": f"{signed(miss.error, 1)} {unit}",
+            "Outside the band": f"{miss.outside_band:.1f} {unit}" if miss.outside_band else "no" if miss.band else "",
+            "Possible cause": miss.reason,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="No.") if rows else None
 
 
-def model_in_words(evidence: ReportData) -> str:
-    """Return the model in production, the gate's score of it, and its lineage, in Markdown."""
-    if evidence.production is None:
-        return "None." if evidence.unable else "None: no model is in production."
-    name, version, move = evidence.production.name, evidence.production.version, evidence.production.move
-    stage = gate.stage_of(evidence.production) or "registered by hand"
-    text = f"The predictions are those of **{name} version {version}** ({stage}; `models:/{name}/{version}` in MLflow)"
+def describe_model(data: ReportData) -> str:
+    """Return a description of the model in production in Markdown: version, score at the gate, and lineage."""
+    if data.production is None:
+        return "None." if data.prediction_error else "None: no model is in production."
+    name, version, move = data.production.name, data.production.version, data.production.move
+    stage = gate.stage_of(data.production) or "registered by hand"
+    text = f"The predictions are from **{name} version {version}** ({stage}; `models:/{name}/{version}` in MLflow)"
     if move.when:
         text += f", in production since {datetime.fromisoformat(move.when).astimezone(UTC):%-d %B %Y, %H:%M} UTC"
-    text += f". It is given the inputs of {steps.ONE}."
+    text += f". It predicts each {steps.NAME} from the inputs of that {steps.NAME}."
     if move.held_out:
-        text += f" The gate judged it by {move.held_out['rows']:,} {steps.NAMES}: {move.label} {move.score}."
+        text += f" The gate evaluated it on {move.held_out['rows']:,} {steps.NAMES}: {move.label} {move.score}."
     rows = {}
-    for link in evidence.lineage:
+    for link in data.lineage:
         facts = "; ".join(f"{name}: {fact}" for name, fact in link.facts.items()) if link.known else "not recorded"
         what = f'<a href="{escape(link.url)}">{escape(link.name)}</a>' if link.url else escape(link.name)
-        rows[link.kind] = {"What": what, "Known of it": escape(facts)}
+        rows[link.kind] = {"Name": what, "Details": escape(facts)}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="Link").to_html(escape=False)
-    return f"{text}\n\n<details><summary>Where it comes from</summary>\n{table}\n</details>" if rows else text
+    return f"{text}\n\n<details><summary>Lineage</summary>\n{table}\n</details>" if rows else text
 
 
-def origin_in_words(origin: Origin) -> str:
-    """Return the attribution of the data, and whether they may be passed on."""
-    licence = "Whether the data may be passed on is for their owner to say."
+def describe_origin(origin: Origin) -> str:
+    """Return the attribution and the licence of the data."""
+    licence = "Ask the owner of the data before you pass them on."
     if origin.source in ("sample", "opsd"):
         licence = "The data carry no licence of their own: have it checked before you pass them on."
     return f"{escape(origin.attribution)}\n\n{licence}"
 
 
-def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
-    """Return the quality of each target's predictions in a week, and in the eight weeks up to its end; {} without."""
-    if evidence.predicted is None:
+def qualities(data: ReportData, week: Week) -> dict[str, list[Quality]]:
+    """Return the quality of the predictions in a week, and in the eight weeks up to its end; {} without predictions."""
+    if data.predicted is None:
         return {}
-    stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.DateOffset(weeks=1)
+    stamps, end = data.frame["utc_timestamp"], week.monday + pd.DateOffset(weeks=1)
     days = {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
-    until = gate.trained_until(evidence.production.evaluated) if evidence.production else None
-    others = monitoring.baselines(evidence.frame, until)
-    known = evidence.predicted, evidence.band, evidence.coverage, others, monitoring.max_bias_percent()
-    return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}
+    until = gate.learned_until(data.production.evaluated) if data.production else None
+    baselines = monitoring.baselines(data.frame, until)
+    known = data.predicted, data.band, data.coverage, baselines, monitoring.max_bias_percent()
+    return {name: monitoring.qualities(data.frame[each], *known) for name, each in rows.items()}
 
 
 def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:
-    """Return the gaps of a week in the steps of a ``grid`` in words: the first and the last absent one of each."""
-    absent = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
-    parts = absent.groupby(Series(grid.isin(week.hours["utc_timestamp"]).cumsum(), grid)[absent])
+    """Return the gaps of a week in the steps of ``grid`` as text, each by its first and last step."""
+    missing = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
+    parts = missing.groupby(Series(grid.isin(week.hours["utc_timestamp"]).cumsum(), grid)[missing])
     ends = (dict.fromkeys((part.iloc[0], part.iloc[-1])) for _, part in parts)
-    return [" to ".join(steps.written(each, *NAMED) for each in both) for both in ends]
+    return [" to ".join(steps.written(each, *FORMAT) for each in both) for both in ends]
 
 
 def signed(value: float, digits: int = 0) -> str:
-    """Return a number with its sign, as print has it."""
+    """Return a number with its sign, with a true minus."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-# -- the figure --------------------------------------------------------------------------------------------------------
-def draw(evidence: ReportData, week: Week, misses: list[WorstHour]) -> Image:
-    """Draw the steps of a week, a panel for each target: measured, predicted, band, the numbers of the worst ones.
+# -- figure ------------------------------------------------------------------------------------------------------------
+def draw(data: ReportData, week: Week, misses: list[WorstHour]) -> Image:
+    """Draw a week, one panel per target: measured, predicted, band, and the numbers of the worst hours.
 
-    Absent ones break the lines.
+    Missing steps are gaps in the lines.
     """
     from IPython.display import Image
     from matplotlib import style
@@ -420,7 +420,7 @@ def draw(evidence: ReportData, week: Week, misses: list[WorstHour]) -> Image:
     grid = week.grid.tz_convert(steps.CALENDAR)
     frames = [week.hours, *([] if week.predicted is None else [week.predicted]), *(week.band or ())]
     measured, *others = (frame[TARGETS].set_axis(week.hours["utc_timestamp"]).reindex(grid) for frame in frames)
-    ranges, name, content = list[str](), evidence.origin.measured_name, io.BytesIO()
+    ranges, name, content = list[str](), data.origin.measured_name, io.BytesIO()
     with style.context("seaborn-v0_8-whitegrid"):
         figure = Figure(figsize=(8, 2.4 * len(TARGETS)), dpi=180, layout="constrained")
         panels = figure.subplots(len(TARGETS), squeeze=False)[:, 0]
@@ -429,7 +429,7 @@ def draw(evidence: ReportData, week: Week, misses: list[WorstHour]) -> Image:
             if others:
                 axes.plot(others[0][target.name], color=target.colour, label="predicted")
             if week.band:
-                band = f"band for {100 * (evidence.coverage or 0):.0f} of 100 {steps.NAMES}"
+                band = f"{100 * (data.coverage or 0):.0f} % band"
                 axes.fill_between(
                     grid, *(end[target.name] for end in others[1:]), color=target.colour, alpha=0.25, label=band
                 )

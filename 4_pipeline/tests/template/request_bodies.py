@@ -1,4 +1,4 @@
-"""What a page sends: the body of a request to a callback, made from what the app declares."""
+"""Request bodies of callbacks, built from the declarations of the app."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 URL = "/_dash-update-component"
-USUAL: dict[str, Any] = {  # a value that a page would send, by property
+DEFAULTS: dict[str, Any] = {  # typical values, by property
     "contents": "data:text/csv;base64,d2luZHNwZWVkCjE=",
     "filename": "weather.csv",
     "n_clicks": 1,
@@ -34,7 +34,7 @@ def body_of(app, output: str, **values: Any) -> dict[str, Any]:
 
 
 def output_with(app, part: str) -> str:
-    """Return the name of the callback on the server that has an output of which ``part`` is a part."""
+    """Return the name of the server callback with an output that contains ``part``."""
     return next(name for name, declared in app.callback_map.items() if part in name and "callback" in declared)
 
 
@@ -46,4 +46,4 @@ def _value(item: dict[str, str], values: dict[str, Any]) -> Any:
     for name in (item["id"].replace("-", "_"), item["property"]):
         if name in values:
             return values[name]
-    return USUAL.get(item["property"])
+    return DEFAULTS.get(item["property"])

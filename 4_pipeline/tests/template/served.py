@@ -1,4 +1,4 @@
-"""The dashboard's app in this process: real data and a real model, no servers."""
+"""Fixtures of the dashboard's app in this process: real data and a real model, no servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def germany_csv(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_file(germany_csv, tmp_path_factory):
-    """The last hours of the sample as the pipeline leaves them."""
+    """The last month of the sample as the pipeline writes it."""
     from forecast.raw.prepare import load_or_make
 
     file = tmp_path_factory.mktemp("data") / "germany.parquet"
@@ -32,7 +32,7 @@ def data_file(germany_csv, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model(data_file):
-    """A model with a band, small, as it is once it is loaded."""
+    """A small loaded model with a band."""
     from forecast.learn.models import CapacityFactorRegressor
     from forecast.learn.storage import LoadedModel
     from forecast.table import processed
@@ -45,7 +45,7 @@ def model(data_file):
 
 @pytest.fixture(scope="session")
 def served(data_file, model):
-    """What is served once data and a version in production are there."""
+    """A snapshot with data and a version in production."""
     from dashboard.follower import Snapshot
     from dashboard.predictions import Champion
     from forecast.table import processed
@@ -70,15 +70,15 @@ def served(data_file, model):
 
 @pytest.fixture
 def made(served, data_file):
-    """A function that returns an app that serves this, by default data and model, and its test client."""
+    """A function that returns the app for a snapshot (by default `served`) and its test client."""
     from dashboard import app
     from dashboard.follower import Follower
 
-    def make(what=served):
-        followed = Follower(data_file)
-        followed.now = replace(what)  # with a revision of its own
-        made = app.make_app(followed)
-        made.server.testing = False  # errors are answered, as they are in front of readers
-        return made, made.server.test_client()
+    def make(snapshot=served):
+        follower = Follower(data_file)
+        follower.now = replace(snapshot)  # with a new revision
+        dashboard = app.make_app(follower)
+        dashboard.server.testing = False  # return errors as responses, as in production
+        return dashboard, dashboard.server.test_client()
 
     return make

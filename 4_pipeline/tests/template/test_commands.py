@@ -1,4 +1,4 @@
-"""The commands of the pipeline that are no notebooks."""
+"""The command line of the pipeline."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def test_csv_says_what_is_left_out_of_the_sample(tmp_path):
     """Hours kept, and how many are absent where."""
     done = CliRunner().invoke(main, ["csv", str(tmp_path / "germany.csv")])
     assert done.exit_code == 0, done.stderr
-    assert "35,016 of 35,064 hours kept, 2013-01-01 to 2016-12-31; left out: absent from power 28" in done.stderr
+    assert "35,016 of 35,064 hours kept, 2013-01-01 to 2016-12-31; left out: missing from power 28" in done.stderr

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Web:
-    """Serves ``files`` by path. Each request takes the next of ``faults``: a status, or `cut` for half an answer."""
+    """A server of ``files`` by path; each request consumes one of ``faults``: a status, or `cut` for half a response."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -33,7 +33,7 @@ class Web:
         return f"http://127.0.0.1:{self.server.server_port}"
 
     def close(self) -> None:
-        """End the server."""
+        """Stop the server."""
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()

@@ -1,3 +1,3 @@
-"""What is served, for the tests of the dashboard."""
+"""Fixtures for the tests of the dashboard."""
 
 from served import data_file, made, model, served  # noqa: F401 - fixtures

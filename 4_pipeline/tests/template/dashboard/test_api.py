@@ -1,4 +1,4 @@
-"""The dashboard for programs: `/predict` answers as the model does, or says what was allowed."""
+"""The HTTP API: predictions of `/predict` are those of the model, and errors name what is allowed."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ ROW = {
 LATER = ROW | {"utc_timestamp": "2016-06-01T15:00:00+02:00", "windspeed": 9}
 
 
-def test_predict_answers_as_the_model_does_and_names_it(made, model):
-    """Each row comes back in order with GW and band, beside name, version and run of the model."""
+def test_predict_returns_the_predictions_of_the_model(made, model):
+    """Rows are returned in order with prediction and band, and with name, version and run of the model."""
     answer = made()[1].post("/predict", json={"rows": [LATER, ROW]})
     assert answer.status_code == 200
     body = answer.get_json()
-    named = {"name": "wind_solar", "version": "7", "run_id": "a1", "learned_from": "modelled sample"}
-    assert body["model"] == named
+    identity = {"name": "wind_solar", "version": "7", "run_id": "a1", "learned_from": "modelled sample"}
+    assert body["model"] == identity
     assert body["coverage"] == 0.8
-    asked = pd.DataFrame([LATER | {"utc_timestamp": "2016-06-01T13:00:00Z"}, ROW])
-    predicted, (low, high) = model.predict_with_band(asked)
+    rows = pd.DataFrame([LATER | {"utc_timestamp": "2016-06-01T13:00:00Z"}, ROW])
+    predicted, (low, high) = model.predict_with_band(rows)
     for number, row in enumerate(body["rows"]):
-        assert row["utc_timestamp"] == asked["utc_timestamp"][number]
+        assert row["utc_timestamp"] == rows["utc_timestamp"][number]
         for target in TARGETS:
             values = row[target], row[f"{target}_low"], row[f"{target}_high"]
             assert values == tuple(frame[target].iloc[number] for frame in (predicted, low, high))
@@ -53,24 +53,24 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
         ({"json": {"rows": ["x" * 1000] * 5000}}, 413, ["4,000,000 bytes are allowed"]),
         ({"json": [ROW]}, 400, ["rows"]),
         ({"json": {"rows": [ROW | {"humidity": 3}]}}, 422, ["Row 1 has unknown keys: humidity", "rad_diffuse"]),
-        ({"data": '{"rows": [', "content_type": "application/json"}, 400, ["can be read", "line 1 column 11"]),
-        ({"data": b"\xff", "content_type": "application/json"}, 400, ["JSON that can be read", '{"rows": [']),
+        ({"data": '{"rows": [', "content_type": "application/json"}, 400, ["not valid JSON", "line 1 column 11"]),
+        ({"data": b"\xff", "content_type": "application/json"}, 400, ["not valid JSON", '{"rows": [']),
         ({"data": "windspeed\n3", "content_type": "text/csv"}, 415, ["text/csv", "Content-Type: application/json"]),
         ({"data": "{}"}, 415, ["no Content-Type", "Content-Type: application/json"]),
     ],
 )
-def test_predict_refuses_with_what_was_allowed(made, sent, status, words):
-    """Rows that cannot be used are named with what was allowed; a body of another form with the form that is needed."""
+def test_predict_rejects_invalid_requests(made, sent, status, words):
+    """The error names the invalid rows and what is allowed, or the expected form of the body."""
     answer = made()[1].post("/predict", **sent)
     assert answer.status_code == status
-    refusal = answer.get_json()
-    assert status == 413 or refusal["next"]
-    text = " ".join(refusal.values())
+    error = answer.get_json()
+    assert status == 413 or error["next"]
+    text = " ".join(error.values())
     assert [word for word in words if word not in text] == [], text
 
 
-def test_predict_assumes_the_last_capacity_for_two_years_or_takes_what_is_given(made):
-    """Hours of 2018 have the capacity of the end of 2016, and say so; any hour has the one that comes with it."""
+def test_predict_assumes_the_last_capacity_for_two_years_or_uses_the_given_one(made):
+    """The capacity of hours of 2018 is assumed to be that of the end of 2016; a capacity in the request overrides it."""
     client = made()[1]
 
     def ask(**values):
@@ -81,9 +81,9 @@ def test_predict_assumes_the_last_capacity_for_two_years_or_takes_what_is_given(
     capacities = {f"{target.key}_capacity_GW": problem.CAPACITY[target.name]["2016"] for target in problem.TARGETS}
     exact = ask(utc_timestamp="2018-06-01T12:00:00Z", **capacities)
     assert exact.get_json()["rows"][0] == assumed.get_json()["rows"][0] | {"capacity": "given"}
-    refused = ask(utc_timestamp="2019-01-01T00:00:00Z")
-    assert refused.status_code == 422
-    assert "wind_capacity_GW" in refused.get_json()["next"]
+    rejected = ask(utc_timestamp="2019-01-01T00:00:00Z")
+    assert rejected.status_code == 422
+    assert "wind_capacity_GW" in rejected.get_json()["next"]
     doubled = ask(utc_timestamp="2018-06-01T12:00:00Z", **{name: 2 * value for name, value in capacities.items()})
     for target in TARGETS:
         row = doubled.get_json()["rows"][0]
@@ -91,8 +91,8 @@ def test_predict_assumes_the_last_capacity_for_two_years_or_takes_what_is_given(
     assert ask(utc_timestamp="2030-06-01T12:00:00Z", **capacities).status_code == 200
 
 
-def test_metrics_say_what_the_page_says(made, served):
-    """Prometheus is given the state and each target's error; before there is a model, names without values."""
+def test_metrics_are_those_of_the_page(made, served):
+    """Prometheus gets the state and the errors by target; without a model, names without values."""
     lines = made()[1].get("/metrics").text.splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     assert values["model_state"] == str(monitoring.STATES.index(served.comparison.state))
@@ -101,7 +101,7 @@ def test_metrics_say_what_the_page_says(made, served):
 
 
 def test_predict_takes_a_year_of_hours(made):
-    """A year of hours is answered, though each number has all its digits and each value a line of its own."""
+    """A year of hours is accepted, even with all digits and each value on its own line."""
     _, client = made()
     hours = pd.date_range("2016-01-01", periods=MAX_ROWS, freq="h").strftime("%Y-%m-%dT%H:%M:%S.000000+00:00")
     weather = dict.fromkeys(("windspeed", "temperature", "rad_horizontal", "rad_diffuse"), 1.2345678901234567e-05)
@@ -112,28 +112,28 @@ def test_predict_takes_a_year_of_hours(made):
     assert client.post("/predict", data="[" * 5000, content_type="application/json").status_code == 400
 
 
-@pytest.mark.parametrize("answered", [math.nan, -math.inf, -1e6])
-def test_answers_that_are_no_power_are_refused_in_words(made, served, answered):
-    """A model that fails for some weather alone: `/predict` says so in JSON, and the page beside its sliders."""
-    model = LoadedModel("sklearn", lambda rows: np.where(rows[["windspeed"]] > 9, answered, [[1.0, 2.0]]))
+@pytest.mark.parametrize("value", [math.nan, -math.inf, -1e6])
+def test_implausible_predictions_are_errors(made, served, value):
+    """A model that fails for some inputs only: `/predict` returns an error, and the page shows one at the sliders."""
+    model = LoadedModel("sklearn", lambda rows: np.where(rows[["windspeed"]] > 9, value, [[1.0, 2.0]]))
     app, client = made(replace(served, champion=Champion(served.champion.production, model)))
     assert client.post("/predict", json={"rows": [ROW]}).status_code == 200
     answer = client.post("/predict", json={"rows": [ROW, ROW | {"windspeed": 9.5, "utc_timestamp": "2016-06-01T13Z"}]})
     assert answer.status_code == 500
     body = json.loads(answer.data, parse_constant=pytest.fail)
-    assert body["found"] == f"solar_GW: {answered:g} GW"
+    assert body["found"] == f"solar_GW: {value:g} GW"
     output = output_with(app, "what-if-answers.children")
     for windspeed, words in ((5, "2.00"), (10, "not plausible")):
         page = client.post(URL, json=body_of(app, output, slider_windspeed=windspeed))
         assert words in page.text
-    refused = Snapshot(is_ready=True, faults={"model": Fault(datetime.now(UTC), "It is bad.")})
-    answer = made(refused)[1].post("/predict", json={"rows": [ROW]})
+    faulty = Snapshot(is_ready=True, faults={"model": Fault(datetime.now(UTC), "It is bad.")})
+    answer = made(faulty)[1].post("/predict", json={"rows": [ROW]})
     assert (answer.status_code, answer.get_json()["error"]) == (503, "It is bad.")
 
 
 def test_predict_without_a_model_says_what_to_run(made):
-    """With nothing in production: 503 and the commands that change that; health answers all the same."""
-    for is_ready, words in ((False, "ask again"), (True, "dvc repro")):
+    """Without a version in production: 503 with the next step; `/health` still responds."""
+    for is_ready, words in ((False, "retry"), (True, "dvc repro")):
         _, client = made(Snapshot(is_ready=is_ready))
         answer = client.post("/predict", json={"rows": [ROW]})
         assert answer.status_code == 503
@@ -143,8 +143,8 @@ def test_predict_without_a_model_says_what_to_run(made):
     assert made()[1].get("/health").get_json()["learned_from"] == "modelled sample"
 
 
-def test_report_is_shown_once_it_is_written(made, data_file):
-    """The report with a link back and without scripts; before it is written, 404 and what to run; no other file."""
+def test_report_is_served_once_it_is_written(made, data_file):
+    """The report has a link back and runs no scripts; before it exists, 404 with the command to run; no other file."""
     client = made()[1]
     assert "dvc repro" in client.get("/results/report.html").get_json()["error"]
     file = data_file.parents[1] / "results" / "report.html"
@@ -156,13 +156,13 @@ def test_report_is_shown_once_it_is_written(made, data_file):
     assert b"alert" not in client.get("/results/other.html").data
 
 
-def test_predict_asks_the_model_for_simultaneous_requests_together(made, served):
-    """Requests that arrive while the model is busy are one batch; each gets its own rows or its own error."""
-    may_answer, calls = threading.Event(), []
+def test_predict_batches_simultaneous_requests(made, served):
+    """Requests that arrive while the model is busy are one batch; each gets its own rows or error."""
+    may_return, calls = threading.Event(), []
 
     def slow(rows):
         calls.append(len(rows))
-        may_answer.wait(30)
+        may_return.wait(30)
         return np.where(rows[["windspeed"]] > 50, math.nan, rows[["windspeed", "temperature"]])
 
     champion = Champion(served.champion.production, LoadedModel("sklearn", slow))
@@ -173,13 +173,13 @@ def test_predict_asks_the_model_for_simultaneous_requests_together(made, served)
         return server.test_client().post("/predict", json={"rows": rows})
 
     with ThreadPoolExecutor(13) as pool:
-        asked = [pool.submit(ask, 1)]
+        futures = [pool.submit(ask, 1)]
         wait_for(lambda: calls)
-        asked += [pool.submit(ask, speed) for speed in range(2, 14)]
-        wait_for(lambda: len(champion.waiting) == 12)
-        may_answer.set()
-        answers = [future.result() for future in asked]
+        futures += [pool.submit(ask, speed) for speed in range(2, 14)]
+        wait_for(lambda: len(champion.queue) == 12)
+        may_return.set()
+        answers = [future.result() for future in futures]
     assert [answer.status_code for answer in answers] == [200] * 4 + [500] + [200] * 8
     for speed, answer in enumerate(answers, 1):
         assert answer.status_code == 500 or answer.get_json()["rows"][0]["solar_GW"] == speed
-    assert calls == [1, 12, *[1] * 12]  # together; one by one, since that failed
+    assert calls == [1, 12, *[1] * 12]  # one batch, then one by one since it failed

@@ -1,4 +1,4 @@
-"""The dashboard behind its real server, on a socket: huge bodies, many connections, and what is no HTTP at all."""
+"""The dashboard as a real server: huge bodies, and polling after idle time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 
 import places
 import psutil
-from dashboard.follower import POLL_SECONDS, UNREAD_FACTOR
+from dashboard.follower import IDLE_FACTOR, POLL_SECONDS
 from places import answer_of, clean_environment, free_port, health_of, wait_for
 from request_bodies import URL
 
 
-def test_fifty_megabytes_are_refused_unread(tmp_path):
-    """A body that is far too large is answered 413 immediately, and the process grows by none of it."""
+def test_large_bodies_are_rejected_unread(tmp_path):
+    """A body of 50 MB gets status 413 immediately, and the memory of the process does not grow."""
     head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50000000\r\n\r\n"
     with places.dashboard(clean_environment(), tmp_path, f"http://127.0.0.1:{free_port()}") as (url, process):
         memory = psutil.Process(process.pid).memory_info
@@ -30,14 +30,14 @@ def test_fifty_megabytes_are_refused_unread(tmp_path):
         assert answer_of(f"{url}/health")
 
 
-def test_first_reader_after_a_while_sees_what_is_new(data_file, tmp_path):
-    """Nobody reads, so a dashboard looks seldom; the first request makes it look immediately."""
+def test_first_request_after_idle_time_triggers_a_poll(data_file, tmp_path):
+    """An idle dashboard polls rarely; the first request triggers a poll."""
     (tmp_path / "data").mkdir()
     (tmp_path / "dvc.yaml").touch()
     port, environment = free_port(), clean_environment() | {"PYTHONPATH": str(places.PROJECT)}
     environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "dashboard", "--port", port]
-    with places.running(command, environment, tmp_path, lambda output: "registry:" in output):  # it has looked once
+    with places.running(command, environment, tmp_path, lambda output: "registry:" in output):  # after the first poll
         shutil.copy(data_file, tmp_path / "data")
         assert health_of(f"http://127.0.0.1:{port}")["data"] is False
-        wait_for(lambda: health_of(f"http://127.0.0.1:{port}")["data"], POLL_SECONDS * UNREAD_FACTOR - 2)
+        wait_for(lambda: health_of(f"http://127.0.0.1:{port}")["data"], POLL_SECONDS * IDLE_FACTOR - 2)

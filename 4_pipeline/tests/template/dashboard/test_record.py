@@ -1,4 +1,4 @@
-"""Of a run's explanations only figures are shown."""
+"""The record of a version: its explanations must be figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _json(**changes) -> str:
         _json(layout={"meta": "x" * 1_000_001}),
     ],
 )  # fmt: skip
-def test_other_content_is_refused(content):
-    """JSON that is none, unknown properties, and size."""
+def test_other_content_is_rejected(content):
+    """Invalid JSON, unknown properties, and size."""
     with pytest.raises(ModelError, match="not a figure"):
         record.figure(content, "explanations/importance.json")

@@ -1,4 +1,4 @@
-"""Weather that is handed in: good weather comes through unchanged, and every fault ends in an error in words."""
+"""Uploaded inputs: valid ones are returned unchanged, and each fault is an error with its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from forecast.table.features import INPUTS
 from forecast.terms.errors import DataError
 
 HEADER = ",".join(INPUTS)
-NUMBERS = "correct the file, and upload it again; write numbers as 1234.5"
+NUMBERS = "correct the file and upload it again; write numbers as 1234.5"
 ROW = "2016-06-01T12:00:00Z,5.2,18.5,410,120"
 RECORD = dict(zip(INPUTS, ["2016-06-01T12:00:00Z", 5.2, 18.5, 410, 120.0], strict=True))
 
@@ -22,8 +22,8 @@ def _month(**values) -> str:
     return frame.to_csv(index=False)
 
 
-def test_csv_and_records_are_the_same_weather():
-    """Columns in any order, further ones, a byte order mark, other line ends and zones make no difference."""
+def test_csv_and_records_give_the_same_inputs():
+    """Column order, extra columns, byte order marks, line ends and time zones make no difference."""
     plain = requests.from_csv(f"{HEADER}\n{ROW}\n".encode())
     assert plain.columns.tolist() == INPUTS
     assert str(plain["utc_timestamp"].dtype) == "datetime64[us, UTC]"
@@ -42,9 +42,9 @@ def test_csv_and_records_are_the_same_weather():
         (f"{HEADER}\n{ROW}\n{ROW}", r"2 failures(?s:.)*line 2 (?s:.)*line 3 ", ""),
         (f"{HEADER},solar_capacity_GW\n{ROW},41", "lacks 1 column: wind_capacity_GW", ""),
         (f"{HEADER},solar_capacity_GW,wind_capacity_GW\n{ROW},41,-1", "wind_capacity_GW = -1", ""),
-        (gzip.compress(HEADER.encode(), mtime=0), r"weather\.csv is not text in UTF-8", "unpack it"),
-        (f"{HEADER}\n{ROW}".encode("utf-16"), "or in UTF-16", "save it as CSV UTF-8"),
-        (f"{HEADER},\xd6\n".encode("latin-1"), "line 1: not UTF-8", "export the file again as uncompressed CSV UTF-8"),
+        (gzip.compress(HEADER.encode(), mtime=0), r"weather\.csv is not text in UTF-8", "decompress it"),
+        (f"{HEADER}\n{ROW}".encode("utf-16"), "or UTF-16", "save it as CSV UTF-8"),
+        (f"{HEADER},\xd6\n".encode("latin-1"), "line 1: not UTF-8", "export the file again as CSV UTF-8"),
         (f"{HEADER}\n{ROW}".replace("410", '"1,012.5"'), "line 2, column rad_horizontal", NUMBERS),
         (f"{HEADER}\n{ROW}".replace("410", "1,012.5"), "line 2: wrong number of fields", NUMBERS),
         (f"{HEADER}\n{ROW}".replace("18.5", "-; -"), "line 2, column temperature", NUMBERS),
@@ -53,14 +53,14 @@ def test_csv_and_records_are_the_same_weather():
         (f"{HEADER}\n{ROW}".replace("Z,", ","), "line 2, column utc_timestamp", "write the times with Z or an offset"),
         (b"PK\x03\x04\x14\x00\x06\x00", "an Excel or compressed file", ""),
         (f"{HEADER}\n{ROW}".replace("12:00", "12:30"), "line 2 (?s:.)*the start of an hour", ""),
-        (f"{HEADER}\n{ROW}".replace("2016", "1016"), "line 2 (?s:.)*of the years 1900 to 2100", ""),
+        (f"{HEADER}\n{ROW}".replace("2016", "1016"), "line 2 (?s:.)*a year from 1900 to 2100", ""),
         (f"{HEADER}\n" + f"{ROW}\n" * 9001, "too large(?s:.)*9001 rows", ""),
         (b" x" * 1_000_001, "too large(?s:.)*2,000,002 bytes", ""),
         (_month(windspeed=18.0), r"mean of windspeed", "km/h"),
     ],
 )
-def test_csv_is_refused_with_its_place(content, where, advice):
-    """What a visitor may send, beyond what every reader of a table refuses: the next step needs no shell."""
+def test_invalid_csv_is_rejected_with_its_place(content, where, advice):
+    """The next step needs neither a shell nor the pipeline's folder."""
     with pytest.raises(DataError, match=where) as caught:
         requests.from_csv(content if isinstance(content, bytes) else content.encode())
     assert advice in caught.value.next_step
@@ -77,7 +77,7 @@ def test_csv_is_refused_with_its_place(content, where, advice):
         ([RECORD | {"utc_timestamp": "2015-02-29T12:00:00Z"}], "row 1, column utc_timestamp"),
     ],
 )
-def test_records_are_refused_with_their_place(rows, where):
-    """The same rules hold for JSON."""
+def test_invalid_records_are_rejected_with_their_place(rows, where):
+    """The same rules apply to JSON."""
     with pytest.raises(DataError, match=where):
         requests.from_records(rows)

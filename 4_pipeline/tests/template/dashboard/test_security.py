@@ -1,4 +1,4 @@
-"""Requests that no page sends are refused with a reason; unforeseen errors are described in the log alone."""
+"""Requests from elsewhere are rejected with a reason; unexpected errors are described only in the log."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from request_bodies import URL, body_of, output_with
         ("GET", "/assets/%2e%2e/app.py", 404),
     ],
 )
-def test_unknown_methods_and_paths_are_refused(made, method, path, status):
-    """A path that is no page shows the page that says so, as 404; other refusals are JSON with a reason."""
+def test_unknown_methods_and_paths_are_rejected(made, method, path, status):
+    """An unknown path gives the page `Page not found` with status 404; other errors are JSON with a reason."""
     answer = made()[1].open(path, method=method)
     assert answer.status_code == status
     assert b"_dash-config" in answer.data or answer.get_json()["error"]
@@ -39,7 +39,7 @@ def test_unknown_methods_and_paths_are_refused(made, method, path, status):
     ],
 )  # fmt: skip
 def test_only_local_and_allowed_hosts_are_answered(made, monkeypatch, host, status):
-    """A page of another site whose name is made to mean this machine gets no answer; the refusal names the variable."""
+    """A foreign host name that resolves to this machine is rejected; the error names the variable to allow it."""
     monkeypatch.setenv("DASHBOARD_ALLOWED_HOSTS", "dash.company.lan, other.lan")
     for path in ("/", "/health", "/_dash-layout"):
         answer = made()[1].get(path, headers={"Host": host})
@@ -50,7 +50,7 @@ def test_only_local_and_allowed_hosts_are_answered(made, monkeypatch, host, stat
 
 @pytest.mark.parametrize("path", ["/", "/_dash-layout", "/health", "/nowhere", "/assets/theme.js"])
 def test_browsers_are_limited_in_what_they_load(made, path):
-    """Nothing is loaded from elsewhere, no inline script runs but Dash's own, and no other site frames the page."""
+    """Nothing is loaded from other hosts, only Dash's inline scripts run, and no other site may frame the page."""
     with made()[1].get(path) as answer:
         policy = dict(rule.strip().split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split(";"))
         assert policy["default-src"] == policy["frame-ancestors"] == "'self'"
@@ -59,8 +59,8 @@ def test_browsers_are_limited_in_what_they_load(made, path):
         assert answer.headers["Referrer-Policy"] == "same-origin"
 
 
-def test_every_callback_answers_a_page(made):
-    """Each callback on the server is reached by what a page sends."""
+def test_every_callback_accepts_the_request_of_a_page(made):
+    """Each server callback handles the request that a page sends."""
     app, client = made()
     for output, declared in app.callback_map.items():
         if "callback" in declared:
@@ -68,8 +68,8 @@ def test_every_callback_answers_a_page(made):
             assert answer.status_code in (200, 204), (output, answer.get_data(as_text=True))
 
 
-def test_unforeseen_error_is_described_in_the_log_alone(made, caplog):
-    """An error in a callback answers 500 with a short reason; its traceback is logged once."""
+def test_unexpected_error_is_described_only_in_the_log(made, caplog):
+    """An error in a callback gives status 500 with a short reason; its traceback is logged once."""
     app, client = made()
 
     @app.callback(Output("notice", "children", allow_duplicate=True), Input("page", "title"), prevent_initial_call=True)

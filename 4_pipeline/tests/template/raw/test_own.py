@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 from forecast.raw import own_file, sources
-from forecast.raw.prepare import in_words, prepare
+from forecast.raw.prepare import prepare, summarize
 from forecast.table import schema
 from forecast.terms.errors import DataError, ParameterError
 from forecast.terms.origin import origin_of
@@ -178,7 +178,7 @@ def test_small_negative_values_become_zero_by_a_key_and_are_counted(put, tmp_pat
     _, frame, _, counts = own_file.read(put(times, night, ROW), _own(negative_as_zero=True))
     assert frame["wind_GW"].tolist() == [0, 4]
     assert counts["negative_as_zero"] == dict.fromkeys(schema.RANGES, 0) | {"wind_GW": 1}
-    assert "set to 0: wind_GW 1" in in_words(_prepare(tmp_path, _own(negative_as_zero=True), 2015, 2015)[1])
+    assert "set to 0: wind_GW 1" in summarize(_prepare(tmp_path, _own(negative_as_zero=True), 2015, 2015)[1])
     put(times, night.replace("-3,5", "-3000"), ROW)
     with pytest.raises(DataError, match="between 0 and 200"):
         _prepare(tmp_path, _own(negative_as_zero=True), 2015, 2015)

@@ -1,4 +1,4 @@
-"""Figures: what they draw, what they never invent, and that they leave their arguments alone."""
+"""Figures: their traces, and gaps that stay gaps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forecast.show import figures
 
 @pytest.fixture
 def frame() -> pd.DataFrame:
-    """Return ten days of hours whose solar and wind generation rise by 1 MW an hour; from a Monday on."""
+    """Return ten days of hours, from a Monday, with solar and wind generation that rise by 1 MW per hour."""
     hours = pd.date_range("2016-10-03", periods=240, freq="h", tz="UTC")
     rising = np.arange(240) / 1000
     return pd.DataFrame({"utc_timestamp": hours, "solar_GW": rising, "wind_GW": 10 + rising})
@@ -18,12 +18,12 @@ def frame() -> pd.DataFrame:
 
 @pytest.fixture
 def predicted(frame) -> pd.DataFrame:
-    """Return predictions that are 1 GW too high for each hour."""
+    """Return predictions that are 1 GW too high."""
     return frame[["solar_GW", "wind_GW"]] + 1
 
 
-def drawn(figure, name: str) -> list[pd.Series]:
-    """Return the lines of that name, as numbers over time."""
+def lines(figure, name: str) -> list[pd.Series]:
+    """Return the lines of that name as time series."""
     return [
         pd.Series(np.asarray(trace.y, dtype=float), pd.DatetimeIndex(trace.x))
         for trace in figure.data
@@ -32,20 +32,20 @@ def drawn(figure, name: str) -> list[pd.Series]:
 
 
 def test_measured_and_predicted_draws_both_targets_in_gigawatts(frame, predicted):
-    """Each target has a panel with its unit, and holds measured and predicted values unchanged."""
+    """Each target has a panel with its unit and the unchanged measured and predicted values."""
     figure = figures.measured_and_predicted(frame, predicted)
     assert figure.layout.yaxis.title.text == "Solar, GW"
     assert figure.layout.yaxis2.title.text == "Wind, GW"
     assert "UTC" in figure.layout.xaxis2.title.text
-    solar, wind = drawn(figure, "measured")
+    solar, wind = lines(figure, "measured")
     assert solar.tolist() == frame["solar_GW"].tolist()
     assert wind.tolist() == frame["wind_GW"].tolist()
-    assert drawn(figure, "wind predicted")[0].tolist() == predicted["wind_GW"].tolist()
+    assert lines(figure, "wind predicted")[0].tolist() == predicted["wind_GW"].tolist()
     assert {line.name for line in figure.data if line.line.color == figures.INK} == {"measured"}
 
 
 def test_measured_and_predicted_breaks_each_line_at_a_missing_hour(frame, predicted):
-    """An absent hour is an empty point in every line, and nothing is drawn across it."""
+    """A missing hour is NaN in every line, and no line crosses it."""
     figure = figures.measured_and_predicted(frame.drop(index=[100, 101]), predicted.drop(index=[100, 101]))
     for trace in figure.data:
         values = np.asarray(trace.y, dtype=float)
@@ -56,26 +56,26 @@ def test_measured_and_predicted_breaks_each_line_at_a_missing_hour(frame, predic
         assert trace.stackgroup is None
 
 
-def test_measured_and_predicted_fills_a_band_but_no_gap(frame, predicted):
-    """Between its ends the band is filled, each stretch of hours by itself; the legend says what share it holds."""
+def test_measured_and_predicted_fills_the_band_but_no_gap(frame, predicted):
+    """The band is filled, each run of hours by itself; the legend shows the nominal coverage."""
     kept = frame.index.drop([100, 101])
     band = tuple(predicted.loc[kept] + width for width in (-2, 2))
     figure = figures.measured_and_predicted(frame.loc[kept], predicted.loc[kept], band=band, coverage=0.8)
-    stretches = [trace for trace in figure.data if trace.name == "solar band, 80% of hours"]
-    assert [len(trace.x) for trace in stretches] == [200, 2 * 138]
-    assert all(trace.fill == "toself" for trace in stretches)
-    assert [trace.showlegend for trace in stretches] == [True, False]
-    high, low = np.split(np.asarray(stretches[0].y), 2)
+    runs = [trace for trace in figure.data if trace.name == "solar band, 80% of hours"]
+    assert [len(trace.x) for trace in runs] == [200, 2 * 138]
+    assert all(trace.fill == "toself" for trace in runs)
+    assert [trace.showlegend for trace in runs] == [True, False]
+    high, low = np.split(np.asarray(runs[0].y), 2)
     assert (high - low[::-1]).tolist() == pytest.approx([4] * 100)
 
 
-def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
-    """More than 100 days become daily means, and a day that lacks an hour becomes a gap."""
+def test_measured_and_predicted_draws_a_long_period_as_daily_means():
+    """More than 100 days become daily means, and an incomplete day becomes a gap."""
     hours = pd.date_range("2015-01-01", periods=24 * 120, freq="h", tz="UTC")
     frame = pd.DataFrame({"utc_timestamp": hours, "solar_GW": hours.hour / 1.0, "wind_GW": 5.0})
     without = frame.drop(index=[24 * 50 + 3])
     figure = figures.measured_and_predicted(without, without)
-    solar = drawn(figure, "measured")[0]
+    solar = lines(figure, "measured")[0]
     assert "daily means" in figure.layout.xaxis2.title.text
     assert len(solar) == 120
     assert solar.isna().to_numpy().nonzero()[0].tolist() == [50]
@@ -84,7 +84,7 @@ def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
 
 @pytest.mark.parametrize(("by", "groups"), [("hour", 24), ("month", 1)])
 def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
-    """Points are medians by hour or month, with the middle half of the hours; too much is above zero."""
+    """Points are medians by hour or month with the interquartile range; overestimates are positive."""
     predicted = predicted.assign(wind_GW=frame["wind_GW"] + np.where(frame.index % 2, 2.0, -4.0))
     solar, wind = figures.residuals(frame, predicted, by=by).data
     assert len(solar.y) == groups
@@ -94,9 +94,9 @@ def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
         assert np.allclose([wind.y[0] + wind.error_y.array[0], wind.y[0] - wind.error_y.arrayminus[0]], [2, -4])
 
 
-def test_by_month_draws_what_is_known():
-    """Of a target without a capacity, and without a band, only the mean error is left."""
+def test_by_month_omits_empty_measures():
+    """Without a capacity and a band only the bias is drawn."""
     months = {"month": ["2016-01-01", "2016-02-01"], "target": ["wind_GW"] * 2, "bias_percent": [1.0, -1.0]}
-    table = pd.DataFrame(months | {"nmae_percent": [float("nan")] * 2, "inside_percent": [float("nan")] * 2})
+    table = pd.DataFrame(months | {"nmae_percent": [float("nan")] * 2, "coverage_percent": [float("nan")] * 2})
     assert [trace.y.tolist() for trace in figures.by_month(table).data] == [[1.0, -1.0]]
-    assert len(figures.by_month(table.assign(inside_percent=80.0)).data) == 2
+    assert len(figures.by_month(table.assign(coverage_percent=80.0)).data) == 2
