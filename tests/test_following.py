@@ -1,4 +1,4 @@
-"""The registry is followed beside the requests: new versions are taken over; after a failure the old one stays."""
+"""The follower loads new versions in the background; after a failure the old one stays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL = "a_model_that_is_followed"
 
 
 def put_into_production(source: str, run_id: str) -> str:
-    """Register a version and give it the alias by hand, as in MLflow's page; return its number."""
+    """Register a version and set the alias by hand, as in the MLflow UI; return its number."""
     client, model_id = connect(), source.removeprefix("models:/") if source.startswith("models:/m-") else None
     version = client.create_model_version(MODEL, source=source, run_id=run_id, model_id=model_id).version
     client.set_registered_model_alias(MODEL, "production", str(version))
@@ -31,12 +31,12 @@ def put_into_production(source: str, run_id: str) -> str:
 
 @pytest.fixture
 def followed(in_workplace, data_file, monkeypatch) -> Iterator[Follower]:
-    """A follower that has polled once, of a registered model of the tests' own with a version in production."""
+    """A follower after its first poll, with a separate registered model that has a version in production."""
     monkeypatch.setattr(problem, "REGISTERED_MODEL", MODEL)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # as the dashboard sets them for itself
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # as the dashboard does
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     trained = json.loads((in_workplace.pipeline / "results" / "trained" / "train_gradient_boosting.json").read_text())
-    with contextlib.suppress(MlflowException):  # what a test that failed has left
+    with contextlib.suppress(MlflowException):  # left by a failed test
         connect().delete_registered_model(MODEL)
     connect().create_registered_model(MODEL)
     put_into_production(trained["model_uri"], trained["run_id"])
@@ -49,7 +49,7 @@ def followed(in_workplace, data_file, monkeypatch) -> Iterator[Follower]:
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
 def test_version_that_predicts_no_power_leaves_the_old_one_in_production(followed, in_workplace):
-    """Set by hand, a model whose answers cannot be: the page says why, `doctor` calls it wrong, and rollback helps."""
+    """For a model with implausible predictions the page shows the reason, `doctor` fails, and rollback helps."""
     from forecast import tracking
     from forecast.learn import storage
 
@@ -62,7 +62,7 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(followe
     gate = Registry()
     gate.history(note=True)
     bad = put_into_production(source, run.info.run_id)
-    # A busy store is another fault, until the next poll.
+    # A busy store is a fault until the next poll.
     wait_for(lambda: followed.poll() or "not plausible" in str(layout.message(followed.now)), 60)
     assert followed.now.champion.production.version == "1"
     message = str(layout.message(followed.now))
@@ -77,8 +77,8 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(followe
     assert doctor._production(in_workplace.settings).verdict == doctor.OK
 
 
-def test_data_that_goes_and_comes_back_is_reported(served, data_file, tmp_path, monkeypatch):
-    """During a run there is no data file for minutes, which is no fault; later it is, until the file is back."""
+def test_deleted_data_file_is_a_fault_after_a_while(served, data_file, tmp_path, monkeypatch):
+    """During a run the data file is missing for minutes, which is no fault; later it is, until the file is back."""
     followed = Follower(tmp_path / "germany.parquet")
     followed.now = served
     followed.poll()
@@ -86,18 +86,18 @@ def test_data_that_goes_and_comes_back_is_reported(served, data_file, tmp_path, 
     assert followed.now.frame is served.frame
     monkeypatch.setattr(follower, "MAX_RUN_SECONDS", 0.0)
     followed.poll()
-    assert "is gone" in followed.now.faults["data"].why
+    assert "was deleted" in followed.now.faults["data"].why
     (tmp_path / "germany.parquet").write_bytes(b"no table")
     followed.poll()
     assert "damaged or not Parquet" in followed.now.faults["data"].why
     assert followed.now.frame is served.frame
     (tmp_path / "germany.parquet").write_bytes(data_file.read_bytes())
     followed.poll()
-    assert "data" not in followed.now.faults  # no tracking server answers here
+    assert "data" not in followed.now.faults  # there is no tracking server
 
 
-def test_parameters_that_cannot_be_read_are_a_fault_and_no_more(served, data_file, tmp_path, monkeypatch):
-    """The model stays in use while params.yaml is gone or broken; a new limit of the mean error counts at once."""
+def test_invalid_parameters_are_a_fault(served, data_file, tmp_path, monkeypatch):
+    """The model stays in use while params.yaml is missing or invalid; a new limit of the bias applies immediately."""
     file = tmp_path / "params.yaml"
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The weekly report: what its page says, how it looks, and the notebook that makes it."""
+"""The weekly report: its content, its appearance, and the notebook that renders it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WEEK = "2016-W40"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> ReportData:
-    """The sample, and a small model that learned from its first four fifths."""
+    """The sample, and a small model trained on its first four fifths."""
     folder = tmp_path_factory.mktemp("raw")
     fetch("sample", folder / "raw")
     frame = prepare(folder / "raw")[0]
@@ -46,7 +46,7 @@ def data(tmp_path_factory) -> ReportData:
 
 
 def without(data: ReportData, rows: pd.Series) -> ReportData:
-    """Return the data without some rows of its frame."""
+    """Return the report data without some rows."""
     parts = {"frame": data.frame, "predicted": data.predicted}
     kept = {name: part[~rows].reset_index(drop=True) for name, part in parts.items()}
     band = tuple(end[~rows].reset_index(drop=True) for end in data.band)
@@ -54,12 +54,12 @@ def without(data: ReportData, rows: pd.Series) -> ReportData:
 
 
 def worst(data: ReportData, week: str = WEEK) -> list[WorstHour]:
-    """Return the worst misses of a week."""
+    """Return the worst hours of a week."""
     return report.worst_hours(data, data.of_week(week))
 
 
 def words(data: ReportData, week: str = WEEK) -> str:
-    """Return the words of the page on a week, without those that are the same each week."""
+    """Return the text of the report on a week that varies with the week."""
     part = data.of_week(week)
     misses = report.worst_hours(data, part)
     tables = [report.totals(data, part), report.daily_table(part), report.worst_table(misses)]
@@ -68,24 +68,24 @@ def words(data: ReportData, week: str = WEEK) -> str:
 
 
 def visible(page: str) -> str:
-    """Return what a page says, without its pictures and style."""
+    """Return the text of a page without images and styles."""
     return " ".join(re.sub(r"<style.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL).split())
 
 
-# -- what it says ------------------------------------------------------------------------------------------------------
-def test_page_says_what_was_produced_and_how_well_it_was_predicted(data):
-    """Its numbers are those of the frame and of the model's own predictions."""
+# -- content -----------------------------------------------------------------------------------------------------------
+def test_page_shows_totals_and_quality_of_the_predictions(data):
+    """Its numbers are those of the frame and of the model's predictions."""
     week = data.of_week(WEEK)
     totals = report.totals(data, week)
     energy, predicted = week.hours[schema.TARGETS].sum(), week.predicted.sum()
-    off = (week.predicted - week.hours[schema.TARGETS]).abs().mean()
+    mae = (week.predicted - week.hours[schema.TARGETS]).abs().mean()
     inside = week.hours.wind_GW.between(week.band[0].wind_GW, week.band[1].wind_GW).mean()
     assert totals.loc["Solar power"].iloc[0] == f"{energy.solar_GW:,.0f} GWh"
     assert totals.loc["Wind power"].tolist() == [
         f"{energy.wind_GW:,.0f} GWh",
         f"{predicted.wind_GW:,.0f} GWh",
         f"{report.signed(100 * (predicted.wind_GW / energy.wind_GW - 1))} %",
-        f"{off.wind_GW:.2f} GW",
+        f"{mae.wind_GW:.2f} GW",
         f"{100 * inside:.0f} %",
     ]
     assert totals.loc["Solar power"].iloc[-1].endswith("% (by day)")
@@ -94,21 +94,21 @@ def test_page_says_what_was_produced_and_how_well_it_was_predicted(data):
         assert part in text
 
 
-def test_page_tells_weeks_that_the_model_learned_from_apart(data):
-    """A week before the end of training is no fair test, and the page says so."""
+def test_page_names_the_training_overlap(data):
+    """The page says whether the week is in the training data."""
     assert "all of these are new to it" in words(data)
     assert "trained on all of these hours" in words(data, "2014-W30")
     assert "is not known" in words(dataclasses.replace(data, training_end=None))
 
 
 def test_page_counts_missing_hours_and_names_the_gaps(data):
-    """Ten hours taken away in two places: said at the top, and the lines of the figure break."""
+    """Ten missing hours in two gaps are named at the top."""
     stamps = data.frame.utc_timestamp
     start = pd.Timestamp(split.monday(WEEK))
-    gone = stamps.between(start + pd.Timedelta("10h"), start + pd.Timedelta("18h")) | (
+    missing = stamps.between(start + pd.Timedelta("10h"), start + pd.Timedelta("18h")) | (
         stamps == start + pd.Timedelta("50h")
     )
-    text = words(without(data, gone))
+    text = words(without(data, missing))
     assert "10 of the week's 168 hours are missing" in text
     assert "Mon 3 Oct, 10:00 to Mon 3 Oct, 18:00; Wed 5 Oct, 02:00" in text
     assert "Mon 3 Oct (15 h)" in text
@@ -118,7 +118,7 @@ def test_page_counts_missing_hours_and_names_the_gaps(data):
 
 
 def test_page_without_a_model_in_production_says_so(data):
-    """Nothing is predicted, and nothing of a prediction is claimed; what was produced is there."""
+    """Without predictions the page shows only measured values."""
     nothing = ReportData(data.frame)
     text = words(nothing)
     assert "No model is in production" in text
@@ -129,7 +129,7 @@ def test_page_without_a_model_in_production_says_so(data):
 
 
 def test_page_shows_lineage_as_it_was_recorded(data):
-    """Each link, known or not; what others wrote is text, never markup."""
+    """Each link is shown, known or not; recorded text is escaped."""
     links = (
         Link("data", "germany.parquet", {"md5": "5b152ef6"}),
         Link("run", "<b>bold</b>", {"deleted": "yes"}, url="http://127.0.0.1:5000/#/runs/1"),
@@ -143,9 +143,9 @@ def test_page_shows_lineage_as_it_was_recorded(data):
     assert "<script" not in words(dataclasses.replace(data, frame=frame))
 
 
-# -- the worst hours ---------------------------------------------------------------------------------------------------
-def test_worst_hours_are_the_largest_misses_apart_from_each_other(data):
-    """The first is the largest of the week; of each source three, more than six hours apart, by size."""
+# -- worst hours -------------------------------------------------------------------------------------------------------
+def test_worst_hours_are_the_largest_distant_errors(data):
+    """Three per target, more than six hours apart, sorted by size; the first is the largest of the week."""
     week, misses = data.of_week(WEEK), worst(data)
     errors = week.predicted[schema.TARGETS] - week.hours[schema.TARGETS]
     assert abs(misses[0].error) == pytest.approx(errors.abs().max().max())
@@ -159,9 +159,9 @@ def test_worst_hours_are_the_largest_misses_apart_from_each_other(data):
 
 
 def planted(data: ReportData, at: str, **factors: float) -> WorstHour:
-    """Return the worst miss after values of one hour were multiplied."""
-    here = data.frame.utc_timestamp == pd.Timestamp(at, tz="UTC")
-    columns = {name: data.frame[name].where(~here, data.frame[name] * by) for name, by in factors.items()}
+    """Return the worst hour after multiplying values of one hour."""
+    is_hour = data.frame.utc_timestamp == pd.Timestamp(at, tz="UTC")
+    columns = {name: data.frame[name].where(~is_hour, data.frame[name] * by) for name, by in factors.items()}
     frame = data.frame.assign(**columns)
     frame.attrs = data.frame.attrs
     misses = worst(dataclasses.replace(data, frame=frame))
@@ -170,34 +170,34 @@ def planted(data: ReportData, at: str, **factors: float) -> WorstHour:
     return miss
 
 
-def test_reason_is_what_was_unusual_about_the_hour(data):
-    """A gust, a flash of light, and generation that no weather explains are named in a sentence, with what is usual."""
+def test_cause_is_what_was_unusual_about_the_hour(data):
+    """A gust, a flash of light, and generation that the weather does not explain each give their sentence."""
     miss = planted(data, "2016-10-06T12:00", wind_GW=5)
     assert miss.outside_band > 3
     assert miss.reason.startswith("The wind power was unusual at about this wind speed")
-    assert "The model sees nothing that explains it" in miss.reason
+    assert "No input of the model explains it" in miss.reason
     gust = planted(data, "2016-10-06T12:00", wind_GW=5, windspeed=2.5)
     assert gust.reason.startswith("The wind speed changed by")
     flash = planted(data, "2016-10-06T10:00", solar_GW=4, rad_horizontal=9)
     assert flash.reason.startswith("The light changed by")
 
 
-def test_reason_is_never_absent(data):
-    """Each of a year's worst hours has one, and a model that is too low for weeks is named as such."""
+def test_cause_is_always_given(data):
+    """Each worst hour of a year has one, and a model that is biased for weeks gives its own."""
     weeks = [f"2016-W{number}" for number in range(20, 52, 6)]
-    assert [miss for week in weeks for miss in worst(data, week) if "none found" in miss.reason] == []
+    assert [miss for week in weeks for miss in worst(data, week) if "No cause found" in miss.reason] == []
     predicted = data.predicted.assign(wind_GW=data.predicted["wind_GW"] * 0.6)
     reasons = [miss.reason for miss in worst(dataclasses.replace(data, predicted=predicted)) if miss.error < 0]
     assert any(
-        re.match(r"Predictions of wind power were \d+ % too low in the mean of eight weeks", each) for each in reasons
+        re.match(r"Predictions of wind power were \d+ % too low on average over eight weeks", each) for each in reasons
     )
     high = dataclasses.replace(data, predicted=predicted * 4)
     assert not any("too low" in miss.reason for miss in worst(high))
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
+# -- page --------------------------------------------------------------------------------------------------------------
 def test_page_is_one_small_file_without_program_or_address(in_workplace):
-    """At most 2 MB, no script, nothing to fetch, no code; week and model are named, no id occurs twice."""
+    """At most 2 MB, without scripts, external resources, code or duplicate ids; week and model are named."""
     page = (in_workplace.pipeline / "results" / "report.html").read_text(encoding="utf-8")
     assert len(page.encode()) < MAX_BYTES
     assert "<script" not in page
@@ -212,8 +212,8 @@ def test_page_is_one_small_file_without_program_or_address(in_workplace):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_looks_right_and_is_accessible(browser, in_workplace, scheme):
-    """On desktop and phone: nothing is fetched from any address, nothing is wider than the page, axe finds nothing."""
+def test_page_fits_and_is_accessible(browser, in_workplace, scheme):
+    """On desktop and phone: no requests, nothing wider than the page, no findings of axe."""
     from axe_playwright_python.sync_playwright import Axe
 
     file = in_workplace.pipeline / "results" / "report.html"
@@ -230,14 +230,14 @@ def test_page_looks_right_and_is_accessible(browser, in_workplace, scheme):
         assert "Solar from" in figure.get_attribute("alt")
         colour = view.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
-        # The policy of the page forbids scripts, so axe is taken to the same page without it.
+        # The page's policy forbids scripts, so axe runs on the page without it.
         view.set_content(re.sub(r"<meta[^>]+http-equiv[^>]+>", "", file.read_text(encoding="utf-8")))
         assert Axe().run(view).response["violations"] == []
         view.close()
 
 
-def test_stage_makes_the_page_of_any_week(servers, tmp_path):
-    """The week is a parameter; the model in production had not seen this one, or cannot predict it."""
+def test_stage_renders_the_page_of_any_week(servers, tmp_path):
+    """The week is a parameter; the model in production was not trained on it, or cannot predict it."""
     folder = tmp_path / "pipeline"
     (folder / "results").mkdir(parents=True)
     for name in ("dvc.yaml", "params.yaml", "report.ipynb", "results/decision.json"):
@@ -256,7 +256,7 @@ def test_stage_makes_the_page_of_any_week(servers, tmp_path):
     assert f"week {WEEK}" in text
     assert "all of these are new to it" in text
 
-    # The hours of other years, whose capacity the model does not know: as when the gate refuses the first own model.
+    # Hours of years without a known capacity, as after the gate has refused the first model on a user's data.
     germany = processed.read(folder / "data" / "germany.parquet")
     germany = germany.drop(columns=list(schema.CAPACITIES.values()))
     germany["utc_timestamp"] += pd.DateOffset(years=8)
@@ -264,13 +264,13 @@ def test_stage_makes_the_page_of_any_week(servers, tmp_path):
     (folder / "data").mkdir()
     germany.to_parquet(folder / "data" / "germany.parquet")
     text = visible(page("latest"))
-    assert "cannot predict these hours: The installed capacity of" in text
+    assert "cannot predict these data: There is no figure of installed capacity" in text
     assert "No model is in production" not in text
 
 
 @pytest.mark.parametrize("is_up", [True, False])
 def test_line_of_crontab_sends_the_report_or_the_end_of_the_log(servers, tmp_path, is_up):
-    """The line that the page prints works with what cron gives a program: a home, a bare PATH, `sh`, no terminal."""
+    """The line of the page works in cron's environment: a home, a bare PATH, `sh`, no terminal."""
     cells = json.loads((servers.pipeline / "report.ipynb").read_text())["cells"]
     [line] = re.findall(r"^0 6 \* \* 1  (.*)$", "".join("".join(cell["source"]) for cell in cells), re.MULTILINE)
     command = line.replace("/path/to/the/pipeline", str(servers.pipeline)).replace("$PWD/.venv/bin", str(BIN))

@@ -32,7 +32,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     if snapshot.champion and snapshot.champion.year_ends:
         last = last_year(snapshot.champion.year_ends)
         limits += f" The installed capacity is known until the end of {last}. For the next {LATER_YEARS} years the"
-        limits += " last value is assumed, and marked as such. For other times add the columns"
+        limits += " last value is assumed and marked. For other times add the columns"
         limits += f" {' and '.join(CAPACITIES.values())}."
     uploading = [
         html.Div(upload, className="place"),  # reserves the space: Dash loads the upload late

@@ -1,4 +1,4 @@
-"""Runs with their lineage, on the real tracking server."""
+"""The tracking store, and the lineage of runs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from places import clean_environment, environment_of, free_port, git
 
 
 def test_connect_to_a_dead_server_fails_within_seconds():
-    """No answer: the address and what to type, in words, long before MLflow itself would give up."""
+    """The error names the address and the next step, long before MLflow itself would give up."""
     address = f"http://127.0.0.1:{free_port()}"
     with environment_of(clean_environment() | {"MLFLOW_TRACKING_URI": address}):
-        began = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(ServiceError) as caught:
             connect()
-        assert time.monotonic() - began < 30  # after two more tries within 5 s, on a machine with nothing else to do
+        assert time.monotonic() - start < 30  # 5 s on an idle machine
     assert address in str(caught.value)
     assert "mlflow server" in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, to MLflow
-def test_repository_of_its_own_needs_no_server(tmp_path, monkeypatch):
-    """Records and artifacts are beside dvc.yaml, also of `dvc exp run --temp`; elsewhere, or in a file, refused."""
+def test_dvc_repository_needs_no_server(tmp_path, monkeypatch):
+    """The SQLite store is beside dvc.yaml, also for `dvc exp run --temp`; other folders and files are errors."""
     temporary = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1"
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
     with environment_of(clean_environment()):
-        for uri, words in {"sqlite:///other.db": "other.db", "": "is not set"}.items():  # a worker without this disk
+        for uri, words in {
+            "sqlite:///other.db": "other.db",
+            "": "is not set",
+        }.items():  # as on a worker without this disk
             os.environ["MLFLOW_TRACKING_URI"] = uri
             with pytest.raises(ServiceError, match=words):
                 connect()
@@ -44,8 +47,8 @@ def test_repository_of_its_own_needs_no_server(tmp_path, monkeypatch):
         assert (tracking_uri(), run_url(run.info.run_id, "1")) == (f"sqlite:///{tmp_path}/mlflow.db", None)
 
 
-def test_experiment_carries_the_parameters_that_differ_from_the_commit(tmp_path, monkeypatch):
-    """In `dvc exp run -S split.test_fraction=0.3` the commit says 0.2: the tag says what the model was made with."""
+def test_experiment_tags_have_the_changed_parameters(tmp_path, monkeypatch):
+    """In `dvc exp run -S split.test_fraction=0.3` with 0.2 in the commit, the tag has the 0.3 of the model."""
     git(tmp_path, "init", "--quiet")
     (tmp_path / "params.yaml").write_text("split: {test_fraction: 0.2}\ntrain_rf: {seed: 1}\n")
     git(tmp_path, "add", "--all")

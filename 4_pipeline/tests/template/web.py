@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Web:
-    """A server of ``files`` by path; each request consumes one of ``faults``: a status, or `cut` for half a response."""
+    """A server of ``files`` by path; each request takes one of ``faults``: a status, or `cut` for half a response."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}

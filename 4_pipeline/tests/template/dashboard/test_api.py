@@ -70,7 +70,7 @@ def test_predict_rejects_invalid_requests(made, sent, status, words):
 
 
 def test_predict_assumes_the_last_capacity_for_two_years_or_uses_the_given_one(made):
-    """The capacity of hours of 2018 is assumed to be that of the end of 2016; a capacity in the request overrides it."""
+    """For hours of 2018 the capacity of the end of 2016 is assumed; a capacity in the request overrides it."""
     client = made()[1]
 
     def ask(**values):

@@ -42,7 +42,7 @@ def test_csv_and_records_give_the_same_inputs():
         (f"{HEADER}\n{ROW}\n{ROW}", r"2 failures(?s:.)*line 2 (?s:.)*line 3 ", ""),
         (f"{HEADER},solar_capacity_GW\n{ROW},41", "lacks 1 column: wind_capacity_GW", ""),
         (f"{HEADER},solar_capacity_GW,wind_capacity_GW\n{ROW},41,-1", "wind_capacity_GW = -1", ""),
-        (gzip.compress(HEADER.encode(), mtime=0), r"weather\.csv is not text in UTF-8", "decompress it"),
+        (gzip.compress(HEADER.encode(), mtime=0), r"weather\.csv is not UTF-8 text", "decompress it"),
         (f"{HEADER}\n{ROW}".encode("utf-16"), "or UTF-16", "save it as CSV UTF-8"),
         (f"{HEADER},\xd6\n".encode("latin-1"), "line 1: not UTF-8", "export the file again as CSV UTF-8"),
         (f"{HEADER}\n{ROW}".replace("410", '"1,012.5"'), "line 2, column rad_horizontal", NUMBERS),

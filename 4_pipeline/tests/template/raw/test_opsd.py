@@ -1,4 +1,4 @@
-"""Open Power System Data: fetched from a server of our own that serves files of its layout."""
+"""Open Power System Data: fetched from a local server with files of the same layout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tables(raw):
 
 @pytest.fixture(autouse=True)
 def releases(web, tables, monkeypatch):
-    """The releases on the test's server, with weather in an archive as the publisher packs it."""
+    """The releases on the local server, with the weather in an archive, as published."""
     web.files = {f"/{POWER}": tables[0], f"/{ARCHIVE}": _zip({MEMBER: tables[1], "README": b"?"})}
     monkeypatch.setitem(sources.RELEASES, POWER, Release(f"{web.url}/{POWER}", _sha256(tables[0])))
     monkeypatch.setitem(sources.RELEASES, WEATHER, Release(f"{web.url}/{ARCHIVE}", _sha256(tables[1]), MEMBER))
@@ -48,13 +48,13 @@ def releases(web, tables, monkeypatch):
 
 @pytest.fixture
 def get(tmp_path, monkeypatch):
-    """A function that fetches into `raw` with a cache of the test's own, and without pauses."""
+    """A function that fetches into `raw` with its own cache and without pauses."""
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
     return lambda: sources.fetch("opsd", tmp_path / "raw", downloads=tmp_path / "cache")
 
 
 def test_fetch_puts_the_published_files_with_card_and_sums(get, tables, tmp_path):
-    """Both tables to the byte, weather out of its archive; card and origin name the source; the sums agree."""
+    """Both tables are unchanged, the weather extracted; card and origin name the source; the checksums match."""
     paths = get()
     assert [path.read_bytes() for path in paths[:2]] == tables
     assert sorted(tmp_path.joinpath("raw").iterdir()) == sorted(paths)
@@ -71,8 +71,8 @@ def test_fetch_puts_the_published_files_with_card_and_sums(get, tables, tmp_path
     )
 
 
-def test_fetch_leaves_a_complete_folder_alone_and_needs_no_network_after(get, web, tmp_path):
-    """Complete: no request, no write. Files gone: the cache is enough, without any server."""
+def test_fetch_uses_a_complete_folder_and_the_cache(get, web, tmp_path):
+    """A complete folder needs no request and no write; deleted files are restored from the cache without a server."""
     paths = get()
     before = {path: path.stat().st_mtime_ns for path in paths}
     requests = len(web.requests)
@@ -84,17 +84,17 @@ def test_fetch_leaves_a_complete_folder_alone_and_needs_no_network_after(get, we
     assert len(web.requests) == requests
 
 
-def test_cut_download_starts_again(get, web, tables):
-    """A connection that breaks in the middle, and a busy server: the file is fetched again, whole."""
+def test_interrupted_download_is_retried(get, web, tables):
+    """After a broken connection or from a busy server, the file is downloaded again in full."""
     web.faults = ["cut", 503, "cut"]
     assert get()[0].read_bytes() == tables[0]
 
 
-def test_download_that_never_comes_is_an_error(get, web, tmp_path, monkeypatch):
-    """Every try fails: the error names the address, its status, and the folder for a copy from another place."""
+def test_failed_download_is_an_error(get, web, tmp_path, monkeypatch):
+    """The error names the URL, its status, and the folder for a copy made by hand."""
     monkeypatch.setattr(sources, "RETRIES", 1)
     web.files.clear()
-    with pytest.raises(DataError, match="could not be fetched") as caught:
+    with pytest.raises(DataError, match="could not be downloaded") as caught:
         get()
     assert "404" in caught.value.value
     assert str(tmp_path / "cache") in caught.value.next_step
@@ -111,8 +111,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_fetch_refuses_a_wrong_archive_and_fetches_again(get, web, tables, tmp_path, kind):
-    """Nothing of the archive is written, and the next call fetches it again."""
+def test_fetch_rejects_a_wrong_archive_and_downloads_it_again(get, web, tables, tmp_path, kind):
+    """Nothing of the archive is written, and the next call downloads it again."""
     good, web.files[f"/{ARCHIVE}"] = web.files[f"/{ARCHIVE}"], WRONG[kind]
     with pytest.raises(DataError, match="not the published one") as caught:
         get()
@@ -123,8 +123,8 @@ def test_fetch_refuses_a_wrong_archive_and_fetches_again(get, web, tables, tmp_p
     assert get()[1].read_bytes() == tables[1]
 
 
-def test_command_fetches_what_params_say(web, tmp_path, monkeypatch):
-    """`python -m forecast fetch` reads its section, also checksums; files on stdout, attribution on stderr."""
+def test_command_follows_params_yaml(web, tmp_path, monkeypatch):
+    """`python -m forecast fetch` uses its section, with checksums; files go to stdout, attribution to stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FETCH_DOWNLOADS", str(tmp_path / "cache"))
     (tmp_path / "dvc.yaml").touch()

@@ -1,4 +1,4 @@
-"""A table of one's own: mapping, units, time zones, the hour that comes twice and the one that does not come."""
+"""A user's CSV file: mapping, units, time zones, and the repeated and skipped hours of clock changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NOTHING = float("nan")
 
 @pytest.fixture
 def put(tmp_path):
-    """A function that writes a German table with these local times, and these values row by row, again and again."""
+    """A function that writes a German table with these local times, cycling through these rows of values."""
 
     def write(times, *rows):
         lines = ["Zeit;PV;Wind;v10;T;direkt;diffus", *map(";".join, zip(times, cycle(rows or [ROW]), strict=False))]
@@ -61,7 +61,7 @@ def _prepare(tmp_path, options, *years):
 
 
 def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
-    """Decimal commas, kW, km/h, kelvin and joules in, GW, m/s, degrees and watts out; local time becomes UTC."""
+    """Decimal commas, kW, km/h, kelvin and joules become GW, m/s, degrees and watts; local time becomes UTC."""
     put(["01.07.2015 02:00", "01.07.2015 03:00"])
     frame, findings = _prepare(tmp_path, _own(), 2015, 2015)
     assert frame["utc_timestamp"].tolist() == list(pd.date_range("2015-07-01T00:00Z", periods=2, freq="h"))
@@ -75,17 +75,17 @@ def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
 
 @pytest.mark.parametrize("modelled", [True, False, None])
 def test_own_table_says_whether_it_is_modelled(put, tmp_path, caplog, modelled):
-    """The key `modelled` reaches the table, and the attribution of the example warns."""
+    """The table has the value of the key `modelled`, and the example's attribution gives a warning."""
     put(["01.07.2015 02:00"])
     example = "The owner of the data, shown in dashboard and report."
     frame, _ = _prepare(tmp_path, _own(modelled=modelled, attribution=example), 2015, 2015)
     assert origin_of(frame).modelled is modelled
-    assert "attribution is still that of the example" in caplog.text
+    assert "attribution is still the example of own/README.md" in caplog.text
     assert example in (PROJECT / "own" / "README.md").read_text()
 
 
-def test_processed_table_is_taken_as_it_is(prepared, tmp_path):
-    """What the pipeline wrote is read again without a mapping, to the last digit; a zone stands in for offsets."""
+def test_processed_table_is_read_unchanged(prepared, tmp_path):
+    """A table of the pipeline is read without a mapping, to the last digit; naive times need a zone."""
     frame, _ = prepared
     utc = OwnFile(file="b.csv", time=TimeColumn(column="utc_timestamp", zone="UTC"))
     for described, stamp in ((OwnFile(file="a.csv"), "%Y-%m-%dT%H:%M:%SZ"), (utc, "%Y-%m-%d %H:%M:%S")):
@@ -96,8 +96,8 @@ def test_processed_table_is_taken_as_it_is(prepared, tmp_path):
         assert findings["absent"] == {"own": 48}
 
 
-def test_fetch_copies_a_file_that_changed_and_leaves_one_that_did_not(put, tmp_path):
-    """The folder follows the file; unchanged, nothing is written."""
+def test_fetch_copies_only_a_changed_file(put, tmp_path):
+    """The folder follows the file; an unchanged file is not written again."""
     options = Fetch(source="csv", csv=_own())
     put(["01.07.2015 02:00"])
     paths = sources.fetch("csv", tmp_path / "raw", options, base=tmp_path)
@@ -110,8 +110,8 @@ def test_fetch_copies_a_file_that_changed_and_leaves_one_that_did_not(put, tmp_p
     assert paths[0].read_bytes() == changed.read_bytes()
 
 
-def test_fetch_without_a_file_says_where_to_name_one(tmp_path):
-    """No section in params.yaml, and no such file: both say what to write."""
+def test_fetch_without_a_file_is_an_error(tmp_path):
+    """No section in params.yaml, and a missing file: both errors name the next step."""
     with pytest.raises(ParameterError, match="needs a file") as caught:
         sources.fetch("csv", tmp_path / "raw")
     assert "own/README.md" in caught.value.next_step
@@ -132,7 +132,7 @@ def test_fetch_without_a_file_says_where_to_name_one(tmp_path):
     ],
 )  # fmt: skip
 def test_numbers_are_read_as_their_source_writes_them(put, row, key, words, wind):
-    """Marks for thousands and for no value need a key of params.yaml; without it the error names the key."""
+    """Thousands separators and marks of missing values need a key in params.yaml; the error names it."""
     path = put(["01.07.2015 02:00"], row)
     frame = own_file.read(path, _own(**key)).frame
     assert frame.iloc[0, 1:].tolist() == pytest.approx([2, wind, 5, 10, 100, 50], nan_ok=True)
@@ -141,8 +141,8 @@ def test_numbers_are_read_as_their_source_writes_them(put, row, key, words, wind
     assert words in caught.value.next_step
 
 
-def test_names_are_told_from_marks_and_blanks_are_seen(put):
-    """A category is written as numbers, no mark of absent values; a header's blank is quoted."""
+def test_names_of_categories_and_blanks_in_headers_are_errors(put):
+    """The error asks for numbers in place of category names, and quotes a blank in a header."""
     path = put(["01.07.2015 02:00", "01.07.2015 03:00"], ROW.replace("4000", "winter"), ROW.replace("4000", "summer"))
     with pytest.raises(DataError, match="line 2, column Wind") as caught:
         own_file.read(path, _own())
@@ -152,8 +152,8 @@ def test_names_are_told_from_marks_and_blanks_are_seen(put):
         own_file.read(path, _own())
 
 
-def test_number_that_stands_for_no_value_needs_a_key(put, tmp_path):
-    """-999 is impossible, and the error says how to name it."""
+def test_number_that_means_no_value_needs_a_key(put, tmp_path):
+    """-999 is impossible, and the error names the key."""
     put(["01.07.2015 02:00", "01.07.2015 03:00"], ROW.replace("283,15", "-999"))
     with pytest.raises(DataError, match="column T: temperature") as caught:
         _prepare(tmp_path, _own(), 2015, 2015)
@@ -163,14 +163,14 @@ def test_number_that_stands_for_no_value_needs_a_key(put, tmp_path):
 
 
 def test_thousands_are_groups_of_three(put):
-    """With a mark for thousands `1.5` is no number: it would be read as 15."""
+    """With a point as thousands separator, `1.5` is an error: it would be read as 15."""
     with pytest.raises(DataError, match="line 2, column Wind") as caught:
         own_file.read(put(["01.07.2015 02:00"], "2000000;1.5;18;283,15;360000;180"), _own(thousands="."))
     assert caught.value.value == "'1.5'"
 
 
 def test_small_negative_values_become_zero_by_a_key_and_are_counted(put, tmp_path):
-    """What meters write at night is 0 with `negative_as_zero`; larger ones, and all without the key, are errors."""
+    """Own consumption at night becomes 0 with `negative_as_zero`; larger values, or no key, are errors."""
     times, night = ["01.07.2015 01:00", "01.07.2015 02:00"], ROW.replace("4000;", "-3,5;")
     with pytest.raises(DataError, match=r"plants\.csv, line 2, column Wind") as caught:
         own_file.read(put(times, night, ROW), _own())
@@ -185,7 +185,7 @@ def test_small_negative_values_become_zero_by_a_key_and_are_counted(put, tmp_pat
 
 
 def test_lines_before_the_header_are_skipped_by_a_key(put):
-    """Without the key the error names it with its value; lines are counted from the start of the file."""
+    """Without the key the error names it and its value; line numbers count from the start of the file."""
     path = put(["01.07.2015 02:00", "01.07.2015 03:00"])
     path.write_text('Station 7, 12" mast\n\nZeit in Ortszeit\n' + path.read_text())
     with pytest.raises(DataError, match="line 1: the header is in line 4") as caught:
@@ -203,7 +203,7 @@ def test_lines_before_the_header_are_skipped_by_a_key(put):
 
 @pytest.mark.parametrize("end", ["\n", "\n\n", ";;;;;;\n", "\r\n"])
 def test_empty_lines_at_the_end_are_left_out(put, end):
-    """Spreadsheets write them; an empty line between two rows is an error."""
+    """Spreadsheets write empty lines at the end; one between two rows is an error."""
     path = put(["01.07.2015 02:00", "01.07.2015 03:00"])
     text = path.read_text()
     path.write_bytes((text + end).encode())
@@ -221,7 +221,7 @@ DAY_OF_ENDS = [*(f"01.07.2015 {hour:02}:00" for hour in range(1, 24)), "01.07.20
 @pytest.mark.parametrize("newest_first", [False, True])
 @pytest.mark.parametrize("midnight", ["01.07.2015 24:00", "01.07.2015 00:00", "02.07.2015 00:00"])
 def test_stamps_at_the_end_of_the_hour_are_read_by_a_key(put, midnight, newest_first):
-    """Hours 01 to 24, whichever way midnight is written; without the key the error names it."""
+    """Hours 01 to 24, for any notation of midnight; without the key the error names it."""
     times = [*DAY_OF_ENDS[:-1], midnight, "02.07.2015 01:00"][:: -1 if newest_first else 1]
     _, frame, _, _ = own_file.read(put(times), _own(time=BY_END))
     hours = pd.date_range("2015-06-30T22:00Z", periods=25, freq="h")
@@ -232,8 +232,8 @@ def test_stamps_at_the_end_of_the_hour_are_read_by_a_key(put, midnight, newest_f
         assert (caught.value.value, "time.stamp: end" in caught.value.next_step) == (repr(midnight), True)
 
 
-def test_midnight_is_the_end_of_a_day_beside_gaps_too(put):
-    """Where most 00:00 stand beside 23:00 of the same day, all do, though the rows of the next day are missing."""
+def test_midnight_is_the_end_of_a_day_also_next_to_gaps(put):
+    """If most 00:00 follow 23:00 of the same date, all are the end of a day, even if the next day is missing."""
     times = [f"{day:02}.07.2015 {hour:02}:00" for day in range(1, 9) for hour in (22, 23, 0)]
     _, frame, _, _ = own_file.read(put(times), _own(time=BY_END))
     starts = [
@@ -244,7 +244,7 @@ def test_midnight_is_the_end_of_a_day_beside_gaps_too(put):
 
 @pytest.mark.parametrize("by_clock", [False, True])
 def test_ends_of_hours_around_a_clock_change(put, by_clock):
-    """An hour's end is its start and one hour, or what the clock says then: each hour comes out once."""
+    """An hour's end is one hour after its start, or the local time then: each hour is read once."""
     hours = pd.Series(pd.date_range("2015-01-01", "2016-01-01", freq="h", tz="UTC", inclusive="left", unit="us"))
     local = hours.dt.tz_convert("Europe/Berlin")
     hour = pd.Timedelta(hours=1)
@@ -254,43 +254,43 @@ def test_ends_of_hours_around_a_clock_change(put, by_clock):
     assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 0}
 
 
-# -- other distances than an hour --------------------------------------------------------------------------------------
+# -- other frequencies -------------------------------------------------------------------------------------------------
 HOURS = pd.date_range("2015-07-01", periods=40, freq="h")
 EXACT = GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S.%f"}
 
 
 @pytest.mark.parametrize(
-    ("times", "where", "cure"),
+    ("times", "where", "fix"),
     [
         (pd.date_range(HOURS[0], periods=60, freq="15min"), r"plants\.csv: the rows are 0\.25 hours", '"15min" in'),
         (pd.date_range(HOURS[0], periods=60, freq="15min"), r"plants\.csv: the rows are 0\.25 hours", '("h").mean()'),
         (pd.date_range(HOURS[0], periods=20, freq="7h"), "are 7 hours apart", "file of hourly values"),
-        (pd.date_range(HOURS[0], periods=60, freq="D"), "are 24 hours apart", "in another column"),
-        (HOURS.repeat(3), "3 rows an hour", "add them up"),
-        (pd.date_range(HOURS[0], periods=9).repeat(24), "24 rows an hour", "join both"),
+        (pd.date_range(HOURS[0], periods=60, freq="D"), "are 24 hours apart", "in separate columns"),
+        (HOURS.repeat(3), "3 different rows per hour", "sum them"),
+        (pd.date_range(HOURS[0], periods=9).repeat(24), "24 different rows per hour", "join them"),
         (HOURS.append(pd.date_range("2015-07-02 16:00", periods=40, freq="15min")), "line 43", "two files"),
         (HOURS + pd.to_timedelta(range(40), unit="s"), r"are 1\.000278 hours", "move each time to the start"),
         (pd.date_range(HOURS[0], periods=60, freq="3599999ms"), r"are 0\.9999997 hours", "move each time to the start"),
     ],
 )  # fmt: skip
-def test_rows_that_are_no_hours_are_refused_with_the_cure(put, tmp_path, times, where, cure):
-    """Other steps, several rows of a time, another step from some line on, and times that a spreadsheet has cut."""
+def test_rows_that_are_not_hourly_are_an_error_with_a_fix(put, tmp_path, times, where, fix):
+    """Another frequency, several rows per time, a change of frequency, and times truncated by a spreadsheet."""
     rows = [ROW.replace("4000", str(4000 + number)) for number in range(len(times))]
     put(times.strftime(EXACT["format"]), *rows)
     with pytest.raises(DataError, match=where) as caught:
         _prepare(tmp_path, _own(time=EXACT), 2015, 2015)
-    assert cure in caught.value.next_step
+    assert fix in caught.value.next_step
 
 
-def test_gaps_are_no_other_step(put, tmp_path):
-    """What is there is read."""
+def test_gaps_are_no_change_of_frequency(put, tmp_path):
+    """The rows around gaps are read."""
     hours = pd.date_range("2015-07-01", periods=60, freq="h").strftime("%d.%m.%Y %H:%M")
     put([*hours[:10], *hours[20:30], *hours[45:]])
     assert len(_prepare(tmp_path, _own(), 2015, 2015)[0]) == 35
 
 
-def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
-    """India's hours begin at :30 UTC: a zone of whole hours moves all rows alike. Times such as 12:30 need a format."""
+def test_hours_of_a_half_hour_zone_are_an_error_with_a_fix(put):
+    """India's hours start at :30 UTC: a zone of whole hours shifts all rows. Times such as 12:30 need a format."""
     times = ["01.07.2015 02:00", "01.07.2015 03:00"]
     with pytest.raises(DataError, match="line 2, column Zeit") as caught:
         own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "Asia/Kolkata"}))
@@ -306,11 +306,11 @@ def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
     summer = [f"0{day}.{month}.2015 00:00" for day in (1, 2) for month in ("01", "07")]
     with pytest.raises(DataError, match="column Zeit") as caught:
         own_file.read(put(summer), _own(time=GERMAN["time"] | {"zone": "Australia/Adelaide"}))
-    assert "by a script" in caught.value.next_step  # no zone without summer time has such hours
+    assert "by a script" in caught.value.next_step  # a fixed offset cannot express summer time
 
 
-def test_second_header_is_named_and_a_minus_sign_is_one(put):
-    """Files that were joined have a header in the middle; a typographic minus is a minus."""
+def test_second_header_is_an_error_and_a_minus_sign_is_valid(put):
+    """Concatenated files have a second header; a typographic minus is a minus."""
     with pytest.raises(DataError, match="line 2, column PV") as caught:
         own_file.read(put(["01.07.2015 02:00"], "PV;Wind;v10;T;direkt;diffus"), _own())
     assert caught.value.next_step == "remove the second header"
@@ -320,8 +320,8 @@ def test_second_header_is_named_and_a_minus_sign_is_one(put):
 
 @pytest.mark.parametrize("newest_first", [False, True])
 @pytest.mark.parametrize("freq", ["15min", "30min", "h"])
-def test_hour_that_comes_twice_is_equal_to_the_truth(freq, newest_first):
-    """Once, twice, each row twice, and where two exports overlap, whichever is first; or the hour is left out."""
+def test_repeated_hour_is_read_correctly_or_left_out(freq, newest_first):
+    """Exports once, twice, with each row twice, or overlapping in any order."""
     truth = pd.Series(pd.date_range("2015-10-23", "2015-10-28", freq=freq, tz="Europe/Berlin", inclusive="left"))
     early, late = truth[truth < "2015-10-25T23:00Z"], truth[truth > "2015-10-24T12:00Z"]
     exports = {
@@ -338,20 +338,20 @@ def test_hour_that_comes_twice_is_equal_to_the_truth(freq, newest_first):
         assert kind.startswith("begins") or read.notna().all(), kind
 
 
-@pytest.mark.parametrize("often", [1, 2])
-def test_hour_that_should_come_twice_and_does_not_is_left_out_and_counted(put, often):
-    """One 02:00 in autumn could be either, though a join has doubled each row."""
-    hours = pd.Series(pd.date_range("2015-10-24", "2015-10-27", freq="h", tz="Europe/Berlin")).repeat(often)
+@pytest.mark.parametrize("copies", [1, 2])
+def test_ambiguous_hour_is_left_out_and_counted(put, copies):
+    """A single 02:00 in autumn is ambiguous, also if each row has a copy."""
+    hours = pd.Series(pd.date_range("2015-10-24", "2015-10-27", freq="h", tz="Europe/Berlin")).repeat(copies)
     once = hours[hours != pd.Timestamp("2015-10-25T01:00Z")]
     _, frame, _, counts = own_file.read(put(once.dt.strftime("%d.%m.%Y %H:%M")), _own())
-    assert counts["clock_changes"] == {"ambiguous": often, "skipped": 0}
+    assert counts["clock_changes"] == {"ambiguous": copies, "skipped": 0}
     assert (
         frame["utc_timestamp"].tolist() == once[once != pd.Timestamp("2015-10-25T00:00Z")].dt.tz_convert("UTC").tolist()
     )
 
 
-def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
-    """02:00 in spring: an empty row is filler; values in it mean that the zone is wrong, and which one to try."""
+def test_skipped_hour_is_left_out_if_empty_and_an_error_otherwise(put):
+    """02:00 in spring: an empty row is dropped; values mean a wrong zone, and the error suggests one."""
     spring = ["29.03.2015 01:00", "29.03.2015 02:00", "29.03.2015 03:00"]
     path = put(spring)
     for zone, winter in (("Europe/Berlin", "+01:00"), ("Africa/Casablanca", "+00:00")):
@@ -361,7 +361,7 @@ def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
         assert f"zone: '{winter}'" in caught.value.next_step
     with pytest.raises(DataError) as caught:
         own_file.read(put(spring, ROW, ";".join("000000"), ROW), _own())
-    assert "has filled that hour with 0" in caught.value.next_step
+    assert "filled that hour with 0" in caught.value.next_step
     put(spring)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], "29.03.2015 02:00;;;;;;", lines[3]]) + "\n")
@@ -371,7 +371,7 @@ def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
 
 
 def test_zone_may_be_an_offset_and_offsets_need_no_zone(put):
-    """With +01:00 every hour of the year exists once; offsets in the file tell two equal times apart."""
+    """With +01:00 each hour of the year exists once; offsets in the file make equal times unambiguous."""
     time = TimeColumn(column="Zeit", zone="+01:00", format="%d.%m.%Y %H:%M")
     _, frame, _, counts = own_file.read(put(["29.03.2015 02:00", "25.10.2015 02:00"]), _own(time=time.model_dump()))
     assert frame["utc_timestamp"].dt.hour.tolist() == [1, 1]
@@ -392,16 +392,16 @@ def test_zone_may_be_an_offset_and_offsets_need_no_zone(put):
         (["1. März 2015"], {"zone": "UTC", "format": "%d. %B %Y"}, 2, "English names of months"),
     ],
 )
-def test_time_that_cannot_be_used_is_named(put, times, time, line, words):
-    """Line, column, value, what was expected and what to do."""
+def test_invalid_time_is_an_error(put, times, time, line, words):
+    """The error has line, column, value, expected value and next step."""
     with pytest.raises(DataError, match=f"plants.csv, line {line}, column Zeit") as caught:
         own_file.read(put(times), _own(time={"column": "Zeit", **time}))
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlim", "../../etc/passwd", "+25:00"])
-def test_zone_that_does_not_exist_is_named(put, zone):
-    """The error about an unknown zone names two that are allowed."""
+def test_unknown_zone_is_an_error(put, zone):
+    """The error names valid examples."""
     with pytest.raises(ParameterError, match=r"time\.zone is not a time zone") as caught:
         own_file.read(put(["01.07.2015 02:00"]), _own(time=GERMAN["time"] | {"zone": zone}))
     assert "Europe/Berlin" in caught.value.expected
@@ -409,7 +409,7 @@ def test_zone_that_does_not_exist_is_named(put, zone):
 
 @pytest.mark.parametrize(("written", "named"), [("NFD", "NFC"), ("NFC", "NFD")])
 def test_header_is_the_same_in_both_forms_of_unicode(put, written, named):
-    """A mark above a letter may be a character of its own, and a reader sees no difference."""
+    """Composed and decomposed characters look the same, and match."""
     path = put(["01.07.2015 02:00"])
     path.write_text(path.read_text().replace("Wind", unicodedata.normalize(written, "Wind für Höhe")))
     wind = {"column": unicodedata.normalize(named, "Wind für Höhe"), "unit": "MW"}

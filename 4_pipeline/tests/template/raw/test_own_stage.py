@@ -1,4 +1,4 @@
-"""The own file as a dependency of the stage `fetch`, and the script that makes it, as the page of the folder shows."""
+"""The user's file as a dependency of the stage `fetch`, and the script that creates it, as in own/README.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = (PROJECT / "own" / "README.md").read_text()
 
 @pytest.fixture
 def pipeline(tmp_path) -> Path:
-    """The stage `fetch` in a folder of its own, which needs no servers."""
+    """The stage `fetch` in a separate folder, without servers."""
     copy_project(tmp_path)
     stage = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["fetch"]
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fetch": stage}}))
@@ -31,12 +31,12 @@ def pipeline(tmp_path) -> Path:
 
 
 def dvc(folder: Path, *words: str) -> str:
-    """Type a command of DVC's in a folder; return what it prints."""
+    """Run a DVC command in a folder; return its output."""
     return run_program(BIN / "dvc", *words, cwd=folder, env=clean_environment()).stdout
 
 
 def read_from(folder: Path, file: str) -> None:
-    """Name an own file in params.yaml."""
+    """Set the file of the source `csv` in params.yaml."""
     parameters = folder / "params.yaml"
     content = yaml.safe_load(parameters.read_text()) | {"fetch": {"source": "csv", "csv": {"file": file}}}
     parameters.write_text(yaml.safe_dump(content))
@@ -47,11 +47,8 @@ def runs_fetch(folder: Path) -> bool:
     return "Running stage 'fetch'" in dvc(folder, "repro")
 
 
-def test_fetch_depends_on_the_folder_of_own_files(pipeline):
-    """A file elsewhere is refused with the command for a link; behind that, changed data is read again, nothing else.
-
-    No change of params.yaml is needed for that.
-    """
+def test_fetch_depends_on_the_folder_own(pipeline):
+    """A file elsewhere is an error with the command for a link; changed data behind the link run the stage again."""
     (pipeline / "elsewhere.csv").write_text("a\n")
     read_from(pipeline, "elsewhere.csv")
     command = [BIN / "python", "-m", "forecast", "fetch", "--to", "data/raw"]
@@ -69,24 +66,24 @@ def test_fetch_depends_on_the_folder_of_own_files(pipeline):
     assert (pipeline / "data" / "raw" / "own.csv").read_text() == "b\n"
 
 
-def test_own_file_goes_to_another_machine(pipeline):
-    """Where it is missing, the sentence of a skipped test names the command: `dvc add`, later `dvc pull`."""
-    file, sentences = pipeline / "own" / "plants.csv", []
+def test_users_file_is_shared_by_dvc(pipeline):
+    """If the file is missing, the message of a skipped test names the command: `dvc add`, later `dvc pull`."""
+    file, messages = pipeline / "own" / "plants.csv", []
     dvc(pipeline, "remote", "add", "--default", "team", "remote")
     for _ in range(2):
-        sentences.append(way_to("own/plants.csv", pipeline))
-        if len(sentences) == 1:
+        messages.append(way_to("own/plants.csv", pipeline))
+        if len(messages) == 1:
             file.write_text("a\n")
-        dvc(pipeline, *re.findall("`dvc (.*)`", sentences[-1])[0].split())
+        dvc(pipeline, *re.findall("`dvc (.*)`", messages[-1])[0].split())
         assert file.read_text() == "a\n"
         dvc(pipeline, "push")
         file.unlink()
         shutil.rmtree(pipeline / ".dvc" / "cache")
-    assert ["pull" in sentence for sentence in sentences] == [False, True]
+    assert ["pull" in message for message in messages] == [False, True]
 
 
-def test_script_that_makes_the_own_file_is_a_stage(pipeline):
-    """The page's stage and its script: hourly means of quarter hours reach `fetch` in one run, and changes too."""
+def test_script_that_creates_the_users_file_is_a_stage(pipeline):
+    """Stage and script of own/README.md: hourly means of quarter hours, and changes, reach `fetch` in one run."""
     stamps = pd.date_range("2022-01-01", periods=8, freq="15min", tz="UTC", name="utc_timestamp")
     pd.DataFrame({"wind_GW": range(8)}, stamps).to_csv(pipeline / "own" / "quarters.csv")
     (pipeline / SCRIPT).write_text(CODE)
@@ -109,7 +106,7 @@ def test_script_that_makes_the_own_file_is_a_stage(pipeline):
 
 
 def test_scripts_are_committed_and_data_is_not():
-    """Git takes what makes the file, and leaves the file."""
+    """Git tracks the scripts in own/ and ignores the data."""
     names = ["own/plants.py", "own/plants.ipynb", "own/plants.csv", "own/plants.parquet", "own/plants.xlsx"]
     done = run_program("git", "check-ignore", *names, cwd=PROJECT, env=clean_environment())
     assert done.stdout.split() == names[2:]

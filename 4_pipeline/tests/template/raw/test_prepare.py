@@ -1,4 +1,4 @@
-"""From raw files to the processed frame: the rule, the counts, and raw files that cannot be used."""
+"""From raw files to the processed table: rules, counts and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POWER, WEATHER = "time_series_60min_singleindex.csv", "weather_data.csv"
 
 
 def test_prepare_counts_the_faults_of_the_sample(prepared):
-    """The findings tell hours expected, kept, doubled, absent and incomplete, and can be written as JSON."""
+    """The findings count hours expected, kept, doubled, absent and incomplete, and are JSON-serializable."""
     frame, findings = prepared
     assert schema.check(frame) is frame
     assert len(frame) == 35_016
@@ -30,8 +30,8 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
     assert [counts["steps_kept"] for counts in findings["by_year"].values()] == [8755, 8745, 8759, 8757]
 
 
-def test_prepare_invents_no_row_and_no_value(raw, prepared):
-    """The processed rows are exactly the first, complete rows of both raw files, power divided by 1000."""
+def test_prepare_fills_in_nothing(raw, prepared):
+    """The processed rows are exactly the first complete rows of both raw files, with power divided by 1000."""
     power = pd.read_csv(raw / POWER).drop_duplicates("utc_timestamp", keep="first")
     both = power.merge(pd.read_csv(raw / WEATHER), on="utc_timestamp")
     ours = {theirs: name for columns in LAYOUT.values() for theirs, name in columns.items()}
@@ -42,8 +42,8 @@ def test_prepare_invents_no_row_and_no_value(raw, prepared):
     assert table[schema.COLUMNS].set_index("utc_timestamp").equals(expected.set_index("utc_timestamp"))
 
 
-def test_prepare_refuses_years_without_data(raw):
-    """Years that the files do not hold give a DataError; years in the wrong order a ParameterError."""
+def test_prepare_rejects_years_without_data(raw):
+    """Years without data give a DataError, years in the wrong order a ParameterError."""
     with pytest.raises(DataError, match="no complete hour in common from 1999 to 2000"):
         prepare(raw, 1999, 2000)
     with pytest.raises(ParameterError, match="last year is before the first"):
@@ -51,7 +51,7 @@ def test_prepare_refuses_years_without_data(raw):
 
 
 def test_write_gives_the_same_bytes_twice(frame, tmp_path):
-    """Both files come out the same each time, under the name asked for, and the frame is not changed."""
+    """Both files are deterministic and have the requested name; the frame is not changed."""
     before = frame.copy()
     one, two = write(frame, tmp_path / "one"), write(frame, tmp_path / "two", name="europe")
     assert [path.name for path in one + two] == ["germany.parquet", "germany.csv", "europe.parquet", "europe.csv"]
@@ -59,8 +59,8 @@ def test_write_gives_the_same_bytes_twice(frame, tmp_path):
     pd.testing.assert_frame_equal(frame, before)
 
 
-def test_load_or_make_makes_the_file_once_and_reads_it_after(prepared, tmp_path):
-    """Without a file the sample is made into it; with one, that one is read."""
+def test_load_or_make_creates_the_file_once(prepared, tmp_path):
+    """Without a file it is created from the sample; an existing file is read."""
     csv = tmp_path / "germany.csv"
     pd.testing.assert_frame_equal(load_or_make(csv), prepared[0])
     assert list(tmp_path.iterdir()) == [csv]
@@ -76,8 +76,8 @@ OTHER_ROWS = {
 
 
 @pytest.mark.parametrize("name", OTHER_ROWS)
-def test_prepare_refuses_a_computed_column_that_looks_at_other_rows(raw, monkeypatch, name):
-    """In use a model is given a single row: the error names column, row, both values and two ways out."""
+def test_prepare_rejects_a_computed_column_that_depends_on_other_rows(raw, monkeypatch, name):
+    """Models predict single rows: the error names column, row, both values and two fixes."""
     monkeypatch.setitem(problem.COMPUTED, "hub_windspeed", OTHER_ROWS[name])
     with pytest.raises(DataError, match=r"hub_windspeed of COMPUTED .* depends on other rows") as error:
         prepare(raw, 2016, 2016)

@@ -1,4 +1,4 @@
-"""Data that begin or end in the middle of a year: no false warning, and a real fault is still found."""
+"""Data that start or end within a year: no false warnings, and real faults are still found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OF_SAMPLE = {"duplicate hours", "change of the mean from year to year"}
 
 @pytest.fixture
 def cut(raw, raw_copy):
-    """A function that keeps the raw files' rows of some times, and returns frame, findings and warnings by name."""
+    """A function that cuts the raw files to a period, and returns frame, findings and warnings by name."""
 
     def cut_files(first, last, change=lambda table: table, names=(POWER_FILE, WEATHER_FILE)):
         for name in names:
@@ -34,7 +34,7 @@ def cut(raw, raw_copy):
     ],
 )
 def test_part_of_a_year_gives_no_warning_of_its_own(cut, first, last, hours):
-    """Hours before the first and after the last are not missing, and no winter is taken for another unit."""
+    """Hours before the first and after the last are not missing, and the low means of winter are no unit error."""
     frame, findings, warnings = cut(first, last)
     assert warnings.keys() <= OF_SAMPLE
     assert hours.items() <= {year: counts["steps_expected"] for year, counts in findings["by_year"].items()}.items()
@@ -44,7 +44,7 @@ def test_part_of_a_year_gives_no_warning_of_its_own(cut, first, last, hours):
 
 
 def test_fault_in_a_running_year_is_found(cut):
-    """Hours of four weeks, wind half of the year before's same months, a file that ends before the other."""
+    """Missing hours, wind power halved from one year to the next, and a file that ends before the other."""
 
     def damage(table):
         power = table.filter(like="DE_wind_generation").where(table["utc_timestamp"] < "2016", lambda old: old / 2)

@@ -1,4 +1,4 @@
-"""The embedded sample: deterministic, as measured, with the faults of real files."""
+"""The embedded sample: its statistics and scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.model_selection import train_test_split
 
-# Measured when the recipe was worked out: mean, maximum, yearly means of 2013 to 2016.
+# Reference values of the recipe: mean, maximum, yearly means of 2013 to 2016.
 MEASURED = {
     "solar_GW": (3.66, 24.4, (3.36, 3.65, 3.54, 4.11)),
     "wind_GW": (7.08, 33.7, (4.99, 5.78, 8.21, 9.34)),
@@ -27,7 +27,7 @@ def _score(train, test):
 
 @pytest.mark.parametrize("column", MEASURED)
 def test_sample_has_the_measured_means_and_maximum(prepared, column):
-    """Mean, maximum and yearly means are those measured for the recipe (within 1 %; 2 % for the maximum)."""
+    """Mean, maximum and yearly means are the reference values (within 1 %; 2 % for the maximum)."""
     series = prepared[0].set_index("utc_timestamp")[column]
     mean, highest, yearly = MEASURED[column]
     assert series.mean() == pytest.approx(mean, rel=0.01)
@@ -35,8 +35,8 @@ def test_sample_has_the_measured_means_and_maximum(prepared, column):
     assert series.groupby(series.index.year).mean().tolist() == pytest.approx(yearly, rel=0.01)
 
 
-def test_sample_scores_as_measured_and_a_random_split_flatters(prepared):
-    """Linear regression explains what was measured for the recipe, and more so on a random split."""
+def test_random_split_overestimates_the_score(prepared):
+    """The scores of linear regression are the reference values, higher on a random split."""
     by_time = _score(*split_by_time(prepared[0], 0.2))
     at_random = _score(*train_test_split(prepared[0], test_size=0.2, random_state=0))
     assert by_time == pytest.approx((0.939, 0.567), abs=0.01)

@@ -15,8 +15,8 @@ from forecast.terms.origin import origin_in, origin_of
 NAMES = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "source.json", "SHA256SUMS"]
 
 
-def test_fetch_writes_the_files_with_right_checksums(raw):
-    """The folder holds power, weather, card, origin and checksums, which agree; a second call writes nothing."""
+def test_fetch_writes_the_files_with_checksums(raw):
+    """The folder holds power, weather, card, origin and matching checksums; a second call writes nothing."""
     before = {path.name: path.stat().st_mtime_ns for path in raw.iterdir()}
     assert sources.fetch("sample", raw) == [raw / name for name in NAMES]
     assert {path.name: path.stat().st_mtime_ns for path in raw.iterdir()} == before
@@ -27,8 +27,8 @@ def test_fetch_writes_the_files_with_right_checksums(raw):
 
 
 @pytest.mark.parametrize("name", [NAMES[0], "SOURCE.md", "SHA256SUMS"])
-def test_fetch_mends_a_folder_with_a_damaged_file(raw, raw_copy, name):
-    """A file that was cut is written again."""
+def test_fetch_repairs_a_damaged_file(raw, raw_copy, name):
+    """A truncated file is written again."""
     content = (raw_copy / name).read_bytes()
     (raw_copy / name).write_bytes(content[: len(content) // 2])
     sources.fetch("sample", raw_copy)
@@ -36,15 +36,15 @@ def test_fetch_mends_a_folder_with_a_damaged_file(raw, raw_copy, name):
 
 
 def test_source_card_says_modelled_and_gives_the_attribution(raw):
-    """The card is headed by the word modelled, names the sources and says what the data does not match."""
+    """The card says modelled in its title, names the sources, and lists the differences from the real data."""
     card = (raw / "SOURCE.md").read_text(encoding="utf-8")
     assert "modelled" in card.splitlines()[0]
     for word in ("Deutscher Wetterdienst", "demandlib", "windpowerlib", "Not Open Power System Data", "does not match"):
         assert word in card
 
 
-def test_origin_goes_from_raw_files_into_the_table_and_through_parquet(raw, prepared, tmp_path):
-    """Fetched, prepared, written and read again, the table says what the source says."""
+def test_origin_is_kept_from_raw_files_to_parquet(raw, prepared, tmp_path):
+    """The origin of the source is that of the table that was fetched, prepared, written and read again."""
     frame, _ = prepared
     parquet, _ = write(frame, tmp_path)
     for origin in (origin_in(raw), origin_of(frame), origin_of(processed.read(parquet))):
@@ -54,7 +54,7 @@ def test_origin_goes_from_raw_files_into_the_table_and_through_parquet(raw, prep
 
 
 def test_origin_that_is_not_recorded_is_unknown(raw_copy, frame):
-    """Raw files without it, as of an older clone, are prepared all the same; nothing is claimed of them."""
+    """Raw files without an origin, such as from an older clone, are prepared with an unknown origin."""
     (raw_copy / "source.json").unlink()
     table, findings = prepare(raw_copy)
     assert findings["source"] == "unknown"
@@ -65,8 +65,8 @@ def test_origin_that_is_not_recorded_is_unknown(raw_copy, frame):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"source": 3}', b"\xff\xfe"])
-def test_origin_that_is_damaged_says_how_to_make_it_again(raw_copy, content):
-    """The file is named, with the command."""
+def test_damaged_origin_is_an_error_with_a_command(raw_copy, content):
+    """The error names the file, and the command that writes it again."""
     (raw_copy / "source.json").write_bytes(content)
     with pytest.raises(DataError, match=r"source\.json is damaged") as caught:
         origin_in(raw_copy)

@@ -1,4 +1,4 @@
-"""What is unusual in data that is possible: each kind is caused in real raw files and named with its numbers."""
+"""Warnings for unusual values, each caused by a change of the raw files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from forecast.terms.parameters import Fetch, OwnFile
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
-# What the sample deserves: doubled hours with two readings, and the jump that the real wind series has.
+# The warnings of the unchanged sample: duplicate hours, and the jump that the real wind series has, too.
 OF_SAMPLE = {("power", "duplicate hours"), ("wind_GW", "change of the mean from year to year")}
 
 
@@ -29,7 +29,7 @@ def _warnings(validated) -> dict[tuple[str, str], object]:
 
 @pytest.fixture
 def damaged(raw_copy):
-    """A function that changes a raw file, a frame by the hour, and returns its validation."""
+    """A function that changes a raw file, as a frame indexed by hour, and returns its validation."""
 
     def change(name, how, *years):
         path = raw_copy / name
@@ -43,7 +43,7 @@ def damaged(raw_copy):
 
 
 def _put(column, hours, value):
-    """Put a value, or what a function makes of the old ones, into the hours from the first to the last one."""
+    """Set a range of hours to a value, or to a function of the old values."""
 
     def change(table):
         where = slice(*hours)
@@ -55,13 +55,13 @@ def _put(column, hours, value):
     return change
 
 
-def test_sample_gives_the_warnings_it_deserves(prepared):
-    """Two, and no more: four doubled hours, and the jump of wind from 2014 to 2015; every value is finite."""
+def test_sample_has_two_warnings(prepared):
+    """Four duplicate hours, and the jump of wind power from 2014 to 2015; every value is finite."""
     validated = validate(*prepared)
     assert set(_warnings(validated)) == OF_SAMPLE
-    doubled = _warnings(validated)["power", "duplicate hours"]
-    assert (doubled.value, validated.metrics()["doubled_power"]) == (4, 4)
-    assert "1 in 2014" in doubled.note
+    duplicates = _warnings(validated)["power", "duplicate hours"]
+    assert (duplicates.value, validated.metrics()["doubled_power"]) == (4, 4)
+    assert "1 in 2014" in duplicates.note
     jump = _warnings(validated)["wind_GW", "change of the mean from year to year"]
     assert jump.value == pytest.approx(42.2, abs=0.1)
     assert jump.note.startswith("2015 over")
@@ -69,8 +69,8 @@ def test_sample_gives_the_warnings_it_deserves(prepared):
     assert validated.values["outliers"].sum() == 0
 
 
-def test_gap_is_named_with_its_length_and_its_begin(damaged):
-    """Four hundred hours cut from the power file: the gap, and the share of the year."""
+def test_gap_is_reported_with_length_and_start(damaged):
+    """Without 400 hours of the power file: the gap, and the share of the year."""
     cut = pd.date_range("2015-07-28 08:00", periods=400, freq="h", tz="UTC")
     validated = damaged(POWER_FILE, lambda table: table.drop(index=cut))
     gap = _warnings(validated)["hours", "longest gap"]
@@ -93,7 +93,7 @@ def test_gap_is_named_with_its_length_and_its_begin(damaged):
     ],
 )
 def test_single_wrong_reading_is_an_outlier(damaged, name, column, ours, value, reading):
-    """One hour that is possible but far from its neighbours: named with its time and value, counted in its year."""
+    """A possible value far from its neighbours is reported with time and value, and counted in its year."""
     hour = "2015-04-14 11:00"
     validated = damaged(name, _put(column, (hour, hour), value))
     outliers = [
@@ -117,15 +117,15 @@ YEAR = ("2014-01-01", "2014-12-31 23:00")
         (WEATHER_FILE, WINDSPEED, ("2013", "2016"), partial(np.roll, shift=24 * 30), "wind_GW", [*range(2013, 2017)]),
     ],
 )
-def test_generation_that_does_not_fit_the_weather_is_warnings(damaged, name, column, hours, how, target, years):
-    """Power shuffled over a year, or wind speed of a month before, in one year or in all: each year, none besides."""
+def test_generation_that_does_not_match_the_weather_is_a_warning(damaged, name, column, hours, how, target, years):
+    """Power shuffled within a year, or wind speed shifted by a month: the note lists exactly these years."""
     validated = damaged(name, _put(column, hours, how))
     [poor] = [check for check in validated.warnings if "rank correlation" in check.name]
     assert poor.of == target
     assert sorted(re.findall(r"(\d{4}) \(", poor.note)) == [str(year) for year in years]
 
 
-# A frozen reading, zeros for a gap, sun at night: column, hours and value, then the check, its value and its note.
+# A frozen sensor, a gap filled with zeros, sun at night: column, hours and value, then the check, its value and note.
 IMPOSSIBLE = [
     (WIND, ("2013-01-05 04:00", "2013-01-07 16:00"), 5000, "the same value hour after hour", 61, " (5 GW, 61 h)"),
     (SOLAR, ("2013-06-05 00:00", "2013-06-06 23:00"), 0, "zero hour after hour", 53, " (0 GW, "),
@@ -140,8 +140,8 @@ IMPOSSIBLE = [
 ]
 
 
-def test_values_that_cannot_be_of_their_hours_are_warnings(damaged):
-    """How long or how much, since when; and no other warning. A night or a week of clouds is none."""
+def test_values_that_do_not_fit_their_hours_are_warnings(damaged):
+    """Exactly these warnings, with duration or amount, and start; nights and cloudy weeks give none."""
     validated = damaged(POWER_FILE, lambda raw: reduce(lambda table, put: _put(*put[:3])(table), IMPOSSIBLE, raw))
     warnings = {name: check for (_, name), check in _warnings(validated).items()}
     assert set(warnings) == {name for _, name in OF_SAMPLE} | {name for *_, name, _, _ in IMPOSSIBLE}
@@ -152,7 +152,7 @@ def test_values_that_cannot_be_of_their_hours_are_warnings(damaged):
 
 
 def test_other_unit_of_one_year_is_suspected(damaged):
-    """Wind speed of 2014 in km/h, all within the possible: its mean is unusual, and the unit is named."""
+    """Wind speed of 2014 in km/h, within the possible range: its mean is unusual, and the note names the unit."""
     validated = damaged(WEATHER_FILE, _put(WINDSPEED, ("2014-01-01", "2014-12-31 23:00"), lambda old: old * 3.6))
     check = _warnings(validated)["windspeed", "mean of a year"]
     assert check.value == pytest.approx(3.6 * 4.1107, abs=0.01)
@@ -161,7 +161,7 @@ def test_other_unit_of_one_year_is_suspected(damaged):
     assert ("windspeed", "change of the mean from year to year") in _warnings(validated)
 
 
-# -- an own file that is wrong and possible ----------------------------------------------------------------------------
+# -- plausible errors in a user's file ---------------------------------------------------------------------------------
 FIGURES = {year: {target: CAPACITY[target][str(year)] for target in CAPACITY} for year in (2013, 2014, 2015)}
 JUMP = ("wind_GW", "change of the mean from year to year")
 SUN, BEHIND_LIGHT = ("solar_GW", "hours behind the sun"), ("solar_GW", "hours behind the light")
@@ -173,7 +173,7 @@ BERLIN = {"column": "utc_timestamp", "zone": "Europe/Berlin"}
 
 @pytest.fixture
 def own(frame, tmp_path):
-    """A function that prepares two years of the sample, changed, as an own file, and returns what validation finds."""
+    """A function that prepares two changed years of the sample as a user's file, and returns their validation."""
     two_years = frame[frame["utc_timestamp"].dt.year.isin([2014, 2015])]
 
     def change(how, capacity=FIGURES, **options):
@@ -187,7 +187,7 @@ def own(frame, tmp_path):
 
 
 def _later(hours, *columns, summer_only=False):
-    """Move columns by hours, all year or in summer time only."""
+    """Shift columns by hours, all year or only in summer time."""
 
     def change(table):
         hourly = table.set_index("utc_timestamp").asfreq("h")
@@ -200,7 +200,7 @@ def _later(hours, *columns, summer_only=False):
 
 
 def _restamped(hours, zone=None):
-    """Stamp rows some hours later, or by the clock of a zone."""
+    """Shift the time stamps by hours, or convert them to a zone."""
 
     def change(table):
         stamps = table["utc_timestamp"] + pd.Timedelta(hours=hours)
@@ -210,14 +210,14 @@ def _restamped(hours, zone=None):
 
 
 def _tutorial(table):
-    """The tutorial's file: its weather is right in winter and an hour late in summer; four hours are duplicates."""
+    """The tutorial's file: weather an hour late in summer, and duplicate hours."""
     table = _later(1, *FEATURES, summer_only=True)(table)
     autumn = table["utc_timestamp"].isin(pd.to_datetime([f"{year}-10-20T01:00Z" for year in (2014, 2015)]))
     return pd.concat([table, table[autumn]])
 
 
 def _without_spring(table):
-    """Winter time all year, without the hours that summer time skips: with them the file is refused."""
+    """Winter time all year, without the hours skipped in spring, which are an error."""
     table = _restamped(1)(table)
     stamps = table["utc_timestamp"].dt
     return table[~((stamps.month == 3) & (stamps.day > 24) & (stamps.day_of_week == 6) & (stamps.hour == 2))]
@@ -228,7 +228,7 @@ def _scaled(factor, *columns):
 
 
 def _global(table):
-    """Global radiation, the sum of both, in place of the direct one."""
+    """Global radiation (the sum of both) in place of direct radiation."""
     return table.assign(rad_horizontal=table["rad_horizontal"] + table["rad_diffuse"])
 
 
@@ -245,11 +245,11 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
     ("how", "options", "expected", "words"),
     [
         (lambda table: table, {}, set(), []),
-        (_tutorial, {}, {BEHIND_LIGHT, TWICE}, ["2014 summer (-1 h)", "its summer an hour late"]),
+        (_tutorial, {}, {BEHIND_LIGHT, TWICE}, ["2014 summer (-1 h)", "an hour late in summer"]),
         (_without_spring, {"time": BERLIN}, {SUN}, ["2014 summer (-1 h)", "winter time declared"]),
         (_restamped(1), {"time": BERLIN | {"zone": "UTC"}}, {SUN}, ["2014 winter (1 h)", "stamps at the end"]),
         (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (6 h)"]),
-        (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.726)", "exchanged?"]),
+        (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.726)", "swapped?"]),
         (_global, {}, {("rad_diffuse", "hours above rad_horizontal")}, ["2014 (0 %)", "global radiation"]),
         (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "usual in kn"]),
         (_scaled(0.2, *TARGETS), {}, FACTORS, ["2014 (0.0195)", "of another country"]),
@@ -266,23 +266,23 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
         "knots for m/s", "small country", "small capacity", "gap in the figures",
     ],
 )  # fmt: skip
-def test_own_file_that_is_wrong_and_possible_is_a_warning(own, how, options, expected, words):
-    """Clocks, units, columns and capacity that do not fit: the fault is named with its numbers, and nothing besides."""
+def test_plausible_errors_in_a_users_file_are_warnings(own, how, options, expected, words):
+    """Wrong clocks, units, columns and capacity: exactly the expected warnings, with their values."""
     checks = _warnings(own(how, **options))
     assert set(checks) == expected | {JUMP}
     notes = " ".join(check.note for key, check in checks.items() if key != JUMP)
     assert [word for word in words if word not in notes] == [], notes
 
 
-def test_own_file_without_figures_of_its_hours_is_refused_before_any_training(own):
-    """The stage `prepare` stops with the hours, and with the years whose figures lack."""
+def test_users_file_without_capacity_for_its_hours_is_an_error(own):
+    """The stage `prepare` fails with the number of hours, and the years without a capacity."""
     with pytest.raises(DataError, match="8758 of 17504 hours") as caught:
         own(lambda table: table, {year: ends for year, ends in FIGURES.items() if year < 2015})
     assert "2014 and 2015: fetch.csv.capacity" in caught.value.next_step
 
 
-def test_points_for_thousands_are_refused(own):
-    """MW as 987 and 1.234 is an error with line and column; the same numbers without points are read."""
+def test_points_for_thousands_are_an_error(own):
+    """MW as 987 and 1.234 is an error with line and column; the same numbers without points are valid."""
     wind = {"columns": {"wind_GW": {"column": "wind_GW", "unit": "MW"}}}
 
     def write(form):
@@ -295,8 +295,8 @@ def test_points_for_thousands_are_refused(own):
     assert set(_warnings(own(write(str), **wind))) == {JUMP}
 
 
-def test_category_has_no_usual_mean_and_may_stay_the_same(prepared, monkeypatch):
-    """Of a flag that is 1 for years neither mean nor change is checked."""
+def test_category_has_no_usual_mean_and_may_be_constant(prepared, monkeypatch):
+    """Neither mean nor change of a constant flag is checked."""
     frame, findings = prepared
     flag = dataclasses.replace(QUANTITIES["temperature"], usual_mean=None, zero_hours=None)
     monkeypatch.setitem(QUANTITIES, "temperature", flag)
