@@ -15,9 +15,7 @@ from forecast.terms.parameters import FILE, project, read_stage
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="forecast")
 @click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="Default: the source in params.yaml.")
-@click.option(
-    "--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder for the files."
-)
+@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="Output folder.")
 @click.option("--downloads", type=click.Path(path_type=Path), envvar="FETCH_DOWNLOADS", help="Cache folder.")
 def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     """Write the raw files of a source into a folder, with checksums and attribution.
@@ -35,13 +33,13 @@ def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     own = (base / "own").resolve()
     if options and options.source == "csv" and own not in (base / options.csv.file).absolute().parents:
         raise ParameterError(
-            f"{FILE}: fetch.csv.file must be in own/, since DVC tracks changes only there.",
+            f"{FILE}: fetch.csv.file must be in own/, since DVC tracks changes there.",
             value=options.csv.file,
             expected="a file in own/, a dependency of the stage in dvc.yaml; a symbolic link is enough",
             next_step=f"ln -s {base / options.csv.file} {own}, and set fetch.csv.file to the link",
         )
-    folders: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}
-    files = sources.fetch(source or options.source, folder, options, **folders)
+    settings: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}
+    files = sources.fetch(source or options.source, folder, options, **settings)
     for file in files:
         click.echo(file)
     click.echo(origin_in(folder).attribution, err=True)

@@ -17,7 +17,7 @@ from .. import parts
 from ..follower import Snapshot
 
 PATH, TITLE = "/over-time", "Over time"
-HEAD = ["Target", "State", "Bias", "Mean absolute error", "of the capacity", "Within the band"]
+HEAD = ["Target", "State", "Bias", "Mean absolute error", "as share of capacity", "Within the band"]
 HEAD += [f"Error of the baseline: {name}" for name in monitoring.BASELINES]
 UNKNOWN = "not known"
 INPUTS_HEAD = ["Input", "Training minimum", "Training maximum", f"Later {steps.NAMES} outside"]

@@ -64,9 +64,8 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     figure = parts.graph("what-if-curves", curves(snapshot, values), label, "chart tall")
     about = (
         f"The prediction when one input changes and the others stay the same; the dotted line marks your {steps.NAME}."
-        f" The training range is shaded; darker where the other inputs were similar, without the {TRIM_ROWS} (or"
-        f" {TRIM_SHARE:.0%}) most extreme {steps.NAMES} at either end."
-        f"{' A line ends where the set light is more than the sun can give.' * bool(LIGHT)}"
+        f" The training range is shaded; darker where the other inputs were similar, without extremes."
+        f"{' A line ends where more light is set than the sun can give.' * bool(LIGHT)}"
     )
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),

@@ -42,7 +42,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     ]
     form = "CSV in UTF-8, separated by commas; numbers as 1234.5; no empty cells."
     panels = [
-        parts.panel("your-weather", TITLE, f"Upload inputs of {steps.NAMES} to get predictions.", uploading),
+        parts.panel("your-weather", TITLE, f"Upload inputs, one row per {steps.NAME}, to get predictions.", uploading),
         parts.panel("weather-columns", "Columns of the file", form, [_columns()]),
     ]
     return [
@@ -55,14 +55,14 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
 
 def _columns() -> Component:
     """Return the table of the columns of a file."""
-    start = requests.START.removeprefix("the ") + ", with its zone"
+    start = requests.START.removeprefix("the ") + ", with time zone"
     rows = [[html.Code("utc_timestamp"), start, "UTC", f"such as {requests.EXAMPLE}"]]
     rows += [
         [html.Code(each.name), each.meaning, each.unit, "{:,} to {:,}".format(*each.possible)]
         for each in problem.INPUTS
     ]
     rows += [
-        [html.Code(CAPACITIES[each.name]), f"installed {each.plants}", each.unit, "optional"]
+        [html.Code(CAPACITIES[each.name]), f"installed capacity of {each.plants}", each.unit, "optional"]
         for each in problem.TARGETS
         if each.name in CAPACITIES
     ]

@@ -37,9 +37,7 @@ ATTRIBUTIONS = {
 }
 RETRIES = 5  # of a download that fails; pooch waits 1, 2, 3, ... seconds between them
 TIMEOUT_SECONDS = 60
-_BY_HAND = (
-    "or copy the file into {} by hand; if you trust a file with another checksum, set fetch.sha256 in params.yaml"
-)
+_BY_HAND = "or copy the file into {} by hand; if you trust another checksum, set fetch.sha256 in params.yaml"
 
 logger = logging.getLogger(__name__)
 

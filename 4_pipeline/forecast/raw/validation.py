@@ -22,8 +22,7 @@ from forecast.terms.quantities import Target
 
 logger = logging.getLogger(__name__)
 
-# Missing steps of a year, and the longest gap. In the real data of 2013-2016 at most 0.4 % of the hours of a year are
-# missing.
+# Missing steps of a year, and the longest gap. The real data of 2013-2016 lack at most 0.4 % of the hours of a year.
 MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
 MAX_DUPLICATES = 0  # rows; only the publisher knows which of two rows is right
@@ -319,10 +318,7 @@ def _rules_of_capacity(known: DataFrame, full_years: list[int], findings: Mappin
     """Yield the rules for installed capacity, if any: missing years, and mean and highest capacity factor."""
     if not problem.CAPACITY:
         return
-    gaps, question = (
-        findings.get("years_without_figure", []),
-        "the capacity is interpolated between the neighbouring years",
-    )
+    gaps, question = findings.get("years_without_figure", []), "the capacity is interpolated between its neighbours"
     without = Series({", ".join(map(str, gaps)): len(gaps)})
     yield Rule("years without a figure", "capacity", without, (None, 0), "", question)
     factors = features.capacity_factors(known)

@@ -162,12 +162,12 @@ def qualities(
 def summarize(qualities: Iterable[Quality]) -> str:
     """Return a sentence on bias and coverage of all targets."""
     qualities = list(qualities)
-    text = ", ".join(each.bias_text for each in qualities)
+    text = "Mean prediction: " + ", ".join(each.bias_text for each in qualities)
     known = [each for each in qualities if not math.isnan(each.coverage)]
     if known:
         shares = " and ".join(f"{100 * each.coverage:.0f}" for each in known)
         text += f"; the band covers {shares} % of {steps.NAMES} (nominal: {100 * known[0].nominal_coverage:.0f} %)"
-    return text[0].upper() + text[1:] + "."
+    return f"{text}."
 
 
 def training_overlap(

@@ -31,10 +31,7 @@ def test_dvc_repository_needs_no_server(tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
     with environment_of(clean_environment()):
-        for uri, words in {
-            "sqlite:///other.db": "other.db",
-            "": "is not set",
-        }.items():  # as on a worker without this disk
+        for uri, words in {"sqlite:///other.db": "other.db", "": "is not set"}.items():
             os.environ["MLFLOW_TRACKING_URI"] = uri
             with pytest.raises(ServiceError, match=words):
                 connect()
