@@ -319,7 +319,7 @@ def test_what_is_in_production_has_learned_all_hours(in_workplace):
     decision = json.loads((in_workplace.pipeline / "results" / "decision.json").read_text())
     now = Registry().production()
     assert now.evaluated.run_id == candidate["run_id"] == decision["run_id"] != now.run_id
-    assert gate.trained_until(now) == "2016-12-31T23:00:00Z" > gate.trained_until(now.evaluated)
+    assert gate.training_end(now) == "2016-12-31T23:00:00Z" > gate.training_end(now.evaluated)
     test = processed.read(in_workplace.pipeline / "data" / "test.parquet")
     judged, refitted = (Registry().load(uri) for uri in (now.evaluated.model_uri, now.model_uri))
     r2 = [evaluation.score(test, model.predict(test)).r2 for model in (judged, refitted)]

@@ -88,7 +88,7 @@ def model(snapshot: Snapshot) -> list:
     if snapshot.champion is None:
         return [html.Span("no model yet" if snapshot.is_ready else LOADING, id="model-version")]
     production, comparison = snapshot.champion.production, snapshot.comparison
-    metric, rows = production.move.figure, production.move.rows_judged
+    metric, rows = production.move.value, production.move.held_out_rows
     score = "not recorded" if metric is None else f"{metric:.3f}"
     badge = BADGES.get(snapshot.move.action) if snapshot.move else None
     scores = comparison.baseline_r2 if comparison else {}

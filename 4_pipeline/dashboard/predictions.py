@@ -41,21 +41,21 @@ class Champion:
     @property
     def training_end(self) -> str | None:
         """The last time stamp of the training data, in ISO 8601; None if it is not recorded."""
-        return gate.learned_until(self.production)
+        return gate.training_end(self.production)
 
     @property
     def evaluated_training_end(self) -> str | None:
         """The last time stamp of the evaluated model's training data, in ISO 8601; None if it is not recorded."""
-        return gate.learned_until(self.production.evaluated)
+        return gate.training_end(self.production.evaluated)
 
-    def predict_as_new(self, frame: pd.DataFrame) -> Prediction:
+    def predict_unseen(self, frame: pd.DataFrame) -> Prediction:
         """Predict measured hours; the evaluated model predicts the training hours of its refit."""
-        return storage.predict_as_new(self.model, self.evaluated, self.training_end, frame)
+        return storage.predict_unseen(self.model, self.evaluated, self.training_end, frame)
 
     @property
     def year_ends(self) -> YearEnds:
         """The installed capacity by year on which predictions depend; empty if they depend on none."""
-        return self.model.year_ends if self.model.knows_time else {}
+        return self.model.year_ends if self.model.takes_time else {}
 
     def predict_with_band(self, weather: pd.DataFrame) -> Prediction:
         """Call `LoadedModel.predict_with_band` for these rows, in a batch with those of other threads."""

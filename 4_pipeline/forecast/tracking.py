@@ -47,7 +47,7 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     try:
         client = mlflow_gate.connect(uri)
     except mlflow_gate.ServerError as error:
-        is_down = error.what.endswith("does not answer.")
+        is_down = error.what.endswith("does not respond.")
         wait = f"wait up to a minute for a server that was just started; otherwise {START}"
         step = wait if is_down else error.next_step
         raise ServiceError(error.what, value=error.value, expected=error.expected, next_step=step) from None

@@ -251,7 +251,7 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     """
     by_week = split.mondays(frame["utc_timestamp"])
     means = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS]}, axis=1).groupby(by_week).mean()
-    is_complete = by_week.value_counts().sort_index() >= split.WHOLE
+    is_complete = by_week.value_counts().sort_index() >= split.MIN_WEEK_ROWS
     partial, means = means.index[~is_complete], means[is_complete].iloc[::-1][:MAX_WEEKS]
     errors = means["predicted"] - means["measured"]
     rows = []

@@ -203,7 +203,7 @@ def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
     """Return predictions and band; NaN for a target that follows the sun, if the sun cannot give that much light."""
     predicted, band = champion.predict_with_band(hours)
     light, limit = _light(hours)
-    if champion.model.knows_time:
+    if champion.model.takes_time:
         hidden = pd.DataFrame({target.name: (light > limit) & target.by_day for target in problem.TARGETS})
         predicted, band = predicted.mask(hidden), band and (band[0].mask(hidden), band[1].mask(hidden))
     return predicted, band
@@ -253,7 +253,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     if snapshot.champion is None:
         return figures.empty(snapshot.missing("champion"))
     swept, year = [], chosen_time(snapshot, weather).year
-    for name in LABELS if snapshot.champion.model.knows_time else FEATURES:
+    for name in LABELS if snapshot.champion.model.takes_time else FEATURES:
         slider, is_whole = SLIDERS[name], name in TIME or name in figures.CATEGORIES
         number = round((slider.high - slider.low) / slider.step) + 1 if is_whole else POINTS
         points = np.linspace(slider.low, slider.high, number)
@@ -283,7 +283,7 @@ def hint(snapshot: Snapshot) -> str:
 
 def is_unused(snapshot: Snapshot) -> bool:
     """Return whether the model in production ignores hour and day."""
-    return snapshot.champion is not None and not snapshot.champion.model.knows_time
+    return snapshot.champion is not None and not snapshot.champion.model.takes_time
 
 
 def chosen_time(snapshot: Snapshot, weather: dict[str, float]) -> datetime:

@@ -145,14 +145,14 @@ def stage_of(production: Production) -> str | None:
     return production.tags.get(STAGE_TAG)
 
 
-def trained_until(model: EvaluatedModel | None) -> str | None:
+def training_end(model: EvaluatedModel | None) -> str | None:
     """Return a model's last training timestamp, in ISO 8601; None if unknown."""
     return model.declared.get("last") if model else None
 
 
 def refit_until(production: Production | None) -> str | None:
     """Return the last training timestamp of a refit in production; None if the version is not a refit."""
-    return trained_until(production) if production and production.refit_of else None
+    return training_end(production) if production and production.refit_of else None
 
 
 def source_of(production: Production | None) -> str | None:

@@ -128,15 +128,15 @@ class LoadedModel:
 
 
 def predict_unseen(
-    model: LoadedModel, evaluated: LoadedModel | None, trained_until: str | None, frame: pd.DataFrame
+    model: LoadedModel, evaluated: LoadedModel | None, training_end: str | None, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
     """Predict each row with a model that was not trained on it, as far as possible; see `predict_with_band`.
 
-    Rows up to ``trained_until`` are training rows of a refit: the ``evaluated`` model predicts them in its place.
+    Rows up to ``training_end`` are training rows of a refit: the ``evaluated`` model predicts them in its place.
     """
-    if evaluated is None or trained_until is None:
+    if evaluated is None or training_end is None:
         return model.predict_with_band(frame)
-    is_training_row = frame["utc_timestamp"] <= pd.Timestamp(trained_until)
+    is_training_row = frame["utc_timestamp"] <= pd.Timestamp(training_end)
     parts = [(evaluated, frame[is_training_row]), (model, frame[~is_training_row])]
     predicted, bands = zip(*(each.predict_with_band(rows) for each, rows in parts if len(rows)), strict=True)
     band = None if None in bands else tuple(pd.concat(ends).loc[frame.index] for ends in zip(*bands, strict=True))

@@ -170,7 +170,7 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
     is_duplicate = stamps.duplicated()
     next_step = f"correct or remove these lines of {path.name}; if a number such as -999 means a missing value in your"
     next_step += " own file, set no_value in params.yaml (fetch.csv)"
-    schema.check_cells(within[~is_duplicate], str(path), next_step, theirs=names, nullable=True)
+    schema.check_cells(within[~is_duplicate], str(path), next_step, source_names=names, nullable=True)
     unordered = int((all_stamps < all_stamps.cummax()).sum())
     counts = {"rows": len(all_stamps), "outside_years": len(all_stamps) - len(within), "unordered": unordered}
     return Part(within[~is_duplicate].set_index("utc_timestamp"), stamps[is_duplicate], counts)

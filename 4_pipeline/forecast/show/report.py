@@ -141,7 +141,7 @@ def collect(frame: DataFrame, production: Production | None) -> ReportData:
     model = load(production.model_uri)
     evaluated = load(production.refit_of.model_uri) if production.refit_of else None
     try:
-        predictions = predict_as_new(model, evaluated, gate.learned_until(production), frame)
+        predictions = predict_unseen(model, evaluated, gate.training_end(production), frame)
     except DataError as error:  # the gate may keep a model of other years
         prediction_error = f"Version {production.version} is in production but cannot predict these data: {error.what}"
         return ReportData(frame, prediction_error=prediction_error)
@@ -150,7 +150,7 @@ def collect(frame: DataFrame, production: Production | None) -> ReportData:
     except Exception as error:  # noqa: BLE001 - the report does not need the lineage
         logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
         links = ()
-    until = pd.Timestamp(last) if (last := gate.trained_until(production.evaluated)) else None
+    until = pd.Timestamp(last) if (last := gate.training_end(production.evaluated)) else None
     return ReportData(frame, *predictions, model.coverage, production, until, links)
 
 
@@ -387,7 +387,7 @@ def qualities(data: ReportData, week: Week) -> dict[str, list[Quality]]:
     stamps, end = data.frame["utc_timestamp"], week.monday + pd.DateOffset(weeks=1)
     days = {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
-    until = gate.learned_until(data.production.evaluated) if data.production else None
+    until = gate.training_end(data.production.evaluated) if data.production else None
     baselines = monitoring.baselines(data.frame, until)
     known = data.predicted, data.band, data.coverage, baselines, monitoring.max_bias_percent()
     return {name: monitoring.qualities(data.frame[each], *known) for name, each in rows.items()}

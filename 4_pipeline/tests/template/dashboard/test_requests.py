@@ -44,7 +44,7 @@ def test_csv_and_records_give_the_same_inputs():
         (f"{HEADER},solar_capacity_GW,wind_capacity_GW\n{ROW},41,-1", "wind_capacity_GW = -1", ""),
         (gzip.compress(HEADER.encode(), mtime=0), r"weather\.csv is not UTF-8 text", "decompress it"),
         (f"{HEADER}\n{ROW}".encode("utf-16"), "or UTF-16", "save it as CSV UTF-8"),
-        (f"{HEADER},\xd6\n".encode("latin-1"), "line 1: not UTF-8", "export the file again as CSV UTF-8"),
+        (f"{HEADER},\xd6\n".encode("latin-1"), "line 1: not UTF-8", "export the file again as uncompressed CSV UTF-8"),
         (f"{HEADER}\n{ROW}".replace("410", '"1,012.5"'), "line 2, column rad_horizontal", NUMBERS),
         (f"{HEADER}\n{ROW}".replace("410", "1,012.5"), "line 2: wrong number of fields", NUMBERS),
         (f"{HEADER}\n{ROW}".replace("18.5", "-; -"), "line 2, column temperature", NUMBERS),

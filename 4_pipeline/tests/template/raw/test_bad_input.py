@@ -78,7 +78,7 @@ def test_file_without_rows(reader):
     reader.path.write_bytes(b"")
     assert reader.rejects("is empty").value == "0 bytes"
     reader.put(["", *reader.lines])
-    reader.rejects("line 1: not the header, which is line 2", "lines_before_header: 1")
+    reader.rejects("line 1: the header is in line 2", "lines_before_header: 1")
     reader.put(reader.lines[:1])
     reader.rejects("line 1: there is a header, and no row")
 
@@ -96,7 +96,7 @@ def test_truncated_line(reader):
 def test_truncated_end(reader):
     """The last number may have lost digits."""
     reader.path.write_text("\n".join(reader.lines)[:-1])
-    reader.rejects(f"line {ROWS + 1}: the file is cut short", "echo >>")
+    reader.rejects(f"line {ROWS + 1}: the file ends in the middle of a line", "echo >>")
 
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "a semicolon"), ("\t", "a tab"), ("|", "a bar")])
@@ -129,7 +129,7 @@ def test_quotes_and_commas_that_are_not_separators(reader):
     reader.put(reader.with_cells(dict.fromkeys(range(2, ROWS + 2), '"1,5"')))
     reader.rejects(rf"line 2, column {reader.column}", r"'1,5'", "decimal: ','", f"{ROWS} such cells")
     reader.put(reader.with_cells(dict.fromkeys(range(2, ROWS + 2), "1,5")))
-    reader.rejects("line 2: the line is cut short or too long", "numbers with a point")
+    reader.rejects("line 2: wrong number of fields", "numbers with a decimal point")
 
 
 def test_cells_in_quotes(reader):
@@ -144,7 +144,7 @@ def test_missing_and_duplicate_columns(reader):
     reader.put([reader.lines[0].replace(reader.column, reader.near), *reader.lines[1:]])
     reader.rejects(rf"lacks 1 column: {reader.column} \(nearest: '{reader.near}'\)")
     reader.put([f"{line},{reader.column if number == 0 else 1.0}" for number, line in enumerate(reader.lines)])
-    reader.rejects("line 1", f"more than once: {reader.column}")
+    reader.rejects("line 1", f"duplicate columns: {reader.column}")
 
 
 @pytest.mark.parametrize("text", ["n.a.", "1.000.0", "0x1f"])
@@ -152,7 +152,7 @@ def test_text_in_numbers(reader, text):
     """The error has file, line, column and text, and whether the cell may be empty."""
     reader.put(reader.with_cells({25: text}))
     error = reader.rejects(f"line 25, column {reader.column}", re.escape(repr(text)))
-    nullable = ", or nothing" if reader.kind != "processed" else ""
+    nullable = ", or an empty cell" if reader.kind != "processed" else ""
     assert error.expected == f"a number{nullable}"
 
 
