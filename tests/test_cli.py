@@ -123,7 +123,7 @@ def python_that_says(folder, body):
             "import collections, shutil; shutil.disk_usage = lambda _: collections.namedtuple('u', 'free')(1e9)",
             ["1.0 GB", "5 GB are needed"],
         ),
-        ("import sys; sys.modules['ensurepip'] = None", ["cannot create environments", "apt install"]),
+        ("import sys; sys.modules['ensurepip'] = None", ["cannot create virtual environments", "apt install"]),
         ("import os; os.environ['PATH'] = '/nowhere'", ["git is not installed"]),
     ],
 )  # fmt: skip

@@ -267,13 +267,13 @@ def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
     lr, rf = (run_id_of(typed_run(typed, pattern)) for pattern in (".*lr .*=false", ".*rf .*max_depth=8"))
     theirs = mlflow.MlflowClient(in_workplace.tracking_uri).get_run(lr)
     answers = [
-        ("3.1", lr, "test_fraction 0.2; 0.1 is asked for"),
+        ("3.1", lr, "test_fraction 0.2, not 0.1"),
         ("3a", 0.0016, "differs from `theirs` in n_estimators, max_depth", theirs, rf),
-        ("3a", 0.0016, "another project than `rf`", theirs, lr),
-        ("3.1", rf, "another project"),
+        ("3a", 0.0016, "not a run of the project `rf`", theirs, lr),
+        ("3.1", rf, "not a run of the project `lr`"),
         ("3.1", "0" * 32, "has no run"),
         ("3.2", (lr, "0" * 40), "another commit"),
-        ("3.2", (lr, theirs.data.tags["mlflow.source.git.commit"][:8]), "the beginning of the right commit"),
+        ("3.2", (lr, theirs.data.tags["mlflow.source.git.commit"][:8]), "only the beginning of the right commit"),
         ("3.3", lr, "entry point `validate`"),
     ]
     before = exercises.solved(in_workplace.settings)

@@ -1,4 +1,4 @@
-"""Environment variables that point a shell and its programs at the servers; none holds a secret."""
+"""Environment variables that point a shell and its programs at the servers; none contains a secret."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from forecast.problem import EXPERIMENT
 from workshop.settings import Settings
 
 EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
-# Report a server that is down after 4 s; MLflow's own 7 tries take four minutes. `forecast.tracking` tries longer.
+# Report a server that is down after 4 s: MLflow's default of 7 retries takes four minutes.
 MLFLOW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 def exports_of(settings: Settings) -> dict[str, str]:
-    """Return the variables by their names.
+    """Return the variables by name.
 
-    Servers that run here win over addresses that the shell holds, so that a second export corrects an old shell.
+    Running servers of this clone override addresses set in the shell, so a second export corrects an old shell.
     """
-    own = settings.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
-    used = own if settings.is_up else settings
-    tracking = "-" if used.explicit_tracking_uri else own.tracking_uri
-    scheduler = "-" if used.explicit_scheduler_address else own.scheduler_address
-    table = {
-        # Addresses that a later export may replace, since it was not a person who set them.
+    local = settings.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
+    used = local if settings.is_up else settings
+    tracking = "-" if used.explicit_tracking_uri else local.tracking_uri
+    scheduler = "-" if used.explicit_scheduler_address else local.scheduler_address
+    variables = {
+        # Addresses that a later export may replace, because the user did not set them.
         "WORKSHOP_EXPORTED": f"{tracking} {scheduler} {settings.state}",
         "WORKSHOP_DASHBOARD_URL": settings.dashboard_url,
         "WORKSHOP_FTP_URI": settings.artifacts_uri,
         "MLFLOW_TRACKING_URI": used.tracking_uri,
         "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
         **MLFLOW_RETRIES,
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one for each few kilobytes
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it would show a bar even for small files
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's words on this machine's processor
+        "TF_CPP_MIN_LOG_LEVEL": "3",  # hide TensorFlow's messages about the CPU
         "DASK_SCHEDULER_ADDRESS": used.scheduler_address,
-        # A slow machine blocks a scheduler or worker for a minute. With Dask's 30 s, a connection with data on its way
-        # would be closed, and its worker end. The connection of a dead process closes immediately.
+        # A slow machine can block a scheduler or worker for a minute. Dask's default of 30 s would close connections in
+        # use and end the worker. The connection of a dead process closes immediately.
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5 minutes",
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60 s",
-        # By default both use folders that every user of the machine shares, and run what they find there.
+        # By default both use folders shared by all users of the machine, and execute files from there.
         "DASK_TEMPORARY_DIRECTORY": str(settings.state),
         "DVC_SITE_CACHE_DIR": str(settings.state / "dvc"),
     }
-    key = {} if used.explicit_scheduler_address else dask_security(settings)
-    return table | key | loopback_without_proxy() | _package_source(settings)
+    security = {} if used.explicit_scheduler_address else dask_security(settings)
+    return variables | security | loopback_without_proxy() | _package_index(settings)
 
 
 def dask_security(settings: Settings) -> dict[str, str]:
-    """Return the variables that give a Dask program our key: https://distributed.dask.org/en/stable/tls.html."""
+    """Return the TLS variables of Dask for this cluster: https://distributed.dask.org/en/stable/tls.html."""
     names = ("CA_FILE", "CLIENT__CERT", "SCHEDULER__CERT", "WORKER__CERT")
     return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(settings.dask_key) for name in names}
 
 
 def loopback_without_proxy() -> dict[str, str]:
-    """Return the variables that keep requests to this machine away from the proxy that `http_proxy` names."""
+    """Return the variables that exclude loopback addresses from the proxy in `http_proxy`."""
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if hosts != "*":
         hosts = ",".join(dict.fromkeys([*filter(None, hosts.split(",")), *LOOPBACK]))
     return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
-def _package_source(settings: Settings) -> dict[str, str]:
-    """Return the variables with which `mlflow run` makes environments without a network."""
+def _package_index(settings: Settings) -> dict[str, str]:
+    """Return the variables for pip and uv with which `mlflow run` creates environments offline."""
     if settings.offline is None:
         return {}
-    wheels = (settings.root / settings.offline / "wheels").as_uri()  # as an address, for a blank would end a path
+    wheels = (settings.root / settings.offline / "wheels").as_uri()  # a URI: pip splits paths at spaces
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "UV_OFFLINE": "1", "UV_FIND_LINKS": wheels}

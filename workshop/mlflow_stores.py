@@ -1,8 +1,8 @@
-"""MLflow's client for servers at `http:`, which sends nothing to a stranger on the port of a server of ours.
+"""MLflow's REST stores, with a check that the server on our port belongs to this clone.
 
 A shell keeps the addresses of `workshop config --export` after `workshop down`, when any user of the machine may take
-the ports. The entry points `mlflow.tracking_store` and `mlflow.model_registry_store` name the functions; MLflow loads
-them while it is itself being imported, so imports are inside.
+the ports. MLflow loads these functions by the entry points `mlflow.tracking_store` and `mlflow.model_registry_store`
+while MLflow itself is being imported, so the imports are inside the functions.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ CHECK_SECONDS = 2.0
 
 
 def open_tracking_store(store_uri: str, **_: Any) -> Any:
-    """Return MLflow's own store of runs at an address."""
+    """Return MLflow's REST tracking store for an address."""
     from mlflow.store.tracking.rest_store import RestStore
 
-    return RestStore(_checked(store_uri))
+    return RestStore(_host_creds_provider(store_uri))
 
 
 def open_model_registry_store(store_uri: str, **_: Any) -> Any:
-    """Return MLflow's own model registry at an address."""
+    """Return MLflow's REST model registry store for an address."""
     from mlflow.store.model_registry.rest_store import RestStore
 
-    return RestStore(_checked(store_uri))
+    return RestStore(_host_creds_provider(store_uri))
 
 
-def _checked(uri: str) -> Callable[[], Any]:
-    """Return the function that MLflow calls before each request; it raises ServiceError if the port is not ours."""
+def _host_creds_provider(uri: str) -> Callable[[], Any]:
+    """Return the function that MLflow calls before each request; it raises ServiceError for a foreign server."""
     from mlflow.utils.credentials import get_default_host_creds
 
     *addresses, state = os.environ.get("WORKSHOP_EXPORTED", "").split(" ", 2)
     last_check = float("-inf")
 
-    def prepare() -> Any:
+    def get_host_creds() -> Any:
         nonlocal last_check
         if uri in addresses and time.monotonic() > last_check + CHECK_SECONDS:
             from workshop.port_owners import require_own
@@ -48,4 +48,4 @@ def _checked(uri: str) -> Callable[[], Any]:
             last_check = time.monotonic()
         return get_default_host_creds(uri)
 
-    return prepare
+    return get_host_creds

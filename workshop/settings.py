@@ -1,4 +1,4 @@
-"""Settings: host, ports, addresses, credentials and paths; the only reader of the environment and `.env`."""
+"""Settings: host, ports, addresses, credentials and paths. The only module that reads the environment and `.env`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PORTS_FILE, PID_FILE = "ports.json", "supervisord.pid"  # in the state folder
 
 
 def find_root(start: Path | None = None) -> Path:
-    """Return the repository's folder: `WORKSHOP_ROOT`, else the first parent of ``start`` that looks like it.
+    """Return the repository's folder: `WORKSHOP_ROOT`, else the first parent of ``start`` that is a clone.
 
-    ``start`` is the current folder, so that commands typed in a second clone act on that clone.
+    ``start`` defaults to the current folder, so commands typed in a second clone act on that clone.
     """
     if root := os.environ.get("WORKSHOP_ROOT"):
         return Path(root).resolve()
@@ -33,9 +33,9 @@ def find_root(start: Path | None = None) -> Path:
 
 
 class Settings(BaseSettings):
-    """All addresses and paths, from (first wins) the ports that `workshop up` took, the environment, `.env`, defaults.
+    """All addresses and paths. In order of priority: ports of running servers, environment, `.env`, defaults.
 
-    Each field is set by ``WORKSHOP_<FIELD>``; the tracking and scheduler addresses by the variables of MLflow and Dask.
+    The variable of a field is ``WORKSHOP_<FIELD>``; tracking and scheduler addresses have those of MLflow and Dask.
     """
 
     model_config = SettingsConfigDict(env_prefix="WORKSHOP_", extra="ignore")
@@ -52,20 +52,20 @@ class Settings(BaseSettings):
     ftp_password: SecretStr | None = None
     ftp_tls: bool | None = None
     mlflow_port: int = Field(5000, ge=1, le=65535)
-    database_uri: SecretStr | None = None  # of PostgreSQL, in place of an SQLite file
+    database_uri: SecretStr | None = None  # PostgreSQL instead of an SQLite file
     dask_port: int = Field(8786, ge=1, le=65535)
     dask_dashboard_port: int = Field(8787, ge=1, le=65535)
     dask_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     dashboard_port: int = Field(8050, ge=1, le=65535)
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
     dask_scheduler_address: str | None = Field(None, validation_alias="DASK_SCHEDULER_ADDRESS")
-    exported: str = ""  # addresses that `exports_of` gave and, last, the state folder
+    exported: str = ""  # the addresses set by `exports_of`, then the state folder
 
     @classmethod
-    def settings_customise_sources(  # type: ignore[override] # the sources that are not used have no name here
+    def settings_customise_sources(  # type: ignore[override] # unused sources are collected in **_
         cls, settings_cls: Any, init_settings: Any, env_settings: Any, dotenv_settings: Any, **_: Any
     ) -> Any:
-        """Put the ports of running servers first, since they are in use, and those of stopped servers last."""
+        """Give the ports of running servers the highest priority, those of stopped servers the lowest."""
         root = find_root()
         dotenv = type(dotenv_settings)(settings_cls, env_file=root / ".env")
         state = Path(os.environ.get("WORKSHOP_STATE") or dotenv.env_vars.get("workshop_state") or "server/state")
@@ -75,28 +75,28 @@ class Settings(BaseSettings):
         return init_settings, env_settings, dotenv, ports
 
     def model_post_init(self, _context: Any) -> None:
-        """Make the state folder, which is relative to the root, absolute."""
+        """Resolve the state folder relative to the root."""
         self.state = (self.root / self.state).resolve()
 
     # -- addresses -------------------------------------------------------------------------------------------
     @property
     def tracking_uri(self) -> str:
-        """The address of the MLflow tracking server: the one that the user set, else that of our own."""
+        """The address of the MLflow tracking server: set by the user, else this clone's own."""
         return self.explicit_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
 
     @property
     def scheduler_address(self) -> str:
-        """The address of the Dask scheduler: the one that the user set, else that of our own."""
+        """The address of the Dask scheduler: set by the user, else this clone's own."""
         return self.explicit_scheduler_address or f"tls://{self.host}:{self.dask_port}"
 
     @property
     def explicit_tracking_uri(self) -> str | None:
-        """MLFLOW_TRACKING_URI, unless `exports_of` set it: the port of our own server may have changed since."""
+        """MLFLOW_TRACKING_URI if the user set it. A value from `exports_of` may hold an outdated port: None."""
         return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
 
     @property
     def explicit_scheduler_address(self) -> str | None:
-        """DASK_SCHEDULER_ADDRESS, likewise."""
+        """DASK_SCHEDULER_ADDRESS if the user set it, else None."""
         return None if self._is_exported(self.dask_scheduler_address) else self.dask_scheduler_address
 
     def _is_exported(self, address: str | None) -> bool:
@@ -105,17 +105,17 @@ class Settings(BaseSettings):
 
     @property
     def dask_dashboard_url(self) -> str:
-        """The page of the Dask scheduler."""
+        """The address of Dask's dashboard."""
         return f"http://{self.host}:{self.dask_dashboard_port}/status"
 
     @property
     def dashboard_url(self) -> str:
-        """The page that clients open."""
+        """The address of the workshop's dashboard."""
         return f"http://{self.host}:{self.dashboard_port}"
 
     @property
     def artifacts_uri(self) -> str:
-        """The address at which the tracking server stores artifacts, without user and password."""
+        """The tracking server's artifact location, without user and password."""
         return f"{self.ftp_uri}/mlflow"
 
     @property
@@ -125,63 +125,63 @@ class Settings(BaseSettings):
 
     @property
     def ftp_requires_tls(self) -> bool:
-        """Whether the FTP server refuses connections without TLS: by default, when other machines can reach it."""
+        """Whether the FTP server requires TLS; by default if other machines can reach it."""
         return not is_loopback(self.host) if self.ftp_tls is None else self.ftp_tls
 
     @property
     def ftp_passive_ports(self) -> range:
-        """The ports on which the FTP server accepts data connections."""
+        """The passive ports of the FTP server, for data connections."""
         return range(self.ftp_passive_first, self.ftp_passive_first + self.ftp_passive_count)
 
     @property
     def ports_file(self) -> Path:
-        """The ports that `workshop up` took last; the next `up` takes those that are free."""
+        """The ports that `workshop up` used last; the next `up` reuses those that are free."""
         return self.state / PORTS_FILE
 
     @property
     def pid_file(self) -> Path:
-        """The file that supervisor writes; it exists from `workshop up` to `workshop down`."""
+        """Supervisor's pid file; it exists from `workshop up` to `workshop down`."""
         return self.state / PID_FILE
 
     @property
     def is_up(self) -> bool:
-        """Whether `workshop up` was typed here, and `workshop down` was not."""
+        """Whether the servers were started by `workshop up` and not stopped since."""
         return self.pid_file.exists()
 
     # -- paths -----------------------------------------------------------------------------------------------
     @property
     def pipeline(self) -> Path:
-        """The folder of `dvc.yaml` and `params.yaml`: the current one, such as a copy of chapter 4, or the clone's."""
+        """The folder of `dvc.yaml` and `params.yaml`: the current folder if it has them, else chapter 4."""
         return Path.cwd() if Path("dvc.yaml").exists() else self.root / "4_pipeline"
 
     @property
     def jupyter(self) -> Path:
-        """The folder of JupyterLab's configuration."""
+        """JupyterLab's configuration folder."""
         return self.root / "server" / "jupyter"
 
     @property
     def logs(self) -> Path:
-        """The folder of the servers' logs."""
+        """The log folder of the servers."""
         return self.state / "logs"
 
     @property
     def logging_file(self) -> Path | None:
-        """The file by which all servers log, such as `server/team/logging.yaml`, if one is set."""
+        """The logging configuration of all servers, such as `server/team/logging.yaml`, if set."""
         return self.logging and (self.root / self.logging).resolve()
 
     @property
     def transfers_log(self) -> Path:
-        """The FTP server's log of transfers, which it keeps open while it runs."""
+        """The FTP server's transfer log; the running server keeps it open."""
         return self.logs / "transfers.log"
 
     @property
     def database(self) -> Path:
-        """The tracking server's SQLite file."""
+        """The tracking server's SQLite database."""
         return self.state / "mlflow.db"
 
     @property
     def artifacts(self) -> Path:
-        """The folder that the FTP server serves."""
+        """The root folder of the FTP server."""
         return self.state / "artifacts"
 
     @property
@@ -191,20 +191,20 @@ class Settings(BaseSettings):
 
     @property
     def dask_key(self) -> Path:
-        """The key and the certificate of the Dask cluster and its clients, in one file of mode 0600."""
+        """Key and certificate of the Dask cluster and its clients, in one file (mode 0600)."""
         return self.state / "tls" / "dask-key.pem"
 
     @property
     def credentials_file(self) -> Path:
-        """The generated credentials, mode 0600."""
+        """The generated credentials (mode 0600)."""
         return self.state / "credentials.json"
 
     # -- credentials -----------------------------------------------------------------------------------------
     def credentials(self, *, create: bool = False) -> tuple[str, SecretStr]:
-        """Return the FTP user and password: from the environment, else from the generated file.
+        """Return the FTP user and password from the environment, else from the generated file.
 
-        With ``create`` a missing file is made first, with a random password. Raises SettingsError when the file is
-        missing, damaged, or readable for others.
+        With ``create``, write a missing file with a random password. Raises SettingsError if the file is missing,
+        damaged, or readable by others.
         """
         if self.ftp_password is not None:
             return self.ftp_user, self.ftp_password
@@ -232,7 +232,7 @@ class Settings(BaseSettings):
         return user, password
 
     def _generate_credentials(self) -> None:
-        """Write new credentials, complete or not at all; the first of two concurrent writers wins."""
+        """Write new credentials atomically; the first of two concurrent writers wins."""
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile("w", dir=self.state) as temporary:  # mode 0600
             json.dump({"ftp_user": self.ftp_user, "ftp_password": secrets.token_urlsafe(24)}, temporary)
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
                 os.link(temporary.name, self.credentials_file)
 
     def ftp_environment(self) -> dict[str, str]:
-        """Return the variables with which MLflow's server logs in to the FTP server; the password is among them."""
+        """Return the variables for MLflow's server to log in to the FTP server, including the password."""
         user, password = self.credentials(create=True)
         return {
             "MLFLOW_FTP_USERNAME": user,
@@ -251,7 +251,7 @@ class Settings(BaseSettings):
 
 
 def get_settings() -> Settings:
-    """Return the settings as they are now; raise SettingsError with the name of a variable that cannot be used."""
+    """Read and return the current settings; raise SettingsError with the name of an invalid variable."""
     try:
         return Settings()
     except ValidationError as error:
@@ -259,7 +259,7 @@ def get_settings() -> Settings:
         name = str(first["loc"][0]) if first["loc"] else "?"
         variable = name if name.isupper() else f"WORKSHOP_{name.upper()}"
         raise SettingsError(
-            f"The setting {variable} cannot be used.",
+            f"The setting {variable} is invalid.",
             value=repr(first["input"]),
             expected=first["msg"],
             next_step=f"set or unset {variable} in the environment, in `.env`, or in the state folder's ports.json",

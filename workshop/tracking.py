@@ -1,4 +1,4 @@
-"""The tracking server of this clone, whichever address the shell or the kernel holds."""
+"""Connect to this clone's tracking server, whatever address the shell or the kernel has."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def connect(settings: Settings | None = None) -> MlflowClient:
-    """Point MLflow at this clone's tracking server and return a client; raise ServiceError when it does not answer."""
+    """Point MLflow at this clone's tracking server and return a client; raise ServiceError if the server is down."""
     settings = settings or get_settings()
-    # MLflow reads these when it is imported, also in a shell without `workshop config --export`.
+    # MLflow reads these on import; the shell may lack them (`workshop config --export`).
     for name, value in MLFLOW_RETRIES.items():
         os.environ.setdefault(name, value)
     os.environ.update(loopback_without_proxy())
     try:
-        return tracking.connect(own_or_given_uri(settings))
+        return tracking.connect(verified_tracking_uri(settings))
     except ServiceError as error:
         error.next_step = "workshop up" if "does not answer" in error.what else EXPORT_COMMAND
         raise
 
 
-def own_or_given_uri(settings: Settings | None = None) -> str:
-    """Return the address in the settings; raise ServiceError when a server of another clone listens there."""
+def verified_tracking_uri(settings: Settings | None = None) -> str:
+    """Return the tracking URI; raise ServiceError if another clone or program listens on this clone's port."""
     settings = settings or get_settings()
     if settings.explicit_tracking_uri is None:
         require_own(settings, settings.mlflow_port)

@@ -110,7 +110,7 @@ def test_lab_opens_at_the_start_page(lab, page):
     expect(page.locator(".jp-RenderedMarkdown h1")).to_have_text(re.compile("From a messy notebook"))
     for chapter in ("The starting point", "Tracking", "Projects", "pipeline"):
         expect(page.locator(".jp-RenderedMarkdown h2", has_text=chapter).first).to_be_visible()
-    assert "the servers run until `workshop down`" in lab.log.read_text()
+    assert "`workshop down` stops the servers" in lab.log.read_text()
     expect(page.get_by_text("Build Recommended")).to_have_count(0)
     expect(page.get_by_text("Would you like to get notified")).to_have_count(0)
 

@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow_ftp import names
 from workplace import BIN, clean_environment, run_program
 
-from workshop.port_owners import MARK
+from workshop.port_owners import STATE_VARIABLE
 from workshop.servers import backup
 from workshop.servers.backup import back_up, restore
 from workshop.settings import Settings
@@ -169,7 +169,7 @@ def test_what_the_disk_has_changed_is_not_backed_up(small, tmp_path, monkeypatch
     monkeypatch.setattr(backup, "PAUSE_SECONDS", 0)
     file = small.artifacts / "mlflow" / "a folder" / "model"
     file.write_bytes(b"weightz")
-    with pytest.raises(ServiceError, match="not what was stored") as caught:
+    with pytest.raises(ServiceError, match="content differs from what was stored") as caught:
         back_up(tmp_path / "new.tar", small)
     assert str(file) in str(caught.value)
     with small.database.open("r+b") as database:
@@ -183,7 +183,7 @@ def test_what_the_disk_has_changed_is_not_backed_up(small, tmp_path, monkeypatch
 def test_no_file_is_overwritten_and_nothing_is_no_backup(small, tar, empty, tmp_path):
     """A file that exists stays as it is; a state folder without a database is named."""
     content = tar.read_bytes()
-    with pytest.raises(ServiceError, match="exists already"):
+    with pytest.raises(ServiceError, match="already exists"):
         back_up(tar, small)
     assert tar.read_bytes() == content
     with pytest.raises(ServiceError, match=f"no database in {empty.state}"):
@@ -206,7 +206,7 @@ def without(end: str):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (without("model"), "files differ from its manifest"),
+        (without("model"), "files differ from the manifest"),
         (without("manifest.json"), "manifest.json"),
         (lambda members: [(info, content.replace(b"weights", b"weightz")) for info, content in members], "differ from"),
         (lambda members: [member("artifacts/more"), *members], "artifacts/more"),
@@ -258,9 +258,9 @@ def test_place_that_is_not_empty_is_refused(tar, empty, name):
 def test_servers_that_run_are_not_restored_under(tar, empty):
     """Any process that `workshop up` started for this folder is in the way."""
     sleeping = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
-    environment = os.environ | {MARK: str(empty.state)}
+    environment = os.environ | {STATE_VARIABLE: str(empty.state)}
     with subprocess.Popen(sleeping, env=environment, stdout=subprocess.PIPE) as server:
         server.stdout.readline()
-        with pytest.raises(ServiceError, match="servers of this state folder run"):
+        with pytest.raises(ServiceError, match="servers of this state folder are running"):
             restore(tar, empty)
         server.kill()

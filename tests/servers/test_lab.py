@@ -115,7 +115,7 @@ def test_tile_shows_no_server_of_another_clone(jupyter, tmp_path):
         jupyter.take_ports(mlflow_port=stranger)
         answer = jupyter.get("mlflow/")
     assert answer.status_code == 503
-    assert f"held by another clone: {tmp_path}" in answer.text
+    assert f"used by another clone: {tmp_path}" in answer.text
 
 
 def test_tile_refuses_what_another_site_sends(jupyter):

@@ -83,7 +83,7 @@ def test_stranger_on_an_exported_port_gets_no_runs(environment, tmp_path):
     with running(listen, environment, tmp_path, lambda said: "Serving" in said) as stranger:
         for command in (["python", "-c", RUN], ["mlflow", "experiments", "search"], ["mlflow-gate", "history"]):
             done = run_program(BIN / command[0], *command[1:], env=shell, cwd=ROOT / "4_pipeline", exit_code=1)
-            assert f"The port {settings.mlflow_port} is held by" in done.stderr
+            assert f"The port {settings.mlflow_port} is used by" in done.stderr
         assert set(re.findall(r'"[A-Z]+ (\S+)', stranger.log.read_text())) <= {"/health"}
         del shell["WORKSHOP_EXPORTED"]
         run_program(BIN / "python", "-c", RUN, env=shell, exit_code=None)
@@ -107,13 +107,13 @@ def test_socket_of_the_supervisor_is_in_the_state_folder_also_below_a_long_path(
 @pytest.mark.parametrize("network", [(), ("unshare", "--net")], ids=["same network", "another network"])
 def test_people_who_can_reach_the_servers_are_named(environment, monkeypatch, network):
     """An account with a process on this machine is named, and what it reaches; not one with a network of its own."""
-    monkeypatch.setattr(port_owners, "FIRST_PERSON", 1)  # `sync` is on every Debian, and has no program by itself
+    monkeypatch.setattr(port_owners, "FIRST_USER_ID", 1)  # `sync` is on every Debian, and has no program by itself
     with (
         environment_of(environment),
         subprocess.Popen([*network, "setpriv", "--reuid=sync", "--clear-groups", "sleep", "600"]) as other,
     ):
         wait_for(lambda: psutil.Process(other.pid).name() == "sleep")
-        sentence = port_owners.describe_people(get_settings()) or ""
+        sentence = port_owners.describe_other_users(get_settings()) or ""
         other.kill()
     # Others of the system's accounts may have processes, as a database has.
     assert bool(re.search(r"also on this machine: [^.]*\bsync\b.*MLflow", sentence)) is (not network)

@@ -198,7 +198,7 @@ def contents(client: MlflowClient) -> list:
     ("old", "new", "words"),
     [
         ("7@", "8@", "password authentication failed"),
-        ("%40%2F", "@/", "in a password %40 for @"),
+        ("%40%2F", "@/", "write @ in a password as %40"),
         ("+psycopg", "", "postgresql+psycopg://"),
         ("/postgres", "/none", 'database "none" does not exist'),
     ],

@@ -220,7 +220,7 @@ def test_servers_started_by_hand_are_left_alone(running):
     with by_hand(running, BIN / "python", "server/ftpserver.py"), by_hand(running, *mlflow_command(running)):
         wait_for(lambda: all(status(running)[name]["healthy"] for name in names))
         rows = status(running)
-        assert workshop(running, "up").stderr.count("started by hand and left as it is") == 2
+        assert workshop(running, "up").stderr.count("(started by hand)") == 2
         done = workshop(running, "down", "mlflow")
         assert f"{before['mlflow']['address']} was started by hand and still runs" in done.stderr
         assert status(running) == rows
@@ -274,7 +274,7 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
         ]
         stderr = "".join(shell.communicate(timeout=400)[1] for shell in shells)
         assert [shell.returncode for shell in shells] == [0, 0], stderr
-        assert stderr.count("left behind") == stderr.count(f"port {port} is held by") == 1
+        assert stderr.count("left over") == stderr.count(f"port {port} is used by") == 1
         supervisors = [p for p in processes_of(running.root) if "supervisor.supervisord" in " ".join(p.cmdline())]
         assert len(supervisors) == 1
         rows = status(running)
@@ -332,7 +332,7 @@ def test_port_that_another_program_takes_first_is_replaced(place):
         thief.start()
         done = workshop(place, "up")
         thief.join()
-        assert f": port {port} is held by" in done.stderr
+        assert f": port {port} is used by" in done.stderr
         assert place.settings.mlflow_port != port
         assert all_well(place)
         workshop(place, "up")

@@ -24,7 +24,7 @@ from sqlalchemy import create_engine, text
 from workplace import environment_of, free_port, wait_for
 
 from workshop.servers.services import SERVICES, is_healthy
-from workshop.servers.tracking_server import queue_writers
+from workshop.servers.tracking_server import serialize_writes
 from workshop.settings import get_settings
 
 API = "api/2.0/mlflow"
@@ -116,7 +116,7 @@ def assert_whole(client: MlflowClient, runs: list[str]) -> None:
 def test_writers_to_sqlite_take_turns(tmp_path):
     """Eight simultaneous writers, none of which waits for the database: every row is there."""
     engine = create_engine(f"sqlite:///{tmp_path / 'some.db'}", connect_args={"timeout": 0})
-    queue_writers(engine)
+    serialize_writes(engine)
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # as the workshop's, in which readers do not wait
     with engine.begin() as connection:

@@ -35,7 +35,7 @@ from workplace import (
 from workshop import port_owners
 from workshop.exports import exports_of
 from workshop.servers import supervisor
-from workshop.tracking import connect, own_or_given_uri
+from workshop.tracking import connect, verified_tracking_uri
 
 
 @dataclass
@@ -113,7 +113,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     (holder,) = port_owners.find_owners(second.settings, second.port).values()
     for variables in (shell, {}):
         done = first.workshop("repro", exit_code=1, **variables)
-        assert f"is held by another clone: {second.settings.state}, " in done.stderr
+        assert f"is used by another clone: {second.settings.state}, " in done.stderr
         assert f"process {holder.process.pid}" in done.stderr
         assert "Traceback" not in done.stderr
     row = first.status()
@@ -122,15 +122,15 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     kept = first.settings.ports_file.read_bytes()
     assert f":{second.port}\n" not in first.workshop("config", "--export").stdout.replace("'", "")
     first.settings.ports_file.write_bytes(kept)  # the export took ports of its own
-    with pytest.raises(ServiceError, match="held by another clone"):
+    with pytest.raises(ServiceError, match="used by another clone"):
         first.record()
     values = first.workshop("check", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
-    assert f"tracking server: {second.settings.tracking_uri}, as MLFLOW_TRACKING_URI says" in values.stderr
+    assert f"tracking server: {second.settings.tracking_uri} (set by MLFLOW_TRACKING_URI)" in values.stderr
     restarted = first.workshop("up")
-    assert f"MLflow tracking takes {first.port}: port {second.port} is held by" in restarted.stderr
+    assert f"MLflow tracking takes {first.port}: port {second.port} is used by" in restarted.stderr
     assert str(second.settings.state) in restarted.stderr
     with environment_of(first.environment | shell):  # the old terminal finds where it is now
-        assert own_or_given_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
+        assert verified_tracking_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
     for clone in clones:
         clone.record()
         clone.check_store()
@@ -142,7 +142,7 @@ def test_clone_finds_its_ports_again(clones):
     first.workshop("up")
     shell, ports = exports_of(first.settings), first.port
     done = second.workshop("up")
-    busy = f"MLflow tracking takes {second.port}: port {ports} is held by another clone: {first.settings.state}, "
+    busy = f"MLflow tracking takes {second.port}: port {ports} is used by another clone: {first.settings.state}, "
     assert busy in done.stderr
     assert second.port in range(20000, 30000)
     new_port = second.port
@@ -181,7 +181,7 @@ def test_up_names_the_stranger_that_has_its_port(clones, tmp_path):
         stranger = f"process {intruder.process.pid}"
         wait_for(lambda: port_owners.find_owners(first.settings, first.port))
         done = first.workshop("up", exit_code=1)
-        assert f"The port {first.port} is held by" in done.stderr
+        assert f"The port {first.port} is used by" in done.stderr
         assert stranger in done.stderr
         row = first.status()
         assert not row["healthy"]

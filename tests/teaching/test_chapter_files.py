@@ -155,7 +155,7 @@ def test_outputs_of_the_pipeline_lie_where_a_reset_leaves_them():
     stages = yaml.safe_load((ROOT / "4_pipeline" / "dvc.yaml").read_text())["stages"]
     declared = [stage[kind] for stage in stages.values() for kind in ("outs", "metrics", "plots") if kind in stage]
     paths = [next(iter(out)) if isinstance(out, dict) else out for outs in declared for out in outs]
-    assert {path.split("/")[0] for path in paths} <= set(chapter_files.PIPELINE_MADE)
+    assert {path.split("/")[0] for path in paths} <= set(chapter_files.PIPELINE_OUTPUTS)
 
 
 def test_exercises_of_the_chapter_count_as_unsolved(root):
@@ -189,7 +189,7 @@ def test_folder_without_git_is_refused_in_words(tmp_path, monkeypatch):
     (folder / "README.md").write_text("mine\n")
     settings = Settings(root=folder.parent, state=tmp_path / "state")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    with pytest.raises(ResetError, match="git does not know these files"):
+    with pytest.raises(ResetError, match="original files cannot be restored"):
         chapter_files.find_start(settings.root)
     assert (folder / "README.md").read_text() == "mine\n"
 
@@ -200,6 +200,6 @@ def test_kept_folder_that_cannot_be_made_stops_before_anything_changes(root):
     state.mkdir(parents=True)
     (state / "kept").write_text("in the way")
     (root / "1_starting_point" / "README.md").write_text("mine\n")
-    with pytest.raises(ResetError, match="could not be put back"):
+    with pytest.raises(ResetError, match="could not be restored"):
         restore_chapter(1)
     assert (root / "1_starting_point" / "README.md").read_text() == "mine\n"

@@ -101,7 +101,7 @@ def test_windows_itself_is_no_machine_for_it(monkeypatch):
 def test_clone_on_a_windows_drive_is_found():
     """Seen from WSL /mnt/c is wrong, the Linux home is fine; on a plain Linux the same path is fine."""
     ((what, next_step),) = prerequisites.find_place_problems("/mnt/c/Users/me/workshop", WSL_VERSION)
-    assert "drive of Windows" in what
+    assert "Windows drive" in what
     assert "cd ~ && git clone" in next_step
     assert prerequisites.find_place_problems("/home/me/workshop", WSL_VERSION) == []
     assert prerequisites.find_place_problems("/mnt/c/workshop", DEBIAN_VERSION) == []
@@ -111,7 +111,7 @@ def test_path_with_a_blank_is_found(tmp_path):
     """Make and the first lines of scripts cannot use such a path."""
     folder = tmp_path / "My Documents"
     folder.mkdir()
-    assert "contains a blank" in problems(folder=str(folder))
+    assert "contains a space" in problems(folder=str(folder))
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_programs_of_another_environment_are_found(monkeypatch, tmp_path):
 def test_port_that_is_held_is_reported_with_its_holder(settings):
     """Nothing is wrong with that, `up` takes another; but the holder is named."""
     with socket.create_server(("127.0.0.1", settings.dashboard_port)):
-        assert_found("dashboard", OK, f"port {settings.dashboard_port} is held by", f"process {os.getpid()}")
+        assert_found("dashboard", OK, f"port {settings.dashboard_port} is used by", f"process {os.getpid()}")
 
 
 def test_servers_that_do_not_answer_are_found(settings):

@@ -1,4 +1,4 @@
-"""The command line: arguments and printing only. Progress goes to standard error, results to standard output."""
+"""The command line: arguments and printing only. Progress is written to stderr, results to stdout."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ import os
 import click
 from forecast.terms.errors import typeable
 
-# The module of each command and its line in `workshop --help`, which imports no command and so is fast.
+# The module and the help line of each command. `workshop --help` imports no command, so it is fast.
 COMMANDS = {
-    "up": ("servers", "Start the servers that do not run, and wait until each answers."),
-    "down": ("servers", "Stop the servers, or only those that are named."),
-    "status": ("servers", "Show the servers, and the notebooks on the cluster."),
-    "config": ("pipeline", "Show addresses and folders, also as lines for the shell."),
+    "up": ("servers", "Start the servers that are down, and wait until each one answers."),
+    "down": ("servers", "Stop all servers, or only the named ones."),
+    "status": ("servers", "Show the servers, and the notebooks running on the cluster."),
+    "config": ("pipeline", "Show addresses and folders, or export them to the shell."),
     "lab": ("servers", "Start the servers, then JupyterLab at the start page."),
-    "backup": ("servers", "Write database and artifacts to FILE, or restore them."),
-    "repro": ("pipeline", "Run what changed of the pipeline."),
-    "doctor": ("teaching", "Examine this machine and say what to type."),
+    "backup": ("servers", "Write the database and the artifacts to FILE, or restore them."),
+    "repro": ("pipeline", "Run the stages of the pipeline that changed."),
+    "doctor": ("teaching", "Check this machine and say what to fix."),
     "check": ("teaching", "Show which steps are done and which one is next."),
-    "reset": ("teaching", "Put the files of CHAPTER back to their start."),
+    "reset": ("teaching", "Restore the original files of CHAPTER."),
 }
-TRACKED = ("repro", "check")  # use the tracking server
-ON_CLUSTER = ("up", "repro")  # lead to notebooks on the cluster
+TRACKED = ("repro", "check")  # commands that use the tracking server
+ON_CLUSTER = ("up", "repro")  # commands that run notebooks on the cluster
 
 
 class LazyGroup(click.Group):
-    """A group that imports the module of a command when the command is called."""
+    """Command group that imports a command's module when the command is called."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
-        """Return the names of the commands."""
+        """Return the command names."""
         return list(COMMANDS)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
-        """Return a command."""
+        """Import and return a command."""
         if name not in COMMANDS:
             return None
         return getattr(importlib.import_module(f"workshop.cli.{COMMANDS[name][0]}"), name)
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands, each with its line."""
+        """Write the list of commands with their help lines."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(
     cls=LazyGroup,
-    commands=[click.Command(name) for name in COMMANDS],  # for the suggestion after a misspelled one
+    commands=[click.Command(name) for name in COMMANDS],  # click suggests one of these after a typo
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="workshop")
@@ -58,14 +58,14 @@ def main(context: click.Context) -> None:
     \b
     Example:  workshop up --repro
     """
-    from workshop.exports import loopback_without_proxy  # not for --help: pydantic takes 0.2 s
+    from workshop.exports import loopback_without_proxy  # here, so that --help does not import pydantic (0.2 s)
     from workshop.settings import get_settings
 
     os.environ.update(loopback_without_proxy())
     if context.invoked_subcommand in TRACKED and (address := get_settings().explicit_tracking_uri):
-        report(f"tracking server: {address}, as MLFLOW_TRACKING_URI says")
+        report(f"tracking server: {address} (set by MLFLOW_TRACKING_URI)")
     if context.invoked_subcommand in ON_CLUSTER and (address := get_settings().explicit_scheduler_address):
-        report(f"cluster for notebooks: {address}, as DASK_SCHEDULER_ADDRESS says")
+        report(f"Dask cluster: {address} (set by DASK_SCHEDULER_ADDRESS)")
 
 
 # -- printing ---------------------------------------------------------------------------------------------------------
@@ -73,16 +73,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 def report(line: str) -> None:
-    """Report progress on standard error."""
+    """Print a line of progress to stderr."""
     click.echo(f"  {typeable(line)}", err=True)
 
 
 def print_rows(rows: list[dict], as_json: bool) -> None:
-    """Print rows of the same columns."""
+    """Print rows with the same columns as a table, or as JSON."""
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    from tabulate import tabulate  # not for --help: takes 0.1 s
+    from tabulate import tabulate  # here, since the import takes 0.1 s
 
     cells = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
     click.echo(tabulate(cells, headers="keys", tablefmt="simple"))

@@ -1,4 +1,4 @@
-"""Commands for the pipeline: run it, and show what it runs on."""
+"""Pipeline commands: `repro` and `config`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from mlflow_gate.decision import read_decision
 from workshop.cli import json_option, print_rows, report
 from workshop.exports import EXPORT_COMMAND, exports_of
 from workshop.settings import Settings, get_settings
-from workshop.tracking import own_or_given_uri
+from workshop.tracking import verified_tracking_uri
 
-NOTHING = "nothing is in production"
+NONE = "no model is in production"
 
 
 def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options: Any) -> None:
-    """Bring the pipeline up to date on the servers, by default with as many simultaneous stages as Dask workers.
+    """Bring the pipeline up to date on the servers, by default with as many parallel stages as Dask workers.
 
-    ``shell_first``: use the server and the cluster that the shell names, if any, as a `dvc repro` typed there does. The
-    ``options`` are those of `dvc_parallel.reproduce`.
+    With ``shell_first``, variables of the shell override the servers of this clone, as for a plain `dvc repro`.
+    ``options`` are passed to `dvc_parallel.reproduce`.
     """
-    own_or_given_uri(settings)  # another clone's server may have the port by now
-    servers = {name: text for name, text in exports_of(settings).items() if not (shell_first and os.environ.get(name))}
+    verified_tracking_uri(settings)  # another clone's server may have taken the port
+    exports = {name: text for name, text in exports_of(settings).items() if not (shell_first and os.environ.get(name))}
     path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", os.defpath)
-    os.environ.update(servers, PATH=path, PYTHONUNBUFFERED="1")  # for the programs of the stages
+    os.environ.update(exports, PATH=path, PYTHONUNBUFFERED="1")  # inherited by the stages
     options["jobs"] = options.get("jobs") or settings.dask_workers
     dvc_parallel.reproduce(
         targets,
@@ -43,10 +43,10 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 
 def finish_run(settings: Settings) -> str:
-    """Return the model in production and its score; first make the tables of chapters 2 and 3 that are missing.
+    """Write the missing tables of chapters 2 and 3, and return the model in production with its score.
 
-    What the gate left in production is there: a run begins with a stage that asks, and decides again if it is not. A
-    pipeline of other data may have another problem, in whose terms there is no such table.
+    The gate's decision file is up to date: the first stage of a run compares it with the registry. The tables come from
+    the sample, so a pipeline with other data has none.
     """
     tables = [settings.root / folder / "germany.csv" for folder in ("2_tracking", "3_projects")]
     missing = [table for table in tables if table.parent.exists() and not table.exists()]
@@ -56,12 +56,12 @@ def finish_run(settings: Settings) -> str:
         load_or_make(missing[0])
         for table in missing[1:]:
             shutil.copyfile(missing[0], table)
-    left = (read_decision(settings.pipeline / "results" / "decision.json") or {}).get("production")
-    return ", ".join(filter(None, ["{name} {version}".format(**left), left.get("score")])) if left else NOTHING
+    version = (read_decision(settings.pipeline / "results" / "decision.json") or {}).get("production")
+    return ", ".join(filter(None, ["{name} {version}".format(**version), version.get("score")])) if version else NONE
 
 
 def run_and_show(settings: Settings) -> None:
-    """Run the pipeline and print the addresses and the model in production."""
+    """Run the pipeline, then print the servers' addresses and the model in production."""
     click.echo("Pipeline", err=True)
     reproduce(settings, folder=settings.pipeline)
     production = finish_run(settings)
@@ -75,22 +75,22 @@ def run_and_show(settings: Settings) -> None:
     click.echo()
     for name, value in rows.items():
         click.echo(f"{name:<11} {value}")
-    click.echo("\nNext: open the dashboard; for the workshop type `make lab`. `make stop` ends the servers.")
-    click.echo(f"In a terminal of your own first type: {EXPORT_COMMAND}")
+    click.echo("\nNext: open the dashboard, or type `make lab` for the workshop. `make stop` stops the servers.")
+    click.echo(f"In another terminal, first type: {EXPORT_COMMAND}")
 
 
 @click.command()
 @click.argument("targets", nargs=-1)
 @click.option(
-    "-j", "--jobs", type=click.IntRange(min=1), help="Maximum of simultaneous stages; by default one a Dask worker."
+    "-j", "--jobs", type=click.IntRange(min=1), help="Maximum number of parallel stages (default: the Dask workers)."
 )
-@click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
+@click.option("-f", "--force", is_flag=True, help="Also run unchanged stages.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
 def repro(targets: tuple[str, ...], **options: Any) -> None:
-    """Run what changed of the pipeline, stages that do not need one another side by side.
+    """Run the stages of the pipeline that changed, independent stages in parallel.
 
-    It leaves the same files and the same dvc.lock as `dvc repro`. TARGETS are stages, as DVC names them; by default all
-    of the dvc.yaml here, or of the chapter's pipeline.
+    The results and dvc.lock are the same as with `dvc repro`. TARGETS are stage names of DVC (default: all stages of
+    dvc.yaml in the current folder, or else of chapter 4).
 
     \b
     Example:  workshop repro compare
@@ -103,10 +103,10 @@ def repro(targets: tuple[str, ...], **options: Any) -> None:
 
 
 @click.command()
-@click.option("--export", is_flag=True, help="Print shell lines that set the addresses and PATH.")
+@click.option("--export", is_flag=True, help="Print shell commands that set the addresses and PATH.")
 @json_option
 def config(export: bool, as_json: bool) -> None:
-    """Show addresses and folders; with --export, for the shell to read.
+    """Show addresses and folders; with --export, as shell commands.
 
     \b
     Example:  eval "$(workshop config --export)"

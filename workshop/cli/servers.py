@@ -1,4 +1,4 @@
-"""Commands for the servers: start, stop, show, back up, and start JupyterLab."""
+"""Server commands: start, stop, show and back up the servers, and start JupyterLab."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from workshop.tracking import connect
 
 @click.command()
 @click.argument("services", nargs=-1)
-@click.option("--chapter", type=click.Choice("234"), help="Also prepare the state that the chapters before it leave.")
+@click.option("--chapter", type=click.Choice("234"), help="Also prepare the results of the earlier chapters.")
 @click.option("--repro", is_flag=True, help="Also run the pipeline, and show the model in production.")
 def up(services: tuple[str, ...], chapter: str | None, repro: bool) -> None:
-    """Start the servers that do not run, or those of the SERVICES, and wait until each answers.
+    """Start the servers that are down, or only the named SERVICES, and wait until each one answers.
 
-    With --chapter, tables, runs, a registered version and a project's run of the earlier chapters are made as well.
-    What exists is not made again, and no file of yours is changed.
+    With --chapter, also create missing results of the earlier chapters: tables, runs, a registered version and a
+    project run. Your own files are not changed.
 
     \b
     Example:  workshop up
@@ -53,32 +53,32 @@ def up(services: tuple[str, ...], chapter: str | None, repro: bool) -> None:
 
 
 def _start(services: Sequence[str] = ()) -> Settings:
-    """Start the servers, or the named ones, and say who else can reach them; return the settings."""
+    """Start the servers, or the named ones, and report other users who can reach them; return the settings."""
     settings = supervisor.up(report, services)
-    if people := port_owners.describe_people(settings):
-        report(people)
+    if other_users := port_owners.describe_other_users(settings):
+        report(other_users)
     return settings
 
 
 @click.command()
 @click.argument("services", nargs=-1)
 def down(services: tuple[str, ...]) -> None:
-    """Stop the servers and their child processes; only the SERVICES that are named, if any.
+    """Stop the servers, or only the named SERVICES, and their child processes.
 
-    SERVICES are names of `workshop status`. Servers that a person started by hand are left running.
+    SERVICES are names from `workshop status`. Servers that you started by hand keep running.
 
     \b
     Example:  workshop down
               workshop down ftp mlflow
     """
-    ended = supervisor.down(report, services)
-    report(f"stopped, {ended} processes ended" if ended else "nothing had to be stopped")
+    process_count = supervisor.down(report, services)
+    report(f"stopped {process_count} processes" if process_count else "no server was running")
 
 
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show what runs: the servers, and the notebooks on the cluster, at which cell and since when.
+    """Show the servers, and the notebooks running on the cluster with their current cell and start time.
 
     \b
     Example:  workshop status --json
@@ -103,17 +103,17 @@ def status(as_json: bool) -> None:
 
 
 def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
-    """Return the notebooks on the cluster, unless the cluster is this machine's own and does not run."""
+    """Return the notebooks on the cluster; none if this clone's own cluster is down."""
     scheduler = next(service for service in services if service["name"] == "dask-scheduler")
     if settings.explicit_scheduler_address is None and not scheduler["healthy"]:
         return []
-    import dask  # with its cluster half a second
+    import dask  # here: together with distributed it takes half a second
     from papermill_dask import EngineError, connect, running
 
     variables = {name: value for name, value in exports_of(settings).items() if name.startswith("DASK_")}
     with (
         dask.config.set({name[5:].lower().replace("__", "."): value for name, value in variables.items()}),
-        contextlib.suppress(EngineError),  # while there is no worker
+        contextlib.suppress(EngineError),  # raised while the cluster has no worker
         connect() as client,
     ):
         return running(client)
@@ -121,10 +121,10 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="The port, or the first free one above it.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="Port; if it is in use, the next free one.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lab(port: int, options: tuple[str, ...]) -> None:
-    """Start the servers that do not run, then JupyterLab at the start page; OPTIONS go to `jupyter lab`.
+    """Start the servers that are down, then JupyterLab at the start page; pass OPTIONS to `jupyter lab`.
 
     \b
     Example:  workshop lab --no-browser
@@ -133,30 +133,30 @@ def lab(port: int, options: tuple[str, ...]) -> None:
 
     settings = _start()
     start_page.write(settings)
-    report("JupyterLab starts; Ctrl-C ends only JupyterLab; the servers run until `workshop down`")
+    report("starting JupyterLab; Ctrl-C stops only JupyterLab, `workshop down` stops the servers")
     port = next(free for free in range(port, 65536) if is_free("127.0.0.1", free))
     folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     arguments = [
         "jupyter-lab",
         *("--ip=127.0.0.1", f"--port={port}", "--port-retries=0"),
-        # Dask's panel remembers its address together with the open tabs, and the address changes with the port.
+        # A workspace for each port: Dask's panel saves its address, which includes the port, with the open tabs.
         f"--LabApp.workspaces_dir={settings.state / 'jupyter' / str(port)}",
         *options,
     ]
     environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
-    # A job in the background of a script ignores Ctrl-C, and so would every program in JupyterLab's terminals.
+    # A background job of a script ignores SIGINT; the programs in JupyterLab's terminals would inherit that.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execve(program("jupyter-lab"), arguments, environment)  # noqa: S606
 
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--restore", is_flag=True, help="Bring FILE back into an empty state folder, every file compared.")
+@click.option("--restore", is_flag=True, help="Restore FILE into an empty state folder, and verify every file.")
 def backup(file: Path | None, restore: bool) -> None:
-    """Write database and artifacts to FILE while the servers run, or restore them; the file's name is printed.
+    """Write the database and the artifacts to FILE while the servers run, or restore them; print the file's name.
 
-    Without FILE it is `workshop-backup-<time in UTC>.tar` in the current folder. No file is overwritten. A backup of
-    SQLite is also restored into an empty PostgreSQL (WORKSHOP_DATABASE_URI), if MLflow has the same version.
+    FILE defaults to `workshop-backup-<UTC time>.tar` in the current folder and is never overwritten. A backup of SQLite
+    can also be restored into an empty PostgreSQL database (WORKSHOP_DATABASE_URI) by the same version of MLflow.
 
     \b
     Example:  workshop backup before-the-upgrade.tar
@@ -167,11 +167,11 @@ def backup(file: Path | None, restore: bool) -> None:
     settings = get_settings()
     if restore:
         if file is None or not file.exists():
-            raise click.BadParameter(f"a backup to restore is needed, not {file}", param_hint="FILE")
+            raise click.BadParameter(f"name an existing backup to restore, not {file}", param_hint="FILE")
         files = backups.restore(file, settings)
-        report(f"{len(files)} files are in {settings.state}; next: workshop up")
+        report(f"restored {len(files)} files into {settings.state}; next: workshop up")
     else:
         file = file or Path(f"workshop-backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar")
         files = backups.back_up(file, settings)
-        report(f"{len(files)} files")
+        report(f"saved {len(files)} files")
     click.echo(file)

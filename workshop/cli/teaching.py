@@ -21,9 +21,9 @@ DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 @click.argument("chapter", required=False, type=click.Choice("1234"), metavar="[CHAPTER]")
 @json_option
 def check(chapter: str | None, as_json: bool) -> None:
-    """Show which steps are done and which one is next; exit 1 when CHAPTER is given and not complete.
+    """Show which steps are done and which one is next; exit 1 if CHAPTER is given and not complete.
 
-    It looks at files, the tracking server, git and DVC, and writes the start page, START.md.
+    The command checks files, the tracking server, git and DVC, and rewrites the start page, START.md.
 
     \b
     Example:  workshop check 2
@@ -44,19 +44,19 @@ def check(chapter: str | None, as_json: bool) -> None:
             click.secho(f"{each.number}  {each.title}, {checkpoints.summary(of_chapter)}", bold=True)
             for step in of_chapter:
                 click.echo(_wrap(f"{start_page.SIGNS[step.done]} {step.title}", 3))
-                if step.reason and (chapter or step == following):  # of a single chapter all, else the next one
+                if step.reason and (chapter or step == following):  # with CHAPTER all hints, else only the next one
                     click.echo(f"{_wrap(step.place, 7)}\n{_wrap(step.reason, 7)}")
             click.echo()
         click.echo(start_page.LEGEND)
         where = f" ({following.place}, chapter {following.chapter})" if following else ""
-        click.echo(_wrap(f"Next: {following.title}{where}" if following else "All of it is done."))
-        click.echo(f"{start_page.START_PAGE} shows the same. If it is open: {start_page.RELOAD}")
+        click.echo(_wrap(f"Next: {following.title}{where}" if following else "All steps are done."))
+        click.echo(f"{start_page.START_PAGE} shows the same. If it is open, choose {start_page.RELOAD}")
     if chapter and not is_complete:
         raise SystemExit(1)
 
 
 def _wrap(text: str, spaces: int = 0) -> str:
-    """Return a text in lines of the terminal's width, indented; no word is broken."""
+    """Wrap and indent a text to the terminal's width without breaking words."""
     wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
     wrapper.initial_indent = wrapper.subsequent_indent = " " * spaces
     return wrapper.fill(text)
@@ -65,9 +65,9 @@ def _wrap(text: str, spaces: int = 0) -> str:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Examine this machine and say what to type; exit 1 when something will fail.
+    """Check this machine and say what to fix; exit 1 if something will fail.
 
-    `ok` is fine, `?` works yet may surprise, `!!` will fail.
+    `ok`: fine; `?`: works, but may surprise you; `!!`: will fail.
 
     \b
     Example:  workshop doctor
@@ -86,19 +86,19 @@ def doctor(as_json: bool) -> None:
 @click.argument("chapter", type=click.Choice("1234"), metavar="CHAPTER")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 def reset(chapter: str, yes: bool) -> None:
-    """Put the files of CHAPTER back to their start; your own copies are kept.
+    """Restore the original files of CHAPTER, and move yours to a folder that is printed.
 
-    The start is the state that you cloned: your commits stay in git and do not count. Runs in the tracking store,
-    outputs of the pipeline and the other chapters stay as they are.
+    The original files are those that you cloned; your own commits stay in git. Runs in the tracking store, outputs of
+    the pipeline and the other chapters are not changed.
 
     \b
     Example:  workshop reset 2
     """
     settings = get_settings()
     start, folder = chapter_files.find_start(settings.root), checkpoints.CHAPTERS[int(chapter) - 1].folder
-    report(f"{folder} is put back to the commit {start[:7]}, its exercises to unsolved; your files are moved away")
+    report(f"{folder} will be restored to commit {start[:7]}, its exercises marked unsolved, your files moved away")
     if not yes:
         click.confirm("  Continue?", abort=True, err=True)
     report(f"your files are in {chapter_files.restore_chapter(settings, int(chapter), start)}")
-    report("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
+    report("if a notebook is open in JupyterLab, choose File > Reload Notebook from Disk before you save it")
     start_page.write(settings)

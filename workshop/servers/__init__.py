@@ -1,8 +1,8 @@
-"""The servers that `workshop up` starts and watches.
+"""The servers that `workshop up` starts and supervises.
 
-- `services` is the table of the servers: command, address, ports, health; `supervisor` starts, watches and stops them.
-- `tracking_server` has MLflow's application and database; `backup` saves and restores what the servers keep.
-- `lab_tiles` has the tiles of JupyterLab.
+- `services` defines each server's command, address, ports and health check; `supervisor` starts and stops them.
+- `tracking_server` builds MLflow's application and database; `backup` saves and restores database and artifacts.
+- `lab_tiles` defines the launcher tiles of JupyterLab.
 """
 
 __all__ = ["backup", "lab_tiles", "services", "supervisor", "tracking_server"]

@@ -1,7 +1,7 @@
-"""JupyterLab's tiles: the pages of the running servers, and the report, each behind its own URL.
+"""Launcher tiles of JupyterLab: the pages of the running servers and the report, each proxied under its own URL.
 
-The ports are looked up at each request, since `workshop up` may take others. `server/jupyter/jupyter_server_config.py`
-uses this module.
+Ports are read at each request, since `workshop up` may change them. `server/jupyter/jupyter_server_config.py` uses this
+module.
 """
 
 from __future__ import annotations
@@ -23,49 +23,49 @@ from workshop.exports import exports_of
 from workshop.settings import get_settings
 
 CHECK_SECONDS = 2.0
-# The report has no scripts, and any that got into it must not run with the rights of JupyterLab's pages.
+# The report needs no scripts; an injected one must not run with the rights of JupyterLab's pages.
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'self'"
 PROBLEM_PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta http-equiv="refresh" content="3"><title>{title}</title></head>
 <body style="font: 16px/1.5 system-ui, sans-serif; max-width: 38rem; margin: 3rem auto; padding: 0 1rem">
 <h1>{title}</h1><p>{problem}</p>
-<p>Open a terminal (File, New, Terminal) and type <code>{command}</code>. This page then reloads by itself.</p></body>
+<p>Open a terminal (File > New > Terminal) and type <code>{command}</code>. This page then reloads by itself.</p></body>
 </html>"""
 
 
 class RunningServerHandler(NamedLocalProxyHandler):
-    """Passes requests to a running server; shows what to type when the server does not run."""
+    """Proxy to a running server; shows the command to type if the server is down."""
 
-    name: str  # the first part of its URL
+    name: str  # the first part of the URL
     title: str
-    setting: str  # the name of the setting with the port
-    services: tuple[str, ...]  # what `workshop up` starts for it
-    last_checks: ClassVar[dict[int, float]] = {}  # by port: when the server was last found to be ours
-    starts: ClassVar[dict[str, subprocess.Popen]] = {}  # by name
+    setting: str  # the field of Settings with the port
+    services: tuple[str, ...]  # the services that `workshop up` starts for this page
+    last_checks: ClassVar[dict[int, float]] = {}  # port -> time at which the server was last verified as ours
+    starts: ClassVar[dict[str, subprocess.Popen]] = {}  # name -> the running `workshop up`
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.proxy_base = self.name
-        self.update_last_activity = False  # pages that reload by themselves are no activity of a reader
-        self.rewrite_response = lambda response, path: self.rewrite(response, path)  # called by these names
+        self.update_last_activity = False  # pages that reload by themselves must not count as user activity
+        self.rewrite_response = lambda response, path: self.rewrite(response, path)  # passed by parameter name
 
     @property
     def port(self) -> int:
-        """The port that the server has now."""
+        """The server's current port."""
         return getattr(get_settings(), self.setting)
 
     def rewrite(self, response: RewritableResponse, path: str) -> None:
-        """Change an answer before it is passed on."""
+        """Change a response before it is sent to the browser."""
 
     async def prepare(self) -> None:
-        """Refuse what another site's page sends: for the server, the sender would be this machine."""
+        """Reject cross-site requests: to the server they would seem to come from this machine."""
         await ensure_async(super().prepare())
         if self.request.method not in ("GET", "HEAD", "OPTIONS") and not self.check_origin():
-            raise web.HTTPError(403, "This request comes from a page of another site.")
+            raise web.HTTPError(403, "Cross-site request blocked: it comes from a page of another site.")
 
     def proxy_request_headers(self) -> HTTPHeaders:
-        """Address the server by the name that it knows, whichever name the browser uses for this machine."""
+        """Return the headers with a host that the server accepts, whatever name the browser uses."""
         headers = self.request.headers.copy()
         headers["Host"] = f"127.0.0.1:{self.port}"
         if "Origin" in headers:
@@ -73,7 +73,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
         return headers
 
     async def proxy(self, port: int, path: str) -> None:
-        """Pass a request on; answer with a page when the server does not run or is not ours."""
+        """Forward a request; answer with an error page if the server is down or belongs to another clone."""
         if time.monotonic() > self.last_checks.get(port, 0) + CHECK_SECONDS:
             if foreign_owner := port_owners.find_foreign_owner(get_settings(), port):
                 show_problem(self, self.title, f"The {foreign_owner}.", "workshop up")
@@ -82,17 +82,17 @@ class RunningServerHandler(NamedLocalProxyHandler):
         try:
             await super().proxy(port, path)
         except (OSError, web.HTTPError) as error:
-            # The port is closed; or, as the proxy reports it, the server closed the connection or takes too long.
+            # The port is closed (OSError); or the proxy reports a closed connection or a timeout (500, 599).
             if isinstance(error, web.HTTPError) and error.status_code not in (500, 599):
                 raise
-            # A page that is open and asks again starts nothing: its reader may have stopped the server.
+            # Start the server only on navigation: an open page that polls may belong to a server just stopped.
             if self.request.headers.get("Sec-Fetch-Mode") == "navigate":
-                show_problem(self, self.title, f"{self.title} is being started. If it does not come:", self.start())
+                show_problem(self, self.title, f"{self.title} is starting. If this page stays:", self.start())
             else:
                 show_problem(self, self.title, f"{self.title} does not answer on port {port}.", "workshop up")
 
     def start(self) -> str:
-        """Start the server, unless that is being done; return the command."""
+        """Start the server unless it is already starting; return the command."""
         command = ["workshop", "up", *self.services]
         if self.name not in self.starts or self.starts[self.name].poll() is not None:
             self.starts[self.name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -100,38 +100,38 @@ class RunningServerHandler(NamedLocalProxyHandler):
 
 
 class MLflowHandler(RunningServerHandler):
-    """Shows the pages of the tracking server."""
+    """Proxy to the tracking server."""
 
     name, title, setting, services = "mlflow", "MLflow", "mlflow_port", ("mlflow",)
 
 
 class DaskHandler(RunningServerHandler):
-    """Shows the pages of the scheduler."""
+    """Proxy to the scheduler's dashboard."""
 
-    # `dask/` is where the panel of Dask's extension has its own addresses.
+    # Not `dask`: Dask's JupyterLab extension uses that URL.
     name, title, setting = "dask-dashboard", "Dask", "dask_dashboard_port"
     services = ("dask-scheduler", "dask-workers")
 
 
 class DashboardHandler(RunningServerHandler):
-    """Shows the dashboard; its links to MLflow lead through JupyterLab."""
+    """Proxy to the dashboard, with links to MLflow rewritten to JupyterLab's proxy."""
 
     name, title, setting, services = "dashboard", "Dashboard", "dashboard_port", ("mlflow", "dashboard")
 
     def rewrite(self, response: RewritableResponse, path: str) -> None:  # noqa: ARG002
-        """Lead the links to MLflow through JupyterLab."""
+        """Rewrite links to MLflow to go through JupyterLab."""
         if response.headers.get("Content-Type", "").startswith(("application/json", "text/html")):
             response.body = through_jupyterlab(response.body, self.base_url)
 
 
 class ReportHandler(JupyterHandler):
-    """Shows the report that the pipeline wrote last."""
+    """Page with the latest report of the pipeline."""
 
     name, title = "report", "Report"
 
     @web.authenticated
     def get(self, _path: str) -> None:
-        """Answer with the report; its links to MLflow lead through JupyterLab."""
+        """Send the report, with links to MLflow rewritten to JupyterLab's proxy."""
         file = get_settings().pipeline / "results" / "report.html"
         if not file.exists():
             show_problem(self, self.title, "There is no report yet: the pipeline writes it.", "workshop repro")
@@ -142,37 +142,37 @@ class ReportHandler(JupyterHandler):
 
 
 def show_problem(handler: JupyterHandler, title: str, problem: str, command: str) -> None:
-    """Answer with a page that says what is missing and what to type, and that reloads every three seconds."""
+    """Send a page that states the problem and the command to type, and reloads every three seconds."""
     handler.clear()
     handler.set_status(503)
     handler.finish(PROBLEM_PAGE.format(title=escape(title), problem=escape(problem), command=escape(command)))
 
 
 def through_jupyterlab(page: bytes, base_url: str) -> bytes:
-    """Return a page whose links to MLflow lead through JupyterLab, since the reader may be on another machine."""
+    """Rewrite a page's links to MLflow to go through JupyterLab, since the reader may be on another machine."""
     direct, proxied = exports_of(get_settings())["MLFLOW_TRACKING_URI"], url_path_join(base_url, "mlflow")
-    for slash in ("/", "\\u002f"):  # the second is how Dash writes it into JSON
+    for slash in ("/", "\\u002f"):  # the second as Dash escapes it in JSON
         old, new = (f"{address}/#".replace("/", slash).encode() for address in (direct, proxied))
         page = page.replace(old, new)
     return page
 
 
 class Tile(ServerProcess):
-    """A tile of the launcher, which opens in a tab of JupyterLab."""
+    """A launcher tile that opens in a tab of JupyterLab."""
 
     def __init__(self, handler: type[RunningServerHandler | ReportHandler], path: str = "") -> None:
         icon = get_settings().jupyter / "icons" / f"{handler.name}.svg"
         entry = LauncherEntry(icon_path=str(icon), category="Workshop")
         super().__init__(name=handler.name, launcher_entry=entry, new_browser_tab=False)
-        entry.title, entry.path_info = handler.title, f"{handler.name}/{path}"  # the parent writes its own there
+        entry.title, entry.path_info = handler.title, f"{handler.name}/{path}"  # override the values of the base class
         self._handler = handler
 
     def make_proxy_handler(self) -> tuple[type[JupyterHandler], dict]:
-        """Return the handler of the tile's URL, and the arguments for it."""
+        """Return the handler of the tile's URL and its arguments."""
         return self._handler, {}
 
 
 def tiles() -> dict[str, Tile]:
-    """Return the tiles of the launcher by the first part of their URL."""
+    """Return the launcher tiles by the first part of their URL."""
     paths = {MLflowHandler: "#/experiments", DaskHandler: "status", DashboardHandler: "", ReportHandler: ""}
     return {handler.name: Tile(handler, path) for handler, path in paths.items()}

@@ -1,6 +1,6 @@
-"""The table of the servers: command, address, ports and health check of each.
+"""The servers: command, address, ports and health check of each.
 
-A clone takes the ports that it took last if they are free, and others if not.
+A clone reuses its last ports if they are free, and chooses others if not.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from workshop.settings import Settings
 
 HEALTH_SECONDS = 3.0
 POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
-# Where a clone looks for ports when those that it wants are taken; below those that systems give to clients.
+# Range of the alternative ports, below the ephemeral range.
 FIRST_PORT, BLOCK_SIZE, BLOCKS = 20000, 10, 1000
 
 
-Report = Callable[[str], None]  # gets lines about the progress
+Report = Callable[[str], None]  # called with lines of progress
 
 
 @dataclass(frozen=True)
 class Service:
-    """One server: ``ports`` are the names of the settings with its ports, the first of them the one it answers on."""
+    """One server; ``ports`` are the names of its ports in `Settings`, the main port first."""
 
     name: str
     title: str
@@ -51,16 +51,16 @@ class Service:
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
     requires_password: bool = False
-    folder: str | None = None  # of the repository, in which it runs; else the folder of the servers' state
-    private: bool = True  # only the owner may read the files that it writes
+    folder: str | None = None  # working folder in the repository; default: the state folder
+    private: bool = True  # files that it writes are readable by the owner only
 
     def ports_of(self, settings: Settings) -> list[int]:
-        """Return the numbers of its ports."""
+        """Return its port numbers."""
         return [getattr(settings, name) for name in self.ports]
 
 
 def program(name: str) -> str:
-    """Return the path of a console script of this environment; PATH may name another's."""
+    """Return the path of a console script of this environment, whatever PATH is."""
     return str(Path(sys.executable).with_name(name))
 
 
@@ -76,7 +76,7 @@ def _get(url: str) -> requests.Response:
 
 def _scheduler_answers(settings: Settings) -> bool:
     context = ssl.create_default_context(cafile=settings.dask_key)
-    context.check_hostname = False  # as in Dask: who has the key is the scheduler
+    context.check_hostname = False  # as in Dask, the shared key identifies the scheduler
     context.load_cert_chain(settings.dask_key)
     with (
         socket.create_connection((settings.host, settings.dask_port), HEALTH_SECONDS) as connection,
@@ -92,20 +92,20 @@ def _workers_answer(settings: Settings) -> bool:
 
 
 def database_address(settings: Settings) -> str:
-    """Return the address of the tracking database, with the path of a file (0600) in place of a password.
+    """Return the tracking database's URI, with a password file (0600) instead of the password.
 
-    Raises SettingsError when WORKSHOP_DATABASE_URI is no address of PostgreSQL; a password is not shown.
+    Raises SettingsError, without showing the password, if WORKSHOP_DATABASE_URI is not a PostgreSQL URI.
     """
     if settings.database_uri is None:
         return f"sqlite:///{settings.database}"
-    # SQLAlchemy would read other texts differently than meant, and might show a part of the password.
+    # SQLAlchemy would misread other values and might show part of the password in an error.
     if not re.fullmatch(POSTGRESQL, settings.database_uri.get_secret_value()):
         raise SettingsError(
-            "The setting WORKSHOP_DATABASE_URI cannot be used.",
-            expected="postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE; in a password %40 for @",
+            "The setting WORKSHOP_DATABASE_URI is invalid.",
+            expected="postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE; write @ in a password as %40",
             next_step="set or unset WORKSHOP_DATABASE_URI in the environment or in `.env`",
         )
-    from sqlalchemy.engine import make_url  # takes a tenth of a second, which only PostgreSQL is worth
+    from sqlalchemy.engine import make_url  # here, since the import takes 0.1 s and only PostgreSQL needs it
 
     address = make_url(settings.database_uri.get_secret_value())
     if address.password is None:
@@ -118,7 +118,7 @@ def database_address(settings: Settings) -> str:
 
 
 def check_database(settings: Settings) -> None:
-    """Raise ServiceError when the database of WORKSHOP_DATABASE_URI does not answer."""
+    """Raise ServiceError if the database of WORKSHOP_DATABASE_URI does not answer."""
     if not settings.database_uri:
         return
     from sqlalchemy import create_engine
@@ -136,7 +136,7 @@ def check_database(settings: Settings) -> None:
 
 def _tracking_command(settings: Settings) -> list[str]:
     logs = settings.logging_file or distribution("mlflow").locate_file("mlflow/server/uvicorn_log_config.yaml")
-    # One process: several would share one SQLite file and add 40 ms to each kept-alive request.
+    # One process: more would share one SQLite file and add 40 ms to each keep-alive request.
     return [
         *("env", f"MLFLOW_BACKEND_STORE_URI={database_address(settings)}"),
         *(program("uvicorn"), "--factory", "workshop.servers.tracking_server:make_app"),
@@ -161,11 +161,11 @@ def _workers_command(settings: Settings) -> list[str]:
         "worker",
         f"tls://{settings.host}:{settings.dask_port}",
         *("--host", settings.host, "--nworkers", str(settings.dask_workers), "--nthreads", "1"),
-        # One notebook a worker: a notebook leaves its thread free, so threads no longer bound how many run.
+        # One notebook per worker: a notebook does not occupy the worker's thread, so threads would not limit them.
         *("--resources", "notebook=1"),
         *("--preload", "papermill_dask.preload"),
         *("--preload-nanny", "workshop.servers.services"),
-        # 25 MB a worker less; what a worker still serves needs an address, or it listens on all.
+        # Saves 25 MB per worker. The worker still serves some HTTP, on all interfaces unless given an address.
         *("--no-dashboard", "--dashboard-address", f"{settings.host}:0"),
     ]
 
@@ -177,10 +177,10 @@ def _dashboard_command(settings: Settings) -> list[str]:
 
 
 def dask_teardown(_nanny: Any) -> None:
-    """Stop a `dask worker` process when one of its workers has closed; supervisor then starts all of them again.
+    """Stop the `dask worker` process when one of its workers has closed; supervisor then restarts it.
 
     Dask calls this function (`--preload-nanny`). A worker that loses the scheduler also closes its nanny, and the
-    process would keep running with one worker less. After a signal, Dask has restored the default handler: do nothing.
+    process would continue with one worker fewer. After a signal Dask has restored the default handler: do nothing.
     """
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -205,12 +205,12 @@ SERVICES = (
         lambda settings: f"http://{settings.host}:{settings.mlflow_port}",
         lambda settings: _get(f"http://{settings.host}:{settings.mlflow_port}/health").ok,
         {
-            # MLflow's job workers for GenAI evaluation: eight more processes, which can outlive the server.
+            # No job workers for GenAI evaluation: they are eight more processes and can outlive the server.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            # MLflow's pool (5 + 10) is too small for 32 writers, and the answer is a 400 that no client repeats.
+            # SQLAlchemy's default pool (5 + 10) is too small for 32 writers; MLflow answers 400, and no client retries.
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "60",
-            # A server needs no progress bars, and the lock that they share can be lost with many threads.
+            # A server needs no progress bars; their shared lock can break with many threads.
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         },
     ),
@@ -231,7 +231,7 @@ SERVICES = (
         lambda settings: f"http://{settings.host}:{settings.dask_dashboard_port}/workers",
         _workers_answer,
         DASK_CONFIG,
-        private=False,  # notebooks write files as everywhere
+        private=False,  # files written by notebooks get the user's umask
     ),
     Service(
         "dashboard",
@@ -240,13 +240,13 @@ SERVICES = (
         _dashboard_command,
         lambda settings: settings.dashboard_url,
         lambda settings: _get(f"{settings.dashboard_url}/health").ok,
-        folder="4_pipeline",  # where Python finds the package
+        folder="4_pipeline",  # makes the package `dashboard` importable
     ),
 )
 
 
 def environment_of(service: Service, settings: Settings) -> dict[str, str]:
-    """Return the variables of a service; with `settings.logging_file` also those that configure its logging."""
+    """Return the environment variables of a service, including its logging if `settings.logging_file` is set."""
     variables = service.environment | (dask_security(settings) if "DASK_CONFIG" in service.environment else {})
     if not (file := settings.logging_file):
         return variables
@@ -259,23 +259,23 @@ def environment_of(service: Service, settings: Settings) -> dict[str, str]:
     }
 
 
-def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
-    """Raise ServiceError when services without a password would be open to other machines."""
+def require_loopback(settings: Settings, *names: str) -> None:
+    """Raise ServiceError if services without a password would be reachable from other machines."""
     if is_loopback(settings.host):
         return
     unprotected = [service.title for service in SERVICES if service.name in names and not service.requires_password]
     if unprotected:
         raise ServiceError(
-            f"{', '.join(unprotected)}: not started, since other machines could use it without a password.",
+            f"Not started, because other machines could use it without a password: {', '.join(unprotected)}.",
             value=f"WORKSHOP_HOST={settings.host}",
             expected="127.0.0.1 or localhost",
-            next_step="unset WORKSHOP_HOST; from another machine use a tunnel, such as "
+            next_step="unset WORKSHOP_HOST; to connect from another machine use a tunnel, such as "
             f"`ssh -L {settings.dashboard_port}:127.0.0.1:{settings.dashboard_port} HOST`",
         )
 
 
 def is_healthy(service: Service, settings: Settings) -> bool:
-    """Return whether a service answers; an answer of another clone or another program does not count."""
+    """Return whether a service of this clone answers; answers of other clones or programs do not count."""
     try:
         return service.healthy(settings) and not port_owners.find_foreign_owner(settings, *service.ports_of(settings))
     except (OSError, ValueError, KeyError, requests.RequestException):
@@ -284,9 +284,9 @@ def is_healthy(service: Service, settings: Settings) -> bool:
 
 # -- ports -------------------------------------------------------------------------------------------------------------
 def is_free(host: str, port: int) -> bool:
-    """Return whether a server could listen there."""
+    """Return whether a server could listen on a port."""
     with socket.socket() as probe:
-        # As servers do it: a port in TIME_WAIT is free, one that a server listens on is not.
+        # As servers do: a port in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):
             probe.bind((host, port))
@@ -295,37 +295,37 @@ def is_free(host: str, port: int) -> bool:
 
 
 def choose_ports(settings: Settings, report: Report, *, is_retry: bool = False) -> Settings:
-    """Return the settings with a free port in place of each that is not ours; ``report`` gets a line for each change.
+    """Return the settings with each port that is in use replaced by a free one; ``report`` each change.
 
-    The other ports follow from the state folder: two clones do not look for one at the same place. With ``is_retry``
-    all ports change, since another clone may be starting on the others.
+    Alternative ports are derived from the state folder's path, so two clones rarely try the same ones. With
+    ``is_retry`` all ports are replaced, since another clone may be starting on them.
     """
-    taken: dict[str, int] = {}
+    chosen: dict[str, int] = {}
     owners, block = owners_of(settings), zlib.crc32(os.fsencode(settings.state))
 
     def is_usable(port: int) -> bool:
         if port in owners and owners[port].state == settings.state:
             return True
-        return port not in taken.values() and is_free(settings.host, port)
+        return port not in chosen.values() and is_free(settings.host, port)
 
     for service in SERVICES:
         for name, default in zip(service.ports, service.ports_of(settings), strict=True):
-            others = (FIRST_PORT + (block + n) % BLOCKS * BLOCK_SIZE + len(taken) for n in range(BLOCKS))
-            port = taken[name] = next(filter(is_usable, others if is_retry else chain([default], others)))
+            others = (FIRST_PORT + (block + n) % BLOCKS * BLOCK_SIZE + len(chosen) for n in range(BLOCKS))
+            port = chosen[name] = next(filter(is_usable, others if is_retry else chain([default], others)))
             if port != default:
-                report(f"{service.title} takes {port}: {owners.get(default, port_owners.Owner(default))}")
-    return settings.model_copy(update=taken)
+                report(f"{service.title} uses port {port}: {owners.get(default, port_owners.Owner(default))}")
+    return settings.model_copy(update=chosen)
 
 
 def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
-    """Return the owner of each port of the services on which a process listens."""
+    """Return the owners of those service ports that a process listens on."""
     return port_owners.find_owners(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
 
 
 def reserve_ports(settings: Settings, report: Report, *, is_retry: bool = False) -> Settings:
-    """Choose the ports, write them to the file that `Settings` reads, and make the cluster's key if there is none."""
+    """Choose the ports and save them for `Settings`; create the cluster's TLS key if it is missing."""
     if not settings.dask_key.exists():
-        from mlflow_ftp.certificate import ensure_certificate  # takes a tenth of a second
+        from mlflow_ftp.certificate import ensure_certificate  # here, since the import takes 0.1 s
 
         ensure_certificate(settings.dask_key.parent, settings.dask_key.name.removesuffix("-key.pem"))
     settings = choose_ports(settings, report, is_retry=is_retry)
@@ -335,8 +335,8 @@ def reserve_ports(settings: Settings, report: Report, *, is_retry: bool = False)
 
 
 def ports_for_shell(settings: Settings, report: Report) -> Settings:
-    """Return the settings whose addresses a shell or a kernel may keep, also before the servers have started."""
-    with contextlib.suppress(OSError):  # a folder that cannot be written
+    """Return settings with addresses that stay valid for a shell or kernel, even before the servers start."""
+    with contextlib.suppress(OSError):  # the state folder is not writable
         if not settings.is_up:
             settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
             return reserve_ports(settings, report)

@@ -1,4 +1,4 @@
-"""Start, watch and stop the services through supervisor (http://supervisord.org), one for each state folder."""
+"""Start, monitor and stop the services with supervisor (http://supervisord.org), one instance per state folder."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from workshop.servers.services import (
     is_free,
     is_healthy,
     owners_of,
-    refuse_beyond_loopback,
+    require_loopback,
     reserve_ports,
 )
 from workshop.settings import Settings, get_settings
 
-START_SECONDS = 300  # of a machine under load
+START_SECONDS = 300  # allows for a machine under load
 STOP_SECONDS = 30
 LOG_LINES = 15
-OPEN_FILES = 1024  # supervisor's own default, with which it does not start where `ulimit -Hn` is less
+MIN_FILE_DESCRIPTORS = 1024  # supervisor's default; it would not start where `ulimit -Hn` is lower
 SOCKET = "supervisor.sock"  # in the state folder
-UNANSWERED = (OSError, HTTPException, xmlrpc.client.Error)
+CONNECTION_ERRORS = (OSError, HTTPException, xmlrpc.client.Error)
 
 
 @dataclass(frozen=True)
 class Status:
-    """One service as it is now.
+    """The current status of a service.
 
-    ``state``: running, started by hand (not by `up`), does not answer, given up, held by another, or stopped.
-    ``reason``: the owner of its port, or why supervisor gave it up.
+    ``state``: running, started by hand (not by `up`), does not answer, failed, port in use, or stopped.
+    ``reason``: the owner of its port, or why supervisor stopped restarting it.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Status:
 
 
 def status(settings: Settings) -> list[Status]:
-    """Return the state of every service, after asking each for its health."""
+    """Check the health of every service and return its status."""
     supervised, by_hand = processes(settings), _started_by_hand(settings)
     rows = []
     for service in SERVICES:
@@ -75,29 +75,29 @@ def status(settings: Settings) -> list[Status]:
         if service.name in by_hand:
             state = "started by hand"
         elif foreign_owner := port_owners.find_foreign_owner(settings, *service.ports_of(settings)):
-            state, reason = "held by another", f"its {foreign_owner}"
+            state, reason = "port in use", f"{foreign_owner}"
         elif process.get("statename") == "FATAL":
             last = next(iter(_log_lines(service, settings)[-1:]), "no output")
-            state = "given up"
-            reason = f"it ended again and again: {last.strip()} (all of it: {_log_file(service, settings)})"
+            state = "failed"
+            reason = f"it exited repeatedly: {last.strip()} (full log: {_log_file(service, settings)})"
         rows.append(Status(service.name, service.address(settings), pid, state, healthy, reason))
     return rows
 
 
 def up(report: Report, names: Sequence[str] = ()) -> Settings:
-    """Start the services, or the named ones, that do not run, wait until each answers; return the settings.
+    """Start the services, or the named ones, wait until each one answers, and return the settings.
 
-    Servers that a person started by hand are left as they are. Raises ServiceError with the name of a service that
-    does not answer and the end of its log, ParameterError for a name that no service has.
+    Servers started by hand are left running. Raises ServiceError with the end of the log if a service does not answer,
+    ParameterError for an unknown name.
     """
-    settings, names = get_settings(), _known(names)
-    refuse_beyond_loopback(settings, *names)
+    settings, names = get_settings(), _validate_names(names)
+    require_loopback(settings, *names)
     with _locked(settings):
-        settings = get_settings()  # another `up` may have taken other ports meanwhile
+        settings = get_settings()  # another `up` may have changed the ports meanwhile
         if processes(settings):
             _start_services(settings, report, names)
             return settings
-        _end_leftovers(settings, report)
+        _stop_all(settings, report)
         settings.credentials(create=True)
         check_database(settings)
         settings = reserve_ports(settings, report)
@@ -108,19 +108,19 @@ def up(report: Report, names: Sequence[str] = ()) -> Settings:
             except ServiceError:
                 if choose_ports(settings, lambda _: None) == settings:
                     raise
-                # Another program took a port before our server did. Nothing uses the addresses yet.
-                _end_leftovers(settings, report)
+                # Another program was faster to take a port. No client has the addresses yet, so choose others.
+                _stop_all(settings, report)
                 settings = reserve_ports(settings, report, is_retry=True)
             else:
                 return settings
 
 
 def down(report: Report, names: Sequence[str] = ()) -> int:
-    """Stop every service that `up` started, or the named ones until the next `up`; return how many processes ended.
+    """Stop all services, or the named ones, and return the number of processes that ended.
 
-    Servers that a person started by hand keep running. Raises ParameterError for a name that no service has.
+    Servers started by hand keep running. Raises ParameterError for an unknown name.
     """
-    settings, chosen = get_settings(), _known(names)
+    settings, chosen = get_settings(), _validate_names(names)
     if not settings.state.exists():
         return 0
     with _locked(settings):
@@ -128,21 +128,21 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
         if names:
             _stop(settings, names, report)
         else:
-            _end_leftovers(settings, report)
+            _stop_all(settings, report)
         by_hand = _started_by_hand(settings)
         for service in SERVICES:
             if service.name in by_hand and service.name in chosen:
-                where = f"{service.title}: {service.address(settings)}"
-                report(f"{where} was started by hand and still runs; end it there with Ctrl-C")
+                server = f"{service.title}: {service.address(settings)}"
+                report(f"{server} was started by hand and still runs; stop it in its terminal with Ctrl-C")
         return sum(not process.is_running() for process in running)
 
 
-def _known(names: Sequence[str]) -> list[str]:
-    """Return the names, or those of all services; raise ParameterError for a name that no service has."""
+def _validate_names(names: Sequence[str]) -> list[str]:
+    """Return the names, by default of all services; raise ParameterError for an unknown one."""
     known = [service.name for service in SERVICES]
     if unknown := [name for name in names if name not in known]:
         raise ParameterError(
-            "There is no such service.",
+            "There is no service with this name.",
             value=", ".join(unknown),
             expected=f"one or more of {', '.join(known)}",
             next_step="workshop status",
@@ -151,23 +151,23 @@ def _known(names: Sequence[str]) -> list[str]:
 
 
 def _stop(settings: Settings, names: Sequence[str], report: Report) -> None:
-    """Have supervisor stop some services, a client before its server, and wait for their child processes."""
+    """Stop some services, clients before servers, and wait for their child processes."""
     supervised = processes(settings)
     for service in reversed(SERVICES):
         if service.name in names and (pid := supervised.get(service.name, {}).get("pid")):
             family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-            _ask(settings, "stopProcess", service.name)
+            _call(settings, "stopProcess", service.name)
             psutil.wait_procs(family, timeout=STOP_SECONDS)
-            report(f"{service.title}: stopped; it was at {service.address(settings)}")
+            report(f"{service.title}: stopped (it was at {service.address(settings)})")
 
 
 @contextlib.contextmanager
 def stopped(settings: Settings) -> Iterator[None]:
-    """Keep servers from being started on this state folder; raise ServiceError when some run."""
+    """Prevent servers from starting on this state folder; raise ServiceError if some are running."""
     with _locked(settings):
         if running := port_owners.marked_processes(settings.state):
             raise ServiceError(
-                "The servers of this state folder run.",
+                "The servers of this state folder are running.",
                 value=f"{len(running)} processes on {settings.state}",
                 next_step="workshop down; or set WORKSHOP_STATE to another folder",
             )
@@ -176,18 +176,18 @@ def stopped(settings: Settings) -> Iterator[None]:
 
 # -- supervisor --------------------------------------------------------------------------------------------------------
 def processes(settings: Settings) -> dict[str, dict]:
-    """Return supervisor's information about each service, by name; nothing when supervisor does not run."""
+    """Return supervisor's process information by service name; empty if supervisor is not running."""
     try:
-        return {info["name"]: info for info in _ask(settings, "getAllProcessInfo")}
-    except UNANSWERED:
+        return {info["name"]: info for info in _call(settings, "getAllProcessInfo")}
+    except CONNECTION_ERRORS:
         return {}
 
 
-def _ask(settings: Settings, method: str, *arguments: object) -> Any:
-    """Call a method of http://supervisord.org/api.html; raise one of UNANSWERED when no supervisor runs."""
+def _call(settings: Settings, method: str, *arguments: object) -> Any:
+    """Call a method of http://supervisord.org/api.html; raise one of CONNECTION_ERRORS if supervisor is down."""
     descriptor = os.open(settings.state, os.O_RDONLY)
     try:
-        address = f"unix://{_short(settings.state, f'fd/{descriptor}')}/{SOCKET}"
+        address = f"unix://{_short_path(settings.state, f'fd/{descriptor}')}/{SOCKET}"
         with contextlib.closing(SupervisorTransport(serverurl=address)) as transport:
             proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
             return getattr(proxy.supervisor, method)(*arguments)
@@ -195,20 +195,20 @@ def _ask(settings: Settings, method: str, *arguments: object) -> Any:
         os.close(descriptor)
 
 
-def _short(folder: Path, link: str) -> Path:
-    """Return a path of ``folder``, which a process also has as ``link``, that is short enough for a socket (Linux)."""
+def _short_path(folder: Path, link: str) -> Path:
+    """Return a path to ``folder`` by way of /proc (Linux): the path of a Unix socket has at most 108 bytes."""
     return Path("/proc/self", link) if sys.platform == "linux" else folder
 
 
 def _start_supervisor(settings: Settings) -> None:
-    """Start supervisor; the services are started later, by request."""
+    """Start supervisor without starting the services."""
     file = settings.state / "supervisord.conf"
     with file.open("w") as output:
         _configuration(settings).write(output)
-    variables = {"WORKSHOP_ROOT": settings.root, "WORKSHOP_STATE": settings.state, port_owners.MARK: settings.state}
-    environment = os.environ | exports_of(settings) | {name: str(path) for name, path in variables.items()}
-    environment.pop("WORKSHOP_DATABASE_URI", None)  # its password is for the tracking server alone
-    done = subprocess.run(
+    folders = {"WORKSHOP_ROOT": str(settings.root), "WORKSHOP_STATE": str(settings.state)}
+    environment = os.environ | exports_of(settings) | folders | {port_owners.STATE_VARIABLE: str(settings.state)}
+    environment.pop("WORKSHOP_DATABASE_URI", None)  # only the tracking server may have its password
+    completed = subprocess.run(
         [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(file)],
         env=environment,
         cwd=settings.state,
@@ -217,20 +217,20 @@ def _start_supervisor(settings: Settings) -> None:
         text=True,
         check=False,
     )
-    if done.returncode:
+    if completed.returncode:
         raise ServiceError(
-            "The supervisor did not start.",
-            value=(done.stderr or done.stdout).strip()[-500:],
+            "Supervisor did not start.",
+            value=(completed.stderr or completed.stdout).strip()[-500:],
             next_step=f"see {settings.logs / 'supervisord.log'}, then `workshop down` and `workshop up`",
         )
 
 
 def _configuration(settings: Settings) -> configparser.RawConfigParser:
     def literal(value: object) -> str:
-        return str(value).replace("%", "%%")  # supervisor expands %(here)s and the like
+        return str(value).replace("%", "%%")  # supervisor expands expressions such as %(here)s
 
     configuration = configparser.RawConfigParser()
-    configuration["unix_http_server"] = {"file": literal(_short(settings.state, "cwd") / SOCKET), "chmod": "0600"}
+    configuration["unix_http_server"] = {"file": literal(_short_path(settings.state, "cwd") / SOCKET), "chmod": "0600"}
     configuration["rpcinterface:supervisor"] = {
         "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
     }
@@ -240,7 +240,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
         "childlogdir": literal(settings.logs),
         "directory": literal(settings.state),
         "umask": "077",
-        "minfds": str(min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
+        "minfds": str(min(MIN_FILE_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
     }
     for service in SERVICES:
         variables = environment_of(service, settings)
@@ -253,7 +253,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
             "umask": "077" if service.private else f"{_umask():03o}",
             "autostart": "false",
             "autorestart": "true",
-            # A service that ends within so many seconds of its start, `startretries` (3) times more, is given up.
+            # Supervisor gives up a service that exits this soon after its start `startretries` (3) times more.
             "startsecs": "30",
             "stopwaitsecs": "10",
             "stopasgroup": "true",
@@ -263,7 +263,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
 
 
 def _umask() -> int:
-    """Return the umask of this process; it can be read only by setting another one."""
+    """Return this process's umask, which can only be read by setting another one."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -271,17 +271,17 @@ def _umask() -> int:
 
 # -- health ------------------------------------------------------------------------------------------------------------
 def _start_services(settings: Settings, report: Report, names: Sequence[str]) -> None:
-    """Start the named services that do not run, except those that a person started by hand; wait until all answer."""
+    """Start the named services that are down, except those started by hand, and wait until all answer."""
     supervised, by_hand = processes(settings), _started_by_hand(settings)
     waiting, starting = [], []
     for service in (each for each in SERVICES if each.name in names):
         if service.name in by_hand:
-            report(f"{service.title}: {service.address(settings)}, started by hand and left as it is")
+            report(f"{service.title}: {service.address(settings)} (started by hand)")
             continue
         waiting.append(service)
         if supervised[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
-            with contextlib.suppress(xmlrpc.client.Fault):  # a program that cannot start is reported below
-                _ask(settings, "startProcess", service.name, False)  # False: health is waited for here
+            with contextlib.suppress(xmlrpc.client.Fault):  # a failed start is reported below
+                _call(settings, "startProcess", service.name, False)  # False: do not wait; the loop below does
             starting.append(service.title)
     if starting:
         report(f"waiting for {', '.join(starting)}")
@@ -294,24 +294,23 @@ def _start_services(settings: Settings, report: Report, names: Sequence[str]) ->
         if not waiting:
             return
         ports = [port for service in waiting for port in service.ports_of(settings)]
-        # Ports that are taken already: of one that is opened meanwhile the system may not report the process.
+        # Only ports already in use: for a port opened meanwhile, the system may not report the process yet.
         port_owners.require_own(settings, *[port for port in ports if not is_free(settings.host, port)])
         supervised = processes(settings)
         for service in waiting:
             if supervised.get(service.name, {}).get("statename") == "FATAL":
-                raise _not_healthy(service, settings, "it ended again and again")
+                raise _health_error(service, settings, "it exited repeatedly")
         if time.monotonic() > deadline:
-            raise _not_healthy(waiting[0], settings, f"no answer within {START_SECONDS} s")
+            raise _health_error(waiting[0], settings, f"no answer within {START_SECONDS} s")
         time.sleep(0.3)
 
 
-def _not_healthy(service: Service, settings: Settings, why: str) -> ServiceError:
+def _health_error(service: Service, settings: Settings, why: str) -> ServiceError:
     last = "\n".join(_log_lines(service, settings)[-LOG_LINES:])
     return ServiceError(
         f"{service.title} does not answer: {why}.",
         value=f"{service.address(settings)}; the end of its log:\n{last}",
-        next_step="fix the cause, then `workshop down` and `workshop up`; "
-        f"the whole log is {_log_file(service, settings)}",
+        next_step=f"fix the cause, then `workshop down` and `workshop up`; full log: {_log_file(service, settings)}",
     )
 
 
@@ -320,7 +319,7 @@ def _log_file(service: Service, settings: Settings) -> Path:
 
 
 def _log_lines(service: Service, settings: Settings) -> list[str]:
-    """Return the log of a service without empty lines; nothing when it has none."""
+    """Return the lines of a service's log without empty ones; none if there is no log."""
     try:
         return list(filter(str.strip, _log_file(service, settings).read_text(errors="replace").splitlines()))
     except OSError:
@@ -328,7 +327,7 @@ def _log_lines(service: Service, settings: Settings) -> list[str]:
 
 
 def _started_by_hand(settings: Settings) -> dict[str, int]:
-    """Return, by a service's name, the pid of the server that a person started on this state folder, if it answers."""
+    """Return, by service name, the pids of answering servers on this state folder that were started by hand."""
     owners, pids = owners_of(settings), {}
     for service in SERVICES:
         owner = owners.get(next(iter(service.ports_of(settings)), 0))
@@ -342,7 +341,7 @@ def _started_by_hand(settings: Settings) -> dict[str, int]:
 # -- the state folder --------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
-    """Make the state folder and hold its lock: `up`, `down` and restoring a backup take turns."""
+    """Create the state folder and hold its lock, so that `up`, `down` and a restore run one at a time."""
     lock = filelock.FileLock(settings.state / "supervisor.lock", timeout=START_SECONDS + STOP_SECONDS)
     try:
         settings.state.mkdir(parents=True, exist_ok=True)
@@ -351,9 +350,9 @@ def _locked(settings: Settings) -> Iterator[None]:
         lock.acquire()
     except OSError as error:  # filelock's Timeout is one
         raise ServiceError(
-            "The state folder cannot be used.",
+            "The state folder is not writable, or another command uses it.",
             value=f"{settings.state} ({error.strerror or error})",
-            expected="a folder that you may write to, and no other `workshop up`, `down` or `backup` in it",
+            expected="a writable folder, without another `workshop up`, `down` or `backup --restore` running on it",
             next_step="wait for the other command; or set WORKSHOP_STATE to another folder",
         ) from None
     try:
@@ -362,15 +361,15 @@ def _locked(settings: Settings) -> Iterator[None]:
         lock.release()
 
 
-def _end_leftovers(settings: Settings, report: Report) -> None:
-    """Have supervisor stop the servers, end the processes that an earlier one left behind, and remove its files."""
+def _stop_all(settings: Settings, report: Report) -> None:
+    """Shut supervisor down, terminate processes left over from an earlier start, and remove supervisor's files."""
     if processes(settings):
         report("stopping the servers")
-        with contextlib.suppress(*UNANSWERED):
-            _ask(settings, "shutdown")
+        with contextlib.suppress(*CONNECTION_ERRORS):
+            _call(settings, "shutdown")
         psutil.wait_procs(port_owners.marked_processes(settings.state), timeout=STOP_SECONDS)
     if leftovers := port_owners.marked_processes(settings.state):
-        report(f"ending {len(leftovers)} processes that an earlier start left behind")
+        report(f"terminating {len(leftovers)} processes left over from an earlier start")
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for process in leftovers:
             with contextlib.suppress(psutil.Error):

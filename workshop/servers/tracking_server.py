@@ -1,6 +1,6 @@
-"""The application and the database of the tracking server; `services` has its command.
+"""The tracking server's application and database; `services` has the command.
 
-uvicorn serves the application; `mlflow server --app-name workshop` does so, too (entry point ``mlflow.app``).
+The application runs under uvicorn, or by `mlflow server --app-name workshop` (entry point ``mlflow.app``).
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from sqlalchemy import Connection, Engine, event, make_url
 
 from workshop.settings import get_settings
 
-WRITER, WRITER_SECONDS = threading.Lock(), 60  # MLflow's client waits for an answer for 120 s
+WRITE_LOCK, WRITE_LOCK_SECONDS = threading.Lock(), 60  # below the request timeout of MLflow's client (120 s)
 
 
 def make_app() -> Any:
     """Return MLflow's application for the database of MLFLOW_BACKEND_STORE_URI and the artifact store of the settings.
 
-    Where `mlflow server --app-name workshop` says others, they have priority. The password of the FTP server is for
-    the store of the settings alone.
+    Options of `mlflow server --app-name workshop` take precedence. The FTP password is set only for the artifact store
+    of the settings.
     """
     settings = get_settings()
-    # Names of this machine on any port, since a tunnel may have another. Patterns, in which [ is special. A page of
-    # another site whose name was made to resolve to this machine (DNS rebinding) gets no answer.
+    # Accept this machine's names on any port (a tunnel may use another), as fnmatch patterns, where [ is special. Other
+    # host names are rejected, against DNS rebinding.
     hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))
-    # MLflow's application reads it when it is imported.
+    # MLflow's application reads this variable on import.
     os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(f"{host},{host}:*" for host in hosts)
     from mlflow.server import constants, handlers
     from mlflow.server.fastapi_app import app, flask_app
 
-    # What `mlflow server` hands on to the uvicorn that it starts; it would stay beside it, with all its imports.
+    # The variables that `mlflow server` passes to its uvicorn; `up` starts uvicorn itself and saves that process.
     address = os.environ.get(constants.BACKEND_STORE_URI_ENV_VAR) or os.environ["MLFLOW_BACKEND_STORE_URI"]
     for name, value in {
         constants.BACKEND_STORE_URI_ENV_VAR: address,
@@ -48,7 +48,7 @@ def make_app() -> Any:
     url = make_url(address)
     if url.drivername == "sqlite" and url.database:
         ensure_database(Path(url.database))
-    queue_writers(Engine)
+    serialize_writes(Engine)
     handlers.initialize_backend_stores()
     serve = flask_app.view_functions["serve"]
     flask_app.view_functions["serve"] = lambda: open_with_runs(serve())
@@ -56,47 +56,47 @@ def make_app() -> Any:
 
 
 def open_with_runs(page: Any) -> Any:
-    """Let MLflow's page, as its application answers it, open with the runs."""
+    """Add a script to MLflow's page that opens it with the runs."""
     if page.status_code == 200:
-        page.direct_passthrough = False  # it is sent from a file
+        page.direct_passthrough = False  # the page is streamed from a file; read it to change it
         head = Path(__file__).with_name("open_with_runs.html").read_bytes()
         page.data = page.data.replace(b"<head>", head, 1)
     return page
 
 
-def queue_writers(engine: Engine | type[Engine]) -> None:
-    """Let one transaction at a time write to SQLite: SQLite's own lock is unfair, and MLflow waits only 20 s for it."""
+def serialize_writes(engine: Engine | type[Engine]) -> None:
+    """Allow one write transaction at a time on SQLite, whose own lock is unfair; MLflow waits only 20 s for it."""
 
     def acquire(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         is_writer = connection.dialect.name == "sqlite" and statement.startswith(("INSERT", "UPDATE", "DELETE"))
         if is_writer and not connection.info.get("is_writing"):
-            connection.info["is_writing"] = WRITER.acquire(timeout=WRITER_SECONDS)
+            connection.info["is_writing"] = WRITE_LOCK.acquire(timeout=WRITE_LOCK_SECONDS)
 
     event.listen(engine, "before_cursor_execute", acquire)
-    # The connection goes back to the pool: its transaction is over.
+    # A connection returned to the pool has ended its transaction.
     event.listen(
-        engine, "checkin", lambda _, record: WRITER.release() if record.info.pop("is_writing", False) else None
+        engine, "checkin", lambda _, record: WRITE_LOCK.release() if record.info.pop("is_writing", False) else None
     )
 
 
 def ensure_database(database: Path) -> None:
-    """Make MLflow's tables in an SQLite file, if there is none, completely or not at all.
+    """Create the SQLite file with MLflow's tables atomically if it does not exist.
 
-    A server that is killed while it makes its tables leaves a file that no server can open. PostgreSQL undoes what was
-    not completed, so there MLflow makes them.
+    A server killed while it creates its tables would leave an unusable file. On PostgreSQL MLflow creates them itself:
+    an incomplete transaction is rolled back.
     """
     if database.exists():
         return
     import mlflow.db  # takes seconds
 
-    made, whole = database.with_suffix(".made"), database.with_suffix(".new")
-    for file in (made, whole):
+    draft, complete = database.with_suffix(".made"), database.with_suffix(".new")
+    for file in (draft, complete):
         file.unlink(missing_ok=True)
-    mlflow.db.upgrade([f"sqlite:///{made}"], standalone_mode=False)
-    # MLflow keeps its file open.
-    with contextlib.closing(sqlite3.connect(made)) as source, contextlib.closing(sqlite3.connect(whole)) as target:
+    mlflow.db.upgrade([f"sqlite:///{draft}"], standalone_mode=False)
+    # Copy the tables: MLflow keeps its own file open.
+    with contextlib.closing(sqlite3.connect(draft)) as source, contextlib.closing(sqlite3.connect(complete)) as target:
         source.backup(target)
-        # Readers do not wait for writers; the mode stays with the file.
+        # WAL: readers do not wait for writers. The mode is stored in the file.
         target.execute("PRAGMA journal_mode=WAL")
-    made.unlink()
-    whole.replace(database)
+    draft.unlink()
+    complete.replace(database)

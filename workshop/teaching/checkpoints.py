@@ -1,7 +1,7 @@
-"""The chapters and their steps: which are done, and which one is next.
+"""The steps of the chapters, and checks that they are done.
 
-A step is done when the file, run, model version or commit that it makes exists: this module looks at the files and asks
-the tracking server. A step's `where` is a heading of a README; those of chapter 2 also say which notebooks
+A step is done if its result exists: a file, run, model version or commit. The checks read files and query the tracking
+server. `Step.where` is a notebook or a heading of a README; for chapter 2 it also selects the notebooks that
 `workshop up --chapter 3` runs (`chapter_files`).
 """
 
@@ -37,17 +37,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 PARENT_TAG = "mlflow.parentRunId"
-PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"  # what `mlflow_gate.Move.action` may be
-LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # a folder of this repository, and one of another
-EXERCISE = "Exercise"  # which the title of an exercise begins with
-MAX_RUNS = 2000  # of each kind; the latest ones
+PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"  # values of `mlflow_gate.Move.action`
+LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # ends of project URIs: a folder here, one of another repository
+EXERCISE = "Exercise"  # prefix of exercise titles
+MAX_RUNS = 2000  # the latest ones of each query
 
 
 class Chapter(NamedTuple):
-    """One chapter: its number, folder, title, and the minutes it takes.
-
-    Those are the minutes to read and run it, with its cells to write, and with its exercises as well.
-    """
+    """A chapter; ``minutes``: to read and run it, with the cells to write, and with the exercises as well."""
 
     number: int
     folder: str
@@ -64,36 +61,36 @@ CHAPTERS = (
 
 
 class State:
-    """The state of an attendee: files below ``root``, solved exercises, and the tracking server or its error."""
+    """An attendee's progress: files below ``root``, solved exercises, and the tracking client or its error."""
 
     def __init__(self, root: Path, solved: Iterable[str], server: MlflowClient | ServiceError) -> None:
         self.root, self.solved, self._server = root, solved, server
 
     @property
     def client(self) -> MlflowClient:
-        """The client of the tracking server; raises ServiceError when the server does not answer."""
+        """The MLflow client; raises ServiceError if the tracking server does not answer."""
         if isinstance(self._server, ServiceError):
             raise self._server
         return self._server
 
     def runs(self, query: str, status: str = "FINISHED") -> list[Run]:
-        """Return the runs of the workshop's experiment with this status that a query of MLflow finds."""
+        """Search the workshop's experiment for runs with an MLflow filter and a status."""
         ids = [self.experiment.experiment_id] if self.experiment else []
         return self.client.search_runs(ids, f"{query} AND attributes.status = '{status}'", max_results=MAX_RUNS)
 
     @cached_property
     def experiment(self) -> Experiment | None:
-        """The workshop's experiment, if there is one."""
+        """The workshop's experiment, None if it does not exist."""
         return self.client.get_experiment_by_name(EXPERIMENT)
 
     @cached_property
     def moves(self) -> list[Move]:
-        """The moves of the alias, oldest first."""
+        """The recorded moves of the production alias, oldest first."""
         return gate.Registry(self.client).history()
 
     @cached_property
     def chapter_versions(self) -> set[str]:
-        """The registered versions that come from runs of chapter 2."""
+        """The registered versions of models logged by runs of chapter 2."""
         runs = self.runs("tags.chapter = '2'")
         ids, sources = {run.info.run_id for run in runs}, model_uris(runs)
         versions = self.client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
@@ -101,7 +98,7 @@ class State:
 
 
 def state_of(settings: Settings) -> State:
-    """Return the state of this clone; asks once whether the tracking server answers."""
+    """Return the state of this clone, with a connection to the tracking server."""
     server: MlflowClient | ServiceError
     try:
         server = connect(settings)
@@ -118,7 +115,7 @@ def has_file(path: str, state: State) -> bool:
 
 
 def has_executed(path: str, state: State) -> bool:
-    """Return whether a notebook was saved with all its cells executed, none of them with an error."""
+    """Return whether a notebook was saved with all code cells executed and no error."""
     try:
         cells = json.loads((state.root / path).read_bytes())["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
@@ -130,39 +127,39 @@ def has_executed(path: str, state: State) -> bool:
 
 # -- chapter 2 -------------------------------------------------------------------------------------------------------
 def tracked_runs(query: str, state: State) -> list[Run]:
-    """Return the runs of chapter 2's notebooks that a query finds."""
+    """Search the runs of chapter 2's notebooks."""
     return state.runs(f"tags.chapter = '2' AND {query}")
 
 
 def tracked_models(query: str, state: State) -> list[str]:
-    """Return the addresses of the models that such runs logged."""
+    """Return the model URIs logged by the runs of chapter 2 that match a filter."""
     return model_uris(tracked_runs(query, state))
 
 
 def model_uris(runs: Iterable[Run]) -> list[str]:
-    """Return the addresses of the models that runs logged."""
+    """Return the model URIs logged by runs."""
     return [f"models:/{model.model_id}" for run in runs if run.outputs for model in run.outputs.model_outputs]
 
 
 def has_forest_runs(state: State) -> bool:
-    """Return whether a run of the forest has at least two runs below it."""
+    """Return whether a run of the random forest has at least two child runs."""
     parents = Counter(run.data.tags.get(PARENT_TAG) for run in tracked_runs("tags.model = 'rf'", state))
     return any(count >= 2 for parent, count in parents.items() if parent)
 
 
 def was_in_production(state: State) -> bool:
-    """Return whether a version of chapter 2 is or was in production."""
+    """Return whether a version from chapter 2 is or was in production."""
     return any({move.version, move.replaced} & state.chapter_versions for move in state.moves)
 
 
 def was_rolled_back(state: State) -> bool:
-    """Return whether a rollback replaced a version of chapter 2."""
+    """Return whether a rollback replaced a version from chapter 2."""
     return any(move.action == ROLLED_BACK and move.replaced in state.chapter_versions for move in state.moves)
 
 
 # -- chapter 3 -------------------------------------------------------------------------------------------------------
 def project_runs(project: str, entry_point: str, state: State, status: str = "FINISHED") -> list[Run]:
-    """Return the runs of an entry point of a project, by the end of its address."""
+    """Return the runs of a project's entry point; ``project`` is the end of the project's URI."""
     runs = state.runs(f"tags.`mlflow.project.entryPoint` = '{entry_point}'", status)
     return [run for run in runs if run.data.tags.get("mlflow.source.name", "").rstrip("/").endswith(project)]
 
@@ -171,27 +168,27 @@ runs_of_lr, runs_of_forest = partial(project_runs, LR), partial(project_runs, "3
 
 
 def has_other_intercept(project: str, state: State) -> bool:
-    """Return whether runs of a project differ in `fit_intercept`; exercise 3.1 changes another parameter."""
+    """Return whether runs of a project differ in `fit_intercept` (exercise 3.1 changes another parameter)."""
     return len({run.data.params.get("fit_intercept") for run in project_runs(project, "main", state)}) > 1
 
 
 def has_run_winner(state: State) -> bool:
-    """Return whether a run of `rf` with the added parameter learned capacity factors from the last year."""
-    # MLflow also passes on parameters that MLproject does not name: the run's own do not show that it was changed.
+    """Return whether a run of `rf` with the added parameter was trained on the last year's capacity factors."""
+    # MLflow also passes undeclared parameters, so the run's parameters do not prove that MLproject was changed.
     runs = [run.data for run in runs_of_forest("main", state) if "{by_capacity}" in run.data.tags.get("MLproject", "")]
     values = ((run.params.get("last_hours"), run.params.get("by_capacity", "").lower()) for run in runs)
     return ("8760", "true") in values
 
 
 def has_run_from_git(state: State) -> bool:
-    """Return whether MLflow fetched `lr` from a git address; the source of other runs is this repository's folder."""
+    """Return whether MLflow fetched `lr` from a git address instead of running this repository's folder."""
     sources = [run.data.tags["mlflow.source.name"].partition("#") for run in runs_of_lr("main", state)]
-    return any(mark and Path(urlparse(at).path).resolve() != state.root.resolve() for at, mark, _ in sources)
+    return any(mark and Path(urlparse(uri).path).resolve() != state.root.resolve() for uri, mark, _ in sources)
 
 
 # -- chapter 4 -------------------------------------------------------------------------------------------------------
 def has_run_pipeline(state: State) -> bool:
-    """Return whether all outputs in dvc.lock exist, and the pipeline logged its runs to this tracking store."""
+    """Return whether all outputs in dvc.lock exist and the runs were logged to this tracking store."""
     folder = state.root / "4_pipeline"
     outputs = _outputs(folder)
     try:
@@ -211,14 +208,14 @@ def _outputs(folder: Path) -> list[dict[str, str]]:
 
 
 def has_changed_stage(state: State) -> bool:
-    """Return whether two runs of one stage differ in a parameter; runs of a search below another run do not count."""
+    """Return whether two runs of a stage differ in a parameter; child runs (of a search) are ignored."""
     first: dict[str, dict[str, str]] = {}
     runs = [run.data for run in state.runs(f"tags.`{STAGE_TAG}` LIKE 'train%'") if PARENT_TAG not in run.data.tags]
     return any(run.params != first.setdefault(run.tags[STAGE_TAG], run.params) for run in runs)
 
 
 def promoted_by_person(state: State) -> list[Move]:
-    """Return the promotions that a person typed."""
+    """Return the promotions made by a person, not by the pipeline."""
     by_pipeline = (PROMOTED, PIPELINE_WHY)
     return [m for m in state.moves if m.action in (PROMOTED, FORCED) and (m.action, m.why) != by_pipeline]
 
@@ -230,14 +227,14 @@ def was_promoted_and_rolled_back(state: State) -> bool:
 
 
 def has_committed(state: State) -> bool:
-    """Return whether git has a commit of dvc.lock that is younger than the first promotion by a person."""
+    """Return whether dvc.lock was committed after the first promotion by a person."""
     since = next((move.when for move in promoted_by_person(state) if move.when), None)
     command = ["git", "-C", str(state.root), "rev-list", "-1", f"--since={since}", "HEAD", "--", "4_pipeline/dvc.lock"]
     return bool(since and subprocess.run(command, capture_output=True, check=False).stdout)
 
 
 def has_pushed(state: State) -> bool | None:
-    """Tell whether a remote of DVC holds an output of the pipeline; None when one of them is not a local folder."""
+    """Return whether a DVC remote contains an output of the pipeline; None if unknown, as for remotes in a cloud."""
     config = configparser.ConfigParser(interpolation=None, strict=False)
     try:
         config.read([state.root / ".dvc" / "config", state.root / ".dvc" / "config.local"])
@@ -246,21 +243,21 @@ def has_pushed(state: State) -> bool | None:
     urls = [urlparse(config[name]["url"]) for name in config.sections() if "url" in config[name]]
     folders = [state.root / ".dvc" / url.path for url in urls if url.scheme in ("", "file")]
     hashes = [output.get("md5", "") for output in _outputs(state.root / "4_pipeline")]
-    stored = any((at / "files" / "md5" / each[:2] / each[2:]).is_file() for at in folders for each in hashes)
-    return stored or (False if len(folders) == len(urls) else None)
+    is_stored = any((folder / "files" / "md5" / md5[:2] / md5[2:]).is_file() for folder in folders for md5 in hashes)
+    return is_stored or (False if len(folders) == len(urls) else None)
 
 
 def has_experiment(state: State) -> bool:
-    """Return whether git keeps an experiment of DVC: refs/exps/<start of a commit>/<its rest>/<name>."""
+    """Return whether DVC has saved an experiment as a git ref: refs/exps/<start of a commit>/<its rest>/<name>."""
     command = ["git", "-C", str(state.root), "for-each-ref", "refs/exps/??/*/*"]
     return bool(subprocess.run(command, capture_output=True, check=False).stdout.strip())
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
 class Step(NamedTuple):
-    """One thing to do: its title, its place (a page, or `page#heading`), the test that it is done, and what to do.
+    """A step of a chapter; ``where`` is `page` or `page#heading`.
 
-    ``is_done`` returns what proves it, or None when that cannot be known; it raises ServiceError when the tracking
+    ``is_done`` returns a truthy value if the step is done, None if unknown; it raises ServiceError if the tracking
     server does not answer.
     """
 
@@ -270,12 +267,12 @@ class Step(NamedTuple):
     hint: str
 
 
-SAVE = "Choose Run > Run All Cells, wait for the last cell, and save with Ctrl-S. No cell may end with an error."
+SAVE = "Choose Run > Run All Cells, wait for the last cell, and save with Ctrl-S. No cell may fail."
 RUN = (
-    f"The experiment {EXPERIMENT} has no such finished run. Run the notebook from its first cell to its last. "
-    "If you did: `workshop doctor` finds runs that went elsewhere."
+    f"No finished run of this notebook is in the experiment {EXPERIMENT}. Run all its cells from the top. "
+    "If you did, `workshop doctor` finds runs that were logged elsewhere."
 )
-TYPE = f"The experiment {EXPERIMENT} has no such finished run. Type in 3_projects: "
+TYPE = f"No finished run of this step is in the experiment {EXPERIMENT}. Type in 3_projects: "
 GATE = "4_pipeline/README.md#5. Watch the gate"
 TABLE, REPORT = "1_starting_point/germany.csv", "1_starting_point/report/report.html"
 LINREG, COMPARE = "2_tracking/model_linreg.ipynb", "2_tracking/compare_runs.ipynb"
@@ -295,7 +292,7 @@ STEPS = {
         ),
         Step(
             "The weekly report", "1_starting_point/README.md", partial(has_file, REPORT),
-            "Type `python make_report.py` in the folder 1_starting_point/report, then `python app.py` in dashboard.",
+            "Type `python make_report.py` in 1_starting_point/report, `python app.py` in 1_starting_point/dashboard.",
         ),
     ),
     2: (
@@ -318,22 +315,22 @@ STEPS = {
         ),
         Step(
             "A registered version", COMPARE, lambda state: state.chapter_versions,
-            f"Register the model of a run of this chapter under the name {REGISTERED_MODEL}.",
+            f"Register the model of a run of chapter 2 under the name {REGISTERED_MODEL}.",
         ),
         Step(
             "In production, by its alias", "2_tracking/README.md#6. Take a mistake back", was_in_production,
-            f"Set the alias {PRODUCTION} of {REGISTERED_MODEL} to a version that comes from a run of this chapter.",
+            f"Set the alias {PRODUCTION} of {REGISTERED_MODEL} to a version from a run of chapter 2.",
         ),
         Step(
             "Rolled back", "2_tracking/README.md#6. Take a mistake back", was_rolled_back,
-            "Type `mlflow-gate rollback` while a version of this chapter is in production that replaced another one. "
-            "A move of the alias in the UI leaves no record.",
+            "Type `mlflow-gate rollback` while the version in production is from chapter 2 and has replaced another. "
+            "Changing the alias in the UI is not recorded.",
         ),
     ),
     3: (
         Step(
             "A project, run by one command", "3_projects/README.md#2. Run it", partial(runs_of_lr, "main"),
-            f"{TYPE}`mlflow run lr`. It reads germany.csv; `python -m forecast csv 3_projects/germany.csv` makes it.",
+            f"{TYPE}`mlflow run lr`. If germany.csv is missing: `python -m forecast csv 3_projects/germany.csv`.",
         ),
         Step(
             "Run again with another parameter", "3_projects/README.md#3. Change a parameter",
@@ -347,7 +344,7 @@ STEPS = {
         Step(
             "Your winner as a project", "3_projects/README.md#5. Package your winner", has_run_winner,
             f"{TYPE}`mlflow run rf --env-manager local -P last_hours=8760 -P by_capacity=true`. "
-            "`rf/MLproject` must name `by_capacity` and give it to the command.",
+            "`rf/MLproject` must declare `by_capacity` and pass it to the command.",
         ),
         Step(
             "A run of the entry point validate", "3_projects/README.md#6. Use another entry point",
@@ -366,26 +363,26 @@ STEPS = {
     4: (
         Step(
             "The pipeline ran here", "4_pipeline/README.md#Before you start", has_run_pipeline,
-            "An output is missing, or the runs went to another tracking store. Type `dvc repro` in 4_pipeline.",
+            "An output is missing, or the runs were logged to another tracking server. Type `dvc repro` in 4_pipeline.",
         ),
         Step(
             "Data with a history", "4_pipeline/README.md#1. Give data a history",
-            lambda state: has_file(VERSIONED, state) or project_runs(SCRATCH, "main", state),  # which outlast the file
-            "Type the commands of this step: `dvc add germany.csv` in 4_pipeline/scratch writes germany.csv.dvc.",
+            lambda state: has_file(VERSIONED, state) or project_runs(SCRATCH, "main", state),  # runs outlive the file
+            "Type this section's commands: `dvc add germany.csv` in 4_pipeline/scratch writes germany.csv.dvc.",
         ),
         Step(
             "Stages by hand", "4_pipeline/README.md#2. Make two stages by hand", partial(has_other_intercept, SCRATCH),
-            "Type `dvc repro` in 4_pipeline/scratch with `fit_intercept: true` in params.yaml, and again with false.",
+            "In 4_pipeline/scratch, type `dvc repro` with `fit_intercept: true` in params.yaml, then again with false.",
         ),
         Step(
             "A stage ran again with a changed parameter", "4_pipeline/README.md#4. Change one parameter",
             has_changed_stage,
             "Change a parameter of a training stage in 4_pipeline/params.yaml, save the file, and type `dvc repro`. "
-            "DVC does not run a stage again with values that it has seen before: choose others.",
+            "Choose a new value: for values used before, DVC restores the results instead of running the stage.",
         ),
         Step(
             "A model promoted by you", GATE, promoted_by_person,
-            "Type `mlflow-gate promote --why REASON`. If the gate refuses (exit code 3), `--force` overrules it.",
+            "Type `mlflow-gate promote --why REASON`. If the gate refuses (exit code 3), add `--force` to override it.",
         ),
         Step(
             "Your promotion rolled back", GATE, was_promoted_and_rolled_back,
@@ -395,12 +392,12 @@ STEPS = {
             "A rule of the gate, changed by you", GATE,
             lambda state: any(move.action == PROMOTED for move in promoted_by_person(state)),
             "Set `near_tie: 0.0` under `promote` in 4_pipeline/params.yaml; type `mlflow-gate promote --why REASON`. "
-            "The gate has to let the candidate pass, without `--force`.",
+            "The candidate has to pass the gate without `--force`.",
         ),
         Step(
             "Back at the start, and committed",
             "4_pipeline/README.md#6. Go from a number to the notebook that made it", has_committed,
-            "After step 5: `git checkout params.yaml`, `dvc repro`, and a commit of dvc.lock.",
+            "After step 5, type `git checkout params.yaml` and `dvc repro`, and commit dvc.lock.",
         ),
         Step(
             "A training that lost its worker", "4_pipeline/README.md#7. Break something",
@@ -410,61 +407,61 @@ STEPS = {
         Step(
             "Data pushed to a remote", "4_pipeline/README.md#8. Keep data where others can fetch it", has_pushed,
             "Type `dvc remote add --local --default NAME FOLDER`, then `dvc push`. "
-            "Only a remote in a local folder is looked at; for others there is `dvc status --cloud`.",
+            "Only remotes in local folders are checked; check others with `dvc status --cloud`.",
         ),
         Step(
             "An experiment with dvc exp run", "4_pipeline/README.md#9. Try values as experiments", has_experiment,
-            "Type `dvc exp run` with a changed parameter in 4_pipeline. `dvc exp show` lists the experiments.",
+            "Type `dvc exp run` with a changed parameter in 4_pipeline; `dvc exp show` lists the experiments.",
         ),
     ),
 }  # fmt: skip
 
 
 def steps_of(chapter: Chapter) -> Iterator[Step]:
-    """Yield the steps of a chapter, and then its exercises."""
+    """Yield the steps of a chapter, then its exercises."""
     yield from STEPS[chapter.number]
     for number, each in exercises.of_chapter(chapter.number).items():
-        reason = f'Run its cells. The cell with `check("{number}", ...)` has to print "solved".'
+        hint = f'Run the cells of the exercise until `check("{number}", ...)` prints "solved".'
         is_solved = partial(lambda number, state: number in state.solved, number)
-        yield Step(f"{EXERCISE} {number}: {each.title}", f"{chapter.folder}/{each.notebook}.ipynb", is_solved, reason)
+        yield Step(f"{EXERCISE} {number}: {each.title}", f"{chapter.folder}/{each.notebook}.ipynb", is_solved, hint)
 
 
 # -- progress --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Checkpoint:
-    """The result of one step: ``done`` is None when that cannot be known; a done step has no ``reason``."""
+    """The result of a step's check; ``done`` is None if unknown, ``reason`` is empty for a done step."""
 
     chapter: int
     title: str
     where: str
     done: bool | None
     reason: str
-    minutes: int  # of the chapter's time, the share that a step has on average
+    minutes: int  # average time of the chapter's steps
 
     @property
     def link(self) -> str:
-        """The target of a link that JupyterLab follows; the anchor of a heading is its text with dashes."""
+        """The link target; JupyterLab's anchor of a heading is its text with dashes for spaces."""
         return self.where.replace(" ", "-")
 
     @property
     def place(self) -> str:
-        """The page and its heading, for people."""
+        """The page and heading, for display."""
         return self.where.replace("#", ", ")
 
 
 def examine(state: State) -> list[Checkpoint]:
-    """Check every step; takes some seconds."""
+    """Check every step (takes a few seconds)."""
     checkpoints = []
     for chapter in CHAPTERS:
         steps = list(steps_of(chapter))
         minutes = round(chapter.minutes[-1] / len(steps))
         for step in steps:
             try:
-                proof, reason = step.is_done(state), step.hint
-                done = None if proof is None else bool(proof)
+                result, reason = step.is_done(state), step.hint
+                done = None if result is None else bool(result)
             except ServiceError as error:
                 done, reason = None, f"{error.what} Next: {error.next_step}"
-            except import_module("mlflow.exceptions").MlflowException as error:  # a second, only if something is raised
+            except import_module("mlflow.exceptions").MlflowException as error:  # imported only if needed: takes 1 s
                 done, reason = None, f"The tracking server did not answer: {error.message} Next: workshop status"
             reason = "" if done else reason
             checkpoints.append(Checkpoint(chapter.number, step.title, step.where, done, reason, minutes))
@@ -472,17 +469,17 @@ def examine(state: State) -> list[Checkpoint]:
 
 
 def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Checkpoint | None:
-    """Return the first open step after the last one that is done; then come the skipped ones, its chapter's first.
+    """Return the first open step after the last done step, else a skipped step, of the same chapter if possible.
 
-    An exercise does not count as the last one, because it follows all steps of its chapter in the list; nor does what
-    `make run` does, *Before you start* of chapter 4.
+    Exercises do not count as the last done step, because they follow all steps of their chapter in the list; neither
+    does *Before you start* of chapter 4, which `make run` does.
     """
     steps = list(checkpoints)
     done = [step for step in steps if step.done and "#Before you start" not in step.where]
     done = [step for step in done if not step.title.startswith(EXERCISE)]
     last, chapter = (steps.index(done[-1]) + 1, done[-1].chapter) if done else (0, first_chapter)
     open_steps = [step for step in steps[last:] + steps[:last] if not step.done]
-    # The chapter of the last one, then the next ones, and then the earlier ones.
+    # Search the chapter of the last done step, then the later chapters, then the earlier ones.
     return min(
         open_steps,
         key=lambda each: (each.chapter < first_chapter, (each.chapter - chapter) % len(CHAPTERS)),
@@ -491,19 +488,19 @@ def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Chec
 
 
 def summary(checkpoints: Iterable[Checkpoint]) -> str:
-    """Return how many of the steps are done, and how many are not known."""
+    """Return the number of done steps and of unknown ones as text."""
     counts = Counter(checkpoint.done for checkpoint in checkpoints)
-    not_known = f", {counts[None]} not known" if counts[None] else ""
-    return f"{counts[True]} of {counts.total()} done{not_known}"
+    unknown = f", {counts[None]} unknown" if counts[None] else ""
+    return f"{counts[True]} of {counts.total()} done{unknown}"
 
 
 def save_first_chapter(settings: Settings, chapter: int) -> None:
-    """Save the chapter at which the attendee started (`workshop up --chapter`)."""
+    """Save the chapter with which the attendee started (`workshop up --chapter`)."""
     write_atomically(settings.state / "first_chapter", f"{chapter}\n".encode())
 
 
 def first_chapter(settings: Settings) -> int:
-    """Return the chapter at which the attendee started."""
+    """Return the chapter with which the attendee started (default 1)."""
     try:
         return int((settings.state / "first_chapter").read_text())
     except (OSError, ValueError):

@@ -1,8 +1,7 @@
-"""Check what a machine must have before anything is installed.
+"""Check the requirements of a machine before the installation.
 
-`python3 workshop/teaching/prerequisites.py` checks a machine that has just cloned; the Makefile calls it, and later
-`workshop doctor` does. It uses the standard library only and syntax that an old Python 3 parses, so that it can report
-a Python that is too old.
+Called by the Makefile (`python3 workshop/teaching/prerequisites.py`) and by `workshop doctor`. Uses only the standard
+library and syntax that old versions of Python 3 can parse, so it can report that Python is too old.
 """
 
 import os
@@ -12,52 +11,52 @@ import subprocess
 import sys
 
 OLDEST, NEWEST = (3, 11), (3, 13)
-DISK_GB = 5.0  # 2.5 GB for the environment, as much for packages while they are unpacked, then for state and data
+DISK_GB = 5.0  # 2.5 GB for the environment, the rest for unpacking packages, later for state and data
 
 
 def find_problems(folder: str = ".") -> list:
-    """Return a list of (what is wrong, what to do), empty when the machine is ready."""
+    """Return a list of (problem, next step), empty if the machine is ready."""
     if sys.platform == "win32":
-        linux = "install Linux beside it: `wsl --install` in PowerShell; then clone and work in the Linux that opens"
-        return [("this is Windows itself, and the servers do not run on it", linux)]
+        linux = "install WSL: type `wsl --install` in PowerShell, then clone the repository inside that Linux"
+        return [("the servers do not run on Windows", linux)]
     problems = find_place_problems(os.path.realpath(folder), " ".join(os.uname()))
     version = "{}.{}".format(*sys.version_info[:2])
     if OLDEST <= sys.version_info[:2] <= NEWEST:
         try:
-            import ensurepip  # noqa: F401 - Debian splits it off
-            import venv  # noqa: F401 - Debian splits it off
+            import ensurepip  # noqa: F401 - a separate package on Debian
+            import venv  # noqa: F401 - a separate package on Debian
         except ImportError:
             install = "on Debian and Ubuntu: apt install python" + version + "-venv"
-            problems.append(("this Python cannot create environments", install))
+            problems.append(("this Python cannot create virtual environments", install))
     else:
         other = "install Python 3.11, 3.12 or 3.13, or name one: make run PYTHON=/path/to/python3.12"
-        problems.append(("Python " + version + " is out of range (at " + sys.executable + ")", other))
+        problems.append(("Python " + version + " is not supported (" + sys.executable + ")", other))
     try:
         subprocess.check_output(["git", "--version"])
     except (OSError, subprocess.CalledProcessError):
         install = "install git; on Debian and Ubuntu: apt install git; on macOS: xcode-select --install"
-        problems.append(("git is not installed, or does not run", install))
+        problems.append(("git is not installed or does not run", install))
     free_GB = shutil.disk_usage(folder).free / 1e9
     if free_GB < DISK_GB and not os.path.exists(os.path.join(folder, ".venv", "installed")):  # noqa: PTH110, PTH118
-        few = "only {:.1f} GB of disk are free here, {:.0f} GB are needed".format(free_GB, DISK_GB)  # noqa: UP032
-        problems.append((few, "free some, or clone into a folder on a larger disk"))
+        full = "only {:.1f} GB of disk space are free, {:.0f} GB are needed".format(free_GB, DISK_GB)  # noqa: UP032
+        problems.append((full, "free some space, or clone into a folder on a larger disk"))
     return problems
 
 
 def find_place_problems(folder: str, system: str) -> list:
-    """Return what is wrong with the clone's folder, given the kernel's name and version."""
+    """Return the problems of the clone's folder; ``system`` is the output of uname."""
     problems = []
     if "microsoft" in system.lower() and re.match("/mnt/[a-z]/", folder):
-        slow = folder + " is on a drive of Windows, seen from WSL: slow, and files there cannot be kept private"
-        problems.append((slow, "clone into your Linux home: cd ~ && git clone ... && cd to the new folder"))
+        slow = folder + " is on a Windows drive mounted in WSL: slow, and files there cannot be made private"
+        problems.append((slow, "clone into your home folder in Linux: cd ~ && git clone ... && cd to the new folder"))
     if re.search(r"[\s:]", folder):
-        what = "the path of this clone contains a blank or a colon: " + folder
-        problems.append((what, "move it to a path without: programs of an environment cannot start from there"))
+        what = "the path of this clone contains a space or a colon: " + folder
+        problems.append((what, "move it to a path without them: the environment's programs cannot start from there"))
     return problems
 
 
 def main() -> None:
-    """Print what is missing and exit 1, or print nothing and exit 0."""
+    """Print the problems and exit 1, or print nothing and exit 0."""
     problems = find_problems()
     for what, next_step in problems:
         sys.stderr.write("Not ready: " + what + "\n  next: " + next_step + "\n")

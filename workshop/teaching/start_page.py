@@ -1,4 +1,4 @@
-"""The start page `START.md`: the chapters, the steps that are done, and the next one."""
+"""Write the start page `START.md`: the chapters, the steps done, and the next step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from workshop.teaching.checkpoints import (
 )
 
 START_PAGE = "START.md"
-RELOAD = "File > Reload Markdown File from Disk"  # JupyterLab does not notice by itself
+RELOAD = "File > Reload Markdown File from Disk"  # JupyterLab does not reload an open file by itself
 SIGNS = {True: "✔", False: "○", None: "?"}
-LEGEND = "✔ done · ○ to do · ? not known (is a server down?)"
+LEGEND = "✔ done · ○ to do · ? unknown (is a server down?)"
 PAGE = """\
 # From a messy notebook to a governed pipeline
 
 Four chapters, {minutes}. Hourly German weather goes in, solar and wind power (GW) comes out, and each chapter solves
-problems of the one before ([glossary](workshop/teaching/glossary.md)). In a hurry, run the first two notebooks of
-chapter 1 and the first of chapter 2, without their cells to write: in 15 minutes you have a tracked model of your own.
+problems of the one before ([glossary](workshop/teaching/glossary.md)). In a hurry? Run the first two notebooks of
+chapter 1 and the first of chapter 2, and skip the cells to write: in 15 minutes you have your own tracked model.
 
 {following}
 
@@ -41,14 +41,14 @@ chapter 1 and the first of chapter 2, without their cells to write: in 15 minute
 
 {legend}
 
-As of {now:%d %B %Y, %H:%M}. To look again, choose {reload}; outside JupyterLab, type
-`workshop check`. The tiles of the launcher (File > New Launcher) open the MLflow UI, the
+As of {now:%d %B %Y, %H:%M}. To refresh, choose {reload}; outside JupyterLab, type
+`workshop check`. The launcher's tiles (File > New Launcher) open the MLflow UI, the
 Dask dashboard, the dashboard and the report.{questions}
 """
 
 
 def write(settings: Settings, checkpoints: list[Checkpoint] | None = None) -> Path:
-    """Write the start page and return its path; raise DataError when it cannot be written."""
+    """Write the start page and return its path; raise DataError if it cannot be written."""
     checkpoints = examine(state_of(settings)) if checkpoints is None else checkpoints
     text = render(checkpoints, next_step(checkpoints, first_chapter(settings)))
     return write_atomically(settings.root / START_PAGE, text.encode())
@@ -57,7 +57,7 @@ def write(settings: Settings, checkpoints: list[Checkpoint] | None = None) -> Pa
 def render(checkpoints: list[Checkpoint], following: Checkpoint | None) -> str:
     """Return the start page as Markdown; links are relative to the repository's top."""
     if following is None:
-        line = "**All of it is done.** Next: [your own data](4_pipeline/own/README.md)."
+        line = "**All steps are done.** Next: [your own data](4_pipeline/own/README.md)."
     else:
         page = f"[chapter {following.chapter}]({CHAPTERS[following.chapter - 1].folder}/README.md)"
         where = f"{page}. Open [{following.place}]({following.link})."
@@ -71,22 +71,22 @@ def render(checkpoints: list[Checkpoint], following: Checkpoint | None) -> str:
         legend=LEGEND,
         now=datetime.now().astimezone(),
         reload=RELOAD,
-        questions=_place_for_questions(),
+        questions=_issues_sentence(),
     )
 
 
-def _place_for_questions() -> str:
-    """Return where to ask: the page of the repository that this clone came from, if it has one."""
+def _issues_sentence() -> str:
+    """Return a sentence with the address of the origin's issues, if it has one."""
     command = ["git", "-C", str(get_settings().root), "remote", "get-url", "origin"]
     address = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    if not re.fullmatch(r"https://[^@\s]+", address):  # a folder, or an address with a password
+    if not re.fullmatch(r"https://[^@\s]+", address):  # the origin is a folder, or the URL contains a password
         return ""
     return f" Questions? Ask at {address.removesuffix('.git')}/issues."
 
 
 def _minutes(sums: Sequence[int]) -> str:
-    read, write, everything = sums
-    return f"{read} minutes to read and run, {write} with the cells to write, {everything} with the exercises"
+    reading, writing, total = sums
+    return f"{reading} minutes to read and run, {writing} with the cells to write, {total} with the exercises"
 
 
 def _chapter(chapter: Chapter, checkpoints: list[Checkpoint]) -> str:
