@@ -3,55 +3,55 @@
 SHELL := /bin/sh
 .PHONY: help run stop status lab offline take-home test test-packages dist test-privileged test-room examples containers walk night book soak bench lint lines lock
 
-# The first Python on this machine that is in range; name another with `make run PYTHON=...`.
+# The first supported Python on this machine; choose another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 BIN := $(CURDIR)/.venv/bin
-# The version of uv that the lock names; it is the only thing that pip installs.
+# uv, in the locked version: the only package that pip installs.
 UV := $(shell sed -n 's/^uv==\([^ ]*\).*/uv==\1/p' requirements.txt)
 
-# What the tests of containers need; without recommended packages, so that each is named.
+# Debian packages for the container tests. Recommended packages are not installed, so all are listed.
 CONTAINER_PACKAGES := podman buildah runc mmdebstrap netavark aardvark-dns iptables catatonit docker-registry \
 	curl iproute2 openssh-client openssh-server openssl
-# What the tests of server/room need; a room's set-up installs those that a room needs.
+# Debian packages for the tests of server/room; its setup.sh installs those that a room needs.
 ROOM_PACKAGES := at chromium cron curl iproute2 nftables nginx openssh-client openssh-server openssl procps quota
 
 build-wheels = for package in packages/*/; do $(BIN)/uv build --quiet --out-dir $(1) "$$package" && rm -f $(1)/*.tar.gz $(1)/.gitignore || exit 1; done
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(BIN):$(PATH)
-# Where a shell forbids bytecode, each of the many programs that start here would compile all its imports again.
+# Without bytecode files, each of the many programs started here would compile all its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
 help:
-	@echo "make run     the whole path: servers, pipeline, a model in production, a dashboard"
-	@echo "make stop    end all servers"
-	@echo "make status  which servers run, and which model is in production"
-	@echo "make lab     the workshop: JupyterLab at its start page, with the servers' pages inside"
-	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
-	@echo "make take-home TO=../plants NAME=plants   the pipeline of chapter 4 as a repository of your own; KERAS=1: with its neural network"
-	@echo "make test    the tests; touches no running servers"
-	@echo "make test-packages   the tests of the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
-	@echo "make dist PACKAGE=... ADDRESS=https://...   a package's wheel and source, to be published"
-	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
-	@echo "make test-room   as root on Debian: server/room, set up on a machine of its own; five people log in, others attack; installs, and leaves: at, cron, nftables, nginx, openssh-server, quota"
-	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
-	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2, the image of examples/cifar10; installs podman"
-	@echo "make walk    the tests, and every command and cell of the chapters, pages in a browser, servers that are killed"
-	@echo "make night   what CI leaves to a workflow of the night: new environments, other clones, databases and problems"
-	@echo "make book    these pages and the executed notebooks as a site, in docs/site"
-	@echo "make soak    tests that take long: gigabytes, many repetitions; then all others in random order"
-	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
-	@echo "make lint    format, style, spelling, notebooks without outputs, no private keys"
-	@echo "make lines   count lines of source and of tests, and words of pages, by folder"
+	@echo "make run     start the servers, run the pipeline, put a model into production, show the dashboard"
+	@echo "make stop    stop all servers"
+	@echo "make status  show the servers and the model in production"
+	@echo "make lab     start the workshop: JupyterLab at its start page, with the servers' pages inside"
+	@echo "make offline FOLDER=...   save the packages and this repository for a machine without a network"
+	@echo "make take-home TO=../plants NAME=plants   copy the pipeline of chapter 4 into your own repository; KERAS=1: with its neural network"
+	@echo "make test    run the tests; does not touch running servers"
+	@echo "make test-packages   test the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
+	@echo "make dist PACKAGE=... ADDRESS=https://...   build a package's wheel and source distribution for publishing"
+	@echo "make test-privileged   run the tests that need root, mounts and network namespaces; fails without them"
+	@echo "make test-room   as root on Debian: test server/room on a separate machine; five people log in, others attack; installs and leaves at, cron, nftables, nginx, openssh-server, quota"
+	@echo "make examples   test the examples and server/team; installs their requirements"
+	@echo "make containers   as root on Debian: test server/team in containers, examples/digits_search on a simulated EC2, the image of examples/cifar10; installs podman"
+	@echo "make walk    run the tests, and every command and cell of the chapters, pages in a browser, servers that are killed"
+	@echo "make night   run CI's nightly tests: new environments, other clones, databases and problems"
+	@echo "make book    build these pages and the executed notebooks as a site, in docs/site"
+	@echo "make soak    run long tests: gigabytes, many repetitions; then all others in random order"
+	@echo "make bench   run the benchmarks (half an hour); writes benchmarks/README.md"
+	@echo "make lint    check format, style, spelling, notebooks without outputs, no private keys"
+	@echo "make lines   count lines of source and tests, and words of pages, by folder"
 	@echo "make lock    compile requirements.txt from pyproject.toml"
 
 run: .venv/installed
 	@$(BIN)/workshop up --repro
 
 stop:
-	@if [ -x $(BIN)/workshop ]; then $(BIN)/workshop down; else echo "nothing is installed here, so nothing runs"; fi
+	@if [ -x $(BIN)/workshop ]; then $(BIN)/workshop down; else echo "nothing is installed in this clone, so no server runs"; fi
 
 status: .venv/installed
 	@$(BIN)/workshop status
@@ -59,7 +59,7 @@ status: .venv/installed
 lab: .venv/installed
 	@exec $(BIN)/workshop lab
 
-# pip keeps what is in the folder already, so an interrupted call continues.
+# pip skips packages already in the folder, so an interrupted call continues.
 offline: .venv/installed
 	@$(if $(FOLDER),,echo "Name a folder: make offline FOLDER=/media/stick/workshop" >&2; exit 1)
 	@mkdir -p "$(FOLDER)/wheels" && grep -v '^-e' requirements.txt >"$(FOLDER)/packages.txt"
@@ -67,20 +67,20 @@ offline: .venv/installed
 	@git bundle create --quiet "$(FOLDER)/workshop.bundle" HEAD $$(git branch --show-current)
 	@echo "On the other machine: git clone '$(FOLDER)/workshop.bundle' workshop; cd workshop; make run OFFLINE='$(FOLDER)'"
 
-# What a copy has of Keras: notebook, module, tests, stage, section, extra and pins.
+# Removes Keras from a copy: notebook, module, tests, stage, parameters, extra and pins.
 leave-keras-out = rm train_keras.ipynb forecast/learn/network.py && find tests -name test_network.py -delete && \
 	perl -0pi -e 's/^  train_keras:\n.*?\n\n//ms' dvc.yaml && perl -0pi -e 's/^train_keras:\n(  .*\n)+//m' params.yaml && \
 	perl -0pi -e 's/^keras = \[.*?^\]\n//ms' pyproject.toml && perl -0pi -e 's/^\# keras\n.*//ms' requirements.txt && \
 	perl -ni -e 'print unless /train_keras\.ipynb/' split.ipynb
 
-# The pipeline as a repository of its own: what is committed of 4_pipeline, without the chapter's pages.
+# The pipeline as a separate repository: the committed files of 4_pipeline, without the chapter's pages.
 take-home: NAME ?= forecast
 take-home: .venv/installed
 	@test -n "$(TO)" || { echo "Name a folder: make take-home TO=../plants NAME=plants" >&2; exit 1; }
 	@test ! -e "$(TO)" || { echo "Not copied: $(TO) exists" >&2; echo "  next: name another folder, or remove it" >&2; exit 1; }
 	@$(BIN)/python -c 'import importlib.util as u, keyword, sys; n = sys.argv[1]; sys.exit(not n.isidentifier() or keyword.iskeyword(n) \
 		or (n != "forecast" and (n in ("tests", "own") or u.find_spec(n) is not None)))' "$(NAME)" || \
-		{ echo "Not copied: $(NAME) cannot be the name of a package, or is one already" >&2; echo "  next: NAME=plants" >&2; exit 1; }
+		{ echo "Not copied: $(NAME) is not a valid package name, or exists already" >&2; echo "  next: choose another, such as NAME=plants" >&2; exit 1; }
 	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json dashboard/screenshot.png && \
 		grep -rlIZw germany . | xargs -0 perl -pi -e 's/\bgermany\b(?!-)/observations/g' && \
 		$(if $(KERAS),,$(leave-keras-out) &&) \
@@ -89,9 +89,9 @@ take-home: .venv/installed
 	@cd "$(TO)" && { sed -n 's/^TITLE, REGION = "\(.*\)", "\(.*\)".*/# \1 in \2/p' "$(NAME)/problem.py" && \
 		printf '\n%s\n' '[Take it home](take_it_home.md) says how to run this pipeline, and what to change.'; } >README.md && \
 		git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
-	@echo "$(TO) is a repository of its own; take_it_home.md in it says what to change. Next:"
+	@echo "$(TO) is a new repository; its take_it_home.md says what to change. Next:"
 	@$(BIN)/python -c 'import shlex, sys; print("  cd", shlex.quote(sys.argv[1]))' "$(TO)"
-	@# Without an identity git commits nothing; the first model in production would have no commit.
+	@# git needs an identity to commit; without a commit, the first model in production would have none.
 	@cd "$(TO)" && git commit --quiet --message "Take the pipeline home" 2>/dev/null || echo '  git commit --message "Take the pipeline home"'
 	@echo "  python3 -m venv .venv && . .venv/bin/activate && pip install uv && uv pip install -r requirements.txt"
 	@echo "  dvc repro"
@@ -100,7 +100,7 @@ take-home: .venv/installed
 test: .venv/tests
 	@$(BIN)/python -m pytest --numprocesses=4
 
-# RESOLUTION=lowest-direct or highest: in new environments of PYTHON, with the oldest or newest versions that are allowed.
+# RESOLUTION=lowest-direct or highest: in new environments of PYTHON, with the oldest or newest allowed versions.
 test-packages: .venv/tests
 	@status=0; for package in packages/*/; do (cd "$$package" && python=$(BIN)/python && $(if $(RESOLUTION), \
 		environment=$$(mktemp -d) && trap 'rm -rf "$$environment"' EXIT && python=$$environment/bin/python && \
@@ -109,7 +109,7 @@ test-packages: .venv/tests
 			--editable . --group test $(if $(filter lowest%,$(RESOLUTION)),--group oldest) &&) \
 		$$python -m pytest $(if $(filter lowest%,$(RESOLUTION)),-W default)) || status=1; done; exit $$status
 
-# With the address of the repository from which it is released.
+# ADDRESS: the repository that the package is released from.
 dist: .venv/installed
 	@cd "packages/$(PACKAGE)" && rm -rf dist && copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
 		cp -rL LICENSE README.md pyproject.toml src "$$copy" && \
@@ -122,10 +122,10 @@ examples: .venv/examples
 tests-of/%:
 	@cd "$*" && $(BIN)/python -m pytest
 
-# Seconds for each test; the containers of the team are built, and run a pipeline, within one.
+# LIMIT: seconds per test; one builds the team's containers and runs a pipeline in them.
 containers: LIMIT ?= 10800
 containers: .venv/examples
-	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "Not possible: this needs root on Debian" >&2; exit 1; }
+	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "Not started: this needs root on Debian" >&2; exit 1; }
 	@dpkg --status $(CONTAINER_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); }
 	@status=0; for folder in server/team/ $(addprefix examples/,digits_search/ posts_over_ssh/ cifar10/); do (cd "$$folder" && \
@@ -136,7 +136,7 @@ test-privileged: .venv/examples
 		WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m "privileged and not soak and not night") || status=1; done; exit $$status
 
 test-room: .venv/tests
-	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "Not possible: this needs root on Debian" >&2; exit 1; }
+	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "Not started: this needs root on Debian" >&2; exit 1; }
 	@dpkg --status $(ROOM_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(ROOM_PACKAGES); }
 	@cd server/room && $(BIN)/python -m pytest
@@ -147,7 +147,7 @@ walk: .venv/tests
 night: .venv/examples
 	@status=0; for folder in . examples/cifar10/ server/team/; do (cd "$$folder" && $(BIN)/python -m pytest -m "night and not soak") || status=1; done; exit $$status
 
-# What is committed, in a clone with servers of its own. Chapter 4's notebooks are those that its pipeline executed.
+# Built from the latest commit in a new clone with its own servers. Chapter 4's notebooks are those its pipeline executed.
 book: .venv/book
 	@site=$(CURDIR)/docs/site && work=$$(mktemp -d) && export WORKSHOP_ROOT="$$work" PYTHONPATH="$$work" PLOTLY_RENDERER=notebook_connected && cd "$$work" && \
 		trap 'cd "$$work" && workshop down >/dev/null; rm -rf "$$work"' EXIT && trap 'exit 130' INT TERM && \
@@ -182,7 +182,7 @@ lock: .venv/installed
 	@for folder in server/team server/room examples/cifar10 docs tests; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --constraint - \
 		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
-	@# As a copy of the pipeline installs it: the four tools are wheels beside it, since no index has them yet.
+	@# As installed by a copy of the pipeline: the four packages are wheels beside it, since no index has them yet.
 	@wheels=$$(mktemp -d) && trap 'rm -rf "$$wheels"' EXIT && $(call build-wheels,"$$wheels") && \
 		grep -v '^-e' requirements.txt >"$$wheels/pins" && printf '# the parts are the extras of pyproject.toml; how to compile it again: take_it_home.md\n--find-links wheels\n' >"$$wheels/requirements.txt" && extras= && \
 		for part in run look test keras; do [ $$part = run ] || extras="$$extras --extra $$part"; \
@@ -191,49 +191,49 @@ lock: .venv/installed
 		{ echo "# $$part"; grep -vxFf "$$wheels/requirements.txt" "$$wheels/part"; } >"$$wheels/new"; \
 		cat "$$wheels/new" >>"$$wheels/requirements.txt"; done && cp "$$wheels/requirements.txt" 4_pipeline
 
-# uv puts locks, which every user may write to, into the folder for temporary files: into that of the environment.
+# uv creates world-writable locks in the temporary folder, so use the environment's folder instead.
 .venv/installed .venv/tests .venv/examples: export TMPDIR = $(CURDIR)/.venv
 
 .venv/tests: .venv/installed tests/requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --requirement tests/requirements.txt
 	@touch $@
 
-# The hub, its proxy, and what an attendee's JupyterLab needs below a hub. All is compiled, for no attendee may write there.
+# The hub, its proxy, and what JupyterLab needs for a hub. All modules are compiled, since attendees cannot write there.
 .venv/room: .venv/installed server/room/requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt --requirement server/room/requirements.txt
 	@$(BIN)/npm install --silent --global --prefix .venv configurable-http-proxy@5.3.0
-	@# The environment of chapter 3's projects, which a run makes that then finds no data.
+	@# The environment of chapter 3's projects: this run creates it, then fails for lack of data.
 	@cd 3_projects && MLFLOW_ENV_ROOT=$(CURDIR)/.venv/mlflow MLFLOW_TRACKING_URI=sqlite:///$(CURDIR)/.venv/mlflow.db \
 		$(BIN)/mlflow run lr -P data=none >../.venv/mlflow.log 2>&1; ls ../.venv/mlflow/*/bin/python >/dev/null
-	@# Chapter 2's data, as 'make run' leaves it in a clone.
+	@# Chapter 2's data, as 'make run' writes it in a clone.
 	@$(BIN)/python -m forecast csv 2_tracking/germany.csv
-	@# Not by uv, which compiles what it installs now and leaves the rest. Some templates are no Python: not counted.
+	@# Not by uv, which compiles only new packages. Errors are ignored: some templates are not valid Python.
 	@$(BIN)/python -m compileall -qq --workers 0 .venv/lib .venv/mlflow packages; touch $@
 
 .venv/book: .venv/installed docs/requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt --requirement docs/requirements.txt
 	@touch $@
 
-# Written last: an installation that was interrupted starts again.
-# OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.
+# The file is written last, so an interrupted installation starts again.
+# OFFLINE names a folder from `make offline`; later installations (chapter 3) use it, too.
 .venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
 .venv/installed: INSTALL_UV = install --quiet --disable-pip-version-check $(FROM) $(UV)
-# A link is the room's environment (server/room), which another one installs.
+# A symbolic link is a room's shared environment (server/room), which is installed elsewhere.
 .venv/installed: $(shell [ -L .venv ] || echo requirements.txt pyproject.toml $(wildcard 4_pipeline/pyproject.toml packages/*/pyproject.toml))
-	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
+	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: $(or $(PYTHON),python3) is not installed" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py
 	@echo "Installing into .venv (once; a minute or two)" >&2
-	@# By the pip of this Python, if there is one that can do it: to unpack another takes twice as long as uv. Found once:
-	@# the new environment is first on the path.
+	@# Use this Python's own pip if it is new enough: installing another one takes twice as long as uv. The path is saved
+	@# first, because the new environment is first on PATH.
 	@python=$$(command -v "$(PYTHON)") && \
 		if "$$python" -c 'import pip; raise SystemExit(int(pip.__version__.partition(".")[0]) < 23)' 2>/dev/null; \
 		then "$$python" -m venv --without-pip .venv && "$$python" -m pip --python .venv $(INSTALL_UV); \
 		else "$$python" -m venv .venv && .venv/bin/python -m pip $(INSTALL_UV); fi
-	@echo "  uv is there; installing the pinned packages" >&2
-	@# The same library under its other name, from an older lock: of two, one would have the files of the other.
+	@echo "  uv is installed; installing the pinned packages" >&2
+	@# An older lock installed TensorFlow under its other name; two packages with the same files would break each other.
 	@[ "$$(uname -sm)" != "Linux x86_64" ] || VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip uninstall --quiet tensorflow
-	@# Less than half of it is ever imported, and compiled then; all at once where a shell forbids that.
+	@# Less than half of the modules are ever imported, so compile on import; at once if the shell forbids bytecode.
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps \
 		$(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) -r requirements.txt
 	@$(if $(OFFLINE),echo "WORKSHOP_OFFLINE=$$(cd "$(OFFLINE)" && pwd)" >> .env)

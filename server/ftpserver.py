@@ -1,7 +1,7 @@
-"""The artifact server: FTP for one user, chrooted, passive only. `python server/ftpserver.py` starts it by hand.
+"""The artifact server: FTP for one user, chrooted, passive mode only. `python server/ftpserver.py` starts it by hand.
 
-It takes no options: host, ports, folder, user and password come from `workshop.settings`, so from `WORKSHOP_*`
-variables, `.env`, or what `workshop up` chose. Ctrl-C or SIGTERM ends it.
+It has no options: host, ports, folder, user and password come from `workshop.settings` (`WORKSHOP_*` variables, `.env`,
+and the ports chosen by `workshop up`). Ctrl-C or SIGTERM stops it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workshop.settings import Settings, get_settings
 
 
 def make_server(settings: Settings) -> Server:
-    """Return the server, which listens on its port; raise ServiceError when the port is taken."""
+    """Return a server that listens on its port; raise ServiceError if it cannot, as when the port is in use."""
     user, password = settings.credentials(create=True)
     try:
         return Server(
@@ -39,12 +39,12 @@ def make_server(settings: Settings) -> Server:
         what = f"The FTP server cannot listen on {address}: {error.strerror or error}."
         if error.errno == errno.EADDRINUSE:
             owner = find_owners(settings, settings.ftp_port).get(settings.ftp_port, Owner(settings.ftp_port))
-            what = f"The FTP server cannot listen: {owner}; end that, or set WORKSHOP_FTP_PORT to a free port."
+            what = f"The FTP server cannot listen: {owner}; stop that process, or set WORKSHOP_FTP_PORT to a free port."
         raise ServiceError(what) from None
 
 
 def main() -> int:
-    """Serve until a signal comes; return the exit code."""
+    """Serve until a signal arrives; return the exit code."""
     try:
         settings = get_settings()
         settings.logs.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""JupyterLab's configuration: `workshop lab` starts it with this file.
+"""JupyterLab's configuration for `workshop lab`.
 
-Elsewhere, such as on a hub, JupyterLab finds the file once its folder is in JUPYTER_CONFIG_PATH.
+Elsewhere, such as on a hub, put this folder into JUPYTER_CONFIG_PATH.
 """
 
 import asyncio
@@ -20,47 +20,46 @@ from workshop.servers import lab_tiles
 from workshop.servers.services import ports_for_shell
 from workshop.settings import get_settings
 
-c = get_config()  # noqa: F821 - Jupyter gives it
+c = get_config()  # noqa: F821 - defined by Jupyter
 settings = get_settings()
-folder = Path(__file__).parent  # not the clone's, in a room
+folder = Path(__file__).parent  # in a room, this is not in the person's clone
 
-# Kernels and terminals get this process's environment: the servers' addresses, and this Python's programs first.
-os.environ.update(exports_of(ports_for_shell(settings, lambda _: None)))  # also before the servers have started
+# Kernels and terminals inherit this environment: the servers' addresses, and this environment's programs first.
+os.environ.update(exports_of(ports_for_shell(settings, lambda _: None)))  # works before the servers have started
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-# Not a kernel `python3` that another installation left in the home folder.
+# Prefer this environment's kernel to one in the home folder from another installation.
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
 c.ServerApp.root_dir = str(settings.root)
-c.ServerApp.allow_root = True  # in a container, where the servers run as root, too
+c.ServerApp.allow_root = True  # for containers, where the servers run as root as well
 c.Application.log_level = "ERROR"
-# A kernel's output goes over a port of this machine, and other users of it must not read it.
+# Kernels send their output over a local port, which other users of the machine must not be able to read.
 c.KernelManager.transport_encryption = "auto"
-# A shell's own files may change PATH; this file sets it last.
+# The user's shell files may change PATH; this bashrc sets it after them.
 c.ServerApp.terminado_settings = {"shell_command": ["bash", "--rcfile", str(folder / "bashrc")]}
-os.environ["BASH_SILENCE_DEPRECATION_WARNING"] = "1"  # macOS recommends another shell at each start
+os.environ["BASH_SILENCE_DEPRECATION_WARNING"] = "1"  # hide macOS's advice to use zsh
 
 
 def release_threads():
-    """End AnyIO's idle threads, which would wait for work forever after a request that outlasts Jupyter."""
+    """Stop AnyIO's idle threads, which would wait forever if a request outlives the server."""
     for thread in threading.enumerate():
         if thread.name == "AnyIO worker thread":
             thread.queue.put_nowait(None)
 
 
-# Python's own hook before it joins the threads; `atexit` comes after that.
+# Runs before Python joins the threads; `atexit` handlers run after that.
 threading._register_atexit(release_threads)
 
 START_PAGE = "START.md"
 
 
 class StartPageManager(AsyncLargeFileManager):
-    """Jupyter's own manager of files, except that the start page is written again before it is read."""
+    """Jupyter's contents manager, which also refreshes the start page before it is read."""
 
     async def get(self, path, content=True, **keywords):
-        """Return a file or a folder; before START.md is read, look again at what it shows, every five seconds at most.
+        """Return a file or a folder; rewrite START.md before it is read, at most every five seconds.
 
-        JupyterLab lists the folder every ten seconds, without the content of its files. So it also asks for a page that
-        it is to open.
+        Listings of the folder, every ten seconds, request no content, so they only create a missing page.
         """
         if path.strip("/") == START_PAGE:
             page = settings.root / START_PAGE
@@ -71,7 +70,7 @@ class StartPageManager(AsyncLargeFileManager):
     async def _write_page(self):
         quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         check, deadline = subprocess.Popen(["workshop", "check"], cwd=settings.root, **quiet), time.monotonic() + 60
-        atexit.register(check.kill)  # a loop that is stopped does not come to `finally`
+        atexit.register(check.kill)  # a stopped event loop does not run `finally`
         try:
             while check.poll() is None and time.monotonic() < deadline and not self.parent._stopping:
                 await asyncio.sleep(0.1)
@@ -79,19 +78,19 @@ class StartPageManager(AsyncLargeFileManager):
             check.kill()
             check.wait()
             atexit.unregister(check.kill)
-        if self.parent._stopping:  # a thread that reads the file now would keep Jupyter from ending
+        if self.parent._stopping:  # a thread that reads the file now would block Jupyter's shutdown
             raise HTTPError(503, "Jupyter is stopping")
 
 
 c.ServerApp.contents_manager_class = StartPageManager
-c.ContentsManager.hide_globs.append("*.egg-info")  # to the patterns that Jupyter hides by default
+c.ContentsManager.hide_globs.append("*.egg-info")  # in addition to Jupyter's default patterns
 
 c.ServerProxy.servers = lab_tiles.tiles()
 
 c.LabApp.default_url = f"/lab/tree/{START_PAGE}"
 c.LabApp.app_settings_dir = str(folder / "settings")
-c.LabApp.workspaces_dir = str(settings.state / "jupyter")  # not the open tabs of other projects
-c.LabApp.news_url = None  # no requests to other sites
+c.LabApp.workspaces_dir = str(settings.state / "jupyter")  # do not reopen tabs of other projects
+c.LabApp.news_url = None  # no requests to the internet
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.LabApp.extension_manager = "readonly"
 c.LabApp.custom_css = True

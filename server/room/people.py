@@ -1,4 +1,4 @@
-"""Commands of the room that run as a person, or about one: with a deadline, little output and no input."""
+"""Run commands as a person of the room or about one, with a timeout, limited output and no input."""
 
 import asyncio
 import contextlib
@@ -10,26 +10,26 @@ from pathlib import Path
 from tornado.web import HTTPError
 
 INSTRUCTOR = "instructor"
-MAX_BODY_BYTES = 2**16  # a form
+MAX_BODY_BYTES = 2**16  # enough for a form
 PERSON = str(Path(__file__).with_name("person.sh"))
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Trouble(HTTPError):
-    """What failed, in words for the person who waits, and for the board."""
+class CommandError(HTTPError):
+    """A command failed; the message is for the waiting person and the board."""
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(500)
-        self.jupyterhub_message = words  # on JupyterHub's own pages
+        self.jupyterhub_message = message  # shown on JupyterHub's own pages
 
     def __str__(self) -> str:
         return self.jupyterhub_message
 
 
 async def run(*command: str, seconds: float = 60, size: int = 2**20) -> bytes:
-    """Return what a command prints; raise Trouble if it fails, prints more than ``size`` bytes, or takes too long.
+    """Return a command's output; raise CommandError if it fails, prints more than ``size`` bytes, or times out.
 
-    Its environment has no secret of the hub.
+    The command's environment contains no secrets of the hub.
     """
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -42,19 +42,19 @@ async def run(*command: str, seconds: float = 60, size: int = 2**20) -> bytes:
             await stream.readexactly(size + 1)
         except asyncio.IncompleteReadError as end:
             return end.partial
-        raise Trouble(f"it printed more than {size} bytes")
+        raise CommandError(f"it printed more than {size} bytes")
 
     try:
         async with asyncio.timeout(seconds):
             out, err = await asyncio.gather(read(process.stdout), read(process.stderr))
             await process.wait()
     except TimeoutError:
-        raise Trouble(f"it did not end within {seconds:.0f} s") from None
+        raise CommandError(f"it did not end within {seconds:.0f} s") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process._transport.close()  # what left the group may hold the pipes open
+        process._transport.close()  # processes that left the group may keep the pipes open
     if process.returncode:
-        words = (err or out).decode(errors="replace").strip()
-        raise Trouble(words[-500:] or f"it ended with exit code {process.returncode}")
+        message = (err or out).decode(errors="replace").strip()
+        raise CommandError(message[-500:] or f"it failed with exit code {process.returncode}")
     return out

@@ -1,22 +1,22 @@
 #!/bin/sh
-# A person's account, network and processes, as root. The hub types this.
-#   person.sh enter NAME      account, network, folders and clone, repaired where something is missing; prints the address
-#   person.sh run NAME ...    become the person, in that network and within the limits, and run a command
-#   person.sh size NAME       print megabytes and number of the person's files, then of those deleted and still open
-#   person.sh leave NAME      end every process of the person, wherever it runs
+# Manages a person's account, network and processes, as root. Called by the hub.
+#   person.sh enter NAME      create or repair account, network, folders and clone; print the address
+#   person.sh run NAME ...    run a command as the person, in the person's network and limits
+#   person.sh size NAME       print MB and number of the person's files, then of deleted files that are still open
+#   person.sh leave NAME      end all processes of the person
 set -eu
-umask 077 # who can open a lock can hold it
+umask 077 # a lock that others can open, they can hold
 here=$(dirname "$0")
 # shellcheck source=server/room/settings.sh
 . "$here/settings.sh"
 fail() { printf '%s\n' "$1" "Next: $2" >&2; exit 1; }
 
 command=$1 name=$2
-case $name in '' | *[!a-z0-9_-]*) fail "'$name' is no name" "small letters, digits, - and _" ;; esac
+case $name in '' | *[!a-z0-9_-]*) fail "Invalid name: '$name'" "use lowercase letters, digits, - and _" ;; esac
 if ! id "$name" >/dev/null 2>&1; then
   [ "$command" = enter ] && [ "$(setting open)" = True ] || fail "There is no account $name." "log in with another name"
   exec 8>"$RUN/accounts.lock"
-  flock --wait 60 8 || fail "Another account is being made." "try it again in some minutes"
+  flock --wait 60 8 || fail "Another account is being created." "try again in a few minutes"
   make_account "$name" 8>&-
   exec 8>&-
 fi
@@ -28,11 +28,11 @@ home=$(getent passwd "$name" | cut -d: -f6)
 group=/sys/fs/cgroup/workshop-room/$name
 
 run() {
-  [ -e "/run/netns/$namespace" ] || fail "$name has not logged in since the room was started." "log in as $name"
+  [ -e "/run/netns/$namespace" ] || fail "$name has not logged in since the room started." "log in as $name"
   install --directory --mode 700 "$temporary"
   install --directory --mode 1777 "$temporary/tmp" "$temporary/var"
   memory=$(numfmt --from=iec "$(setting memory)") processes=$(setting processes)
-  # Version 2, if it can be used (in a container it may not): the limits count for all processes together.
+  # With cgroups v2 (not available in every container) the limits hold for all processes together.
   all="+memory +cpu +pids"
   if grep -qsw memory /sys/fs/cgroup/cgroup.controllers && mkdir -p "$group" &&
     echo "$all" >/sys/fs/cgroup/cgroup.subtree_control && echo "$all" >"${group%/*}/cgroup.subtree_control"; then
@@ -44,15 +44,15 @@ run() {
   else
     limits="prlimit --data=$memory --nproc=$processes"
   fi
-  echo 500 >/proc/self/oom_score_adj # ends before the hub, where memory is short
-  # shellcheck disable=SC2086,SC2016 # the limits are words; the inner shell reads its own variables
+  echo 500 >/proc/self/oom_score_adj # killed before the hub if memory runs out
+  # shellcheck disable=SC2086,SC2016 # the limits are words; the inner shell expands its own variables
   exec nsenter --net="/run/netns/$namespace" unshare --mount --ipc --propagation private $limits sh -euc '
     mount --bind "$1/tmp" /tmp
     mount --bind "$1/var" /var/tmp
     mount --types tmpfs --options "mode=1777,nosuid,nodev,size=$2" tmpfs /dev/shm
-    mount --types devpts --options newinstance,ptmxmode=0666,mode=620,gid=5,max=64 devpts /dev/pts # of all there are 4096
+    mount --types devpts --options newinstance,ptmxmode=0666,mode=620,gid=5,max=64 devpts /dev/pts # the machine has 4096 in all
     mount --bind /dev/pts/ptmx /dev/ptmx
-    # systemd-resolved listens on the loopback of this machine, and has the servers that it asks in this file.
+    # systemd-resolved listens on the loopback of the machine, unreachable from here; this file has its upstream servers.
     [ ! -e /run/systemd/resolve/resolv.conf ] || mount --bind /run/systemd/resolve/resolv.conf /etc/resolv.conf
     name=$3 home=$4
     shift 4
@@ -61,9 +61,9 @@ run() {
     sh "$temporary" $((memory / 4)) "$name" "$home" "$@"
 }
 
-# A network of the person's own: every server has its usual port, and listens on a loopback that nobody else has.
+# Create the person's network namespace, with its own loopback: all servers have their usual ports.
 connect() {
-  ip -netns "$namespace" route show default 2>/dev/null | grep -q via && return # the last step below
+  ip -netns "$namespace" route show default 2>/dev/null | grep -q via && return # complete: this is the last step below
   ip netns delete "$namespace" 2>/dev/null || true
   ip link delete "$namespace" 2>/dev/null || true
   ip netns add "$namespace"
@@ -78,11 +78,11 @@ connect() {
   ip -netns "$namespace" route add default via 10.77.0.1
 }
 
-# Runs as the person, with a configuration of git that is not the person's. Each step may have been interrupted.
+# Runs as the person, without the person's git configuration. Each step may have been interrupted before.
 # shellcheck disable=SC2016
 CLONE='
   cd
-  export GIT_CONFIG_GLOBAL=/dev/null GIT_TEMPLATE_DIR= GIT_TERMINAL_PROMPT=0 GIT_COMMITTER_EMAIL="$USER@localhost" # else DNS is asked
+  export GIT_CONFIG_GLOBAL=/dev/null GIT_TEMPLATE_DIR= GIT_TERMINAL_PROMPT=0 GIT_COMMITTER_EMAIL="$USER@localhost" # avoids a DNS lookup
   if ! git --git-dir=workshop/.git cat-file -e "HEAD^{tree}" 2>/dev/null; then
     rm -rf workshop.new
     git clone --quiet --shared /opt/workshop workshop.new
@@ -93,23 +93,23 @@ CLONE='
     mv --no-target-directory workshop.new workshop
   fi
   [ -e workshop/.venv ] || ln -sfn /opt/workshop/.venv workshop/.venv
-  # Chapter 3 finds its environment made; without, MLflow makes it.
+  # Reuse the prepared environment of chapter 3; without it, MLflow would build one.
   mkdir -p .mlflow/envs && ln -sfn /opt/workshop/.venv/mlflow/* .mlflow/envs || true'
 
 case $command in
   enter)
     exec 9>"$RUN/$number.lock"
-    flock --wait 200 9 || fail "Another log-in of $name has not ended." "try it again in some minutes"
-    # `ip netns` is for one at a time; the links belong to the machine's network, and the hub has another one.
+    flock --wait 200 9 || fail "Another log-in of $name is in progress." "try again in a few minutes"
+    # `ip netns` does not support concurrent calls. The links are in the machine's network namespace, not the hub's.
     exec 8>"$RUN/network.lock"
-    flock --wait 60 8 || fail "Another network is being made." "try it again in some minutes"
+    flock --wait 60 8 || fail "Another network is being created." "try again in a few minutes"
     nsenter --net=/proc/1/ns/net "$0" connect "$name" 8>&- 9>&-
     exec 8>&-
     install --directory --mode 700 --owner "$name" --group "$name" "$home"
     limit_disk "$name"
-    # Other programs of hers can write where these can, but not into the address.
+    # The person's programs can write to this command's output, so keep it out of stdout, which is the address.
     "$0" run "$name" timeout --kill-after 5 150 sh -ec "$CLONE" 9>&- </dev/null >&2 ||
-      fail "The folder of $name could not be made ready (the words above say why)." "make room on the disk, or tell the instructor"
+      fail "The folder of $name could not be prepared (see above)." "free disk space, or tell the instructor"
     echo "$address"
     ;;
   connect) connect ;;
@@ -118,14 +118,14 @@ case $command in
     run "$@"
     ;;
   size)
-    # By crontab and at a person has files in a spool.
+    # crontab and at store files in a spool folder.
     spool=$(find /var/spool -xdev -user "$number" 2>/dev/null || true)
     # shellcheck disable=SC2086 # a word for each file
     for unit in -m --inodes; do du -sxc $unit "$home" "$temporary" $spool 2>/dev/null | tail -n 1 | cut -f 1; done
-    # What is deleted and still open takes space that `du` does not see; what is on its way in a socket, nobody sees.
+    # `du` does not see deleted files that are still open; nothing sees those in transit through a socket.
     # shellcheck disable=SC2046 # a word for each folder
     ! grep -rqs '^scm_fds:.*[1-9]' /dev/null $(pgrep --uid "$number" | sed 's|.*|/proc/&/task/*/fdinfo|') ||
-      fail "Programs of $name send each other open files." "leave"
+      fail "Programs of $name send each other open files, so their size is unknown." "person.sh leave $name"
     disks=$(stat --format %d /home "$STATE" | paste --serial --delimiters ' ')
     # shellcheck disable=SC2046 # a word for each folder
     find -L /dev/null $(pgrep --uid "$number" | sed 's|.*|/proc/&/task/*/fd /proc/&/map_files|') -maxdepth 1 -type f -links 0 \
@@ -133,15 +133,15 @@ case $command in
       awk -v disks=" $disks " 'index(disks, " " $1 " ") {blocks += $3; files += 1} END {print int(blocks / 2048), files + 0}'
     ;;
   leave)
-    # By user, and not by namespace, cgroup or terminal, which a process can leave; all at once, for a process forks. The
-    # sender has a number of its own, and the person's only as the effective one: the person's programs cannot signal it.
+    # By user id, since a process can leave its namespace, cgroup or terminal; all at once, since processes fork. The sender's
+    # real user id differs and only its effective id is the person's, so the person's programs cannot signal it.
     for signal in 15 9 9 9; do
       pgrep --uid "$number" >/dev/null || break
       python3 -Ic 'import os, sys
 number, signal, own = map(int, sys.argv[1:])
 os.setgroups([])
 os.setresuid(own, number, own)
-os.kill(-1, signal)' "$number" $signal $((LAST_UID + 1)) 2>/dev/null || true # nobody was left
+os.kill(-1, signal)' "$number" $signal $((LAST_UID + 1)) 2>/dev/null || true # no process was left
       for _ in 1 2 3 4 5 6 7 8 9 10; do
         ! pgrep --uid "$number" >/dev/null || sleep 1
       done
@@ -149,5 +149,5 @@ os.kill(-1, signal)' "$number" $signal $((LAST_UID + 1)) 2>/dev/null || true # n
     ! pgrep --uid "$number" >/dev/null || fail "Processes of $name cannot be ended." "ps -u $name"
     rm -rf "$temporary"
     ;;
-  *) fail "person.sh $command" "person.sh enter | run | size | leave NAME" ;;
+  *) fail "Unknown command: person.sh $command" "person.sh enter | run | size | leave NAME" ;;
 esac

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Make this machine a room: everybody logs in with a browser and gets JupyterLab with the workshop. As root, on Debian or
-# Ubuntu. Typed again, it takes what is committed here by now, and keeps accounts, work and passwords.
+# Set up this machine as a room: people log in with a browser and get JupyterLab with the workshop. As root, on Debian or
+# Ubuntu. Run it again to install the latest commit; accounts, work and passwords are kept.
 set -euo pipefail
 usage="server/room/setup.sh --people FILE | --open
-  --people FILE                   one name a line; an account with a password is made for each
-  --open [--password-file FILE]   who comes chooses a name, and gives the room's password; by default one is made
-  --host NAME                     how browsers call this machine
-  --port 443                      of the page
-  --certificate FILE --key FILE   your own, in PEM; by default they are made
-  --subdomains                    a name for each person's pages, NAME.HOST: needs a wildcard name and certificate
-  --memory 4G --processes 1000    of a person, at most
-  --disk 5G                       of a person, where the file system of /home has quotas
-  --reach NETWORK                 a private network that people may reach, such as 192.168.5.0/24; again for more"
+  --people FILE                   a file with one name per line; creates an account with a password for each
+  --open [--password-file FILE]   anyone with the room's password may log in by any name; default: a random password
+  --host NAME                     the machine's name in the browser's address
+  --port 443                      HTTPS port
+  --certificate FILE --key FILE   your own, in PEM; default: self-signed
+  --subdomains                    serve each person's pages from NAME.HOST; needs a wildcard DNS name and certificate
+  --memory 4G --processes 1000    limits per person
+  --disk 5G                       limit per person; needs quotas on the file system of /home
+  --reach NETWORK                 a private network that people may reach, such as 192.168.5.0/24; may be repeated"
 fail() { printf 'Not set up: %s\n  next: %s\n' "$1" "$2" >&2; exit 1; }
 
 people="" open="" password_file="" host=$(hostname) port=443 certificate="" key="" subdomains="" memory=4G processes=1000 disk="" reach=""
@@ -25,39 +25,39 @@ while [ $# -gt 0 ]; do
       printf -v "${variable//-/_}" %s "$2" && shift
       ;;
     -h | --help) echo "$usage" && exit ;;
-    *) fail "$1 is no option" "$usage" ;;
+    *) fail "unknown option $1" "$usage" ;;
   esac
   shift
 done
-[ "$(id -u)" = 0 ] || fail "accounts and networks need root" "sudo $0 ..."
-[ -n "$people" ] || [ -n "$open" ] || fail "nobody may come in" "$usage"
-[ -z "$people" ] || [ -z "$open" ] || fail "--people and --open" "one of them"
-[ -z "$people" ] || [ -r "$people" ] || fail "$people cannot be read" "a file with one name a line"
-[ -z "$password_file" ] || [ -r "$password_file" ] || fail "$password_file cannot be read" "a file with the password"
+[ "$(id -u)" = 0 ] || fail "creating accounts and networks needs root" "sudo $0 ..."
+[ -n "$people" ] || [ -n "$open" ] || fail "either --people or --open is needed" "$usage"
+[ -z "$people" ] || [ -z "$open" ] || fail "--people and --open exclude each other" "use only one of them"
+[ -z "$people" ] || [ -r "$people" ] || fail "$people cannot be read" "name a file with one name per line"
+[ -z "$password_file" ] || [ -r "$password_file" ] || fail "$password_file cannot be read" "name a file with the password"
 names=$([ -z "$people" ] || tr -s '[:space:]' '\n' <"$people" | grep . || true)
 wrong=$(grep -vxE '[a-z][a-z0-9_-]{0,30}' <<<"${names:-a}" || true)
-[ -z "$wrong" ] || fail "no names of accounts: ${wrong//$'\n'/, }" "small letters, digits, - and _; a letter first, 31 at most"
-[[ $memory =~ ^[0-9]+[GM]$ ]] || fail "--memory $memory" "a number with G or M, such as 4G"
-[[ $processes =~ ^[0-9]+$ ]] || fail "--processes $processes" "a number, such as 1000"
-[[ $disk =~ ^([0-9]+[GM])?$ ]] || fail "--disk $disk" "a number with G or M, such as 5G"
-[[ $port =~ ^[0-9]{1,5}$ ]] && [ "$port" -gt 0 ] && [ "$port" -le 65535 ] || fail "--port $port" "a number up to 65535"
+[ -z "$wrong" ] || fail "invalid names: ${wrong//$'\n'/, }" "use lowercase letters, digits, - and _; a letter first, at most 31"
+[[ $memory =~ ^[0-9]+[GM]$ ]] || fail "invalid value: --memory $memory" "a number with G or M, such as 4G"
+[[ $processes =~ ^[0-9]+$ ]] || fail "invalid value: --processes $processes" "a number, such as 1000"
+[[ $disk =~ ^([0-9]+[GM])?$ ]] || fail "invalid value: --disk $disk" "a number with G or M, such as 5G"
+[[ $port =~ ^[0-9]{1,5}$ ]] && [ "$port" -gt 0 ] && [ "$port" -le 65535 ] || fail "invalid value: --port $port" "a number from 1 to 65535"
 host=${host,,} address=$host && [ "$port" = 443 ] || address=$host:$port
-[[ $host =~ ^[a-z0-9.-]+$ ]] && [[ -z $subdomains || $host =~ [a-z]$ ]] || fail "--host $host" "a name, or without --subdomains an address; no port"
-for file in password_file certificate key; do # relative to here
+[[ $host =~ ^[a-z0-9.-]+$ ]] && [[ -z $subdomains || $host =~ [a-z]$ ]] || fail "invalid value: --host $host" "a name, or without --subdomains an address; no port"
+for file in password_file certificate key; do # resolve now: the script changes its folder
   [ -z "${!file}" ] || printf -v $file %s "$(realpath "${!file}")"
 done
 if [ -n "$certificate$key" ]; then
   of_key=$(openssl pkey -pubout -in "$key" 2>/dev/null) &&
     [ "$(openssl x509 -pubkey -noout -in "$certificate" 2>/dev/null)" = "$of_key" ] ||
-    fail "certificate and key cannot be read, or are no pair: $certificate, $key" "--certificate FILE --key FILE, both in PEM"
+    fail "certificate and key cannot be read, or do not match: $certificate, $key" "--certificate FILE --key FILE, both in PEM"
 fi
 room=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=server/room/settings.sh
 . "$room/settings.sh"
-mine() { [ "$(id -u "$1")" -ge $FIRST_UID ] && [ "$(id -u "$1")" -le $LAST_UID ]; }
+is_room_account() { [ "$(id -u "$1")" -ge $FIRST_UID ] && [ "$(id -u "$1")" -le $LAST_UID ]; }
 for name in $names instructor; do
-  ! id "$name" >/dev/null 2>&1 || mine "$name" ||
-    fail "$name is an account of this machine (number $(id -u "$name"))" "another name in $people"
+  ! id "$name" >/dev/null 2>&1 || is_room_account "$name" ||
+    fail "$name is an account of this machine (user id $(id -u "$name"))" "choose another name in $people"
 done
 
 packages=()
@@ -67,22 +67,22 @@ done
 [ -z "$disk" ] || command -v setquota >/dev/null || packages+=(quota)
 python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
 if [ ${#packages[@]} -gt 0 ]; then
-  echo "Debian's packages: ${packages[*]}" >&2
-  # Debian starts nginx with a page of its own as soon as it is installed.
+  echo "Installing Debian packages: ${packages[*]}" >&2
+  # Debian starts nginx with a default page as soon as it is installed.
   command -v nginx >/dev/null || [ ! -d /run/systemd/system ] || systemctl --quiet mask nginx
   { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
-    >/dev/null || fail "${packages[*]} cannot be installed (apt's own words are above)" "apt-get update; apt-get install ${packages[*]}"
+    >/dev/null || fail "${packages[*]} cannot be installed (see apt's messages above)" "apt-get update; apt-get install ${packages[*]}"
 fi
 python3 -Ic 'import ipaddress, sys; [ipaddress.IPv4Network(each) for each in sys.argv[1].split(", ") if each]' "$reach" 2>/dev/null ||
-  fail "--reach $reach" "a network, such as 192.168.5.0/24"
+  fail "invalid value: --reach $reach" "a network, such as 192.168.5.0/24"
 if [ -n "$disk" ] && ! quotaon -pu "$(findmnt -no TARGET -T /home)" 2>/dev/null | grep -q "is on"; then
-  fail "--disk $disk: the file system of /home has no quotas" "mount it with usrquota, then quotacheck and quotaon; or leave --disk out"
+  fail "--disk $disk: the file system of /home has no quotas" "mount it with usrquota, then type quotacheck and quotaon; or omit --disk"
 fi
 
-echo "The environment: /opt/workshop" >&2
+echo "Installing into /opt/workshop" >&2
 umask 022
 here=$(git -C "$room" rev-parse --show-toplevel)
-for folder in /opt/workshop /opt/workshop/.git; do # root's, and others clone from there
+for folder in /opt/workshop /opt/workshop/.git; do # owned by root; people clone from it
   git config --system --get-all safe.directory | grep -qx $folder || git config --system --add safe.directory $folder
 done
 [ -d /opt/workshop ] || git clone --quiet --no-hardlinks "$here" /opt/workshop
@@ -90,13 +90,13 @@ done
 [ "$here" = /opt/workshop ] || git -C /opt/workshop checkout --quiet --force -B main FETCH_HEAD
 make --no-print-directory -C /opt/workshop .venv/room
 find /opt/workshop -perm /022 ! -type l -exec chmod go-w {} +
-find /opt/workshop/.venv -maxdepth 2 -name '*.lock' -exec chmod 600 {} + # uv's: who can open one can hold it
+find /opt/workshop/.venv -maxdepth 2 -name '*.lock' -exec chmod 600 {} + # uv's locks: people who can open one can hold it
 
 umask 077
 install --directory --mode 700 $STATE $STATE/temporary $SETTINGS
 cd $SETTINGS
 getent group workshop-room >/dev/null || groupadd workshop-room
-# People come in by the room alone: no ssh, cron, at, su, nor systemd of a user.
+# PAM: people may log in only through the room, not by ssh, cron, at, su or a user's systemd.
 alone="account requisite pam_succeed_if.so quiet user notingroup workshop-room"
 grep -qxF "$alone" /etc/pam.d/common-account || sed --in-place "1i $alone" /etc/pam.d/common-account
 (umask 022 && printf '%s\n' "auth requisite pam_succeed_if.so quiet user ingroup workshop-room" \
@@ -105,7 +105,7 @@ word() { python3 -Ic "import secrets; print(secrets.token_urlsafe($1))"; }
 for secret in proxy.token instructor.password; do [ -s $secret ] || word 32 >$secret; done
 if [ -n "$password_file" ]; then
   IFS= read -r password <"$password_file" || true
-  [ ${#password} -ge 8 ] || fail "the password in $password_file has ${#password} characters" "8 or more"
+  [ ${#password} -ge 8 ] || fail "the password in $password_file has only ${#password} characters" "use 8 or more"
   printf '%s\n' "$password" >room.password
 fi
 [ -z "$open" ] || [ -s room.password ] || word 9 >room.password
@@ -114,7 +114,7 @@ if [ -n "$certificate" ]; then
   cat "$key" >room.key
 elif [ ! -s room.pem ]; then
   openssl req -x509 -newkey rsa:2048 -noenc -days 365 -subj "/CN=$host" -addext "subjectAltName=DNS:$host,DNS:*.$host" \
-    -keyout room.key -out room.pem 2>/dev/null || fail "no certificate for $host" "--certificate FILE --key FILE"
+    -keyout room.key -out room.pem 2>/dev/null || fail "openssl cannot create a certificate for $host" "--certificate FILE --key FILE"
 fi
 { echo "listen $port ssl;" && { [ ! -e /proc/net/if_inet6 ] || echo "listen [::]:$port ssl;"; }; echo "set \$room $address;"; } >listen.conf
 if [ -n "$subdomains" ]; then echo "default unknown; $host room; *.$host person;"; else echo "default any;"; fi >names.conf
@@ -136,7 +136,7 @@ if [ -d /run/systemd/system ]; then
 elif [ -d /etc/cron.d ]; then
   echo "@reboot root $start start" >/etc/cron.d/workshop-room
 else
-  echo "After a restart of this machine type: $start start" >&2
+  echo "After each reboot type: $start start" >&2
 fi
 $start restart
 others=$(getent passwd | awk -F: -v first=$FIRST_UID -v last=$LAST_UID '$3 >= first && $3 <= last && $1 != "instructor" {print $1}' |
@@ -147,9 +147,9 @@ done
 if [ -n "$people" ]; then
   echo "The room:       https://$address, names and passwords in $SETTINGS/passwords.txt"
   echo "The instructor: https://$address/services/board, the name instructor, the password in $SETTINGS/passwords.txt"
-  [ -z "$others" ] || echo "No longer in the list: ${others//$'\n'/, }. They cannot log in; their files stay in /home."
+  [ -z "$others" ] || echo "No longer in the list: ${others//$'\n'/, }. They cannot log in; their files are kept in /home."
 else
   echo "The room:       https://$address, any name, the password in $SETTINGS/room.password"
   echo "The instructor: https://$address/services/board, the name instructor, the password in $SETTINGS/instructor.password"
-  [ -z "$others" ] || echo "Who knows the room's password can log in as any of ${others//$'\n'/, }, too."
+  [ -z "$others" ] || echo "Everyone with the room's password can also log in as ${others//$'\n'/, }."
 fi

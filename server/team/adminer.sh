@@ -1,3 +1,3 @@
 #!/bin/bash
-# Serves Adminer. rotatelogs shows each line of the server on the terminal (-e), too, and keeps two files of 5 MB.
+# Serves Adminer. rotatelogs keeps two log files of 5 MB and also prints each line to the terminal (-e).
 exec php -S 0.0.0.0:8080 /usr/share/adminer/adminer.php 2> >(exec rotatelogs -e -n 2 /var/log/team/adminer.log 5M >&2)

@@ -1,8 +1,8 @@
 """Collect log files into SQLite with full-text search: `python collector.py FOLDER DATABASE`.
 
-The key of a line is its file and its offset, so a line lands once, however often it is read. A file is known by its
-inode, which stays when it is renamed, and by the bytes before the position, which change when it is truncated. A new
-file with these bytes and a name that begins with the log's is the copy that was made before the log was truncated.
+A line's key is its file and offset, so a line is stored once, however often it is read. A file is identified by its
+inode, which survives renaming, and by the bytes before the read position, which change on truncation. A new file with
+the same bytes and a name that starts with the log's name is the copy made before the truncation.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ import sqlite_utils
 import yaml
 
 BATCH_BYTES = 4_000_000  # a longer line is cut
-TAIL_BYTES = 1000  # before a position, by which a file is known again
-# What a compressed file begins with: gzip, compress, bzip2, xz, zstd, lz4, lzip, zip, 7-Zip.
+TAIL_BYTES = 1000  # before the read position, to recognize a file
+# Magic bytes of gzip, compress, bzip2, xz, zstd, lz4, lzip, zip and 7-Zip.
 COMPRESSED = (
     b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP", b"PK\x03\x04",
     b"7z\xbc\xaf",
 )  # fmt: skip
 FIELDS = ("time", "level", "service", "message", "traceback", "run_id", "stage", "logger", "host")
-POSTGRES = {"timestamp": "time", "error_severity": "level", "backend_type": "logger"}  # its names for ours
-USED = "SELECT (c.page_count - f.freelist_count) * s.page_size FROM pragma_page_count c, pragma_freelist_count f, pragma_page_size s"  # noqa: E501
+POSTGRES = {"timestamp": "time", "error_severity": "level", "backend_type": "logger"}  # PostgreSQL's field -> ours
+USED_BYTES = "SELECT (c.page_count - f.freelist_count) * s.page_size FROM pragma_page_count c, pragma_freelist_count f, pragma_page_size s"  # noqa: E501
 
 logger = logging.getLogger("collector")
-warn_once = functools.cache(logger.warning)  # each round meets the same files
+warn_once = functools.cache(logger.warning)  # each round reads the same files
 
 
 def open_database(path: Path) -> sqlite_utils.Database:
-    """Return the database, with its tables made."""
+    """Open the database and create missing tables."""
     database = sqlite_utils.Database(path)
     database.enable_wal()  # readers do not wait for the collector
     columns = {"file": str, "offset": int} | dict.fromkeys(FIELDS, str)
@@ -49,7 +49,7 @@ def open_database(path: Path) -> sqlite_utils.Database:
         lines.create_index([name], if_not_exists=True)
     if not lines.detect_fts():
         lines.enable_fts(["message", "traceback"], create_triggers=True)
-    # For readers; the full-text index names rows of `lines`.
+    # A view for readers, with the rowid by which the full-text index refers to `lines`.
     database.create_view("log", f"SELECT {', '.join(FIELDS)}, rowid FROM lines", replace=True)  # noqa: S608
     columns = {"file": str, "name": str, "position": int, "inode": str, "tail": bytes}
     database["files"].create(columns, pk="file", if_not_exists=True)
@@ -57,7 +57,7 @@ def open_database(path: Path) -> sqlite_utils.Database:
 
 
 def parse(line: bytes, name: str) -> dict[str, str]:
-    """Return the fields of a line; the message is the text if it is no JSON, or JSON that cannot be read or stored."""
+    """Return the fields of a line; if it is not valid JSON that can be stored, the message is the text."""
     text = line.decode(errors="replace").rstrip("\r\n")
     service = name.split(".")[0].split("-")[0]
     fields = {"time": str(datetime.now(UTC)), "level": "INFO", "service": service, "message": text}
@@ -66,25 +66,25 @@ def parse(line: bytes, name: str) -> dict[str, str]:
         moment = datetime.fromisoformat(str(fields["time"]).replace(" UTC", "Z"))
         fields["time"] = moment.astimezone(UTC).isoformat(timespec="milliseconds")
         columns = {key: value if isinstance(value := fields.get(key, ""), str) else json.dumps(value) for key in FIELDS}
-        "".join(columns.values()).encode()  # half a surrogate pair, which SQLite refuses, is a ValueError
+        "".join(columns.values()).encode()  # raises ValueError for a lone surrogate, which SQLite cannot store
     except (ValueError, AttributeError, OverflowError, RecursionError):
         return parse(json.dumps({"message": text}).encode(), name)
     return columns
 
 
 def open_log(path: Path) -> io.FileIO:
-    """Open a plain file; a link, which may lead out of the folder, and a pipe, which may never end, raise OSError."""
+    """Open a regular file; raise OSError for a symbolic link, which may leave the folder; do not block on a pipe."""
     return io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
 
 
 def read_tail(log: io.FileIO, position: int) -> bytes:
-    """Return the last bytes before a position."""
+    """Return up to TAIL_BYTES before a position."""
     size = min(position, TAIL_BYTES)
     return os.pread(log.fileno(), size, position - size)
 
 
 def is_being_copied(log: io.FileIO, path: Path) -> bool:
-    """Tell whether the log after which a file is named holds the same: it does until it is truncated."""
+    """Return whether the file is a copy of a log that is not truncated yet."""
     size = os.fstat(log.fileno()).st_size
     for other in path.parent.iterdir():
         if path.name.startswith(other.name) and path != other:
@@ -95,7 +95,7 @@ def is_being_copied(log: io.FileIO, path: Path) -> bool:
 
 
 def identify(log: io.FileIO, path: Path, database: sqlite_utils.Database) -> dict | None:
-    """Return how far a file was read, under this name or an earlier one; None for a copy that is being made."""
+    """Return the file's record with its read position, also after renaming; None for an unfinished copy."""
     files, inode = database["files"], str(os.fstat(log.fileno()).st_ino)
     for record in files.rows_where("inode = ?", [inode], order_by="position DESC"):
         if read_tail(log, record["position"]) == record["tail"]:
@@ -115,10 +115,10 @@ def identify(log: io.FileIO, path: Path, database: sqlite_utils.Database) -> dic
 
 
 def read(path: Path, database: sqlite_utils.Database) -> int:
-    """Add the next whole lines of a file to the database; return how many."""
+    """Add the next complete lines of a file to the database; return their number."""
     with open_log(path) as log:
         if os.pread(log.fileno(), 8, 0).startswith(COMPRESSED):
-            raise OSError(errno.EINVAL, "it is compressed; its lines are collected before, with delaycompress")
+            raise OSError(errno.EINVAL, "it is compressed; use delaycompress, so that its lines are collected before")
         if not (record := identify(log, path, database)):
             return 0
         content, rows = os.pread(log.fileno(), BATCH_BYTES, record["position"]), []
@@ -129,42 +129,42 @@ def read(path: Path, database: sqlite_utils.Database) -> int:
         record["position"] += len(line)
     if rows:
         record["tail"] = (record["tail"] + content)[-TAIL_BYTES:]
-        with database.atomic():  # the lines and the position, or neither
+        with database.atomic():  # lines and position in one transaction
             database["lines"].insert_all(rows, ignore=True)
             database["files"].upsert(record)
     return len(rows)
 
 
-def forget(database: sqlite_utils.Database, days: float, megabytes: float) -> None:
+def delete_old(database: sqlite_utils.Database, days: float, megabytes: float) -> None:
     """Delete lines older than ``days``, and the oldest tenth if the database is larger than ``megabytes``."""
-    # No VACUUM: it would renumber the rows that the full-text index names. Free pages are used again.
+    # No VACUUM: it would change the rowids in the full-text index. Free pages are reused.
     database["lines"].delete_where("time < ?", [(datetime.now(UTC) - timedelta(days=days)).isoformat()])
-    if next(database.query(f"SELECT ({USED}) used"))["used"] > megabytes * 1e6:
+    if next(database.query(f"SELECT ({USED_BYTES}) used"))["used"] > megabytes * 1e6:
         tenth = database["lines"].count // 10 + 1
         database["lines"].delete_where("rowid IN (SELECT rowid FROM lines ORDER BY time LIMIT ?)", [tenth])
 
 
 def collect(folder: Path, database: sqlite_utils.Database, days: float, megabytes: float) -> int:
-    """Read each file of the folder once, at most BATCH_BYTES of it; return how many lines came."""
+    """Read at most BATCH_BYTES of each file of the folder; return the number of new lines."""
     count = 0
     for path in sorted(folder.glob("[!.]*.*")):
         try:
             count += read(path, database)
-        except FileNotFoundError:  # renamed meanwhile: read in the next round
+        except FileNotFoundError:  # just renamed: read in the next round
             continue
         except OSError as error:
             warn_once("not collected: %r: %s", path.name, error.strerror)
-    forget(database, days, megabytes)
+    delete_old(database, days, megabytes)
     return count
 
 
 def main() -> None:
-    """Collect until the process is ended."""
+    """Collect until the process is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the log files are")
-    parser.add_argument("database", type=Path, help="the SQLite file")
-    parser.add_argument("--days", type=float, default=30, help="delete older lines (%(default)s)")
-    parser.add_argument("--megabytes", type=float, default=1000, help="largest database (%(default)s)")
+    parser.add_argument("folder", type=Path, help="folder of the log files")
+    parser.add_argument("database", type=Path, help="SQLite file")
+    parser.add_argument("--days", type=float, default=30, help="delete lines that are older (default: %(default)s)")
+    parser.add_argument("--megabytes", type=float, default=1000, help="maximum database size (default: %(default)s)")
     options = parser.parse_args()
     logging.config.dictConfig(yaml.safe_load(Path(__file__).with_name("logging.yaml").read_text(encoding="utf-8")))
     database = open_database(options.database)

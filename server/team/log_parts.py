@@ -1,4 +1,4 @@
-"""The parts of `logging.yaml` that are code: the origin of each record, and the optional handlers."""
+"""Filter and handlers for `logging.yaml`: the context of each record, and the optional outputs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
 
 
 class Context(logging.Filter):
-    """Give each record its service, MLflow run, DVC stage and host."""
+    """Filter that adds service, MLflow run, DVC stage and host to each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the fields; drop the health checks that a server notes every ten seconds."""
+        """Add the fields; drop records of health checks, which arrive every ten seconds."""
         mlflow = sys.modules.get("mlflow")
         run = mlflow.active_run() if hasattr(mlflow, "active_run") else None
-        # A server has no active run: it names one in what it logs.
-        named = RUN_ID.search(message := record.getMessage())
-        record.run_id = run.info.run_id if run else os.environ.get("MLFLOW_RUN_ID") or (named[0] if named else "")
+        # A server has no active run, but its messages contain the run's id.
+        match = RUN_ID.search(message := record.getMessage())
+        record.run_id = run.info.run_id if run else os.environ.get("MLFLOW_RUN_ID") or (match[0] if match else "")
         record.stage = os.environ.get("DVC_STAGE", "")
         record.service = os.environ.get("LOG_SERVICE") or Path(sys.argv[0]).stem
         record.host = socket.gethostname()
@@ -29,7 +29,7 @@ class Context(logging.Filter):
 
 
 def make_file_handler(megabytes: int, files: int) -> logging.Handler:
-    """Return a handler that writes LOG_FOLDER/LOG_SERVICE.jsonl; the processes of a service share and rotate it."""
+    """Return a rotating handler for LOG_FOLDER/LOG_SERVICE.jsonl, safe for several processes of a service."""
     if not (folder := os.environ.get("LOG_FOLDER")):
         return logging.NullHandler()
     from concurrent_log_handler import ConcurrentRotatingFileHandler
@@ -40,7 +40,7 @@ def make_file_handler(megabytes: int, files: int) -> logging.Handler:
 
 
 def make_forward_handler() -> logging.Handler:
-    """Return a handler that sends records to LOG_FORWARD in the background, and keeps them while nobody listens."""
+    """Return a handler that sends records to LOG_FORWARD in the background, buffering them if the receiver is down."""
     if not (address := os.environ.get("LOG_FORWARD")):
         return logging.NullHandler()
     from fluent.asynchandler import FluentHandler
@@ -50,5 +50,5 @@ def make_forward_handler() -> logging.Handler:
     handler = FluentHandler("team", host=host, port=int(port), nanosecond_precision=True)
     fields = {name: f"%({name})s" for name in ("service", "run_id", "stage", "host")}
     fields |= {"level": "%(levelname)s", "logger": "%(name)s"}
-    handler.setFormatter(FluentRecordFormatter(fields, format_json=False))  # the message holds the traceback
+    handler.setFormatter(FluentRecordFormatter(fields, format_json=False))  # the message includes the traceback
     return handler

@@ -1,4 +1,4 @@
-"""Step 2: logging configured by hand. Each program needs these lines again, and a change of each program."""
+"""Step 2: logging configured by hand. Each program repeats these lines, and each change is made in each program."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Step 1: plain logging. Python shows warnings and errors only, without time and origin."""
+"""Step 1: plain logging. By default Python shows only warnings and errors, without time or origin."""
 
 import logging
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the database once, complete or not at all. Sets the password at each start: a new one is valid after a restart.
+# Creates the database once, atomically. Sets the password at each start, so a new one is valid after a restart.
 set -e
 PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
 cd /data

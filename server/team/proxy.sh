@@ -1,6 +1,6 @@
 #!/bin/bash
-# Serves the pages by HTTPS, behind a log-in: for everybody as TEAM_HOST, without that variable on loopback alone.
-# Started as root, to read the certificate's key, which is made here if there is none; nginx runs as `www-data`.
+# Serves the pages by HTTPS behind a log-in: on all interfaces if TEAM_HOST is set, else on loopback only.
+# Starts as root to read or create the TLS key and certificate; nginx runs as `www-data`.
 set -e
 export NAME=${TEAM_HOST:-localhost} ADDRESS=127.0.0.1
 [ -z "$TEAM_HOST" ] || ADDRESS=0.0.0.0
@@ -15,10 +15,10 @@ fi
 echo "Certificate of $NAME: $(openssl x509 -in "$pem" -noout -fingerprint -sha256)"
 install -d -o www-data -m 700 /run/proxy
 install -o www-data -m 400 "$key" /run/proxy/key
-# shellcheck disable=SC2016 # the names of those that it replaces; the others are nginx's own
+# shellcheck disable=SC2016 # envsubst replaces only these; the other variables are nginx's own
 envsubst '$NAME $ADDRESS $HTTPS_PORT $MLFLOW_PORT $ADMINER_PORT $LOGS_PORT' </etc/team/nginx.conf >/run/proxy/nginx.conf
-# As an ordinary user nginx keeps one power: to listen on a port below 1024, such as 443.
-# rotatelogs shows each line on the terminal (-e), too, and keeps two files of 5 MB.
+# nginx runs unprivileged, except for the capability to listen on ports below 1024, such as 443.
+# rotatelogs keeps two log files of 5 MB and also prints each line to the terminal (-e).
 exec setpriv --reuid www-data --regid www-data --init-groups --inh-caps -all,+net_bind_service \
   --ambient-caps -all,+net_bind_service --no-new-privs bash -c \
   'exec nginx -e stderr -c /run/proxy/nginx.conf > >(exec rotatelogs -e -n 2 /var/log/team/proxy.log 5M >&2)'

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings back what `./backup.sh FOLDER` saved, on this machine or a new one: `./restore.sh FOLDER`. Newer runs are lost.
+# Restores a backup of `./backup.sh FOLDER`, on this machine or a new one: `./restore.sh FOLDER`. Newer runs are lost.
 set -eu
 [ $# = 1 ] && [ -s "$1/mlflow.sql" ] && [ -s "$1/artifacts.tar" ] ||
   { echo "No mlflow.sql and artifacts.tar in '${1-}'. Name the folder of a backup: ./restore.sh FOLDER" >&2; exit 2; }
@@ -8,8 +8,8 @@ cd "$(dirname "$0")"
 compose=${COMPOSE:-podman-compose}
 $compose exec -T mlflow tar x -C /artifacts <"$folder/artifacts.tar"
 $compose stop mlflow
-# All of it or nothing.
+# In one transaction: all or nothing.
 $compose exec -T --user postgres postgres psql -q -1 -v ON_ERROR_STOP=1 -h /tmp mlflow <"$folder/mlflow.sql" >/dev/null ||
   { $compose start mlflow; exit 1; }
 $compose start mlflow
-echo "Runs and artifacts are those of $folder"
+echo "Restored runs and artifacts from $folder"

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Makes the containers' passwords, readable for you alone, and empty lists of users and of S3's keys, and chooses MLflow's
-# port; keeps what exists.
+# Creates the database password (readable only by you) and empty files for users and S3 keys, and chooses MLflow's port.
+# Existing files are kept.
 set -euo pipefail
 cd "$(dirname "$0")"
 umask 077
 mkdir -p secrets/proxy
 touch secrets/aws secrets/proxy/users
-chmod 755 secrets/proxy # read by the proxy's user; on this machine `secrets` keeps others out
+chmod 755 secrets/proxy # for the proxy's user; on this machine the mode of `secrets` keeps others out
 chmod 644 secrets/proxy/users
 [ -s secrets/postgres_password ] || od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >secrets/postgres_password
 touch .env

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Who may log in by HTTPS: `./user.sh add NAME` (again: a new password), `./user.sh remove NAME`. It counts immediately.
+# Manages the users of the HTTPS log-in: `./user.sh add NAME` (again: a new password), `./user.sh remove NAME`.
 set -eu
 cd "$(dirname "$0")"
 umask 077
@@ -10,7 +10,7 @@ case $action in
   add)
     mkdir -p secrets/users
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"secrets/users/$name"
-    # bcrypt, with a low cost, for it is computed at each request; nobody guesses 192 random bits.
+    # bcrypt with a low cost, since it is computed at each request; 192 random bits cannot be guessed.
     line=$("$(command -v podman || command -v docker)" run --rm -i --network none --entrypoint htpasswd \
       localhost/team/proxy -niB "$name" <"secrets/users/$name") || { rm "secrets/users/$name"; exit 1; }
     ;;
@@ -20,7 +20,7 @@ case $action in
     line=
     ;;
   *)
-    echo "'$*' is not possible. Type ./user.sh add NAME, or ./user.sh remove NAME; NAME has letters, digits, . _ -" >&2
+    echo "Invalid arguments: '$*'. Type ./user.sh add NAME or ./user.sh remove NAME; NAME has letters, digits, . _ -" >&2
     exit 2
     ;;
 esac
@@ -28,4 +28,4 @@ esac
 }"; } >$users.new
 chmod 644 $users.new
 mv $users.new $users
-[ -z "$line" ] || echo "$name may log in. Hand over the password in $PWD/secrets/users/$name, then delete that file."
+[ -z "$line" ] || echo "$name can log in. Hand over the password in $PWD/secrets/users/$name, then delete that file."

@@ -1,6 +1,6 @@
 #!/bin/sh
-# with_password.sh USER COMMAND...: only root may read the secrets; the command runs as USER. libpq in it finds the
-# password in the environment, not in an option that `ps` shows; boto3 finds S3's keys in a file in memory.
+# with_password.sh USER COMMAND...: read the secrets as root, then run the command as USER. libpq gets the password from
+# the environment, not from an option that `ps` shows; boto3 gets the S3 keys from a file in memory.
 set -e
 PGPASSWORD=$(cat /run/secrets/postgres_password)
 export PGPASSWORD

@@ -352,7 +352,7 @@ def test_failures_end_the_set_up_in_words(attacked):
     """A name of the machine's own, a missing file system quota, a port out of range: nothing is changed."""
     attacked.server.run("useradd --uid 1234 gauss; echo gauss >/root/gauss.txt")
     for options, words in {
-        "--people /root/gauss.txt": "gauss is an account of this machine (number 1234)",
+        "--people /root/gauss.txt": "gauss is an account of this machine (user id 1234)",
         "--people /root/names.txt --disk 5G": "has no quotas",
         "--people /root/names.txt --reach everything": "--reach everything",
         "--people /root/names.txt --open": "--people and --open",

@@ -67,7 +67,7 @@ def test_servers_of_chapter_4_end_when_idle_and_begin_when_their_page_is_opened(
     answers = functools.partial(room.answers, PEOPLE[0])
     assert answers(8787)
     board = "/opt/workshop/server/room/board.py"
-    room.server.run(f"sed --in-place 's/^REST_SECONDS = .*/REST_SECONDS = 30/' {board}; pkill --full [b]oard.py")
+    room.server.run(f"sed --in-place 's/^IDLE_SECONDS = .*/IDLE_SECONDS = 30/' {board}; pkill --full [b]oard.py")
     wait_for(lambda: not answers(8787), 2 * LAB_SECONDS)
     assert answers(5000)
     room.server.run(f"git -C /opt/workshop checkout --quiet {board}; pkill --full [b]oard.py")

@@ -382,7 +382,7 @@ def test_wrong_words_for_users_are_explained(words, tmp_path):
     (users := tmp_path / "secrets" / "proxy" / "users").write_text("ada:hash\n")
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
-    assert f"'{' '.join(words)}' is not possible. Type ./user.sh add NAME" in done.stderr
+    assert f"'{' '.join(words)}'. Type ./user.sh add NAME" in done.stderr
     assert users.read_text() == "ada:hash\n"
 
 
