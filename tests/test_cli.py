@@ -35,7 +35,7 @@ def invoke(*words):
 
 
 def test_command_has_help_with_an_example():
-    """Each command says what it does and shows a call of it."""
+    """The help of each command contains an example call."""
     for words, command in commands():
         [example] = re.findall("Example:(.*)", command.help)
         assert "workshop " + " ".join(words) in example
@@ -43,7 +43,7 @@ def test_command_has_help_with_an_example():
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_program_has_help_and_a_version(program):
-    """Each program has help with an example, tells its version, and exits with 2 on what it does not know."""
+    """Each program has help with an example and a version, and exits with 2 for an unknown option."""
     words = [BIN / program.split()[0], *program.split()[1:]]
     done = [
         run_program(*words, option, cwd=ROOT / "4_pipeline", exit_code=2 * (option == "--unknown"))
@@ -56,7 +56,7 @@ def test_program_has_help_and_a_version(program):
 
 
 def test_help_has_a_line_for_each_command():
-    """Each line of `workshop --help` begins as the command's own help does; what it imports test_layout looks at."""
+    """Each line of `workshop --help` starts with the same word as the command's help; test_layout tests its imports."""
     text = run_program(BIN / "workshop", "--help").stdout
     for name in COMMANDS:
         command = main.get_command(click.Context(main), name)
@@ -64,13 +64,13 @@ def test_help_has_a_line_for_each_command():
 
 
 def test_error_suggests_a_command_and_lists_the_chapters():
-    """A misspelled name leads to the right one; no reader needs Click's inequalities."""
+    """A misspelled command gets a suggestion, an invalid chapter the list of chapters."""
     assert "Did you mean 'check'?" in invoke("checks").stderr
     assert "'9' is not one of '1', '2', '3', '4'." in invoke("check", 9).stderr
 
 
 def test_next_step_can_be_typed(tmp_path):
-    """Where the shell does not find `workshop`, an error names the path, which runs; else the name alone."""
+    """If `workshop` is not on PATH, an error names its full path, which runs; else only the name."""
     environment = clean_environment() | {"WORKSHOP_STATE": str(tmp_path), "PATH": "/usr/bin:/bin"}
 
     def next_step(path):
@@ -85,17 +85,17 @@ def test_next_step_can_be_typed(tmp_path):
 
 
 def test_repro_names_the_cluster_that_the_shell_gives(tmp_path, monkeypatch):
-    """DASK_SCHEDULER_ADDRESS, set by hand, wins over this clone's scheduler, and the command says so."""
+    """DASK_SCHEDULER_ADDRESS overrides this clone's scheduler, and the command says so."""
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://127.0.0.1:9")
     monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path))
     done = invoke("repro", "nothing")
     assert done.exit_code == 1
-    assert "cluster for notebooks: tcp://127.0.0.1:9, as DASK_SCHEDULER_ADDRESS says" in done.stderr
+    assert "Dask cluster: tcp://127.0.0.1:9 (set by DASK_SCHEDULER_ADDRESS)" in done.stderr
 
 
 # -- prerequisites, before anything is installed -------------------------------------------------------------------
 def make(folder, *words, **environment):
-    """Type a make target in a copy of what it reads."""
+    """Run a make target in a folder with copies of its input files."""
     for name in ("Makefile", "requirements.txt", "pyproject.toml", "workshop/teaching/prerequisites.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -103,7 +103,7 @@ def make(folder, *words, **environment):
 
 
 def python_that_says(folder, body):
-    """A program that runs this Python with ``body`` executed first, to stand for another machine's."""
+    """Return a program that runs this Python after executing ``body``, to simulate another machine's Python."""
     import sys
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,8 +117,8 @@ def python_that_says(folder, body):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("import sys; sys.version_info = (3, 14, 0, 'final', 0)", ["Python 3.14 is out of range", "make run PYTHON="]),
-        ("import sys; sys.version_info = (3, 9, 2, 'final', 0)", ["Python 3.9 is out of range", "3.11, 3.12 or 3.13"]),
+        ("import sys; sys.version_info = (3, 14, 0, 'final', 0)", ["Python 3.14 is not supported", "make run PYTHON="]),
+        ("import sys; sys.version_info = (3, 9, 2, 'final', 0)", ["Python 3.9 is not supported", "3.11, 3.12 or 3.13"]),
         (
             "import collections, shutil; shutil.disk_usage = lambda _: collections.namedtuple('u', 'free')(1e9)",
             ["1.0 GB", "5 GB are needed"],
@@ -128,7 +128,7 @@ def python_that_says(folder, body):
     ],
 )  # fmt: skip
 def test_make_run_names_what_the_machine_lacks(tmp_path, body, words):
-    """Before anything is installed: what is missing and what to do, in words."""
+    """Before the installation, `make run` names what is missing and what to do, without a traceback."""
     done = make(tmp_path / "clone", "run", f"PYTHON={python_that_says(tmp_path / 'bin', body)}")
     assert done.returncode == 2
     for word in words:
@@ -138,7 +138,7 @@ def test_make_run_names_what_the_machine_lacks(tmp_path, body, words):
 
 
 def test_make_run_without_any_python_says_so(tmp_path):
-    """A machine without Python: which ones would do."""
+    """Without Python, `make run` names the supported versions."""
     done = make(tmp_path, "run", "PYTHON=python-that-is-not-there")
     assert done.returncode == 2
     assert "python-that-is-not-there" in done.stderr
@@ -146,5 +146,5 @@ def test_make_run_without_any_python_says_so(tmp_path):
 
 
 def test_make_stop_without_an_installation_is_no_error(tmp_path):
-    """Nothing installed, nothing to stop."""
+    """Without an installation `make stop` exits 0."""
     assert make(tmp_path, "stop").returncode == 0

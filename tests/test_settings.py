@@ -1,4 +1,4 @@
-"""Where things are."""
+"""The settings: priority of sources, validation, credentials and exported addresses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workshop.settings import Settings, find_root, get_settings
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A folder that looks like a clone, as this process's own."""
+    """A folder that looks like a clone, as the current folder."""
     (tmp_path / "4_pipeline").mkdir()
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path)
@@ -23,14 +23,14 @@ def root(tmp_path, monkeypatch):
         yield tmp_path
 
 
-def test_root_is_the_clone_one_stands_in(root):
-    """Commands typed in a clone act on that clone, whichever the package was installed from."""
+def test_root_is_the_clone_of_the_current_folder(root):
+    """Commands act on the clone in which they are typed, whichever clone the package was installed from."""
     assert find_root(root / "4_pipeline") == root
     assert find_root(root.parent) == ROOT
 
 
 def test_example_of_dotenv_and_table_of_ports_have_each_port():
-    """A server's port is in `.env.example` with its default, and in the README of the servers."""
+    """Each server's default port is in `.env.example` and in the README of the servers."""
     example, page = (ROOT / ".env.example").read_text(), (ROOT / "server" / "README.md").read_text()
     for name, field in Settings.model_fields.items():
         if name.endswith("_port"):
@@ -39,7 +39,7 @@ def test_example_of_dotenv_and_table_of_ports_have_each_port():
 
 
 def test_settings_order_is_running_then_environment_then_dotenv(root, monkeypatch):
-    """`.env` is below the environment, and both are below the ports of servers that run."""
+    """The environment overrides `.env`, and the ports of running servers override both."""
     (root / ".env").write_text("WORKSHOP_MLFLOW_PORT=5101\nWORKSHOP_DASHBOARD_PORT=8101\n")
     assert get_settings().mlflow_port == 5101
     monkeypatch.setenv("WORKSHOP_MLFLOW_PORT", "5102")
@@ -55,7 +55,7 @@ def test_settings_order_is_running_then_environment_then_dotenv(root, monkeypatc
 
 @pytest.mark.parametrize("value", ["many", "0", "65536"])
 def test_setting_out_of_range_names_the_variable(root, monkeypatch, value):
-    """A port that is none is an error with the variable, the value and the next step."""
+    """An invalid port is an error with the variable, the value and the next step."""
     monkeypatch.setenv("WORKSHOP_FTP_PORT", value)
     with pytest.raises(errors.SettingsError) as caught:
         get_settings()
@@ -65,7 +65,7 @@ def test_setting_out_of_range_names_the_variable(root, monkeypatch, value):
 
 
 def test_credentials_are_generated_once_and_private(root, monkeypatch):
-    """The password is random, kept in a file of mode 0600, and never in what the settings show or an address has."""
+    """The password is random, stored in a file of mode 0600, and never shown by the settings or in an address."""
     settings = get_settings()
     with pytest.raises(errors.SettingsError, match="workshop up"):
         settings.credentials()
@@ -81,7 +81,7 @@ def test_credentials_are_generated_once_and_private(root, monkeypatch):
 
 
 def test_credentials_that_others_can_read_or_that_are_damaged_are_refused(root):
-    """The error says how to mend the file."""
+    """The error says how to fix the file."""
     settings = get_settings()
     settings.credentials(create=True)
     settings.credentials_file.chmod(0o644)
@@ -92,8 +92,8 @@ def test_credentials_that_others_can_read_or_that_are_damaged_are_refused(root):
         settings.credentials()
 
 
-def test_exported_address_is_not_one_that_a_person_set(root, monkeypatch):
-    """A shell that was pointed here follows when the port moves; another clone's address, and one set by hand, stay."""
+def test_exported_address_is_not_explicit(root, monkeypatch):
+    """An exported address follows a change of port; another clone's address, and one set by hand, are kept."""
     settings = get_settings()
     settings.state.mkdir(parents=True)
     settings.ports_file.write_text(json.dumps({"mlflow_port": 5104, "dask_port": 8804}))
@@ -111,14 +111,14 @@ def test_exported_address_is_not_one_that_a_person_set(root, monkeypatch):
 
 
 def test_address_set_by_hand_stays_so_when_it_is_exported(root, monkeypatch):
-    """A team's server, as a container is told of it, goes into the shells there and is used by them."""
+    """The address of a team's server, set in a container, is exported to its shells and used there."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     with environment_of(clean_environment() | exports_of(get_settings())):
         assert get_settings().tracking_uri == get_settings().explicit_tracking_uri == "http://mlflow:5000"
 
 
 def test_errors_pickle_with_everything_they_say():
-    """Errors cross process borders on the cluster and lose nothing."""
+    """Errors are pickled between processes of the cluster without loss."""
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.PipelineError):
             error = kind("It failed.", value=3, expected="4", next_step="try 4")

@@ -1,4 +1,4 @@
-"""Backups of servers that are written to, restored elsewhere and compared; and damaged ones, which are refused."""
+"""Backups of busy servers are restored elsewhere and compared; damaged backups are rejected."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def workshop(*words: object, **options) -> subprocess.CompletedProcess:
     return run_program(BIN / "workshop", *words, timeout=120, exit_code=None, **options)
 
 
-# -- servers that are written to -----------------------------------------------------------------------------------
+# -- busy servers --------------------------------------------------------------------------------------------------
 def write_runs(uri: str, experiment: str, folder: Path, over: threading.Event) -> None:
-    """Log runs until it is over; the parameters of a run are the hashes of its artifacts."""
+    """Log runs until the event is set; the parameters of a run are the hashes of its artifacts."""
     client = MlflowClient(uri)
     while not over.is_set():
         run = client.create_run(experiment).info.run_id
@@ -68,8 +68,8 @@ def write_runs(uri: str, experiment: str, folder: Path, over: threading.Event) -
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's, with its database
-def test_backup_of_busy_servers_holds_all_that_its_database_names(servers, tmp_path):
-    """Every finished run has its artifacts as they were logged; the registry is complete, and no secret is there."""
+def test_backup_of_busy_servers_is_consistent(servers, tmp_path):
+    """Every finished run has its artifacts as logged, the registry is complete, and no secret is included."""
     experiment = MlflowClient(servers.tracking_uri).create_experiment("backed up")
     over, before = threading.Event(), rows_of(servers.settings.database)
     arguments = servers.tracking_uri, experiment, tmp_path, over
@@ -109,7 +109,7 @@ def test_backup_of_busy_servers_holds_all_that_its_database_names(servers, tmp_p
 # -- a small state folder ------------------------------------------------------------------------------------------
 @pytest.fixture
 def small(tmp_path) -> Settings:
-    """A state folder with a database, an artifact with its mark, one of another program, and half an upload."""
+    """A state folder with a database, an artifact with its mark, one without, and an unfinished upload."""
     settings = state_at(tmp_path / "state")
     folder = settings.artifacts / "mlflow" / "a folder"
     folder.mkdir(parents=True)
@@ -133,21 +133,21 @@ def store(file: Path, content: bytes) -> None:
 
 @pytest.fixture
 def tar(small, tmp_path) -> Path:
-    """A backup of it."""
+    """A backup of the small state folder."""
     back_up(tmp_path / "small.tar", small)
     return tmp_path / "small.tar"
 
 
 @pytest.fixture
 def empty(tmp_path) -> Settings:
-    """A state folder to restore into, in which the FTP server has made its folder."""
+    """An empty state folder to restore into, with the FTP server's folder."""
     settings = state_at(tmp_path / "empty")
     settings.artifacts.mkdir(parents=True)
     return settings
 
 
 def test_small_state_comes_back_as_it_was(small, tar, empty):
-    """Database and artifacts, with their marks; no part of an upload, and nothing that belongs to the machine.
+    """Database and artifacts are restored with their marks, but no unfinished upload and no file of the machine.
 
     The manifest lists every file: it is the last member of the tar file, and readable without this program.
     """
@@ -164,8 +164,8 @@ def test_small_state_comes_back_as_it_was(small, tar, empty):
     assert set(files) == {"mlflow.db", "artifacts/mlflow/a folder/model", "artifacts/mlflow/a folder/foreign"}
 
 
-def test_what_the_disk_has_changed_is_not_backed_up(small, tmp_path, monkeypatch):
-    """A byte of an artifact is another, or a page of the database makes no sense: an error that names it, no file."""
+def test_damaged_files_are_not_backed_up(small, tmp_path, monkeypatch):
+    """A changed byte of an artifact or a corrupt database is an error that names the file; no backup is written."""
     monkeypatch.setattr(backup, "PAUSE_SECONDS", 0)
     file = small.artifacts / "mlflow" / "a folder" / "model"
     file.write_bytes(b"weightz")
@@ -180,8 +180,8 @@ def test_what_the_disk_has_changed_is_not_backed_up(small, tmp_path, monkeypatch
     assert not (tmp_path / "new.tar").exists()
 
 
-def test_no_file_is_overwritten_and_nothing_is_no_backup(small, tar, empty, tmp_path):
-    """A file that exists stays as it is; a state folder without a database is named."""
+def test_backup_needs_a_new_file_and_a_database(small, tar, empty, tmp_path):
+    """An existing file is not overwritten; a state folder without a database is an error."""
     content = tar.read_bytes()
     with pytest.raises(ServiceError, match="already exists"):
         back_up(tar, small)
@@ -190,7 +190,7 @@ def test_no_file_is_overwritten_and_nothing_is_no_backup(small, tar, empty, tmp_
         back_up(tmp_path / "new.tar", empty)
 
 
-# -- backups that are refused --------------------------------------------------------------------------------------
+# -- rejected backups ----------------------------------------------------------------------------------------------
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
     """Return a member of a tar file."""
     info = tarfile.TarInfo(name)
@@ -199,7 +199,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple[ta
 
 
 def without(end: str):
-    """Return what removes the member whose name ends so."""
+    """Return a function that removes the member whose name has this ending."""
     return lambda members: [each for each in members if not each[0].name.endswith(end)]
 
 
@@ -219,7 +219,7 @@ def without(end: str):
     ],
 )
 def test_wrong_backup_is_refused(tar, empty, tmp_path, change, words):
-    """Too much, too little, changed, out of place: an error in words, and nothing is left or written elsewhere."""
+    """Additional, missing, changed or misplaced members: an error with a message, and no file is left."""
     with tarfile.open(tar) as old:
         members = [(each, old.extractfile(each).read() if each.isreg() else b"") for each in old]
     with tarfile.open(tar, "w") as new:
@@ -235,8 +235,8 @@ def test_wrong_backup_is_refused(tar, empty, tmp_path, change, words):
     assert not list(empty.state.glob("restore-*"))
 
 
-def test_cut_backup_is_refused(tar, empty):
-    """Wherever a copy of the file has stopped, nothing is restored."""
+def test_truncated_backup_is_refused(tar, empty):
+    """Wherever the file is truncated, nothing is restored."""
     content = tar.read_bytes()
     for part in (0, 0.3, 0.9, 0.99):
         tar.write_bytes(content[: int(len(content.rstrip(b"\0")) * part)])
@@ -247,7 +247,7 @@ def test_cut_backup_is_refused(tar, empty):
 
 @pytest.mark.parametrize("name", ["mlflow.db", "mlflow.db-wal", "artifacts/x"])
 def test_place_that_is_not_empty_is_refused(tar, empty, name):
-    """A database, its journal, or artifacts: which of them, and what to do; they stay as they are."""
+    """An existing database, journal or artifact is named and kept."""
     (empty.state / name).write_text("of somebody")
     with pytest.raises(ServiceError, match="empty state folder") as caught:
         restore(tar, empty)
@@ -255,8 +255,8 @@ def test_place_that_is_not_empty_is_refused(tar, empty, name):
     assert (empty.state / name).read_text() == "of somebody"
 
 
-def test_servers_that_run_are_not_restored_under(tar, empty):
-    """Any process that `workshop up` started for this folder is in the way."""
+def test_running_servers_prevent_a_restore(tar, empty):
+    """Any process that `workshop up` started for the folder prevents a restore."""
     sleeping = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
     environment = os.environ | {STATE_VARIABLE: str(empty.state)}
     with subprocess.Popen(sleeping, env=environment, stdout=subprocess.PIPE) as server:

@@ -9,7 +9,7 @@ from workplace import BIN, git
 
 @pytest.fixture
 def papermill(servers, tmp_path):
-    """A function that runs a notebook of one cell on the running cluster and returns the cell's outputs as text."""
+    """A function that runs a one-cell notebook on the running cluster and returns the cell's outputs as text."""
 
     def run(source, **options) -> str:
         document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
@@ -23,14 +23,14 @@ def papermill(servers, tmp_path):
 
 
 def test_notebook_writes_files_for_others_to_read(papermill, tmp_path):
-    """The servers' own files are private; what a notebook writes beside itself has the mode of any program's file."""
+    """The servers' own files are private; a notebook's files have the user's default mode."""
     papermill("print(open('by_notebook', 'w').close())")
     (tmp_path / "by_test").touch()
     assert (tmp_path / "by_notebook").stat().st_mode == (tmp_path / "by_test").stat().st_mode
 
 
 def test_runs_carry_the_commit_and_state_of_the_clients_folder(servers, papermill, tmp_path):
-    """The worker's own repository is another: so it is when DVC tries an experiment in a copy (`--temp`)."""
+    """The worker runs in another repository, as when DVC runs an experiment in a copy (`--temp`)."""
     copy = tmp_path / "copy"
     (copy / "4_pipeline").mkdir(parents=True)
     for file in ("pyproject.toml", "4_pipeline/params.yaml"):

@@ -23,7 +23,7 @@ SCRIPT = ROOT / "server" / "ftpserver.py"
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    """The settings of servers on free ports, with their state in a temporary folder."""
+    """Settings with free ports and a temporary state folder."""
     return clean_environment() | {
         "WORKSHOP_STATE": str(tmp_path / "state"),
         "WORKSHOP_FTP_PORT": str(free_port()),
@@ -34,7 +34,7 @@ def environment(tmp_path) -> dict[str, str]:
 
 @contextmanager
 def started(environment: dict[str, str], cwd: Path = ROOT, script: str = str(SCRIPT)) -> Iterator[subprocess.Popen]:
-    """Start the server, wait for its ready line, and end it."""
+    """Start the server, wait for its ready line, and stop it after the block."""
     log = Path(environment["WORKSHOP_STATE"]).with_suffix(".log")
     with log.open("w") as stderr:
         process = subprocess.Popen(
@@ -53,7 +53,7 @@ def started(environment: dict[str, str], cwd: Path = ROOT, script: str = str(SCR
     [(ROOT, "server/ftpserver.py", signal.SIGTERM), (ROOT / "server", "ftpserver.py", signal.SIGINT)],
 )
 def test_server_takes_the_settings_and_ends_cleanly(tmp_path, environment, cwd, script, number):
-    """Started from either folder, it makes all that it needs in the state folder; signals end it with exit code 0."""
+    """Started from either folder, it creates all its files in the state folder; signals end it with exit code 0."""
     with started(environment, cwd, script) as process:
         with socket.create_connection(("127.0.0.1", int(environment["WORKSHOP_FTP_PORT"])), timeout=10) as client:
             assert client.recv(100) == b"220 Ready.\r\n"
@@ -68,8 +68,8 @@ def test_server_takes_the_settings_and_ends_cleanly(tmp_path, environment, cwd, 
     assert f"Passive ports: {passive} to {passive + 39}." in (tmp_path / "state.log").read_text()
 
 
-def test_artifact_goes_over_tls_to_a_server_that_requires_it(environment, tmp_path):
-    """The settings give clients the certificate and an address with `ftps`, as beyond loopback without being asked."""
+def test_artifact_is_sent_by_tls_if_the_server_requires_it(environment, tmp_path):
+    """With WORKSHOP_FTP_TLS, the settings give clients the certificate and an `ftps` address, as beyond loopback."""
     with environment_of(clean_environment() | {"WORKSHOP_HOST": "0.0.0.0"}):
         assert get_settings().artifacts_uri.startswith("ftps://")
     environment = environment | {"WORKSHOP_FTP_TLS": "true"}

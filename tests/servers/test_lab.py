@@ -22,7 +22,7 @@ MLFLOW_LINK = "http://127.0.0.1:{}/#/experiments/1"
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Answers with the headers of the request, as a server behind the proxy gets them."""
+    """Handler that answers with the request's headers as the proxied server receives them."""
 
     def do_GET(self) -> None:
         """Answer."""
@@ -36,11 +36,11 @@ class Echo(http.server.BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def log_message(self, *_) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def serve_echo(state: Path, ports: multiprocessing.SimpleQueue) -> None:
-    """Answer with what was asked, with the database of a state folder open, until ended."""
+    """Serve Echo with a state folder's database open, until terminated."""
     with (state / "mlflow.db").open("a"), http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
         ports.put(server.server_address[1])
         server.serve_forever()
@@ -48,7 +48,7 @@ def serve_echo(state: Path, ports: multiprocessing.SimpleQueue) -> None:
 
 @contextlib.contextmanager
 def echo(state: Path) -> Iterator[int]:
-    """Run such a server in a process of its own (files that other tests left open would name other owners)."""
+    """Run such a server in a separate process (files left open by other tests would indicate other owners)."""
     spawn = multiprocessing.get_context("spawn")
     ports = spawn.SimpleQueue()
     process = spawn.Process(target=serve_echo, args=(state, ports))
@@ -61,7 +61,7 @@ def echo(state: Path) -> Iterator[int]:
 
 
 class Jupyter:
-    """A Jupyter server, and the folder that stands for the repository."""
+    """A Jupyter server, with the folder that replaces the repository."""
 
     def __init__(self, url: str, root: Path) -> None:
         self.root = root
@@ -81,7 +81,7 @@ class Jupyter:
 
 @pytest.fixture(scope="module")
 def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
-    """A Jupyter server with a base URL, as on a hub: none of the servers runs that its tiles show."""
+    """A Jupyter server with a base URL, as on a hub; the servers of its tiles are down."""
     root, home = new_repository(tmp_path_factory.mktemp("root")), tmp_path_factory.mktemp("home")
     environment = clean_environment() | {
         "WORKSHOP_ROOT": str(root),
@@ -96,7 +96,7 @@ def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
 
 
 def test_tile_says_what_to_type_when_its_server_is_down_and_follows_its_port(jupyter):
-    """A page with the command and no error; as soon as a server runs, on whatever port, the tile shows it."""
+    """The tile shows the command to type; as soon as the server runs, on any port, the tile shows its page."""
     jupyter.take_ports(mlflow_port=free_port())
     absent = jupyter.get("mlflow/")
     assert absent.status_code == 503
@@ -110,7 +110,7 @@ def test_tile_says_what_to_type_when_its_server_is_down_and_follows_its_port(jup
 
 
 def test_tile_shows_no_server_of_another_clone(jupyter, tmp_path):
-    """What listens on the port is another clone's: the tile says so and passes nothing on."""
+    """If another clone's server listens on the port, the tile says so and forwards nothing."""
     with echo(tmp_path) as stranger:
         jupyter.take_ports(mlflow_port=stranger)
         answer = jupyter.get("mlflow/")
@@ -131,7 +131,7 @@ def test_tile_refuses_what_another_site_sends(jupyter):
 
 
 def test_report_tile_shows_the_report_without_scripts(jupyter):
-    """What is missing is said; the report is shown as it is, its links leading through JupyterLab."""
+    """A missing report is explained; an existing one is shown unchanged but for its links, which go through JupyterLab."""
     assert "<code>workshop repro</code>" in jupyter.get("report/").text
     jupyter.take_ports(mlflow_port=5001)
     results = jupyter.root / "4_pipeline" / "results"
@@ -145,14 +145,14 @@ def test_report_tile_shows_the_report_without_scripts(jupyter):
 
 
 def test_start_page_is_written_when_it_is_read_and_the_metadata_of_the_package_is_hidden(jupyter):
-    """A page that is missing or old is written; a new one is shown as it is, and a list of files leaves it alone."""
+    """A missing or old page is written; a new one is shown unchanged, and listing the files does not rewrite it."""
     (jupyter.root / "workshop.egg-info").mkdir()
     page = jupyter.root / "START.md"
 
     def contents(name: str = "", content: int = 1) -> str | list[dict]:
         return jupyter.get(f"api/contents/{name}?content={content}").json()["content"]
 
-    assert contents("START.md", content=0) is None  # so JupyterLab asks before it opens a file
+    assert contents("START.md", content=0) is None  # JupyterLab's request before it opens a file
     assert "**Next: Weather and power in one table**" in contents("START.md")
     page.write_text("new")
     assert contents("START.md") == "new"

@@ -1,4 +1,4 @@
-"""What other people of the same machine reach, and what they cannot."""
+"""What other users of the same machine can reach, and what they cannot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN = "import mlflow; mlflow.start_run()"
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    """An environment with a state folder of its own, in which no server runs."""
+    """An environment with its own state folder and no running servers."""
     ports = {f"WORKSHOP_{name}_PORT": str(free_port()) for name in ("FTP", "MLFLOW")}
     return clean_environment() | ports | {"WORKSHOP_ROOT": str(ROOT), "WORKSHOP_STATE": str(tmp_path / "state")}
 
@@ -44,7 +44,7 @@ def test_nothing_lies_in_a_folder_that_others_may_write_to(servers):
 
 
 def test_cluster_refuses_who_has_no_key(servers, tmp_path):
-    """Scheduler, workers and nannies accept the key of the state folder, which only its owner reads, and no other."""
+    """Scheduler, workers and nannies accept only the key of the state folder, which only its owner can read."""
     key = servers.settings.dask_key
     assert (key.stat().st_mode & 0o777, servers.settings.state.stat().st_mode & 0o077) == (0o600, 0)
     with servers.dask_client() as client:
@@ -63,7 +63,7 @@ def test_cluster_refuses_who_has_no_key(servers, tmp_path):
 
 
 def is_accepted(connection: socket.socket, context: ssl.SSLContext) -> bool:
-    """Return whether a server keeps a connection, or ends it after the handshake because of the certificate."""
+    """Return whether a server keeps a connection after the TLS handshake, or rejects the certificate."""
     try:
         with context.wrap_socket(connection) as stranger:
             return bool(stranger.recv(1))  # a Dask server sends first
@@ -91,7 +91,7 @@ def test_stranger_on_an_exported_port_gets_no_runs(environment, tmp_path):
 
 
 def test_socket_of_the_supervisor_is_in_the_state_folder_also_below_a_long_path(environment, tmp_path):
-    """The path is longer than a socket's may be: the servers start, answer and end, and no socket is elsewhere."""
+    """With a path over the limit for sockets, the servers start, answer and stop, and the socket is in the folder."""
     state = tmp_path / ("long" * 40) / "state"
     environment |= {"WORKSHOP_STATE": str(state)}
     try:
@@ -100,14 +100,14 @@ def test_socket_of_the_supervisor_is_in_the_state_folder_also_below_a_long_path(
         assert "running" in run_program(BIN / "workshop", "status", env=environment).stdout
     finally:
         done = run_program(BIN / "workshop", "down", env=environment)
-    assert "2 processes ended" in done.stderr
+    assert "stopped 2 processes" in done.stderr
 
 
 @pytest.mark.privileged
 @pytest.mark.parametrize("network", [(), ("unshare", "--net")], ids=["same network", "another network"])
-def test_people_who_can_reach_the_servers_are_named(environment, monkeypatch, network):
-    """An account with a process on this machine is named, and what it reaches; not one with a network of its own."""
-    monkeypatch.setattr(port_owners, "FIRST_USER_ID", 1)  # `sync` is on every Debian, and has no program by itself
+def test_users_who_can_reach_the_servers_are_named(environment, monkeypatch, network):
+    """A user with a process on this machine is named, but not one in another network namespace."""
+    monkeypatch.setattr(port_owners, "FIRST_USER_ID", 1)  # an account of every Debian, without processes
     with (
         environment_of(environment),
         subprocess.Popen([*network, "setpriv", "--reuid=sync", "--clear-groups", "sleep", "600"]) as other,
@@ -115,5 +115,5 @@ def test_people_who_can_reach_the_servers_are_named(environment, monkeypatch, ne
         wait_for(lambda: psutil.Process(other.pid).name() == "sleep")
         sentence = port_owners.describe_other_users(get_settings()) or ""
         other.kill()
-    # Others of the system's accounts may have processes, as a database has.
-    assert bool(re.search(r"also on this machine: [^.]*\bsync\b.*MLflow", sentence)) is (not network)
+    # Other system accounts may have processes, such as a database.
+    assert bool(re.search(r"other users of this machine: [^.]*\bsync\b.*MLflow", sentence)) is (not network)

@@ -1,4 +1,4 @@
-"""`workshop up` and `workshop backup` on a PostgreSQL of Debian, by one setting; its password is nowhere."""
+"""`workshop up` and `workshop backup` with Debian's PostgreSQL, by one setting; the password is not leaked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROGRAMS = next((file.parent for file in Path("/usr/lib/postgresql").glob("*/bin
 
 @dataclass
 class Database:
-    """A PostgreSQL that asks for a password."""
+    """A PostgreSQL server that requires a password."""
 
     port: int
 
@@ -34,14 +34,14 @@ class Database:
         return f"postgresql+psycopg://mlflow:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/{name}"
 
     def ask(self, database: str, question: str) -> str:
-        """Return what psql answers to its superuser."""
+        """Return psql's output for a query of the superuser."""
         command = ["psql", "--host=127.0.0.1", f"--port={self.port}", "--username=super", "-Atc", question, database]
         return run_program(*command, env=os.environ | {"PGPASSWORD": PASSWORD}).stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory) -> Iterator[Database]:
-    """A server that listens on loopback alone, run by another user where this one is root."""
+    """A server that listens only on loopback, run by another user if this one is root."""
     required("PostgreSQL's server (Debian: postgresql)", PROGRAMS)
     folder, port = Path(tempfile.mkdtemp()), free_port()
     (folder / "password").write_text(PASSWORD)
@@ -82,13 +82,13 @@ def up(folder: Path, uri: str | None = None) -> Iterator[Servers]:
 
 
 def type_workshop(place: Servers, *words: object) -> str:
-    """Type `workshop ...`, which succeeds; return what it prints."""
+    """Run `workshop ...`, assert that it succeeds, and return its output."""
     done = place.run(BIN / "workshop", *words)
     return done.stdout + done.stderr
 
 
 def assert_secret(place: Servers, *texts: str) -> None:
-    """Texts, files, command lines and environments contain no password, except its file, which only its owner reads."""
+    """Assert that only the password file, private to its owner, contains the password."""
     settings = place.settings
     assert (settings.state / "pgpass").stat().st_mode & 0o777 == 0o600
     for word in (PASSWORD, quote(PASSWORD, safe=""), "pass:w", r"pass\:w"):
@@ -102,7 +102,7 @@ def assert_secret(place: Servers, *texts: str) -> None:
 
 
 def test_postgresql_by_one_setting(database, tmp_path):
-    """Servers on PostgreSQL keep runs there, come back from a backup on an empty database, and show no password."""
+    """Servers on PostgreSQL store runs there, are restored from a backup into an empty database, and hide the password."""
     for name in ("first", "second"):
         database.ask("postgres", f"CREATE DATABASE {name} OWNER mlflow")
     with up(tmp_path / "first", database.uri("first")) as place:
@@ -129,8 +129,8 @@ def test_postgresql_by_one_setting(database, tmp_path):
     assert [file.read_text() for file in place.settings.artifacts.rglob("file.txt")] == ["content"]
 
 
-def test_backup_of_sqlite_comes_into_postgresql(database, tmp_path):
-    """From laptop to team: runs, registry, artifacts and record are the same there, and new ones get new numbers.
+def test_backup_of_sqlite_is_restored_into_postgresql(database, tmp_path):
+    """From laptop to team: runs, registry, artifacts and history are the same, and new ones get new ids.
 
     The tables of another version of MLflow are refused, and an error leaves the database empty.
     """
@@ -163,7 +163,7 @@ def test_backup_of_sqlite_comes_into_postgresql(database, tmp_path):
     printed = type_workshop(other, "backup", "--restore", tmp_path / "laptop.tar")
     done = other.run(BIN / "workshop", "backup", "--restore", tmp_path / "laptop.tar", exit_code=1)
     assert "artifacts exists" in done.stderr
-    with up(tmp_path / "team", database.uri("team")) as place:  # MLflow has made its tables
+    with up(tmp_path / "team", database.uri("team")) as place:  # MLflow has created its tables
         environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "state")}
         command = [BIN / "workshop", "backup", "--restore", tmp_path / "laptop.tar"]
         assert "already exists" in place.run(*command, env=environment, exit_code=1).stderr
@@ -176,7 +176,7 @@ def test_backup_of_sqlite_comes_into_postgresql(database, tmp_path):
         assert int(client.create_experiment("next")) > int(experiment)
     finally:
         type_workshop(other, "down")
-    # As `server/team/README.md` brings it into tables that the team's server has made.
+    # As in `server/team/README.md`, into the tables that the team's server has created.
     sql = str(tmp_path / "mlflow.sql")
     run_program("pg_dump", "--clean", "--if-exists", "-f", sql, database.uri("other").replace("+psycopg", ""))
     database.ask("team", f"\\i {sql}")
@@ -185,7 +185,7 @@ def test_backup_of_sqlite_comes_into_postgresql(database, tmp_path):
 
 
 def contents(client: MlflowClient) -> list:
-    """Return what a tracking server knows of runs and the registry."""
+    """Return the runs and the registry of a tracking server."""
     experiments = client.search_experiments()
     runs = client.search_runs([each.experiment_id for each in experiments], run_view_type=ViewType.ALL)
     versions = client.search_model_versions()
@@ -203,8 +203,8 @@ def contents(client: MlflowClient) -> list:
         ("/postgres", "/none", 'database "none" does not exist'),
     ],
 )
-def test_address_that_cannot_be_used_is_refused_in_words(database, tmp_path, old, new, words):
-    """A wrong password, one that can be read in two ways, no driver, no database: which, without the password."""
+def test_invalid_address_is_explained(database, tmp_path, old, new, words):
+    """A wrong or ambiguous password, a missing driver or database: the error names the problem, not the password."""
     uri = database.uri("postgres")
     assert old in uri
     uri = uri.replace(old, new)

@@ -1,4 +1,4 @@
-"""`workshop up`, `status` and `down` with real servers, which are killed, stopped, and in one another's way."""
+"""`workshop up`, `status` and `down` with real servers that are killed, stopped, or compete for ports."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def status(place: Servers) -> dict[str, dict]:
 
 
 def all_well(place: Servers) -> bool:
-    """Return whether every service runs and answers."""
+    """Return whether every service is running and answers."""
     return all(row["healthy"] and row["pid"] for row in status(place).values())
 
 
@@ -57,13 +57,13 @@ def addresses(rows: dict[str, dict]) -> dict[str, str]:
 
 
 def workshop(place: Servers, *words: str) -> subprocess.CompletedProcess:
-    """Type `workshop ...`, which succeeds."""
+    """Run `workshop ...` and assert that it succeeds."""
     return place.run(BIN / "workshop", *words)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, new_database) -> Iterator[Servers]:
-    """A clone of its own, whose servers these tests start, kill and stop."""
+    """A separate clone, whose servers these tests start, kill and stop."""
     root, environment = new_workplace(tmp_path_factory.mktemp("place"))
     place = Servers(root, environment)
     place.settings.state.mkdir(parents=True)
@@ -75,20 +75,20 @@ def place(tmp_path_factory, new_database) -> Iterator[Servers]:
 
 @pytest.fixture
 def running(place) -> Servers:
-    """The same with its servers up."""
+    """The same clone with running servers."""
     if not all_well(place):
         workshop(place, "up")
     return place
 
 
 def served(place: Servers) -> list[psutil.Process]:
-    """Return the processes that `up` started, without the supervisor itself."""
+    """Return the processes that `up` started, except supervisor itself."""
     marked = port_owners.marked_processes(place.settings.state)
     return [process for process in marked if "supervisord" not in " ".join(process.cmdline())]
 
 
 def test_status_names_every_service_and_a_second_up_changes_nothing(running):
-    """A list of objects with name, address, pid and health; all well, and the same after `up`."""
+    """`status --json` lists name, address, pid and health of each service; a second `up` changes none of them."""
     rows = json.loads(workshop(running, "status", "--json").stdout)["services"]
     assert {row["name"] for row in rows} == NAMES
     assert all(set(row) == {"name", "address", "pid", "state", "healthy", "reason"} for row in rows)
@@ -98,8 +98,8 @@ def test_status_names_every_service_and_a_second_up_changes_nothing(running):
     assert list(status(running).values()) == rows
 
 
-def test_servers_listen_on_loopback_alone(running):
-    """No socket is open to another machine, MLflow has no job workers, and its database is in WAL mode."""
+def test_servers_listen_only_on_loopback(running):
+    """No socket is open to other machines, MLflow has no job workers, and its database is in WAL mode."""
     pids = {process.pid for process in processes_of(running.root)}
     listening = {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in pids}
     assert listening == {"127.0.0.1"}
@@ -110,7 +110,7 @@ def test_servers_listen_on_loopback_alone(running):
 
 @pytest.mark.walk
 def test_worker_that_loses_the_scheduler_is_replaced(running):
-    """Its nanny closes with it and starts no other, so supervisor starts them all again."""
+    """The worker's nanny closes with it and does not replace it, so supervisor restarts all workers."""
     process = psutil.Process(status(running)["dask-workers"]["pid"])
     with running.dask_client() as client:
         workers = client.scheduler_info()["workers"]
@@ -126,8 +126,8 @@ def test_worker_that_loses_the_scheduler_is_replaced(running):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("blocked", ["scheduler", "worker"])
-def test_data_on_their_way_to_a_blocked_process_arrive(running, blocked):
-    """The scheduler, or a worker, that reads nothing for 45 s gets the data of a search after that."""
+def test_data_sent_to_a_blocked_process_arrive(running, blocked):
+    """A scheduler or worker that is blocked for 45 s receives a search's data afterwards."""
     with running.dask_client() as client:
         worker = min(client.scheduler_info()["workers"])
     port = running.settings.dask_port if blocked == "scheduler" else int(worker.rpartition(":")[2])
@@ -141,8 +141,8 @@ def test_data_on_their_way_to_a_blocked_process_arrive(running, blocked):
         assert sender.stdout.read() == "20000000\n"
 
 
-def test_password_is_nowhere_but_in_its_file(running):
-    """Not in a command line, an environment, a log or an address; its file is the owner's alone."""
+def test_password_is_only_in_its_file(running):
+    """No command line, environment, log or address contains the password; only the owner can read its file."""
     settings = running.settings
     password = settings.credentials()[1].get_secret_value()
     assert settings.credentials_file.stat().st_mode & 0o777 == 0o600
@@ -160,8 +160,8 @@ def test_password_is_nowhere_but_in_its_file(running):
     "rounds",
     [pytest.param(1, marks=pytest.mark.walk), pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
 )
-def test_whatever_is_killed_is_back_soon(running, rounds):
-    """The FTP server and another process of the tree: all answer again, one listener a port, and no orphan."""
+def test_killed_processes_are_restarted(running, rounds):
+    """After the FTP server and another process are killed, all services answer: one listener per port, no orphans."""
     dice = random.Random(rounds)
     settings, before = running.settings, addresses(status(running))
     ports = {getattr(settings, name) for service in SERVICES for name in service.ports}
@@ -185,7 +185,7 @@ def test_whatever_is_killed_is_back_soon(running, rounds):
 
 @contextlib.contextmanager
 def by_hand(place: Servers, *command: object) -> Iterator[psutil.Process]:
-    """Run a server as a person does in a terminal; end it, and its child processes, with the block."""
+    """Run a server as in a terminal; stop it and its child processes at the end of the block."""
     environment = place.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (place.root / "by_hand.log").open("a") as log:
         server = psutil.Popen([str(word) for word in command], cwd=place.root, env=environment, stdout=log, stderr=log)
@@ -201,7 +201,7 @@ def by_hand(place: Servers, *command: object) -> Iterator[psutil.Process]:
 
 
 def mlflow_command(place: Servers) -> list[object]:
-    """Return the line of the servers' README, with the place's own addresses."""
+    """Return the command of the servers' README, with the addresses of a clone."""
     [line] = re.findall(r"^ *MLFLOW_SERVER\S+ (mlflow server .*)$", README.read_text(), re.MULTILINE)
     line = line.replace("${MLFLOW_TRACKING_URI##*:}", str(place.settings.mlflow_port))
     line = line.replace("$WORKSHOP_FTP_URI", place.settings.artifacts_uri)
@@ -210,7 +210,7 @@ def mlflow_command(place: Servers) -> list[object]:
 
 @pytest.mark.walk
 def test_servers_started_by_hand_are_left_alone(running):
-    """FTP and MLflow, started as the README says: `up` and `down` leave both; `up` takes over when they have ended."""
+    """`up` and `down` leave an FTP server and MLflow started by hand running; once they end, `up` starts its own."""
     before, names = status(running), ("ftp", "mlflow")
     done = workshop(running, "down", *names)
     assert f"FTP artifact store: stopped; it was at {before['ftp']['address']}" in done.stderr
@@ -232,7 +232,7 @@ def test_servers_started_by_hand_are_left_alone(running):
 
 
 def test_up_says_which_service_does_not_answer(running):
-    """A service that cannot start: its name, the end of its log, exit code 1 and no traceback."""
+    """For a service that cannot start, `up` prints its name and the end of its log, and exits 1 without traceback."""
     app = running.root / "4_pipeline" / "dashboard" / "app.py"
     content = app.read_text()
     app.write_text("raise SystemExit('the dashboard has a reason')\n")
@@ -245,11 +245,11 @@ def test_up_says_which_service_does_not_answer(running):
         assert "the dashboard has a reason" in status(running)["dashboard"]["reason"]
     finally:
         app.write_text(content)
-    workshop(running, "up")  # mended, it is given another chance
+    workshop(running, "up")  # starts the failed service again after the fix
 
 
 def kill_supervisor(place: Servers, instead: int) -> None:
-    """Kill the supervisor, and leave the number of another process in its file, as after a restart of the machine."""
+    """Kill supervisor and write another process's id into its pid file, as after a reboot."""
     file = place.settings.pid_file
     process = psutil.Process(int(file.read_text()))
     process.kill()
@@ -290,8 +290,8 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
 
 
 @pytest.mark.walk
-def test_down_ends_what_a_killed_supervisor_left(running):
-    """No process of the clone is left, and no other process is touched."""
+def test_down_ends_processes_left_by_a_killed_supervisor(running):
+    """`down` ends all processes of the clone, and no other process."""
     with subprocess.Popen(["sleep", "600"]) as innocent:
         kill_supervisor(running, innocent.pid)
         assert served(running)
@@ -303,7 +303,7 @@ def test_down_ends_what_a_killed_supervisor_left(running):
 
 
 def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
-    """A host beyond loopback is refused by `up`, and by the dashboard started by hand; both say what to do."""
+    """`up`, and the dashboard started by hand, reject a host beyond loopback and say what to do."""
     environment = os.environ | {"WORKSHOP_HOST": "0.0.0.0", "WORKSHOP_STATE": str(tmp_path / "state")}
     by_hand = (BIN / "python", "-m", "dashboard", "--host", "0.0.0.0")
     for command, value in (((BIN / "workshop", "up"), "WORKSHOP_HOST=0.0.0.0"), (by_hand, "--host 0.0.0.0")):
@@ -315,7 +315,7 @@ def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
 
 
 def take_when_chosen(place: Servers, listener: socket.socket) -> None:
-    """Listen on the port that the tracking server shall get, before that server does."""
+    """Listen on the port chosen for the tracking server before that server does."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server that just ended had connections
     wait_for(lambda: place.settings.is_up)
     listener.bind(("127.0.0.1", place.settings.mlflow_port))
@@ -324,7 +324,7 @@ def take_when_chosen(place: Servers, listener: socket.socket) -> None:
 
 @pytest.mark.walk
 def test_port_that_another_program_takes_first_is_replaced(place):
-    """A port that is lost between the choice and the first start: `up` takes another, and a second `up` is well."""
+    """If a port is taken between its choice and the start, `up` chooses another, and a second `up` succeeds."""
     workshop(place, "down")
     port = place.settings.mlflow_port
     with socket.socket() as listener:
@@ -340,8 +340,8 @@ def test_port_that_another_program_takes_first_is_replaced(place):
 
 
 @pytest.mark.walk
-def test_database_is_made_whole_or_not_at_all(tmp_path):
-    """Killed while it makes the tables: no half-made database stays, and the next time one is made."""
+def test_database_is_created_atomically(tmp_path):
+    """A server killed while it creates the tables leaves no partial database, and the next start creates one."""
     program = "from workshop.servers.tracking_server import *; import sys; ensure_database(Path(sys.argv[1]))"
     command = [BIN / "python", "-c", program, tmp_path / "mlflow.db"]
     with subprocess.Popen(command, start_new_session=True) as first:

@@ -1,4 +1,4 @@
-"""The tracking server as `workshop up` starts it: who may ask it, and what it keeps when it is killed."""
+"""The tracking server as started by `workshop up`: accepted requests, concurrent writers, and data after a kill."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ API = "api/2.0/mlflow"
 
 
 class Server:
-    """A tracking server with the command of `workshop up`, on a database of its own."""
+    """A tracking server with the command of `workshop up` and its own database."""
 
     def __init__(self, state: Path) -> None:
         state.mkdir(mode=0o700)
@@ -46,7 +46,7 @@ class Server:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it answers."""
         with self.log.open("a") as out:
             self.process = subprocess.Popen(
                 self.service.command(self.settings),
@@ -58,7 +58,7 @@ class Server:
         assert self.process.poll() is None, self.log.read_text()
 
     def kill(self) -> None:
-        """Kill all its processes."""
+        """Kill all processes of the server."""
         tree = psutil.Process(self.process.pid)
         for child in [*tree.children(recursive=True), tree]:
             with suppress(psutil.NoSuchProcess):
@@ -68,7 +68,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, new_database) -> Iterator[Server]:
-    """A tracking server that runs."""
+    """A running tracking server."""
     server = Server(tmp_path_factory.mktemp("tracking") / "state")
     shutil.copy(new_database, server.settings.database)
     server.start()
@@ -77,8 +77,8 @@ def server(tmp_path_factory, new_database) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:6000", "localhost", "localhost:6000", "[::1]:6000"])
-def test_this_machine_is_known_by_its_names(server, host):
-    """Also through a tunnel, which has another port."""
+def test_names_of_this_machine_are_accepted(server, host):
+    """Requests to this machine's names are accepted, on any port (as through a tunnel)."""
     address = f"{server.uri}/{API}/experiments/search?max_results=5"
     assert requests.get(address, headers={"Host": host}, timeout=60).status_code == 200
 
@@ -87,19 +87,19 @@ def test_this_machine_is_known_by_its_names(server, host):
     "header", [{"Host": "evil.example"}, {"Host": "10.0.0.7:5000"}, {"Origin": "http://evil.example"}]
 )
 def test_other_sites_are_refused(server, header):
-    """A page of another site, or one that is made to resolve to this machine (DNS rebinding), gets nothing."""
+    """Requests of other sites' pages are rejected, also of one whose name resolves to this machine (DNS rebinding)."""
     address = f"{server.uri}/{API}/experiments/create"
     answer = requests.post(address, json={"name": "of another site"}, headers=header, timeout=60)
     assert answer.status_code == 403
 
 
 def test_page_opens_with_the_runs(server):
-    """Without MLflow's view for language models, its assistant and its notice, unless the reader chooses them."""
+    """MLflow opens without its GenAI view, assistant and telemetry notice, unless the reader chooses them."""
     assert requests.get(server.uri, timeout=60).text.count("mlflow.workflowType_v1") == 1
 
 
 def write_run(client: MlflowClient, experiment: str) -> str:
-    """Make a run of fifty metrics and as many parameters in four requests."""
+    """Log a run with fifty metrics and fifty parameters in four requests."""
     run = client.create_run(experiment).info.run_id
     metrics = [Metric(f"m{key}", key, 0, 0) for key in range(50)]
     client.log_batch(run, metrics, [Param(f"p{key}", str(key)) for key in range(50)])
@@ -107,18 +107,18 @@ def write_run(client: MlflowClient, experiment: str) -> str:
     return run
 
 
-def assert_whole(client: MlflowClient, runs: list[str]) -> None:
-    """Each run has all that was logged to it."""
+def assert_complete(client: MlflowClient, runs: list[str]) -> None:
+    """Assert that each run has all logged values."""
     for run in map(client.get_run, runs):
         assert (len(run.data.metrics), len(run.data.params), run.info.status) == (50, 50, "FINISHED")
 
 
 def test_writers_to_sqlite_take_turns(tmp_path):
-    """Eight simultaneous writers, none of which waits for the database: every row is there."""
+    """Eight concurrent writers lose no row, though none waits for SQLite's own lock."""
     engine = create_engine(f"sqlite:///{tmp_path / 'some.db'}", connect_args={"timeout": 0})
     serialize_writes(engine)
     with engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # as the workshop's, in which readers do not wait
+        connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # as in the workshop: readers do not wait
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE rows (number)"))
 
@@ -127,7 +127,7 @@ def test_writers_to_sqlite_take_turns(tmp_path):
             connection.execute(text("SELECT * FROM rows"))
             connection.execute(text("INSERT INTO rows VALUES (:number)"), {"number": number})
             time.sleep(0.05)
-            1 / (number % 5)  # every fifth is rolled back
+            1 / (number % 5)  # every fifth transaction is rolled back
 
     with ThreadPoolExecutor(8) as writers:
         list(writers.map(write, range(40)))
@@ -139,7 +139,7 @@ def test_writers_to_sqlite_take_turns(tmp_path):
 
 @pytest.mark.soak
 def test_writers_on_a_loaded_machine_are_all_answered(server, monkeypatch):
-    """Four busy loops beside 64 writers, whose clients repeat nothing: no answer is an error."""
+    """With four busy loops and 64 writers whose clients do not retry, no request fails."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     over = time.monotonic() + 90
 
@@ -157,12 +157,12 @@ def test_writers_on_a_loaded_machine_are_all_answered(server, monkeypatch):
         for loop in loops:
             loop.kill()
             loop.wait()
-    assert_whole(MlflowClient(server.uri), runs)
+    assert_complete(MlflowClient(server.uri), runs)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_killed_server_has_all_that_it_acknowledged(server, monkeypatch, kills):
-    """Killed while it is written to, again and again: each run that its writer saw ended is there, whole."""
+    """After repeated kills under load, each run whose end was acknowledged is complete."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     acknowledged: list[str] = []
     over = threading.Event()
@@ -188,4 +188,4 @@ def test_killed_server_has_all_that_it_acknowledged(server, monkeypatch, kills):
             writer.join()
     with closing(sqlite3.connect(server.settings.database)) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert_whole(MlflowClient(server.uri), acknowledged)
+    assert_complete(MlflowClient(server.uri), acknowledged)

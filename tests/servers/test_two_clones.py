@@ -1,4 +1,4 @@
-"""Two clones on one machine that want the same ports: each one's runs, versions and alias stay in its own store."""
+"""Two clones on one machine with the same default ports: runs, versions and alias stay in each clone's own store."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ from workshop.tracking import connect, verified_tracking_uri
 
 @dataclass
 class Clone(Servers):
-    """A state folder with a tracking server, and what was acknowledged to whom works with it."""
+    """A state folder with a tracking server, and the ids that the server acknowledged."""
 
     runs: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """Its name, which stands in all that it records."""
+        """The clone's name, used in all its records."""
         return self.settings.state.name
 
     @property
     def port(self) -> int:
-        """Where its tracking server is, or was."""
+        """The tracking server's current or last port."""
         return self.settings.mlflow_port
 
     def workshop(self, *words: str, exit_code: int = 0, **variables: str) -> subprocess.CompletedProcess:
-        """Type `workshop ...`; of the servers only the FTP and the tracking server start."""
+        """Run `workshop ...`; `up` starts only the FTP and the tracking server."""
         words = (*words, "ftp", "mlflow") if words == ("up",) else words
         return self.run(BIN / "workshop", *words, env=self.environment | variables, exit_code=exit_code)
 
     def status(self) -> dict:
-        """What `workshop status` says of the tracking server."""
+        """The tracking server's row of `workshop status`."""
         rows = json.loads(self.workshop("status", "--json").stdout)["services"]
         return next(row for row in rows if row["name"] == "mlflow")
 
     def record(self, uri: str | None = None) -> None:
-        """Log a run, register a version and promote it, on the server that all commands use or at an address."""
+        """Log a run, register a version and promote it, on the server of the settings or at an address."""
         with environment_of(self.environment):
             client = MlflowClient(uri) if uri else connect()
             run = client.create_run("0", tags={"owner": self.name})
@@ -76,7 +76,7 @@ class Clone(Servers):
             Registry(client).move(Move(0, "promoted", str(version)))
 
     def check_store(self) -> None:
-        """Check that its database holds what was acknowledged, and nothing of the other clone."""
+        """Assert that the database contains all acknowledged records, and none of the other clone."""
         with contextlib.closing(sqlite3.connect(self.settings.database)) as database:
             recorded = dict(database.execute("SELECT run_uuid, value FROM tags WHERE key = 'owner'"))
             assert database.execute("SELECT count(*) FROM model_versions").fetchone() == (len(self.runs),)
@@ -85,7 +85,7 @@ class Clone(Servers):
 
 @pytest.fixture
 def clones(tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
-    """Two clones, nothing running, that want the same ports."""
+    """Two stopped clones with the same default ports."""
     ports, both = {f"{name.lower()}_port": free_port() for name in PORTS}, []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -101,7 +101,7 @@ def clones(tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
 
 
 def test_stopped_clone_leaves_anothers_servers_alone(clones):
-    """A stopped clone's ports are another's now: every command says so, and none reads or changes what is there."""
+    """If another clone uses a stopped clone's ports, every command says so, and none reads or changes its data."""
     first, second = clones
     first.workshop("up")
     first.record()
@@ -121,7 +121,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert str(second.settings.state) in row["reason"]
     kept = first.settings.ports_file.read_bytes()
     assert f":{second.port}\n" not in first.workshop("config", "--export").stdout.replace("'", "")
-    first.settings.ports_file.write_bytes(kept)  # the export took ports of its own
+    first.settings.ports_file.write_bytes(kept)  # the export had chosen other ports
     with pytest.raises(ServiceError, match="used by another clone"):
         first.record()
     values = first.workshop("check", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
@@ -129,15 +129,15 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     restarted = first.workshop("up")
     assert f"MLflow tracking takes {first.port}: port {second.port} is used by" in restarted.stderr
     assert str(second.settings.state) in restarted.stderr
-    with environment_of(first.environment | shell):  # the old terminal finds where it is now
+    with environment_of(first.environment | shell):  # the old terminal uses the new address
         assert verified_tracking_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
     for clone in clones:
         clone.record()
         clone.check_store()
 
 
-def test_clone_finds_its_ports_again(clones):
-    """The second clone takes ports that follow from its folder; after a restart both have what they had."""
+def test_clone_reuses_its_ports(clones):
+    """The second clone's ports depend on its folder; after a restart both clones have the same ports again."""
     first, second = clones
     first.workshop("up")
     shell, ports = exports_of(first.settings), first.port
@@ -158,7 +158,7 @@ def test_clone_finds_its_ports_again(clones):
 
 
 def test_clones_that_start_simultaneously_take_different_ports(clones):
-    """Both want the same ports: each has its own, and `down` of one leaves the other."""
+    """Both have the same default ports, but choose different ones; `down` of one does not stop the other."""
     first, second = clones
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda clone: clone.workshop("up"), clones))
@@ -170,8 +170,8 @@ def test_clones_that_start_simultaneously_take_different_ports(clones):
     assert second.status()["healthy"]
 
 
-def test_up_names_the_stranger_that_has_its_port(clones, tmp_path):
-    """What answers on our port is not ours: `up` fails and says who it is; the supervisor gives up, too."""
+def test_up_names_the_foreign_owner_of_its_port(clones, tmp_path):
+    """If a foreign program answers on our port, `up` fails and names it; supervisor gives up, too."""
     first, _ = clones
     first.workshop("up")
     first.workshop("down", "mlflow")

@@ -1,4 +1,4 @@
-"""A tracking server in which nothing happened yet, and somebody who has done nothing."""
+"""Fixtures: an empty tracking server, and an attendee who has done nothing."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from workplace import clean_environment, environment_of
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory) -> Path:
-    """The folder of the fresh tracking server's database."""
+    """The folder of the empty tracking server's database."""
     return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture(scope="session")
 def fresh_server(store, new_database) -> Iterator[str]:
-    """The address of a tracking server in which nothing happened yet; the session's own has a model in production."""
+    """The address of an empty tracking server; the session's own has a model in production."""
     with tracking_server(store, new_database) as uri:
         yield uri
 
 
 @pytest.fixture
 def attendee(fresh_server, tmp_path) -> Iterator[Attendee]:
-    """An attendee who has done nothing; afterwards nothing is left in the store."""
+    """An attendee who has done nothing; the store is emptied afterwards."""
     import mlflow
 
     root = new_repository(tmp_path / "clone")

@@ -1,4 +1,4 @@
-"""A reset puts a chapter's files back to their start, keeps what was there, and touches nothing else."""
+"""A reset restores a chapter's original files, keeps the attendee's, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAPTER_4 = [
 
 @pytest.fixture
 def root(tmp_path):
-    """A repository as it was cloned, whose commands find it."""
+    """A freshly cloned repository that commands use."""
     root = new_repository(tmp_path / "clone", "1_starting_point/.gitignore", *CHAPTER_1, *CHAPTER_2, *CHAPTER_4)
     with environment_of(
         clean_environment() | {"WORKSHOP_ROOT": str(root), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
@@ -35,13 +35,13 @@ def root(tmp_path):
 
 
 def restore_chapter(number: int = 1) -> Path:
-    """Reset a chapter, and return where the copies are."""
+    """Reset a chapter and return the folder of the copies."""
     settings = Settings()
     return chapter_files.restore_chapter(settings, number, chapter_files.find_start(settings.root))
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
-    """Return each file below a folder with its content, each link with where it points."""
+    """Return the content of each file below a folder, and the target of each link."""
     return {
         path.relative_to(folder).as_posix(): str(path.readlink()) if path.is_symlink() else path.read_bytes()
         for path in folder.rglob("*")
@@ -50,12 +50,12 @@ def contents(folder: Path) -> dict[str, bytes | str]:
 
 
 def everything(root: Path) -> dict[str, bytes | str]:
-    """Return the content of everything but git's own."""
+    """Return the content of the repository without `.git`."""
     return {name: content for name, content in contents(root).items() if not name.startswith(".git/")}
 
 
 def test_changed_deleted_renamed_and_own_files(root):
-    """What was changed, deleted or renamed is as cloned; copies of all of it are kept; other chapters are untouched."""
+    """Changed, deleted and renamed files are as cloned; copies are kept; other chapters are untouched."""
     before = everything(root)
     folder = root / "1_starting_point"
     (folder / "README.md").write_text("mine\n")
@@ -80,7 +80,7 @@ def test_changed_deleted_renamed_and_own_files(root):
 
 
 def test_links_are_moved_and_never_followed(root, tmp_path):
-    """A link in a file's or a folder's place goes aside as a link; what it points at stays as it is."""
+    """A link in place of a file or folder is moved as a link; its target does not change."""
     folder = root / "1_starting_point"
     outside = tmp_path / "outside"
     (outside / "report").mkdir(parents=True)
@@ -101,7 +101,7 @@ def test_links_are_moved_and_never_followed(root, tmp_path):
 
 
 def test_what_is_staged_and_committed_stays(root):
-    """Commits of one's own on top of what was cloned are not the start, and neither they nor the index change."""
+    """The attendee's own commits are not the original, and neither they nor the index change."""
     git(root, "branch", "given")
     git(root, "branch", "--set-upstream-to=given")
     before = contents(root / "1_starting_point")
@@ -116,8 +116,8 @@ def test_what_is_staged_and_committed_stays(root):
     assert (git(root, "rev-parse", "HEAD"), git(root, "ls-files", "--stage")) == (head, staged)
 
 
-def test_branch_of_ones_own_starts_where_it_left_the_origin(root, tmp_path):
-    """In a clone, a branch that follows none is compared with the origin's."""
+def test_local_branch_starts_where_it_left_the_origin(root, tmp_path):
+    """A branch without an upstream is compared with the origin's branch."""
     git(tmp_path, "clone", "--quiet", str(root), "mine")
     clone = tmp_path / "mine"
     git(clone, "switch", "--quiet", "--create", "trial")
@@ -126,8 +126,8 @@ def test_branch_of_ones_own_starts_where_it_left_the_origin(root, tmp_path):
     assert chapter_files.find_start(clone) == git(root, "rev-parse", "HEAD").strip()
 
 
-def test_what_the_pipeline_made_stays(root):
-    """Chapter 4: parameters, notebooks and one's own data go back; what DVC manages does not."""
+def test_outputs_of_the_pipeline_are_kept(root):
+    """In chapter 4, parameters, notebooks and own data are restored; DVC's outputs are kept."""
     folder = root / "4_pipeline"
     text = (folder / "params.yaml").read_bytes()
     made = ["data/train.parquet", "results/report.html", "executed/train_rf.ipynb", "dvc.lock"]
@@ -147,8 +147,8 @@ def test_what_the_pipeline_made_stays(root):
     assert {(folder / name).read_text() for name in made} == {file.read_text() for file in aside} == {"made\n"}
 
 
-def test_outputs_of_the_pipeline_lie_where_a_reset_leaves_them():
-    """The folders that stay hold every output that the pipeline declares."""
+def test_kept_folders_contain_all_outputs_of_the_pipeline():
+    """Every output declared by the pipeline is in a folder that a reset keeps."""
     import yaml
     from workplace import ROOT
 
@@ -159,7 +159,7 @@ def test_outputs_of_the_pipeline_lie_where_a_reset_leaves_them():
 
 
 def test_exercises_of_the_chapter_count_as_unsolved(root):
-    """Those of the other chapters stay solved."""
+    """Exercises of the other chapters remain solved."""
     state = root / "server" / "state"
     state.mkdir(parents=True)
     (state / "exercises.json").write_text(json.dumps({"1.1": "now", "2.1": "now"}))
@@ -168,7 +168,7 @@ def test_exercises_of_the_chapter_count_as_unsolved(root):
 
 
 def test_command_asks_first(root):
-    """Without a yes nothing changes; with it the command prints the folder of the copies."""
+    """Without confirmation nothing changes; with it the command prints the folder of the copies."""
     file = root / "2_tracking" / "README.md"
     file.write_text("mine\n")
     before = everything(root)
@@ -183,7 +183,7 @@ def test_command_asks_first(root):
 
 
 def test_folder_without_git_is_refused_in_words(tmp_path, monkeypatch):
-    """Nobody can say what the start is: nothing is moved."""
+    """The original files are unknown, so nothing is moved."""
     folder = tmp_path / "unpacked" / "1_starting_point"
     folder.mkdir(parents=True)
     (folder / "README.md").write_text("mine\n")
@@ -195,7 +195,7 @@ def test_folder_without_git_is_refused_in_words(tmp_path, monkeypatch):
 
 
 def test_kept_folder_that_cannot_be_made_stops_before_anything_changes(root):
-    """A file in the way is reported, and the attendee's file is as it was."""
+    """A file at the folder's path is reported, and the attendee's file is unchanged."""
     state = root / "server" / "state"
     state.mkdir(parents=True)
     (state / "kept").write_text("in the way")

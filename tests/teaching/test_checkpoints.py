@@ -1,4 +1,4 @@
-"""A checkpoint is ticked by what its step makes, and by nothing else; an open one says what to do."""
+"""A checkpoint is done by the result of its step and nothing else; an open one says what to do."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SCORED = {"r2": 0.7}
 
 
 def test_nothing_ticks_nothing(attendee):
-    """An attendee who has done nothing sees no tick, and at every step what to do."""
+    """An attendee who has done nothing sees no done step, and a hint at every step."""
     steps = attendee.steps().values()
     assert {step.chapter for step in steps} == {1, 2, 3, 4}
     assert all(step.done is False and step.reason for step in steps)
 
 
 def test_runs_of_the_pipeline_tick_chapter_4_only(in_workplace, tmp_path):
-    """After `make run` the pipeline's first step is ticked, and no run of a stage counts for chapters 2 and 3.
+    """After `make run` the pipeline's first step is done, and no run of a stage counts for chapters 2 and 3.
 
     The record alone, without the files that it names, ticks nothing.
     """
@@ -51,7 +51,7 @@ def test_runs_of_the_pipeline_tick_chapter_4_only(in_workplace, tmp_path):
 
 
 def log_run(name: str, *, model=None, metrics=None, params=None, parent=None, status="FINISHED", **tags) -> str:
-    """Track a run as chapter 2's notebooks do, with a real model where one is given."""
+    """Track a run as chapter 2's notebooks do, optionally with a real model."""
     import mlflow
 
     tags = {"chapter": "2", "model": name} | tags | ({"mlflow.parentRunId": parent} if parent else {})
@@ -75,7 +75,7 @@ def model():
 
 
 def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
-    """Real runs, a version, the alias and a rollback: each ticks its step and no other, of any chapter."""
+    """Each of real runs, a version, the alias and a rollback completes its own step and no other."""
     import mlflow
     from forecast.govern.gate import Registry
 
@@ -115,7 +115,7 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
 
 
 def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
-    """What MLflow writes of a project's run ticks the steps; a failed run and other projects tick none."""
+    """Real project runs complete their steps; a failed run and other projects complete none."""
     import mlflow
 
     project = attendee.root / "3_projects" / "lr"
@@ -152,7 +152,7 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
         run(forest, last_hours=8760)
         run(by_capacity="true", last_hours=8760)  # of another project
         winner = run(forest, by_capacity="true", last_hours=8760).run_id
-        attendee.client.set_tag(winner, "MLproject", (forest / "MLproject").read_text())  # which has no such parameter
+        attendee.client.set_tag(winner, "MLproject", (forest / "MLproject").read_text())  # without the added parameter
     with attendee.ticks("Your winner as a project"):
         attendee.client.set_tag(winner, "MLproject", 'command: "python train.py --by_capacity {by_capacity}"')
     with attendee.ticks("A run of the entry point validate"):
@@ -174,7 +174,7 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
 
 
 def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
-    """Runs of a stage, promotions by the pipeline and by a person, a rollback, a commit: as the commands write them."""
+    """Runs of a stage, promotions by the pipeline and by a person, a rollback and a commit complete their steps."""
     import mlflow
     from forecast.govern.gate import Registry
     from forecast.tracking import start_run
@@ -215,8 +215,8 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
         raise ServiceError("The worker was lost.")
 
 
-def test_dvc_itself_ticks_its_steps(attendee):
-    """`dvc repro`, `dvc exp run` and `dvc push`, for real, in a pipeline of one stage."""
+def test_dvc_commands_tick_their_steps(attendee):
+    """Real calls of `dvc repro`, `dvc exp run` and `dvc push` in a pipeline of one stage complete their steps."""
     from forecast.tracking import store_id
 
     folder = attendee.root / "4_pipeline"
@@ -252,7 +252,7 @@ def test_dvc_itself_ticks_its_steps(attendee):
 
 
 def test_notebook_counts_once_it_ran_to_its_end_and_was_saved(tmp_path):
-    """As committed, run in part, with an error, and whole: only the last counts."""
+    """A notebook as committed, run in part, or with an error does not count; a complete run does."""
     import nbformat
 
     def saved(*counts, error=False) -> bool:
@@ -271,14 +271,14 @@ def test_notebook_counts_once_it_ran_to_its_end_and_was_saved(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": "x"}', "\x00", "[" * 100_000])
 def test_damaged_notebook_counts_as_not_run(tmp_path, text):
-    """Whatever the file contains, there is no traceback."""
+    """A damaged file raises no error."""
     (tmp_path / "model.ipynb").write_text(text)
     assert not has_executed("model.ipynb", State(tmp_path, [], ServiceError("No server.")))
 
 
 @pytest.mark.parametrize("listens", [True, False])
 def test_server_that_does_not_answer_leaves_chapter_1(tmp_path, monkeypatch, listens):
-    """Down or frozen: files are still looked at, and runs are unknown, after the time-out of one request."""
+    """With the server down or frozen, files are still checked; runs are unknown after the timeout of one request."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (tmp_path / "1_starting_point").mkdir()
@@ -295,11 +295,11 @@ def test_server_that_does_not_answer_leaves_chapter_1(tmp_path, monkeypatch, lis
         if each.chapter in (2, 3) and not each.title.startswith(("Exercise", "A colleague's run")):
             assert each.done is None
             assert f"{uri} does not answer" in each.reason
-    assert checkpoints.summary(each for each in items if each.chapter == 2) == "0 of 18 done, 8 not known"
+    assert checkpoints.summary(each for each in items if each.chapter == 2) == "0 of 18 done, 8 unknown"
 
 
 def test_check_shows_the_next_step_and_exits_by_the_chapter(attendee):
-    """Exit 0 for the overview, 1 for an incomplete chapter, whose own step is next; lines end between words; JSON."""
+    """The overview exits 0; an incomplete chapter exits 1 and shows its own next step; lines wrap; --json works."""
     (attendee.root / "1_starting_point").mkdir()
     (attendee.root / TABLE).write_text("utc_timestamp\n")
     done = CliRunner().invoke(main, ["check"])
@@ -314,11 +314,13 @@ def test_check_shows_the_next_step_and_exits_by_the_chapter(attendee):
     assert done.exit_code == 1
     expected = [False for step in attendee.steps().values() if step.chapter == 3]
     assert [each["done"] for each in json.loads(done.stdout)] == expected != []
-    assert "\n       finished run. Type" in CliRunner(env={"COLUMNS": "40"}).invoke(main, ["check", "3"]).output
+    assert (
+        "\n       predicting_wind_solar. Type" in CliRunner(env={"COLUMNS": "40"}).invoke(main, ["check", "3"]).output
+    )
 
 
 def test_next_step_of_an_attendee_who_skipped_chapters(tmp_path):
-    """The next step is in the chapter at which they began; the skipped steps come last."""
+    """The next step is in the chapter where the attendee started; skipped steps come last."""
     settings = Settings(root=tmp_path, state=tmp_path / "state")
     assert checkpoints.first_chapter(settings) == 1
     checkpoints.save_first_chapter(settings, 3)
@@ -335,7 +337,7 @@ DONE = {"ran here": "Weather", "A random": "A neural network", "validate": "A fa
 
 @pytest.mark.parametrize(("done", "following"), DONE.items())
 def test_next_step_follows_what_is_done(done, following):
-    """The step after the last one that is done, then the skipped ones. Exercises and `make run` send nobody on."""
+    """The next step follows the last done step, then come skipped steps. Exercises and `make run` do not count."""
     steps = [replace(each, done=bool(re.search(done, each.title))) for each in STEPS]
     assert next_step(steps).title.startswith(following)
 
@@ -345,12 +347,12 @@ STEPS = examine(State(ROOT / "nowhere", [], ServiceError("No server.", next_step
 
 
 def all_in(done: bool | None) -> list[Checkpoint]:
-    """Return the steps of an attendee, all in one state."""
+    """Return all steps, with the same value of ``done``."""
     return [replace(each, done=done) for each in STEPS]
 
 
 def test_links_lead_to_pages_and_headings_that_exist():
-    """Each link of the page resolves from the repository's top; a step's heading is one of its page."""
+    """Each link of the start page resolves; the heading of each step exists in its page."""
     targets = re.findall(r"\]\(([^)]+)\)", start_page.render(all_in(False), STEPS[0]))
     assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
     assert len(targets) == len(CHAPTERS) + len(STEPS) + 3  # the glossary; the next step and its chapter once more
@@ -361,7 +363,7 @@ def test_links_lead_to_pages_and_headings_that_exist():
 
 
 def test_page_that_cannot_be_written_is_an_error(tmp_path):
-    """A folder in its place is reported, and nothing is left beside it."""
+    """A folder at the page's path is reported, and no temporary file is left."""
     settings = Settings(root=tmp_path, state=tmp_path / "state")
     (tmp_path / "START.md").mkdir()
     with pytest.raises(PipelineError, match="could not be written"):

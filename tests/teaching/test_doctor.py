@@ -1,4 +1,4 @@
-"""The doctor: each finding is caused, or where that cannot be, its recorded sign is given; the next step is named."""
+"""The doctor: each problem is caused, or simulated if it cannot be caused; its finding names the next step."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ DEBIAN_VERSION = "Linux version 6.1.0-25-amd64 (debian-kernel@lists.debian.org) 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> tuple[Path, dict[str, str]]:
-    """A clone in which nothing runs, and the environment of a shell that is set up for it."""
+    """A clone without running servers, and the environment of a shell configured for it."""
     root, environment = new_workplace(tmp_path_factory.mktemp("clone"))
     return root, environment | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{environment['WORKSHOP_MLFLOW_PORT']}"}
 
 
 @pytest.fixture
 def settings(clone, monkeypatch) -> Iterator[Settings]:
-    """The clone's settings, in a shell that is set up for it; its state folder is removed afterwards."""
+    """The clone's settings, in a shell configured for it; the state folder is removed afterwards."""
     root, environment = clone
     with environment_of(environment):
         monkeypatch.chdir(root)
@@ -49,7 +49,7 @@ def settings(clone, monkeypatch) -> Iterator[Settings]:
 
 
 def assert_found(check: str, verdict: str, *words: str) -> None:
-    """The doctor's finding of this name has this verdict, contains these words, and says what to type."""
+    """Assert that the finding of a check has this verdict, contains these words, and names a next step."""
     [finding] = [each for each in doctor.examine(Settings()) if each.check == check]
     assert (finding.verdict, bool(finding.next_step)) == (verdict, verdict != OK), finding
     for word in words:
@@ -58,13 +58,13 @@ def assert_found(check: str, verdict: str, *words: str) -> None:
 
 # -- all of it ---------------------------------------------------------------------------------------------------------
 def test_fresh_clone_is_well(settings):
-    """In a fresh clone nothing is wrong, and nothing needs a look."""
+    """All findings of a fresh clone are `ok`."""
     findings = doctor.examine(settings)
     assert [finding for finding in findings if finding.verdict != OK or finding.next_step] == []
 
 
 def test_command_exits_1_only_when_something_will_fail(settings, monkeypatch):
-    """`look` alone exits 0; `wrong` exits 1 and shows the next step; JSON has all fields."""
+    """With `look` findings only, the exit code is 0; `wrong` exits 1 and shows the next step; JSON has all fields."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 0, done.output
@@ -81,25 +81,25 @@ def test_command_exits_1_only_when_something_will_fail(settings, monkeypatch):
 
 # -- before anything is installed --------------------------------------------------------------------------------------
 def problems(**options) -> str:
-    """Return all that keeps this machine from being ready, as text."""
+    """Return the problems of this machine as text."""
     return "\n".join(map(" ".join, prerequisites.find_problems(**options)))
 
 
 def test_prerequisites_run_on_any_python():
-    """The file parses as an old Python 3 does; on a ready machine it exits 0 and prints nothing."""
+    """An old Python 3 can parse the file; on a ready machine it exits 0 and prints nothing."""
     ast.parse(Path(prerequisites.__file__).read_text(), feature_version=(3, 6))
     done = run_program(sys.executable, prerequisites.__file__, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_windows_itself_is_no_machine_for_it(monkeypatch):
-    """The way to Linux beside Windows is said; what else a machine may lack is tested with `make run`."""
+def test_windows_without_wsl_is_reported(monkeypatch):
+    """The next step is to install WSL. Other missing requirements are tested with `make run`."""
     monkeypatch.setattr(sys, "platform", "win32")
     assert "wsl --install" in problems()
 
 
 def test_clone_on_a_windows_drive_is_found():
-    """Seen from WSL /mnt/c is wrong, the Linux home is fine; on a plain Linux the same path is fine."""
+    """In WSL a clone below /mnt/c is wrong, one in the home folder is fine; on plain Linux both are fine."""
     ((what, next_step),) = prerequisites.find_place_problems("/mnt/c/Users/me/workshop", WSL_VERSION)
     assert "Windows drive" in what
     assert "cd ~ && git clone" in next_step
@@ -107,8 +107,8 @@ def test_clone_on_a_windows_drive_is_found():
     assert prerequisites.find_place_problems("/mnt/c/workshop", DEBIAN_VERSION) == []
 
 
-def test_path_with_a_blank_is_found(tmp_path):
-    """Make and the first lines of scripts cannot use such a path."""
+def test_path_with_a_space_is_found(tmp_path):
+    """make and the shebang lines of scripts cannot use such a path."""
     folder = tmp_path / "My Documents"
     folder.mkdir()
     assert "contains a space" in problems(folder=str(folder))
@@ -116,7 +116,7 @@ def test_path_with_a_blank_is_found(tmp_path):
 
 # -- the machine -------------------------------------------------------------------------------------------------------
 def test_little_memory_is_found(settings):
-    """A limit of 3 GB is worth a look, one of 1 GB is wrong; while the servers run, less is enough."""
+    """A limit of 3 GB is `look`, one of 1 GB is `wrong`; while the servers run, less is enough."""
     code = """
         import resource
         from workshop.settings import Settings
@@ -137,8 +137,8 @@ def test_little_memory_is_found(settings):
 
 
 @pytest.mark.parametrize(("folder", "verdict"), [("/home", LOOK), ("/srv", OK)])
-def test_disk_of_another_machine_is_found(settings, monkeypatch, folder, verdict):
-    """A state folder on NFS needs a look; one on a disk of this machine is fine."""
+def test_network_file_system_is_found(settings, monkeypatch, folder, verdict):
+    """A state folder on NFS is `look`; one on a local disk is `ok`."""
     mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint="/home", fstype="nfs4")]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)  # noqa: A006 - psutil's name
     finding = doctor._disk(settings.model_copy(update={"state": Path(folder, "workshop")}))
@@ -147,7 +147,7 @@ def test_disk_of_another_machine_is_found(settings, monkeypatch, folder, verdict
 
 # -- the shell ---------------------------------------------------------------------------------------------------------
 def test_tracking_address_of_another_server_is_found(settings, monkeypatch):
-    """Another address is wrong while the servers run here, else worth a look, as is none."""
+    """Another address is `wrong` while the servers run here, else `look`; no address is `look`."""
     assert_found("tracking address", OK)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert_found("tracking address", LOOK, "http://127.0.0.1:9", "config --export")
@@ -158,8 +158,8 @@ def test_tracking_address_of_another_server_is_found(settings, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mlflow.db", "mlruns"])
-def test_runs_beside_the_server_are_found(name, settings, monkeypatch, tmp_path):
-    """In a chapter's folder or in the current one; the server's own file does not count."""
+def test_stray_runs_are_found(name, settings, monkeypatch, tmp_path):
+    """MLflow's stores in a chapter's folder or the current folder are found; the server's own database is ignored."""
     (settings.state / "mlflow.db").touch()
     assert_found("stray runs", OK)
     monkeypatch.chdir(tmp_path)
@@ -171,7 +171,7 @@ def test_runs_beside_the_server_are_found(name, settings, monkeypatch, tmp_path)
 
 @pytest.mark.usefixtures("settings")
 def test_programs_of_another_environment_are_found(monkeypatch, tmp_path):
-    """An activated environment with its own `mlflow` is wrong; none on PATH is worth a look."""
+    """An activated environment with its own `mlflow` is `wrong`; no `mlflow` on PATH is `look`."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "mlflow").write_text("#!/bin/sh\n")
     (tmp_path / "bin" / "mlflow").chmod(0o755)
@@ -185,14 +185,14 @@ def test_programs_of_another_environment_are_found(monkeypatch, tmp_path):
 # -- the servers -------------------------------------------------------------------------------------------------------
 
 
-def test_port_that_is_held_is_reported_with_its_holder(settings):
-    """Nothing is wrong with that, `up` takes another; but the holder is named."""
+def test_port_in_use_is_reported_with_its_owner(settings):
+    """The finding is `ok`, since `up` chooses another port, but names the owner."""
     with socket.create_server(("127.0.0.1", settings.dashboard_port)):
         assert_found("dashboard", OK, f"port {settings.dashboard_port} is used by", f"process {os.getpid()}")
 
 
 def test_servers_that_do_not_answer_are_found(settings):
-    """They were started, and something ended them all: each is named with its log."""
+    """Each server that was started but is down is `wrong`, with its log."""
     settings.pid_file.touch()
     findings = {finding.check: finding for finding in doctor.examine(Settings())}
     for service in SERVICES:

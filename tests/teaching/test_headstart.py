@@ -1,4 +1,4 @@
-"""`workshop up --chapter` makes what the earlier chapters leave, and changes no file of an attendee."""
+"""`workshop up --chapter` prepares the results of the earlier chapters, and changes no file of an attendee."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def chapters(attendee, germany_csv, store, monkeypatch):
 @pytest.mark.night
 @pytest.mark.timeout(500)
 def test_attendee_can_begin_at_chapter_4(chapters):
-    """Chapter 2's notebooks and chapter 3's project run, a model goes into production; again, nothing happens."""
+    """Chapter 2's notebooks and chapter 3's project run, and a model is promoted; a second call changes nothing."""
     notebook = chapters.root / "2_tracking" / "model_linreg.ipynb"
     notebook.write_text("the attendee's, half done")
     lines = []
@@ -56,7 +56,7 @@ def test_attendee_can_begin_at_chapter_4(chapters):
 
 
 def test_up_makes_the_table_of_chapter_1_and_writes_the_start_page(servers):
-    """`workshop up --chapter 2` on running servers: the table exists, and the next step is in chapter 2."""
+    """After `workshop up --chapter 2` on running servers the table exists, and the next step is in chapter 2."""
     table = servers.root / "1_starting_point" / "germany.csv"
     table.unlink(missing_ok=True)  # other tests may have worked in this clone by hand
     servers.run(BIN / "workshop", "up", "--chapter", "2")

@@ -1,4 +1,4 @@
-"""The stand-in for pyenv answers for this version of Python, and hands everything else over."""
+"""The pyenv shim handles this version of Python, and passes all other calls to the real pyenv."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 BIN = Path(sys.executable).parent
 VERSION = platform.python_version()
 INSTALL = ["install", "--skip-existing", VERSION]
-# A pyenv that prints what it was asked, for machines that have none.
+# A fake pyenv that prints its arguments.
 REAL = """#!/bin/sh
 if [ "$*" = root ]; then echo "{root}"; exit 0; fi
 echo "real: $*"
@@ -38,12 +38,12 @@ def real(tmp_path):
 
 @pytest.fixture
 def bare():
-    """The folders of PATH without a pyenv."""
+    """The folders of PATH that contain no pyenv."""
     return [Path(folder) for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "pyenv").exists()]
 
 
 def ask(*arguments: str, path: list[Path], **variables: str) -> subprocess.CompletedProcess:
-    """Run the stand-in with ``path`` after its own folder."""
+    """Run the shim with ``path`` after its own folder on PATH."""
     environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", **os.environ, **variables}
     environment["PATH"] = os.pathsep.join(map(str, [BIN, *path]))
     return subprocess.run(
@@ -51,8 +51,8 @@ def ask(*arguments: str, path: list[Path], **variables: str) -> subprocess.Compl
     )
 
 
-def test_stand_in_gives_a_python_that_makes_environments(bare, tmp_path):
-    """With no pyenv on PATH, `install` and `root` lead to this version, and an environment made with it works."""
+def test_shim_provides_a_python_that_creates_environments(bare, tmp_path):
+    """Without a pyenv on PATH, `install` and `root` provide this version, and an environment made with it works."""
     assert ask(*INSTALL, path=bare).returncode == 0
     python = Path(ask("root", path=bare).stdout.strip(), "versions", VERSION, "bin", "python")
     subprocess.run([python, "-m", "venv", "--without-pip", tmp_path / "new"], check=True)
@@ -64,7 +64,7 @@ def test_stand_in_gives_a_python_that_makes_environments(bare, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["versions"], ["install", "3.0.0"], ["shell", "a b"], []])
 def test_everything_else_goes_to_the_real_pyenv(bare, real, tmp_path, arguments):
-    """The same arguments, output and exit code; without a real one, also behind another stand-in, exit code 1."""
+    """Arguments, output and exit code are the real pyenv's; without one, or with only other shims, the exit code is 1."""
     done = ask(*arguments, path=[real, *bare])
     assert (done.stdout, done.stderr, done.returncode) == (f"real: {' '.join(arguments)}\n", "", 7)
     other = make_program(tmp_path / "other", (BIN / "pyenv").read_text())
@@ -74,7 +74,7 @@ def test_everything_else_goes_to_the_real_pyenv(bare, real, tmp_path, arguments)
 
 
 def test_root_has_this_version_beside_those_of_the_real_pyenv(bare, real):
-    """MLflow finds both: this version, which the real pyenv need not build, and the other's versions."""
+    """MLflow finds this version, without a build by the real pyenv, and the real pyenv's versions."""
     done = ask(*INSTALL, path=[real, *bare])
     assert (done.stdout, done.returncode) == ("", 0)
     versions = Path(ask("root", path=[real, *bare]).stdout.strip(), "versions")
