@@ -1,4 +1,4 @@
-"""The exercises: a check passes with the work that it asks for, and not without; each known mistake has its hint."""
+"""The exercises: a check passes only for the right answer; each known mistake has its own hint."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ TAGS = ["exercise", "check", "hint", "solution"]
 
 
 def chapter_of(path) -> int:
-    """The number that a chapter's folder begins with."""
+    """Return the chapter's number from the folder's name."""
     return int(path.parent.name[0])
 
 
 def name(path) -> str:
-    """A chapter's folder in test ids."""
+    """Return the chapter's folder, for test ids."""
     return path.parent.name
 
 
 def tagged(cells, tag) -> list:
-    """The cells with a tag, in their order."""
+    """Return the cells with a tag, in order."""
     return [cell for cell in cells if tag in cell.metadata.get("tags", [])]
 
 
 def printed(cell) -> str:
-    """What an executed cell printed."""
+    """Return the stdout of an executed cell."""
     return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
 
 
@@ -58,7 +58,7 @@ def solved_file(servers):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_exercises_have_their_form(path):
-    """Each exercise is a task, a cell to fill in, its check, a hint and a solution, numbered from 1."""
+    """Each exercise has a task, a cell to fill in, a check, a hint and a solution, and is numbered from 1."""
     cells = nbformat.read(path, as_version=4).cells
     parts = [(tag, cell) for cell in cells for tag in cell.metadata.get("tags", [])]
     numbers = [number for number in exercises.of_chapter(chapter_of(path)) if "." in number]
@@ -79,7 +79,7 @@ def test_exercises_have_their_form(path):
 
 @pytest.mark.parametrize("path", TAUGHT, ids=lambda path: str(path.relative_to(ROOT)))
 def test_taught_notebook_has_one_cell_to_write(path):
-    """A cell with its check in the last line, and a folded solution below; nothing else is asked for."""
+    """A notebook has one cell to write, with its check in the last line and a folded solution below."""
     notebook = nbformat.read(path, as_version=4)
     [answer], [solution] = tagged(notebook.cells, "exercise"), tagged(notebook.cells, "solution")
     of_chapter = exercises.of_chapter(chapter_of(path))
@@ -95,7 +95,7 @@ def test_taught_notebook_has_one_cell_to_write(path):
 @pytest.mark.walk
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file):
-    """Run as it is, no check passes and none is kept; with the solutions, all do, and say what was learned."""
+    """Without answers no check passes and none is recorded; with the solutions all pass and print their lessons."""
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     unsolved = tagged(cells, "check")
@@ -112,8 +112,8 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
-def test_odd_answers_are_told_in_words(path, in_workplace, solved_file, capsys):
-    """Whatever an answer is, its check raises nothing, passes nothing, and says something."""
+def test_odd_answers_get_a_hint(path, in_workplace, solved_file, capsys):
+    """For an answer of any type, the check prints a hint instead of raising an error or passing."""
     odd = [None, -1, float("nan"), "no such run", {}, ("a", "b"), object()]
     for number in exercises.of_chapter(chapter_of(path)):
         for answer in odd:
@@ -126,7 +126,7 @@ def test_odd_answers_are_told_in_words(path, in_workplace, solved_file, capsys):
 RANDOM = np.random.default_rng(0)
 MEASURED = pd.DataFrame(RANDOM.uniform(0, 20, (2000, 2)), columns=TARGETS)
 PREDICTED = MEASURED.to_numpy() + RANDOM.normal(0, 2.65, (2000, 2))
-LEARNED = np.vstack([PREDICTED, PREDICTED])  # for training hours, which are more
+LEARNED = np.vstack([PREDICTED, PREDICTED])  # predictions for the more numerous training hours
 BELOW, R2 = (PREDICTED[:, 1] < 0).mean(), r2_score(MEASURED, PREDICTED, multioutput="raw_values")
 TEST = MEASURED.assign(**dict.fromkeys(FEATURES, 1.0))
 BOTH, MAE, WITH, WITHOUT = R2.mean(), "mean_absolute_error", [0.988, 0.914], [0.9, 0.743]
@@ -135,13 +135,13 @@ LATE = {month: int(4 <= month <= 10) for month in range(1, 13)}
 
 
 def network(epochs: int, steps=99) -> SimpleNamespace:
-    """A network that has learned some epochs of 99 steps."""
+    """Return a network trained for some epochs of 99 steps."""
     parts = {"history": SimpleNamespace(params={"steps": steps}), "optimizer": SimpleNamespace(iterations=99 * epochs)}
     return SimpleNamespace(**parts, predict=lambda *_, **__: PREDICTED)
 
 
 def score(*changes):
-    """The function of exercise 2a as its solution has it, with some of its text changed, defined as in a notebook."""
+    """Return the solution of exercise 2a with some text changed, defined as in a notebook."""
     cells = nbformat.read(ROOT / "2_tracking" / "model_linreg.ipynb", as_version=4).cells
     text = solution_of(tagged(cells, "solution")[0])
     for old, new in changes:
@@ -153,7 +153,7 @@ def score(*changes):
     return names["score"]
 
 
-# Exercise, answer, a part of what `check` prints, and what else the cell gives to `check`.
+# Exercise, answer, part of the output of `check`, and its further arguments.
 TESTED, TRAINED = (PREDICTED, MEASURED), (LEARNED, MEASURED)
 ANSWERS = [
     ("1a", {1: 1.24}, "a number, but has the type `dict`"), ("1a", pd.Series([1.2, 1.3]), "size (2,)"),
@@ -212,8 +212,8 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("number", dict.fromkeys(row[0] for row in ANSWERS))
-def test_answers_get_their_sentences(number, tmp_path, monkeypatch, capsys):
-    """The work in any natural form solves an exercise; every other answer gets the sentence that fits it, in a line."""
+def test_answers_get_their_hints(number, tmp_path, monkeypatch, capsys):
+    """A right answer of any natural type solves an exercise; every other answer gets its hint, in one line."""
     monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path))
     for answer, words, *evidence in (row[1:] for row in ANSWERS if row[0] == number):
         assert callable(exercises.check(number, answer, *evidence)) == (number == "2a")
@@ -222,7 +222,7 @@ def test_answers_get_their_sentences(number, tmp_path, monkeypatch, capsys):
 
 
 def test_parameter_must_have_changed_the_forest(in_workplace, solved_file, capsys):
-    """A parameter that the forest does not have, its usual value, an R2 from elsewhere: none of these solves 2c."""
+    """A parameter that the forest does not have, a default value, or the R2 of another model does not solve 2c."""
     import mlflow
 
     mlflow.set_tracking_uri(in_workplace.tracking_uri)
@@ -247,21 +247,21 @@ def test_parameter_must_have_changed_the_forest(in_workplace, solved_file, capsy
 
 @pytest.mark.walk
 def test_notebook_of_a_class_runs(servers):
-    """The figures for a class are drawn from what `make run` makes."""
+    """The notebook for a class runs after `make run`."""
     path = servers.root / "workshop" / "teaching" / "class.ipynb"
     run_in(path.parent, nbformat.read(path, as_version=4), servers.environment)
 
 
-def test_unknown_exercise_is_told_with_the_known_ones():
-    """A number that was changed by mistake is named, with those that there are."""
+def test_unknown_exercise_is_an_error_with_the_known_ones():
+    """The error for an unknown number lists the existing ones."""
     for number in ("3.9", "9.1", "three", ""):
         with pytest.raises(PipelineError, match="no such exercise") as raised:
             exercises.check(number, 1)
         assert ", ".join(exercises.EXERCISES) in str(raised.value)
 
 
-def test_stopped_server_is_told_in_words(monkeypatch, capsys, tmp_path):
-    """With the tracking server down, a check that needs it says what to type, and keeps nothing."""
+def test_stopped_server_is_reported(monkeypatch, capsys, tmp_path):
+    """With the tracking server down, a check that needs it says what to type, and records nothing."""
     monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     exercises.check("3.1", "0" * 32)

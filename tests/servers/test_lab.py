@@ -131,7 +131,7 @@ def test_tile_refuses_what_another_site_sends(jupyter):
 
 
 def test_report_tile_shows_the_report_without_scripts(jupyter):
-    """A missing report is explained; an existing one is shown unchanged but for its links, which go through JupyterLab."""
+    """A missing report is explained; an existing one is shown unchanged, but with links through JupyterLab."""
     assert "<code>workshop repro</code>" in jupyter.get("report/").text
     jupyter.take_ports(mlflow_port=5001)
     results = jupyter.root / "4_pipeline" / "results"

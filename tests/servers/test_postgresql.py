@@ -102,7 +102,7 @@ def assert_secret(place: Servers, *texts: str) -> None:
 
 
 def test_postgresql_by_one_setting(database, tmp_path):
-    """Servers on PostgreSQL store runs there, are restored from a backup into an empty database, and hide the password."""
+    """Servers store runs in PostgreSQL, are restored into an empty database, and do not leak the password."""
     for name in ("first", "second"):
         database.ask("postgres", f"CREATE DATABASE {name} OWNER mlflow")
     with up(tmp_path / "first", database.uri("first")) as place:

@@ -64,7 +64,7 @@ def test_shim_provides_a_python_that_creates_environments(bare, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["versions"], ["install", "3.0.0"], ["shell", "a b"], []])
 def test_everything_else_goes_to_the_real_pyenv(bare, real, tmp_path, arguments):
-    """Arguments, output and exit code are the real pyenv's; without one, or with only other shims, the exit code is 1."""
+    """Arguments, output and exit code are the real pyenv's; without one (another shim does not count) it exits 1."""
     done = ask(*arguments, path=[real, *bare])
     assert (done.stdout, done.stderr, done.returncode) == (f"real: {' '.join(arguments)}\n", "", 7)
     other = make_program(tmp_path / "other", (BIN / "pyenv").read_text())

@@ -1,4 +1,4 @@
-"""A room on a machine of its own, and a laptop with the browsers."""
+"""Fixtures: a room on a simulated machine, and a laptop with browsers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from workplace import ROOT, pytest_runtest_setup  # noqa: F401 - a hook
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory) -> Iterator[Room]:
-    """Type the set-up on a new machine, with one disk for /home and the room's state, which may be full."""
+    """Run setup.sh on a new machine, with one small disk for /home and the room's state."""
     folder = tmp_path_factory.mktemp("room")
     with machine("room", folder / "root") as server, machine("laptop", folder / "laptop") as laptop:
         connect(server, [laptop])
         server.run("mount -t tmpfs -o size=3g,mode=755 tmpfs /home; mount -t tmpfs -o mode=755 tmpfs /run")
         server.run("mkdir -p /home/.state /var/lib/workshop-room; mount --bind /home/.state /var/lib/workshop-room")
         server.path("/root/names.txt").write_text("\n".join(PEOPLE))
-        # The packages come through this machine's own network, which the new one is not connected to.
+        # Packages are downloaded through the host's network, since the new machine has no internet access.
         online = ["nsenter", f"--target={server.pid}", "--mount", "--pid", "--root", "env", "--chdir=/", "bash", "-ec"]
         install = f"git clone --quiet {ROOT} /opt/workshop; make -C /opt/workshop .venv/room"
         environment = {
@@ -33,7 +33,7 @@ def room(tmp_path_factory) -> Iterator[Room]:
         lines = server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
         built.passwords |= dict(line.split() for line in lines)
         yield built
-        # Shown when a test failed.
+        # pytest shows this output if a test failed.
         print(server.run("tail --lines=100 /var/lib/workshop-room/*.log"))
         server.run(f"{SCRIPTS}/room.sh stop")
         assert "workshop" not in server.run("nft list ruleset; ip link; ip netns list; ls /run/workshop-room")

@@ -1,4 +1,4 @@
-"""A room as its people reach it: by a browser on a laptop, and by what they type."""
+"""Helpers to use a room as people do: with a browser on a laptop, and by typing commands."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ SUPERVISOR = f"/opt/workshop/.venv/bin/supervisorctl --configuration {SCRIPTS}/s
 
 
 def rows(page: Page) -> dict[str, str]:
-    """Return the board's row of each person."""
+    """Return each person's row of the board."""
     page.goto(BOARD)
     return {row.split("\t")[0].strip(): row for row in page.locator("tr").all_inner_texts()[1:]}
 
 
 @dataclass
 class Room:
-    """The machine, and the passwords of the people."""
+    """The room's machine, the laptop, and the people's passwords."""
 
     server: Machine
-    laptop: Machine  # with the browsers: one gives up what it loads when a network is added to its own machine
+    laptop: Machine  # a browser aborts its requests when a network is added to its own machine
     passwords: dict[str, str] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def page(self, name: str, address: str = ADDRESS) -> Iterator[Page]:
-        """Provide a page of a person's browser, logged in by the form of an address; all names are the machine's."""
+        """Yield a browser page in which a person has logged in; all host names resolve to the machine."""
         with network(self.laptop.pid), chromium("--host-resolver-rules=MAP * 10.98.1.1") as browser:
             page = browser.new_context(ignore_https_errors=True).new_page()
             page.goto(address)
@@ -49,7 +49,7 @@ class Room:
             yield page
 
     def post(self, path: str, cookies=None, source="10.98.1.2", address=ADDRESS, **form: str) -> httpx.Response:
-        """Send the form of a page from an address of the laptop, with the cookies of an answer; follow nothing."""
+        """Submit a page's form from an address of the laptop, with cookies of a response; do not follow redirects."""
         transport = httpx.HTTPTransport(verify=False, local_address=source)
         forged = {"X-Real-Ip": f"192.0.2.{secrets.randbelow(256)}"}
         options = {"transport": transport, "cookies": cookies, "headers": forged, "timeout": 60}
@@ -58,25 +58,25 @@ class Room:
             return client.post(address + path, data={"_xsrf": client.cookies["_xsrf"], **form})
 
     def log_in(self, name: str, password: str = "", **options) -> httpx.Response:
-        """Send the form of the log-in."""
+        """Submit the log-in form."""
         return self.post("/hub/login", username=name, password=password or self.passwords[name], **options)
 
     def types(self, name: str, text: str, **options) -> subprocess.CompletedProcess:
-        """Type a command as a person, in the person's network and clone."""
+        """Run a command as a person, in the person's network and clone."""
         command = self.server.command(f"{SCRIPTS}/person.sh", "run", name, "sh", "-c", text)
         return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
     def answers(self, name: str, port: int) -> bool:
-        """Say whether a server of this person answers."""
+        """Return whether a person's server answers."""
         return self.types(name, f"curl --fail --silent http://127.0.0.1:{port}/health").returncode == 0
 
     def open_lab(self, name: str) -> float:
-        """Log in and wait for the start page in JupyterLab; return the seconds."""
-        began = time.monotonic()
+        """Log in and wait for JupyterLab's start page; return the seconds that it took."""
+        start = time.monotonic()
         with self.page(name) as page:
             expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
-        return time.monotonic() - began
+        return time.monotonic() - start
 
     def set_up(self, *options: str) -> str:
-        """Type the set-up, with the port of the tests; return what it prints."""
+        """Run setup.sh with the tests' port; return its output."""
         return self.server.run(f"{ROOT}/server/room/setup.sh {' '.join(options)} --port 8443")

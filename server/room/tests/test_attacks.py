@@ -1,4 +1,4 @@
-"""What a student with a shell tries against another student, the instructor and the hub, and what holds it."""
+"""Attacks of a student with a shell on other students, the instructor and the hub, and the protection against them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workplace import wait_for
 pytestmark = pytest.mark.privileged
 ADA, BOOLE = PEOPLE[:2]
 HUB = "http://10.77.0.2:8081/hub/health"
-# As `python -m http.server`, which asks a name server first.
+# Like `python -m http.server`, but without its DNS query.
 SERVER = (
     "python3 -c 'import sys; from http.server import *; from socketserver import *; "
     'TCPServer(("", int(sys.argv[1])), SimpleHTTPRequestHandler).serve_forever()\' {port} >/dev/null 2>&1 &'
@@ -27,7 +27,7 @@ FAILED = {7, 28, 56}  # curl: refused, no answer, reset
 
 @pytest.fixture(scope="module")
 def attacked(room) -> Room:
-    """The room with two people in it, and with cron, in which one of them and root have a job each minute."""
+    """The room with two people and cron, in which one of them and root have a job every minute."""
     for name in (ADA, BOOLE):
         room.server.run(f"{SCRIPTS}/person.sh enter {name}")
     room.server.run("ln -sfn /run /var/run; install -d -m 1730 -g crontab /var/spool/cron/crontabs")
@@ -40,20 +40,20 @@ def attacked(room) -> Room:
 
 
 def outside(room: Room, name: str, script: str) -> subprocess.CompletedProcess:
-    """Run a script as a person in the machine's own network, where nothing of theirs should be."""
+    """Run a script as a person in the machine's own network, where people should have no processes."""
     number = room.server.run(f"id -u {name}").strip()
     become = ["setpriv", "--reuid", number, "--regid", number, "--init-groups", "sh", "-c", script]
     return subprocess.run(room.server.command(*become), **PIPES, check=False)
 
 
 def code(done: subprocess.CompletedProcess) -> int:
-    """Return how a command ended."""
+    """Return the exit code of a command."""
     return done.returncode
 
 
 @contextlib.contextmanager
 def serving(machine: Machine, port: int) -> Iterator[None]:
-    """Have a web server on all addresses of a machine."""
+    """Run a web server on all addresses of a machine."""
     machine.run(SERVER.format(port=port))
     wait_for(
         lambda: "200" in machine.run(f"curl -so /dev/null -w '%{{http_code}}' http://127.0.0.1:{port} || true"), 20
@@ -65,7 +65,7 @@ def serving(machine: Machine, port: int) -> Iterator[None]:
 
 
 def test_temporary_folders_are_private(attacked):
-    """What one person plants in /tmp, /var/tmp and /dev/shm no other person, and no program of the room, sees."""
+    """A person's files in /tmp, /var/tmp and /dev/shm are invisible to other people and the room's programs."""
     for folder in ("/tmp", "/var/tmp", "/dev/shm"):
         assert code(attacked.types(ADA, f"mkdir -p {folder}/dask-scratch-space; touch {folder}/planted")) == 0
         assert "planted" in attacked.types(ADA, f"ls {folder}").stdout or folder == "/dev/shm"
@@ -74,7 +74,7 @@ def test_temporary_folders_are_private(attacked):
 
 
 def test_clone_is_made_without_the_persons_git_configuration(attacked):
-    """A hook of the person's own git configuration does not run when the folder is made."""
+    """A hook of the person's own git configuration does not run during the clone."""
     hook = "mkdir -p t/hooks; echo 'touch ~/hooked' >t/hooks/post-checkout; chmod +x t/hooks/post-checkout"
     attacked.types(ADA, f"cd; {hook}; git config --global init.templateDir ~/t; mv workshop workshop.old")
     assert attacked.server.run(f"{SCRIPTS}/person.sh enter {ADA}").startswith("10.77.")
@@ -91,7 +91,7 @@ def test_clone_is_made_without_the_persons_git_configuration(attacked):
     ],
 )
 def test_log_in_repairs_the_folder(attacked, trouble):
-    """A renamed, half-made or missing clone is made again, and what was there is kept under another name."""
+    """A renamed, incomplete or missing clone is created again, and the old folder is kept under another name."""
     assert code(attacked.types(BOOLE, f"cd; {trouble}")) == 0
     attacked.server.run(f"{SCRIPTS}/person.sh enter {BOOLE}")
     assert (
@@ -102,7 +102,7 @@ def test_log_in_repairs_the_folder(attacked, trouble):
 
 
 def test_one_log_in_waits_for_no_other(attacked):
-    """While one person's log-in takes long, here for a pipe in the clone, another person comes in."""
+    """While one person's log-in hangs, here because of a pipe in the clone, another person can log in."""
     assert code(attacked.types(ADA, "mv .git/HEAD .git/kept; mkfifo .git/HEAD")) == 0
     attacked.server.run(f"{SCRIPTS}/person.sh enter {ADA} >/dev/null 2>&1 &")
     wait_for(lambda: attacked.server.run(f"pgrep --uid {ADA} --full [c]at-file || true"), 20)
@@ -111,9 +111,9 @@ def test_one_log_in_waits_for_no_other(attacked):
     attacked.server.run(f"pkill --uid {ADA} git; mv /home/{ADA}/workshop/.git/kept /home/{ADA}/workshop/.git/HEAD")
 
 
-def test_locks_and_addresses_are_not_what_people_make_of_them(attacked):
-    """Nobody but root opens a lock, and a person's program cannot write into the address that a log-in prints."""
-    # As it waits for the pipe, the program takes its output by pidfd_getfd, and then lets it continue.
+def test_people_cannot_change_locks_and_addresses(attacked):
+    """Only root can open a lock, and a person's program cannot write into the address that a log-in prints."""
+    # While the log-in waits for the pipe, the program takes its stdout by pidfd_getfd, and then lets it continue.
     evil = """import ctypes, os, subprocess
 while not (pid := subprocess.run("pgrep --uid $(id -u) --exact timeout", shell=True, capture_output=True).stdout):
     pass
@@ -130,7 +130,7 @@ os.write(ctypes.CDLL(None).syscall(438, os.pidfd_open(int(pid)), 1, 0), b"evil")
 
 
 def test_ports_of_the_hub_cannot_be_taken(attacked):
-    """Somebody who listens on all ports of the hub, wherever a person can, is not asked when the room starts again."""
+    """A person who listens on all ports of the hub receives no requests when the room restarts."""
     takes = "for port in 8081 8001 8082 8000; do " + SERVER.format(port="$port") + " done"
     attacked.types(ADA, f"{takes}; exit")
     outside(attacked, ADA, takes)
@@ -142,7 +142,7 @@ def test_ports_of_the_hub_cannot_be_taken(attacked):
 
 
 def test_process_outside_of_its_network_reaches_nothing(attacked):
-    """Started by cron, say, a program of a person reaches no server on this machine or elsewhere, and serves nobody."""
+    """A person's program outside the person's network, as if started by cron, can neither connect nor serve."""
     with serving(attacked.laptop, 9001):
         assert attacked.server.run("curl --silent --max-time 3 http://10.98.1.2:9001")
         for address in ("http://10.98.1.2:9001", f"{ADDRESS}/hub/login", "https://127.0.0.1:8443", HUB):
@@ -154,12 +154,12 @@ def test_process_outside_of_its_network_reaches_nothing(attacked):
 
 
 def test_people_reach_the_hub_and_the_world_only(attacked):
-    """Not the machine's other ports, the network beside it or a cloud's metadata; `--reach` opens one network."""
+    """People cannot reach the machine's other ports, private networks or a cloud's metadata; `--reach` opens one."""
     get = "curl --silent --output /dev/null --max-time 3"
     tries = functools.partial(attacked.types, ADA)
     attacked.server.run("for address in 169.254.169.254 203.0.113.7; do ip address replace $address/32 dev lo; done")
     private = ("100.64.0.7", "169.254.0.7", "172.16.0.7", "192.168.0.7", "198.18.0.7")
-    for address in ("198.51.100.7", *private):  # the first one is somewhere in the world
+    for address in ("198.51.100.7", *private):  # the first one is on the internet
         attacked.laptop.run(f"ip address replace {address}/32 dev lo")
         attacked.server.run(f"ip route replace {address} via 10.98.1.2")
     with serving(attacked.server, 9003), serving(attacked.laptop, 9004):
@@ -180,7 +180,7 @@ def test_only_the_page_is_reached_from_outside(attacked):
     """A laptop with a route into the room's network reaches neither hub nor JupyterLab."""
     number = int(attacked.server.run(f"id -u {ADA}"))
     attacked.types(ADA, SERVER.format(port=8888))
-    # From somewhere in the world: answers into a private network are rejected by another rule.
+    # From an internet address: answers to private networks are rejected by another rule.
     attacked.laptop.run("ip route add 10.77.0.0/16 via 10.98.1.1; ip address replace 198.51.100.7/32 dev lo")
     attacked.server.run("ip route replace 198.51.100.7 via 10.98.1.2")
     for address in ("10.77.0.2:8081", "10.77.0.1:8001", f"10.77.{number // 256}.{number % 256}:8888"):
@@ -191,7 +191,7 @@ def test_only_the_page_is_reached_from_outside(attacked):
 
 
 def test_one_laptop_cannot_take_all_connections_of_the_page(attacked):
-    """Of 8,300 connections of one byte a thousand are taken, and a log-in from another address takes no longer."""
+    """Of 8,300 connections of one byte a thousand are accepted, and a log-in from another address is not slower."""
     flood = """import resource, socket
 resource.setrlimit(resource.RLIMIT_NOFILE, (9000, 9000))
 kept = []
@@ -214,7 +214,7 @@ input()"""
 
 
 def test_limits_of_processes_and_memory_hold(attacked):
-    """A fork bomb ends with its server, while others work; shared memory has an end."""
+    """A fork bomb ends with its server while others can work; shared memory is limited."""
     assert "No space" in attacked.types(ADA, "dd if=/dev/zero of=/dev/shm/x bs=1M count=400 2>&1").stdout
     attacked.set_up("--people /root/names.txt --memory 1G --processes 300")
     bomb = "while True:\n  try: os.fork()\n  except OSError: time.sleep(0.1)"
@@ -229,7 +229,7 @@ def test_limits_of_processes_and_memory_hold(attacked):
 
 
 def test_one_person_cannot_take_all_terminals_or_flows(attacked):
-    """Of the machine's 4096 terminals, and of the connections that its kernel follows, one person gets some."""
+    """One person gets only a part of the machine's 4096 terminals and of the kernel's connection table."""
     take = 'import os, time\nwhile True:\n  try: os.open("/dev/ptmx", 2)\n  except OSError: time.sleep(1)'
     attacked.types(ADA, "cat >~/take.py; python3 ~/take.py >/dev/null 2>&1 &", input=take)
     send = "import socket\none = socket.socket(type=socket.SOCK_DGRAM)\nfor n in range(20000):\n"
@@ -242,7 +242,7 @@ def test_one_person_cannot_take_all_terminals_or_flows(attacked):
 
 
 def test_size_counts_what_is_deleted_and_refuses_what_is_sent(attacked):
-    """A deleted file that a thread alone has open counts; one on its way through a socket cannot be measured."""
+    """A deleted file that only a thread has open counts; one in transit through a socket is an error."""
     hide = """import ctypes, os, socket, sys, threading, time
 def keep():
     ctypes.CDLL(None).unshare(0x400)  # CLONE_FILES: the process itself does not have what is opened now
@@ -266,7 +266,7 @@ threading.Thread(target=keep).start()"""
 
 
 def test_limits_hold_for_all_processes_together_where_cgroups_are_of_version_2(attacked):
-    """A person's group has both limits, and each program is put into it; here files stand for the kernel's."""
+    """A person's cgroup has both limits and contains each program; here files simulate the kernel's."""
     folder = "/sys/fs/cgroup"
     attacked.server.run(f"mount -t tmpfs tmpfs {folder}; echo cpu memory pids >{folder}/cgroup.controllers")
     inside = attacked.types(ADA, "ulimit -d; echo $$").stdout.split()
@@ -283,11 +283,11 @@ def test_limits_hold_for_all_processes_together_where_cgroups_are_of_version_2(a
 
 
 def test_root_of_a_namespace_of_her_own_gains_nothing(attacked):
-    """In it a person sets no address or rule, reaches nothing by another network, and ends with `leave`."""
+    """In her own namespace a person can set no address or rule, and reach nothing; `leave` ends the processes."""
     number = attacked.server.run(f"id -u {ADA}").strip()
     attacked.types(ADA, "setsid sleep 300 >/dev/null 2>&1 &")
     wait_for(lambda: attacked.server.run(f"pgrep --uid {ADA} sleep || true"), 20)
-    # The tests' machine is in a changed root folder, from which the kernel allows no namespace of a user.
+    # The tests' machine is in a chroot, in which the kernel allows no user namespaces.
     become = f"setpriv --reuid {number} --regid {number} --clear-groups unshare --user --map-root-user"
     inside = f"nsenter --target=$(pgrep --uid {ADA} sleep) --mount --net --ipc {become}"
     attacked.server.run(f"{inside} true")
@@ -305,7 +305,7 @@ def test_root_of_a_namespace_of_her_own_gains_nothing(attacked):
 
 
 def test_leave_ends_what_hides_and_defends_itself(attacked):
-    """A program in a session of its own that ignores signals, and stops whatever it may, ends with the server."""
+    """A program in its own session that ignores signals and stops other processes ends with the server."""
     stop = "import os\nwhile True:\n  try: os.kill(-1, 19)\n  except OSError: pass"
     attacked.types(ADA, f"printf '{stop}' >~/stop.py; trap '' TERM; setsid python3 ~/stop.py >/dev/null 2>&1 &")
     wait_for(lambda: attacked.server.run(f"pgrep --uid {ADA} python || true"), 20)
@@ -315,7 +315,7 @@ def test_leave_ends_what_hides_and_defends_itself(attacked):
 
 
 def test_one_person_cannot_take_all_connections_of_the_hub(attacked):
-    """Of a hundred connections of a person the hub takes sixty-four, and answers others."""
+    """The hub accepts 64 of a person's hundred connections, and still answers others."""
     lines = (
         "import socket",
         "sockets = [socket.socket() for _ in range(100)]",
@@ -326,8 +326,8 @@ def test_one_person_cannot_take_all_connections_of_the_hub(attacked):
     assert code(attacked.types(BOOLE, f"curl --silent --max-time 5 {HUB}")) == 0
 
 
-def test_name_out_of_the_list_is_out_and_loses_nothing(attacked):
-    """Session, server and programs end, and the password is refused; back in the list, the files are there."""
+def test_removed_person_is_logged_out_and_loses_nothing(attacked):
+    """Session, server and programs end, and the password is rejected; added again, the person finds the files."""
     with attacked.page(BOOLE) as page:
         expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
         attacked.server.path("/root/fewer.txt").write_text("\n".join(name for name in PEOPLE if name != BOOLE))
@@ -348,8 +348,8 @@ def test_name_out_of_the_list_is_out_and_loses_nothing(attacked):
     attacked.passwords |= new
 
 
-def test_failures_end_the_set_up_in_words(attacked):
-    """A name of the machine's own, a missing file system quota, a port out of range: nothing is changed."""
+def test_invalid_options_of_setup_are_explained(attacked):
+    """A name of a system account, a file system without quotas and invalid options are errors; nothing is changed."""
     attacked.server.run("useradd --uid 1234 gauss; echo gauss >/root/gauss.txt")
     for options, words in {
         "--people /root/gauss.txt": "gauss is an account of this machine (user id 1234)",
@@ -364,7 +364,7 @@ def test_failures_end_the_set_up_in_words(attacked):
 
 
 def test_installation_is_roots_alone(attacked):
-    """No person can write what others run; secrets and the passwords are root's; no password was in a command line."""
+    """People cannot write files that others run; only root can read secrets and passwords."""
     assert attacked.types(ADA, "find /opt/workshop -writable ! -type l | head").stdout == ""
     for place in (
         "/opt/workshop/.venv/.lock",
@@ -379,7 +379,7 @@ def test_installation_is_roots_alone(attacked):
 
 
 def test_cron_at_ssh_and_su_are_closed_to_people(attacked):
-    """PAM refuses a person whatever is not the room, and lets root in: su, sshd, and each job of cron and at."""
+    """PAM rejects people in su, sshd and each job of cron and at, but accepts root."""
     assert "su: " in attacked.server.run(f"su - {ADA} -c true 2>&1 || true")
     attacked.server.run("ssh-keygen -qt ed25519 -N '' -f /root/key; mkdir -p /run/sshd; /usr/sbin/sshd -p 2222")
     for home, owner in (("/root", "root"), (f"/home/{ADA}", ADA)):

@@ -1,4 +1,4 @@
-"""What a person, or a page of a person, tries on the hub, on its board and by links; and one person's trouble there."""
+"""Attacks of people and their pages on the hub, the board and by links; and errors of one person on the board."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workplace import wait_for
 
 pytestmark = pytest.mark.privileged
 DATABASE = "/run/workshop-room/jupyterhub.sqlite"
-# What a page of the same origin can do with the cookies of whoever opens it: read the token against forged requests.
+# A page of the same origin can read the reader's XSRF token from the cookies.
 CALL_API = """async ([method, path]) => {
   const token = document.cookie.match(/_xsrf=([^;]+)/)[1]
   const answer = await fetch("/hub/api/" + path, {method, headers: {"X-XSRFToken": token}})
@@ -25,7 +25,7 @@ CALL_API = """async ([method, path]) => {
 
 
 def restart_hub(room: Room, change: str = "true") -> None:
-    """Restart the hub after a change, and wait until it answers; JupyterLabs continue."""
+    """Restart the hub after a change, and wait until it answers; JupyterLab servers keep running."""
     room.server.run(f"{change}; {SUPERVISOR} restart hub")
     health = f"curl --insecure --silent --fail {ADDRESS}/hub/health >/dev/null || echo down"
     wait_for(lambda: not room.server.run(health), 60)
@@ -33,7 +33,7 @@ def restart_hub(room: Room, change: str = "true") -> None:
 
 @contextlib.contextmanager
 def impatient_board(room: Room) -> Iterator[None]:
-    """Have the board check every five seconds, with a deadline of twenty."""
+    """Make the board check every five seconds, with a deadline of twenty."""
     values = {"CHECK_SECONDS": 5, "QUIET_SECONDS": 0, "DISK_SECONDS": 5, "DEADLINE": 20}
     script = "; ".join(f"s/^{name} = [0-9]*/{name} = {value}/" for name, value in values.items())
     restart_hub(room, f"sed --in-place '{script}' {SCRIPTS}/board.py")
@@ -45,7 +45,7 @@ def impatient_board(room: Room) -> Iterator[None]:
 
 @contextlib.contextmanager
 def troubles(room: Room) -> Iterator[dict[str, str]]:
-    """Make a trouble for each of four people; provide a word of what the board says of each."""
+    """Cause a problem for each of four people; yield a part of the board's message for each."""
     workshop = "/opt/workshop/.venv/bin/workshop"
     fake = 'case $USER in curie) echo words; exit;; dirac) exec yes;; esac; exec "$0".real "$@"'
     lines = f"printf '%s\n' '#!/bin/sh' '{fake}' >{workshop}; chmod 755 {workshop}"
@@ -60,7 +60,7 @@ def troubles(room: Room) -> Iterator[dict[str, str]]:
 
 
 def test_cookies_of_the_instructor_open_no_admin_api(room):
-    """A page of a person that the instructor opens gets neither tokens nor other people's servers by the hub's API."""
+    """A person's page opened by the instructor gets neither tokens nor other people's servers through the hub's API."""
     with room.page("instructor") as page:
         page.goto(f"{ADDRESS}/hub/home")
         user = json.loads(page.evaluate(CALL_API, ["GET", "user"])[1])
@@ -82,7 +82,7 @@ def test_cookies_of_the_instructor_open_no_admin_api(room):
 
 
 def test_board_shows_files_and_runs_nothing_of_them(room):
-    """A page with a script is text, a notebook its sources and outputs; a pipe that nobody fills is given up."""
+    """A page with a script is shown as text, a notebook as sources and outputs; reading an empty pipe times out."""
     notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}
     output = {"output_type": "display_data", "metadata": {}, "data": {"text/plain": ["words"], "text/html": ["<b>"]}}
     cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": 1, "source": ["1 + 1"]}
@@ -114,7 +114,7 @@ def test_board_shows_files_and_runs_nothing_of_them(room):
 
 
 def test_update_is_one_and_needs_a_button(room):
-    """Links that name a repository, a folder or anything else are refused, and so is a button of another page."""
+    """Links with a repository, a folder or any other parameter are rejected, and so is another page's button."""
     with room.page("dirac") as page:
         expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
         link = "repo=git://example.org/evil&targetPath=.config/git"
@@ -127,7 +127,7 @@ def test_update_is_one_and_needs_a_button(room):
 
 
 def test_wrong_passwords_are_counted_by_name_and_address(room):
-    """Six in a minute from an address and thirty in all, in three seconds each; others log in meanwhile from there."""
+    """Six wrong passwords a minute from an address and thirty in all are checked, slowly; others can log in there."""
     room.laptop.run("for n in $(seq 10 16); do ip address replace 10.98.1.$n/24 dev eth0; done")
     others, source = [name for name in room.passwords if name not in ("ada", "euler")] * 3, "10.98.1.10"
     with ThreadPoolExecutor(80) as pool:
@@ -146,15 +146,15 @@ def test_wrong_passwords_are_counted_by_name_and_address(room):
         room.log_in("dirac", "wrong", source=f"fd00:98::{n}", address="https://[fd00:98::1]:8443")
         for n in range(10, 17)
     ]
-    assert [each.status_code for each in one] == [403] * 6 + [429]  # who has IPv6 has all of a network's addresses
+    assert [each.status_code for each in one] == [403] * 6 + [429]  # an IPv6 client has all addresses of its network
     log = room.server.run("grep 'PAM Authentication failed' /var/lib/workshop-room/hub.log")
     assert "'ada'" in log
     assert "'root'" not in log
-    restart_hub(room)  # which has counted
+    restart_hub(room)  # resets the counts
 
 
 def test_other_ways_to_the_log_in_are_closed(room):
-    """Paths that the proxy would read differently are refused, and so are passwords in the API, or past nginx."""
+    """Paths that the proxy would normalize are rejected, and so are passwords in the API or without nginx."""
     curl = "curl --insecure --silent --output /dev/null --write-out '%{http_code}' --path-as-is"
     for path in (
         r"/hub\login",
@@ -181,7 +181,7 @@ def test_other_ways_to_the_log_in_are_closed(room):
 
 
 def test_upgrade_for_an_unreadable_path_keeps_no_socket(room):
-    """The proxy has no more open files after two hundred such requests."""
+    """After two hundred such requests the proxy has no more open files than before."""
     proxy = room.server.run(f"{SUPERVISOR} pid proxy").strip()
     before = int(room.server.run(f"ls /proc/{proxy}/fd | wc -l"))
     upgrade = "--http1.1 --header 'Upgrade: websocket' --header 'Connection: Upgrade'"
@@ -192,7 +192,7 @@ def test_upgrade_for_an_unreadable_path_keeps_no_socket(room):
 
 
 def test_large_and_endless_bodies_are_refused(room):
-    """Neither nginx nor the hub takes more than a form, and both end a body of which a byte comes each second."""
+    """nginx and the hub reject bodies larger than a form, and abort a body that arrives byte by byte."""
     hub = room.server.run(f"{SUPERVISOR} pid hub").strip()
     peak = f"awk '/VmHWM/ {{print $2}}' /proc/{hub}/status"
     before = room.server.run(f"echo 5 >/proc/{hub}/clear_refs; {peak}")
@@ -214,7 +214,7 @@ def test_large_and_endless_bodies_are_refused(room):
 
 
 def test_new_password_ends_server_and_sessions(room):
-    """After `room.sh password` nothing of the person runs, and an open page needs the new one, also after a log-in."""
+    """After `room.sh password` no process of the person runs, and open pages need the new password."""
     room.server.run(f"{SCRIPTS}/person.sh enter curie")
     room.types("curie", "setsid sleep 300 >/dev/null 2>&1 &")
     with room.page("curie", f"{ADDRESS}/hub/home") as page:
@@ -231,8 +231,8 @@ def test_new_password_ends_server_and_sessions(room):
         assert room.log_in("curie", old).status_code == 403
 
 
-def test_update_leaves_no_program_of_hers(room):
-    """What git starts by her configuration during an update ends with it, if no JupyterLab of hers runs."""
+def test_update_leaves_no_program_of_the_person(room):
+    """A program that git starts during an update ends with it, unless the person's JupyterLab is running."""
     restart_hub(room, f"{SCRIPTS}/person.sh leave dirac; {SCRIPTS}/person.sh enter dirac")
     monitor = "#!/bin/sh\ntouch ~/began; setsid sleep 300 >/dev/null 2>&1 &"
     room.types("dirac", "cat >~/monitor; chmod +x ~/monitor; git config core.fsmonitor ~/monitor", input=monitor)
@@ -243,7 +243,7 @@ def test_update_leaves_no_program_of_hers(room):
 
 
 def test_output_and_headers_of_a_person_are_the_persons(room):
-    """What JupyterLab prints has a file of a megabyte, and no page of it may have a service worker for others."""
+    """JupyterLab's output is limited to a file of one megabyte, and its pages cannot set a global service worker."""
     restart_hub(room, f"{SCRIPTS}/person.sh leave ada; {SCRIPTS}/person.sh enter ada")
     plant = 'import os, sys\nif "up" in sys.orig_argv:\n    os.write(1, b"planted" * 2**19)'
     room.types("ada", "cat >sitecustomize.py", input=plant)  # which `workshop up` imports beside JupyterLab
@@ -259,7 +259,7 @@ def test_output_and_headers_of_a_person_are_the_persons(room):
         assert "service-worker-allowed" not in headers
         authorize = "hub/api/oauth2/authorize?client_id=jupyterhub-user-ada&redirect_uri=/user/ada/oauth_callback"
         code = f"{ADDRESS}/{authorize}&response_type=code&state=x&code_challenge_method=S256&code_challenge="
-        for length, status in ((100, 200), (300, 400)):  # the hub's database has a size
+        for length, status in ((100, 200), (300, 400)):  # long values would fill the hub's database
             assert page.request.get(code + length * "a").status == status
     log = room.server.path("/var/lib/workshop-room/people/ada.log")
     wait_for(lambda: log.exists() and "planted" in log.read_text(), 60)
@@ -268,8 +268,8 @@ def test_output_and_headers_of_a_person_are_the_persons(room):
     assert "planted" not in room.server.path("/var/lib/workshop-room/hub.log").read_text()
 
 
-def test_trouble_of_one_person_is_one_row_of_the_board(room):
-    """No folder, a pipe as a notebook, no JSON, endless output, a failed start: each row says so; others go on."""
+def test_error_of_one_person_is_one_row_of_the_board(room):
+    """A missing folder, a pipe as a notebook, no JSON, endless output or a failed start affects only its own row."""
     people = ["ada", "boole", "curie", "dirac", "euler"]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(room.open_lab, people))
@@ -300,7 +300,7 @@ def test_trouble_of_one_person_is_one_row_of_the_board(room):
     ],
 )
 def test_full_disk_stops_one_person_and_no_other(room, name, fill):
-    """Who took bytes or files is named and ended; the reserve is kept until the instructor gives it to the others."""
+    """A person who fills the disk is named and ended; the reserve is kept until the instructor releases it."""
     reserve = room.server.path("/home/.workshop-room-reserve/space")
     room.server.run(
         f"mount -o remount,nr_inodes=$((40000 + $(stat -fc '%c - %d' /home))) /home; {SCRIPTS}/person.sh enter {name}"

@@ -1,4 +1,4 @@
-"""A room on a machine of its own: people log in with a browser's forms, and reach nothing of each other.
+"""A room on a simulated machine: people log in with a browser, and reach nothing of each other.
 
 `make test-room` starts it, as root.
 """
@@ -21,7 +21,7 @@ from workplace import wait_for
 
 pytestmark = pytest.mark.privileged
 CHAPTER_1 = " ".join(f"1_starting_point/{name}.ipynb" for name in ("make_processed_data", "model_linreg", "model_rf"))
-# Of all processes of a person; pages that several share count once. Some end meanwhile.
+# The memory (PSS) of a person's processes; some end meanwhile.
 MEMORY = (
     "pgrep --uid {name} | sed 's|.*|/proc/&/smaps_rollup|' | xargs cat 2>/dev/null | "
     "awk '/^Pss:/ {{kB += $2}} END {{print int(kB / 1024)}}'"
@@ -30,12 +30,12 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_people_log_in_and_reach_nothing_of_each_other(room):
-    """Five browsers come at once; then two try the next one's servers, pages and files."""
+    """Five people log in at once; then people try to reach the next person's servers, pages and files."""
     with ThreadPoolExecutor(len(PEOPLE)) as pool:
         print(dict(zip(PEOPLE, pool.map(room.open_lab, PEOPLE), strict=True)))
     for name, other in itertools.pairwise(PEOPLE[:3]):
         number = int(room.server.run(f"id -u {other}"))
-        wait_for(functools.partial(room.answers, other, 5000), LAB_SECONDS)  # it starts after the page
+        wait_for(functools.partial(room.answers, other, 5000), LAB_SECONDS)  # it starts after the start page
         for port in (5000, 2121, 8888):
             tried = room.types(name, f"curl --max-time 1 http://10.77.{number // 256}.{number % 256}:{port}")
             assert tried.returncode in (7, 28)  # unreachable, or no answer
@@ -48,7 +48,7 @@ def test_people_log_in_and_reach_nothing_of_each_other(room):
 
 
 def test_each_works_and_the_board_shows_it(room):
-    """The first notebook of chapter 1 in two clones, and `make run` in one; the instructor sees the next steps."""
+    """After a notebook of chapter 1 in two clones, and `make run` in one, the instructor sees the next steps."""
     notebook = "jupyter execute --inplace 1_starting_point/make_processed_data.ipynb"
     with ThreadPoolExecutor(2) as pool:
         for done in pool.map(lambda name: room.types(name, notebook), PEOPLE[:2]):
@@ -62,8 +62,8 @@ def test_each_works_and_the_board_shows_it(room):
         assert "# Weather and renewable power in Germany" in page.inner_text("body")
 
 
-def test_servers_of_chapter_4_end_when_idle_and_begin_when_their_page_is_opened(room):
-    """After 30 idle seconds, for this test, the board ends Dask and leaves MLflow; the page of Dask starts it."""
+def test_servers_of_chapter_4_stop_when_idle_and_start_when_their_page_is_opened(room):
+    """After 30 idle seconds, in this test, the board stops Dask but not MLflow; opening Dask's page starts it."""
     answers = functools.partial(room.answers, PEOPLE[0])
     assert answers(8787)
     board = "/opt/workshop/server/room/board.py"
@@ -78,7 +78,7 @@ def test_servers_of_chapter_4_end_when_idle_and_begin_when_their_page_is_opened(
 
 
 def test_servers_outlive_the_hub(room):
-    """While the hub is gone the pages of open JupyterLabs go on; then it is there again, and log-in works."""
+    """While the hub is down, open JupyterLab pages keep working; after its restart people can log in again."""
     with room.page(PEOPLE[0]) as page:
         expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
         room.server.run(f"kill -KILL $({SUPERVISOR} pid hub)")
@@ -89,8 +89,8 @@ def test_servers_outlive_the_hub(room):
     room.open_lab(PEOPLE[0])
 
 
-def test_greedy_kernel_hits_its_person_alone(room):
-    """A program of JupyterLab's terminal wants four gigabytes: it ends, and nothing else does."""
+def test_memory_hungry_program_affects_only_its_person(room):
+    """A program in JupyterLab's terminal that allocates four gigabytes fails; no other process ends."""
     labs = "pgrep --full bin/jupyterhub-singleuser"
     before = room.server.run(labs)
     with room.page(PEOPLE[1]) as page:
@@ -106,7 +106,7 @@ def test_greedy_kernel_hits_its_person_alone(room):
 
 
 def test_stopped_person_leaves_no_process_and_loses_nothing(room):
-    """What happens after an idle hour, and by the board's button; the next log-in finds the same runs."""
+    """After the board's button, as after an idle hour, no process runs; the next log-in finds the same runs."""
     name = PEOPLE[2]
     log = "python -c 'import mlflow; mlflow.start_run(run_name=\"kept\")'"
     assert room.types(name, f'eval "$(workshop config --export)"; {log}').returncode == 0
@@ -120,7 +120,7 @@ def test_stopped_person_leaves_no_process_and_loses_nothing(room):
 
 
 def test_link_brings_updates_and_overwrites_nothing(room):
-    """A file that changed here is there; one that the person changed stays."""
+    """An update brings a changed file, and keeps one that the person changed."""
     name = PEOPLE[3]
     assert room.types(name, "echo mine >>1_starting_point/README.md").returncode == 0
     change = "echo news >>START.txt; echo news >>1_starting_point/README.md; git add --all"
@@ -134,8 +134,8 @@ def test_link_brings_updates_and_overwrites_nothing(room):
     assert room.types(name, "cat START.txt; tail -n 1 1_starting_point/README.md").stdout == "news\nmine\n"
 
 
-def test_open_room_takes_any_name_but_the_machines(room):
-    """One password for all but the instructor; a name that the machine itself uses is refused, with the reason."""
+def test_open_room_accepts_any_name_but_system_accounts(room):
+    """All but the instructor share one password; the name of a system account is rejected with the reason."""
     room.server.path("/root/password").write_text("on the board")
     room.set_up("--open --password-file /root/password")
     room.passwords |= dict.fromkeys(("gauss", "daemon"), "on the board")
@@ -155,7 +155,7 @@ def test_open_room_takes_any_name_but_the_machines(room):
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_twenty_people_on_one_machine(room):
-    """They come, run chapter 1 and chapter 2's first notebook together, and four of them the pipeline."""
+    """Twenty people log in, run chapter 1 and chapter 2's first notebook together, and four run the pipeline."""
     room.server.path("/root/password").write_text("on the board")
     room.set_up("--open --password-file /root/password")
     names = [f"person{number}" for number in range(20)]
@@ -165,7 +165,7 @@ def test_twenty_people_on_one_machine(room):
 
     def do(what: str, action: Callable[[str], object], some: list[str]) -> None:
         began = time.monotonic()
-        with ThreadPoolExecutor(5 if action is log_in else len(some)) as pool:  # browsers take more than what they open
+        with ThreadPoolExecutor(5 if action is log_in else len(some)) as pool:  # browsers need more memory
             list(pool.map(action, some))
         passed = time.monotonic() - began
         sizes = [int(room.server.run(MEMORY.format(name=name))) for name in some]

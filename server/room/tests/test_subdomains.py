@@ -1,4 +1,4 @@
-"""The addresses that the set-up prints, and a room with a name for each person's pages."""
+"""The addresses printed by setup.sh, and a room with a subdomain for each person."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ OPTIONS = "--people /root/names.txt --memory 1G"
 
 
 def board_of(said: str) -> str:
-    """Return the address of the board that the set-up prints."""
+    """Return the board's address from the output of setup.sh."""
     return re.search(r"https://\S+/services/board\b", said)[0]
 
 
 def open_board_by_its_link(page: Page) -> None:
-    """Wait for the board, then find it again in the menu of the hub's pages."""
+    """Wait for the board, then open it from the menu of the hub's pages."""
     expect(page.get_by_role("heading", name="The room")).to_be_visible()
     page.goto(page.url.replace("board--service.", "").partition("/services/")[0] + "/hub/home")
     page.get_by_text("Services").click()
@@ -31,7 +31,7 @@ def open_board_by_its_link(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def board(room) -> Iterator[str]:
-    """Give each person's pages a name; provide the printed address of the board. Open pages have the old names."""
+    """Enable subdomains and yield the printed address of the board; pages already open keep the old address."""
     room.server.run(f"{SCRIPTS}/room.sh stop")
     yield board_of(room.set_up(f"{OPTIONS} --host {HOST} --subdomains"))
     room.server.run(f"{SCRIPTS}/room.sh stop")
@@ -39,13 +39,13 @@ def board(room) -> Iterator[str]:
 
 
 def test_printed_address_and_link_open_the_board(room):
-    """What `setup.sh` prints, and the menu of the hub's pages, lead the instructor to the board."""
+    """The address printed by `setup.sh` and the menu of the hub's pages lead the instructor to the board."""
     with room.page("instructor", board_of(room.set_up(OPTIONS))) as page:
         open_board_by_its_link(page)
 
 
 def test_log_in_form_has_one_name(room: Room, board):
-    """Under a person's name the hub's pages lead to the room's, and under unknown names nobody answers."""
+    """On a person's subdomain the hub's pages redirect to the room's, and unknown names get no answer."""
     curl = "curl --insecure --silent --output /dev/null -w '%{http_code} %{redirect_url}' --connect-to ::10.98.1.1:"
 
     def answer(address: str, options: str = "") -> str:
@@ -62,7 +62,7 @@ def test_log_in_form_has_one_name(room: Room, board):
 
 
 def test_each_persons_pages_have_a_name(room: Room, board):
-    """Ada works under her name, the board has another one, and *Open* leads the instructor from there to Ada's page."""
+    """Ada works on her subdomain, the board is on another, and *Open* leads the instructor to Ada's JupyterLab."""
     start = "From a messy notebook"
     with room.page(ADA, f"https://{HOST}:8443") as page:
         expect(page.get_by_role("heading", name=start)).to_be_visible(timeout=LAB_SECONDS * 1000)

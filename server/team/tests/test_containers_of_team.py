@@ -1,6 +1,6 @@
-"""The README typed from top to bottom, in containers, and from a colleague's machine.
+"""Run the README's commands from top to bottom, in containers and from a colleague's machine.
 
-It takes minutes, and needs root, podman and PyPI: `make containers` installs what is missing and starts it.
+This takes minutes, and needs root, podman and PyPI: `make containers` installs missing packages and runs it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ MLFLOW, ADMINER, LOGS = (f"http://127.0.0.1:{port}" for port in (5000, 5501, 550
 PAGES = ["/", "/adminer/", "/search/logs/log"]  # of the proxy
 SERVICES = ["postgres", "mlflow", "adminer", "collector", "logs", "proxy"]
 HOST = "team.example.org"
-BUSY_SECONDS = 900  # until servers answer, on a busy machine
+BUSY_SECONDS = 900  # for servers on a busy machine to answer
 LOGIN = {"driver": "pgsql", "server": "postgres", "username": "mlflow", "db": "mlflow"}
 VOLUMES = 'cd "$(podman volume inspect --format {{.Mountpoint}} team_logs)"'
 
 
 def block(text: str) -> str:
-    """Return the README's one block of commands that holds a text."""
+    """Return the README's only block of commands that contains a text."""
     (match,) = [each for each in BLOCKS if text in each]
     return match
 
 
 @dataclass
 class Team:
-    """The stack, and what is known of it: what commands printed, and runs before and after the backup."""
+    """The containers, the output of the commands, and the ids of runs before and after the backup."""
 
     machine: Machine
     printed: str = ""
@@ -48,7 +48,7 @@ class Team:
     lost: str = ""
 
     def types(self, text: str, **options) -> str:
-        """Type commands in the folder `server/team`."""
+        """Run commands in the folder `server/team`."""
         return self.machine.types(f"cd server/team; {text}", **options)
 
     @property
@@ -67,33 +67,33 @@ class Team:
             wait_for(lambda url=url: answer_of(url), BUSY_SECONDS)
 
     def log_experiment(self) -> str:
-        """Type the README's command; return the run's id."""
+        """Run the README's command; return the run's id."""
         return run_of(self.types(block("$MLFLOW_PORT\npython")))
 
     def query(self, sql: str) -> list[dict]:
-        """Ask the database of the logs, as a reader of the page."""
+        """Query the log database through its page."""
         answer = requests.get(f"{LOGS}/logs.json", params={"sql": sql, "_shape": "array"}, timeout=60)
         assert answer.ok, answer.text
         return answer.json()
 
     def pid(self, service: str) -> int:
-        """Return the first process of a service, 0 while there is none."""
+        """Return the main process id of a service, 0 if it is down."""
         return int(self.machine.types(f"podman inspect --format {{{{.State.Pid}}}} team_{service}_1"))
 
     def listeners(self) -> set[str]:
-        """Return the addresses beyond loopback at which this machine's programs listen."""
+        """Return the non-loopback addresses on which this machine's programs listen."""
         addresses = {line.split()[3] for line in self.types("ss --no-header -ltn").splitlines()}
         return {each for each in addresses if not each.startswith(("127.", "[::1]"))}
 
 
 def run_of(printed: str) -> str:
-    """Return the run's id that the experiment printed."""
+    """Return the run's id from the experiment's output."""
     return re.search(r"runs/(\w{32})", printed)[1]
 
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory) -> Iterator[Team]:
-    """Type the README from its top to the restored backup, with an experiment between the backup and its way back."""
+    """Run the README's commands up to the restored backup, with an experiment between backup and restore."""
     folder = tmp_path_factory.mktemp("team")
     with machine(folder / "podman", copy_tree(folder / "work")) as here, machines.network(here.pid):
         team = Team(here)
@@ -117,7 +117,7 @@ def team(tmp_path_factory) -> Iterator[Team]:
 
 
 def test_runs_survive_down_and_up_and_come_back_from_the_backup(team):
-    """The first run has parameter, curve and file; the one after the backup is gone; a new one can be logged."""
+    """The first run has parameter, curve and file; the run after the backup is deleted; a new run can be logged."""
     client = MlflowClient(MLFLOW)
     experiment = client.get_experiment_by_name("hello_team").experiment_id
     assert team.kept in (ids := [run.info.run_id for run in client.search_runs([experiment])])
@@ -131,14 +131,14 @@ def test_runs_survive_down_and_up_and_come_back_from_the_backup(team):
 
 
 def test_taken_port_is_left_alone(team):
-    """Where MLflow's usual port is taken, `secrets.sh` chooses another, and keeps it when it runs again."""
+    """If MLflow's default port is in use, `secrets.sh` chooses another, and keeps it when it runs again."""
     for _ in range(2):
         assert "http://127.0.0.1:5500\n" in team.types("mkdir -p again; cp secrets.sh again; again/secrets.sh")
     assert team.types("cat again/.env") == "MLFLOW_PORT=5500\n"
 
 
 def test_metric_is_shown_by_adminer(team):
-    """The form takes what the README says, and no other password; the table of metrics has the run's 20 values."""
+    """The form accepts the README's values, and no other password; the table of metrics has the run's 20 values."""
     session = requests.Session()
     form = {f"auth[{name}]": value for name, value in LOGIN.items()}
     refused = session.post(ADMINER, data=form | {"auth[password]": "wrong"}, timeout=60)
@@ -149,7 +149,7 @@ def test_metric_is_shown_by_adminer(team):
 
 
 def test_logs_are_found(team):
-    """Search, facets, a run's story, and lines of every service."""
+    """Search, facets and a run's story work, and every service has lines."""
     page = requests.get(f"{LOGS}/logs/log", params={"_search": "startup complete"}, timeout=60).text
     assert "Application startup complete." in page
     assert "facet-results" in page
@@ -159,8 +159,8 @@ def test_logs_are_found(team):
     assert {"postgres", "mlflow", "adminer", "collector"} <= services
 
 
-def test_stopped_collector_loses_and_doubles_nothing(team):
-    """Lines that are written while it is down land later, and each line of MLflow's files is there once."""
+def test_stopped_collector_loses_and_duplicates_nothing(team):
+    """Lines written while the collector is down are stored later, and each line of MLflow's files once."""
     team.types("podman-compose stop collector")
     run = team.log_experiment()
     team.types("podman-compose start collector")
@@ -172,8 +172,8 @@ def test_stopped_collector_loses_and_doubles_nothing(team):
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_killed_service_is_back(team, service):
-    """Its first process is killed: another takes its place, answers its health check, and the runs are there."""
+def test_killed_service_is_restarted(team, service):
+    """After its main process is killed, a service restarts, passes its health check, and the runs are kept."""
     before = team.pid(service)
     assert before
     team.types(f"kill -KILL {before}")
@@ -185,9 +185,9 @@ def test_killed_service_is_back(team, service):
     assert MlflowClient(MLFLOW).get_run(team.kept).info.status == "FINISHED"
 
 
-def test_passwords_are_nowhere(team):
-    """Not in a log, an image, a container's layer or description, a command line; and no service runs as root."""
-    time.sleep(2)  # a round of the collector
+def test_passwords_are_not_leaked(team):
+    """No log, image, container layer or description, or command line has a password; no service runs as root."""
+    time.sleep(2)  # for a round of the collector
     texts = [team.printed, json.dumps(team.query("SELECT * FROM log"))]
     for service in SERVICES:
         texts.append(team.types(f"podman logs team_{service}_1 2>&1; podman inspect team_{service}_1"))
@@ -205,7 +205,7 @@ def test_passwords_are_nowhere(team):
 
 
 def test_new_password_is_valid_after_down_and_up(team):
-    """The README's way out of a lost password; the old one is refused."""
+    """After the README's steps for a lost password, the new one is valid and the old one rejected."""
     old = team.password
     (commands,) = re.findall(r"`(rm secrets[^`]*)`, then `([^`]*)`", README)
     team.types("\n".join(commands))
@@ -218,10 +218,10 @@ def test_new_password_is_valid_after_down_and_up(team):
         )
 
 
-# -- beyond this machine; from here on it is open ----------------------------------------------------------------------
+# -- other machines; the proxy is open from here on --------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def colleague(team, tmp_path_factory) -> Iterator[machines.Machine]:
-    """A second machine with the experiment and what Ada was given, on a cable to the first, which was opened."""
+    """A second machine with the experiment and Ada's files, connected to the first, whose proxy is open."""
     folder = tmp_path_factory.mktemp("colleague")
     with machines.machine("colleague", folder / "machine") as machine:
         ends = ["ip", "link", "add", "eth0", "netns", str(team.machine.pid), "type", "veth"]
@@ -238,13 +238,13 @@ def colleague(team, tmp_path_factory) -> Iterator[machines.Machine]:
 
 
 def browse(colleague: machines.Machine, user: str, page: str) -> str:
-    """Return the HTTP status of a page at a colleague's; fail where the certificate is not the one that she has."""
+    """Return the HTTP status of a page on a colleague's machine; fail if the certificate is not hers."""
     command = f"curl -sS -o /dev/null -w '%{{http_code}}' --cacert {HOST}.pem --user {user} https://{HOST}:5443{page}"
     return colleague.run(f"cd; {command}")
 
 
 def test_colleague_logs_by_https(team, colleague):
-    """MLflow's own variables lead there; the run has all that one of this machine has; the pages open, too."""
+    """With MLflow's variables a colleague logs a complete run; the other pages open, too."""
     run = run_of(colleague.run(f"PATH={BIN}:$PATH; cd; {block('MLFLOW_TRACKING_USERNAME')}"))
     assert len(MlflowClient(MLFLOW).get_metric_history(run, "loss")) == 20
     assert [each.path for each in MlflowClient(MLFLOW).list_artifacts(run)] == ["summary.json"]
@@ -256,7 +256,7 @@ def test_colleague_logs_by_https(team, colleague):
 
 
 def test_without_a_password_nothing_is_open(team, colleague):
-    """A wrong password, none and a removed user are refused; no other port is open, nor are the containers' own."""
+    """A wrong or missing password and a removed user are rejected; no other port, of host or containers, is open."""
     for user in ("ada:wrong", "nobody:$(cat ada)", ":"):
         assert [browse(colleague, user, page) for page in PAGES] == ["401"] * 3
     typed = block("MLFLOW_TRACKING_USERNAME").rstrip().replace("$(cat ada)", "wrong")
@@ -274,7 +274,7 @@ def test_without_a_password_nothing_is_open(team, colleague):
 
 
 def test_address_of_port_443_needs_no_port(team, colleague):
-    """nginx, an ordinary user, listens there; MLflow takes the address without a port, also as a page's origin."""
+    """nginx, unprivileged, listens on port 443; MLflow accepts the address without a port, also as a page's origin."""
     team.types("echo HTTPS_PORT=443 >> .env; podman-compose up -d")
     team.wait()
     typed = block("MLFLOW_TRACKING_USERNAME").replace(f"{HOST}:5443", HOST)
@@ -291,7 +291,7 @@ def test_address_of_port_443_needs_no_port(team, colleague):
 
 
 def test_artifacts_go_to_s3(team, colleague):
-    """With ARTIFACTS a run's file lies in the bucket, and comes back through MLflow; the key is in no description."""
+    """With ARTIFACTS a run's file is stored in the bucket and downloaded through MLflow; no description has the key."""
     secret, bucket = "s3-secret-of-the-test", team.folder.parent / "s3"
     (bucket / "team").mkdir(parents=True)
     serve = ["setpriv", "--pdeathsig=KILL", BIN / "rclone", "serve", "s3", "--addr=10.98.1.1:9000"]
@@ -314,7 +314,7 @@ def test_artifacts_go_to_s3(team, colleague):
 
 
 def test_pipeline_runs_on_the_cluster(team):
-    """Chapter 4 against these servers: all stages on Dask's workers, a model in the registry, a dashboard with it."""
+    """Chapter 4 on these servers: all stages on Dask's workers, a model in the registry and on the dashboard."""
     team.types(block("--profile cluster"))
     team.wait()
     team.types(block("dvc repro"))

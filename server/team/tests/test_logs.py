@@ -1,4 +1,4 @@
-"""The collector, the three small scripts, `logging.yaml` and the checks of files; no container is needed."""
+"""The collector, the three logging scripts, `logging.yaml` and the validity of files; needs no container."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ server.listen().then(() => console.log("listening"));
 
 
 def run(*words: str | Path, code: int = 0, cwd: Path = TEAM, **variables: str) -> str:
-    """Run a Python script of the team's folder; return what it prints on both streams."""
+    """Run a Python script of the team's folder; return its stdout and stderr."""
     done = subprocess.run(
         [sys.executable, *map(str, words)], cwd=cwd, env=clean_environment() | {"PYTHONPATH": str(TEAM)} | variables,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
@@ -45,7 +45,7 @@ def run(*words: str | Path, code: int = 0, cwd: Path = TEAM, **variables: str) -
 
 
 def collect(folder: Path, days: float = 30, megabytes: float = 1000) -> list[dict]:
-    """Collect all that is there; return the lines of the database in order."""
+    """Collect all lines; return the rows of the database in order."""
     database = collector.open_database(folder / "logs.db")
     while collector.collect(folder / "logs", database, days, megabytes):
         pass
@@ -63,7 +63,7 @@ def write(file: Path, first: int, count: int) -> None:
 
 # -- scripts -----------------------------------------------------------------------------------------------------------
 def test_scripts_from_plain_to_configured(tmp_path):
-    """Plain logging drops the information; by hand it is in a file; from the file also as JSON with the origin."""
+    """Plain logging drops INFO; configured by hand it is in a file; by the YAML file also as JSON with its context."""
     assert run(TEAM / "logging_plain.py", cwd=tmp_path) == "the loss does not fall\n"
     assert "INFO    experiment: training starts" in run(TEAM / "logging_by_hand.py", cwd=tmp_path)
     assert (tmp_path / "experiment.log").read_text().count("\n") == 2
@@ -75,14 +75,14 @@ def test_scripts_from_plain_to_configured(tmp_path):
 
 
 def test_missing_configuration_is_named(tmp_path):
-    """One line with the file, and no traceback."""
+    """The error is one line that names the file, without a traceback."""
     printed = run(TEAM / "logging_from_file.py", "nowhere.yaml", code=1, cwd=tmp_path)
     assert printed.startswith("There is no file nowhere.yaml")
     assert printed.count("\n") == 1
 
 
 def test_records_arrive_by_the_forward_protocol(tmp_path):
-    """An independent receiver gets each record with its fields, also those sent before it listened."""
+    """An independent receiver gets each record with its fields, even those sent before it listened."""
     required("npm", shutil.which("npm"))
     subprocess.run(["npm", "install", "--silent", "--no-save", "@fluent-org/logger@1.0.10"], cwd=tmp_path, check=True)
     (tmp_path / "receiver.js").write_text(RECEIVER)
@@ -136,8 +136,8 @@ def test_servers_of_the_workshop_log_by_the_same_file(tmp_path):
 
 
 # -- collector ---------------------------------------------------------------------------------------------------------
-def test_line_lands_once_through_rotation_and_loss_of_the_position(tmp_path):
-    """Read again, renamed, rotated, with the collector's positions lost: every line is there once."""
+def test_line_is_stored_once_despite_rotation_and_lost_positions(tmp_path):
+    """After a repeated read, renaming, rotation and lost positions, every line is stored once."""
     file = tmp_path / "logs" / "a.jsonl"
     write(file, 0, 100)
     assert len(collect(tmp_path)) == 100
@@ -151,8 +151,8 @@ def test_line_lands_once_through_rotation_and_loss_of_the_position(tmp_path):
     assert [row["message"] for row in rows] == ["n17"]
 
 
-def test_killed_collector_loses_and_doubles_nothing(tmp_path):
-    """With the limits of the compose file, killed again and again while lines are written: each is there once."""
+def test_killed_collector_loses_and_duplicates_nothing(tmp_path):
+    """A collector that is killed repeatedly while lines are written stores each line once."""
     write(tmp_path / "logs" / "a.jsonl", 0, 20_000)
     limits = yaml.safe_load((TEAM / "compose.yaml").read_text())["services"]["collector"]["command"][4:]
     assert limits == ["--days=30", "--megabytes=1000"]
@@ -169,7 +169,7 @@ def test_killed_collector_loses_and_doubles_nothing(tmp_path):
 
 
 def test_lines_of_other_programs(tmp_path):
-    """PostgreSQL's JSON has its fields under our names, plain text is the message; the search finds words of both."""
+    """PostgreSQL's JSON fields are renamed, plain text is the message; the search finds words of both."""
     folder = tmp_path / "logs"
     folder.mkdir()
     record = {"timestamp": "2026-11-22 08:06:00.334 UTC", "error_severity": "LOG", "message": "is ready", "pid": 1}
@@ -181,8 +181,8 @@ def test_lines_of_other_programs(tmp_path):
         assert [(row["service"], row["level"], row["message"]) for row in lines.search(word)] == [expected]
 
 
-def test_old_lines_go_by_age_and_by_size(tmp_path):
-    """Lines older than the limit are deleted, and the oldest of a database that is too large; none comes back."""
+def test_old_lines_are_deleted_by_age_and_by_size(tmp_path):
+    """Lines older than the limit, and the oldest of a too large database, are deleted and not collected again."""
     file = tmp_path / "logs" / "a.jsonl"
     write(file, 0, 3000)
     with file.open("a") as output:
@@ -205,7 +205,7 @@ ODD_LINES = [
 
 
 def test_no_line_and_no_file_stops_the_collector(tmp_path):
-    """Of each line that cannot be read or stored the text is kept; what is no plain file of the folder is left out."""
+    """A line that cannot be parsed or stored is stored as text; anything but a regular file is skipped."""
     folder = tmp_path / "logs"
     (folder / "a.folder").mkdir(parents=True)
     os.mkfifo(folder / "b.pipe")
@@ -220,8 +220,8 @@ def test_no_line_and_no_file_stops_the_collector(tmp_path):
     assert {("10000000000000000000000", '{"a": NaN}', "true")} <= {(r["service"], r["level"], r["stage"]) for r in rows}
 
 
-def test_compressed_files_are_left_out(tmp_path, caplog):
-    """As logrotate makes them with `delaycompress`: the lines are there from before, and none is made of the bytes."""
+def test_compressed_files_are_skipped(tmp_path, caplog):
+    """Compressed files, as from logrotate with `delaycompress`, add no lines: theirs were collected before."""
     file = tmp_path / "logs" / "a.log"
     write(file, 0, 3000)
     rows = collect(tmp_path)
@@ -232,8 +232,8 @@ def test_compressed_files_are_left_out(tmp_path, caplog):
         assert f"not collected: 'a.log.2.{suffix}': it is compressed" in caplog.text
 
 
-def test_long_line_is_cut(tmp_path):
-    """Of lines larger than a batch, the first among them, each byte lands; lines after it do."""
+def test_long_line_is_split(tmp_path):
+    """Lines longer than a batch are stored completely, in parts, and so are the lines after them."""
     (tmp_path / "logs").mkdir()
     long = "x" * (collector.BATCH_BYTES + 10)
     (tmp_path / "logs" / "a.log").write_text(f"{long}\nshort\n{long}\nlast\n")
@@ -242,30 +242,30 @@ def test_long_line_is_cut(tmp_path):
 
 
 class Log:
-    """A program's log, rotated by renaming and by copying and truncating; each of its files begins with one line."""
+    """A program's log, rotated by renaming or by copying and truncating; each of its files starts with a line."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.unwritten, self.lines = path, b"", Counter()
         self.open()
 
     def open(self) -> None:
-        """Begin an empty file, or the same one after it was truncated."""
+        """Start a new file, or continue the truncated one."""
         self.file, self.is_new = self.path.open("ab", buffering=0), True
         self.add(b"head")
 
     def add(self, line: bytes) -> None:
-        """Let the program write a line."""
+        """Add a line to the program's buffer."""
         self.lines[line.decode(errors="replace")] += 1
         self.unwritten += line + b"\n"
 
     def write(self, share: float = 1) -> None:
-        """Write a share of the bytes that the program has."""
+        """Write a share of the program's buffer."""
         size = int(len(self.unwritten) * share)
         self.file.write(self.unwritten[:size])
         self.unwritten = self.unwritten[size:]
 
     def shift(self) -> Path:
-        """Rename the older files; return the name that the next one gets."""
+        """Rename the older files; return the name of the next rotated file."""
         names = [self.path.with_name(f"{self.path.name}.{number}") for number in (1, 2, 3)]
         for old, new in ((names[1], names[2]), (names[0], names[1])):
             if old.exists():
@@ -274,7 +274,7 @@ class Log:
 
 
 def steps() -> st.SearchStrategy:
-    """Return what may happen to two logs; a share says how much of it has happened when the collector looks."""
+    """Return events of two logs; a share says how much of an event has happened when the collector reads."""
     bodies = st.lists(st.binary(max_size=30).map(lambda body: body.replace(b"\n", b"\0")), min_size=1, max_size=8)
     log, share = st.integers(0, 1), st.one_of(st.just(1), st.floats(0, 1))
     return st.lists(
@@ -289,8 +289,8 @@ def steps() -> st.SearchStrategy:
 
 @settings(max_examples=500, derandomize=True, database=None, deadline=None)
 @given(steps=steps())
-def test_no_line_is_lost_and_none_lands_twice(steps):
-    """Any lines, written in pieces and rotated at any time, before a collector that looks and restarts at any time."""
+def test_no_line_is_lost_or_duplicated(steps):
+    """Any lines are stored once, if written in parts, rotated, collected and restarted at any time."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as name:
         patch.setattr(collector, "BATCH_BYTES", 100)
         (folder := Path(name) / "logs").mkdir()
@@ -309,7 +309,7 @@ def test_no_line_is_lost_and_none_lands_twice(steps):
             elif action == "look":
                 collector.collect(folder, database, 30, 1000)
             elif not log.is_new:
-                if (folder / f"{log.path.name}.3").exists():  # which is deleted: it has been read to its end
+                if (folder / f"{log.path.name}.3").exists():  # it will be deleted, so read it to its end
                     collect(Path(name))
                 if action == "copy":
                     log.write()
@@ -323,7 +323,7 @@ def test_no_line_is_lost_and_none_lands_twice(steps):
                     target.write_bytes(content)
                 if details[1]:
                     collector.collect(folder, database, 30, 1000)
-                log.write()  # a program that has the renamed file open ends its line there
+                log.write()  # the program finishes its line in the renamed file, which it still has open
                 if action == "copy":
                     os.truncate(log.path, 0)
                 log.file.close()
@@ -338,7 +338,7 @@ def test_no_line_is_lost_and_none_lands_twice(steps):
 
 # -- files -------------------------------------------------------------------------------------------------------------
 def test_files_are_valid():
-    """The compose file passes the schema (and Docker), the Containerfile its linter, scripts the shell."""
+    """The compose file matches its schema (and Docker's), the Containerfile passes its linter, scripts parse."""
     file = TEAM / "compose.yaml"
     subprocess.run([BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", file], check=True)
     if subprocess.run("docker compose version", shell=True, capture_output=True, check=False).returncode == 0:
@@ -349,16 +349,16 @@ def test_files_are_valid():
         assert os.access(script, os.X_OK)
 
 
-def test_front_ports_are_on_loopback_and_services_restart():
-    """No port is open to other machines; each service has a limit, a health check and a restart policy."""
+def test_published_ports_are_on_loopback_and_services_restart():
+    """No port is open to other machines; each service has a memory limit, a health check and a restart policy."""
     services = yaml.safe_load((TEAM / "compose.yaml").read_text())["services"]
     for name, service in services.items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         assert {"restart", "mem_limit", "healthcheck", "security_opt"} <= service.keys(), name
 
 
-def test_passwords_are_for_their_owner_alone(tmp_path):
-    """Mode 0600, random, and kept when the script runs again."""
+def test_password_is_private_and_kept(tmp_path):
+    """The password is random, in a file of mode 0600, and kept when the script runs again."""
     shutil.copy(TEAM / "secrets.sh", tmp_path)
     for _ in range(2):
         printed = subprocess.run([tmp_path / "secrets.sh"], check=True, capture_output=True, text=True).stdout
@@ -372,8 +372,8 @@ def test_passwords_are_for_their_owner_alone(tmp_path):
 
 
 @pytest.mark.parametrize("words", [[], ["add"], ["add", "a b"], ["add", "a:b"], ["remove", "-x"], ["list", "ada"]])
-def test_wrong_words_for_users_are_explained(words, tmp_path):
-    """No list of users yet, and then each wrong action or name: a line with the way out, and no file changes."""
+def test_invalid_arguments_of_user_sh_are_explained(words, tmp_path):
+    """Without a list of users, or with a wrong action or name, user.sh prints the next step and changes no file."""
     shutil.copy(TEAM / "user.sh", tmp_path)
     command = [tmp_path / "user.sh", *words]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -387,7 +387,7 @@ def test_wrong_words_for_users_are_explained(words, tmp_path):
 
 
 def test_backup_without_a_folder_is_explained(tmp_path):
-    """Neither script starts without the folder that it needs."""
+    """Without a folder, both scripts exit 2 and print their usage."""
     for words in (["backup.sh"], ["restore.sh"], ["restore.sh", tmp_path]):
         done = subprocess.run([TEAM / words[0], *words[1:]], check=False, capture_output=True, text=True)
         assert done.returncode == 2
