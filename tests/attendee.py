@@ -1,4 +1,4 @@
-"""An attendee: a small repository, a tracking store, and what the checkpoints say of both."""
+"""An attendee: a small repository, a tracking store, and the checkpoints of both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def new_repository(root: Path, *names: str) -> Path:
 
 @dataclass
 class Attendee:
-    """Somebody with a repository and an empty tracking store."""
+    """An attendee with a repository and an empty tracking store."""
 
     root: Path
     client: object

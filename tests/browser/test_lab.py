@@ -1,4 +1,4 @@
-"""JupyterLab as the one place: start page, tiles, Dask's panel, terminals, kernels, and a notebook of each chapter."""
+"""JupyterLab in a browser: start page, tiles, Dask's panel, terminals, kernels, and a notebook of each chapter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TILES = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A home folder with what another installation left: a kernel of the same name, and a shell that changes PATH."""
+    """A home folder with files of another installation: a kernel of the same name, and a shell file that sets PATH."""
     home = tmp_path_factory.mktemp("home")
     kernel = home / ".local" / "share" / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
@@ -41,7 +41,7 @@ def home(tmp_path_factory) -> Path:
 
 
 def jupyter(command: list, servers: Servers, home: Path, **variables: str):
-    """Run JupyterLab until the block ends; what is ready is the address that it prints."""
+    """Run JupyterLab until the block ends; it is ready when it prints its address."""
     environment = servers.environment | {"HOME": str(home), "PYTHONUNBUFFERED": "1"} | variables
     command += ["--no-browser", "--port", free_port()]
     return running(
@@ -51,21 +51,21 @@ def jupyter(command: list, servers: Servers, home: Path, **variables: str):
 
 @pytest.fixture(scope="module")
 def lab(servers, home) -> Iterator[Program]:
-    """`workshop lab`, as an attendee types it."""
+    """JupyterLab, started by `workshop lab`."""
     with jupyter([BIN / "workshop", "lab"], servers, home) as lab:
         yield lab
 
 
 @pytest.fixture(scope="module")
 def page(lab, browser) -> Iterator[Page]:
-    """A browser's page with JupyterLab of `workshop lab` in it."""
+    """A browser page with this JupyterLab."""
     with opened(browser, lab.ready[0]) as page:
         yield page
 
 
 @pytest.fixture(scope="module")
 def on_a_hub(servers, home, browser) -> Iterator[Page]:
-    """The same behind a prefix, where somebody else starts JupyterLab and knows of the configuration alone."""
+    """A page of JupyterLab below a base URL, as started by a hub with JUPYTER_CONFIG_PATH."""
     command = [BIN / "jupyter-lab", "--ServerApp.base_url=/user/x/"]
     folder = str(servers.root / "server" / "jupyter")
     with jupyter(command, servers, home, JUPYTER_CONFIG_PATH=folder) as lab:
@@ -88,7 +88,7 @@ def opened(browser, url: str) -> Iterator[Page]:
 
 
 def launch(page: Page, title: str) -> None:
-    """Open the launcher, by its menu since keys go to the tile that has the focus, and click on one of its cards."""
+    """Open the launcher by the menu (keys would go to the focused tile), and click on one of its cards."""
     page.get_by_role("menuitem", name="File", exact=True).click()
     page.get_by_role("menuitem", name="New Launcher").click()
     page.locator(".jp-LauncherCard:visible", has_text=title).first.click()
@@ -104,7 +104,7 @@ def open_tile(page: Page, title: str) -> Frame:
 
 
 def test_lab_opens_at_the_start_page(lab, page):
-    """The start page is there as a page, not as text, and Ctrl-C is said to leave the servers."""
+    """The start page is rendered, and the output says that Ctrl-C does not stop the servers."""
     page.goto(lab.ready[0])
     expect(page).to_have_url(re.compile(r"/lab/tree/START\.md"))
     expect(page.locator(".jp-RenderedMarkdown h1")).to_have_text(re.compile("From a messy notebook"))
@@ -116,7 +116,7 @@ def test_lab_opens_at_the_start_page(lab, page):
 
 
 def test_link_leads_to_a_heading_where_text_is_clear_of_code(page):
-    """A step's link scrolls its README to the heading; below a block of code in a list there is room."""
+    """A step's link scrolls its README to the heading; a code block in a list has a margin below."""
     page.locator(".lm-TabBar-tabLabel", has_text="START.md").click()
     page.locator(".jp-RenderedMarkdown:visible a", has_text="Data pushed to a remote").click()
     text = page.locator(".jp-RenderedMarkdown:visible", has_text="Keep data where others can fetch it")
@@ -127,7 +127,7 @@ def test_link_leads_to_a_heading_where_text_is_clear_of_code(page):
 
 @pytest.mark.parametrize("title", TILES)
 def test_tile_shows_its_application(on_a_hub, title):
-    """Each tile opens its application in a tab of JupyterLab, behind a prefix; all ports are moved ones."""
+    """Each tile opens its application in a tab of JupyterLab, below a base URL and with non-default ports."""
     page = on_a_hub
     words = open_tile(page, title).get_by_text(TILES[title][1]).first
     words.wait_for(state="attached")
@@ -137,7 +137,7 @@ def test_tile_shows_its_application(on_a_hub, title):
 
 
 def test_applications_can_be_used_within_jupyterlab(on_a_hub):
-    """The dashboard follows links and computes, and its link to a run leads to MLflow's page within JupyterLab."""
+    """The dashboard's links and callbacks work, and its link to a run opens MLflow's page within JupyterLab."""
     page = on_a_hub
     frame = open_tile(page, "Dashboard")
     frame.get_by_role("link", name="What if").click()
@@ -153,7 +153,7 @@ def test_applications_can_be_used_within_jupyterlab(on_a_hub):
 
 
 def test_clicks_that_chapter_2_names_register_a_model_and_set_an_alias(page, servers):
-    """In the tile, as the README says: what is in italics there is here, and does what it promises."""
+    """The labels in italics in the README exist in the tile, and have the described effect."""
     step = (servers.root / "2_tracking" / "README.md").read_text().partition("### 6. ")[2].partition("###")[0]
     names = re.findall(r"\*([^*]+)\*", " ".join(step.split()))
     _, tile, models, register, confirm, registry, version, closing, aliases, add, save = names
@@ -192,7 +192,7 @@ def test_clicks_that_chapter_2_names_register_a_model_and_set_an_alias(page, ser
 
 
 def test_panel_of_dask_is_connected_to_the_running_cluster(on_a_hub):
-    """Nothing is typed: the panel's buttons work, and a plot shows both workers, live."""
+    """Without any input, the panel's buttons work, and a live plot shows both workers."""
     page = on_a_hub
     page.locator(".jp-SideBar .lm-TabBar-tab[data-id='dask-dashboard-launcher']").click()
     button = page.locator("button[value='Workers']")
@@ -204,7 +204,7 @@ def test_panel_of_dask_is_connected_to_the_running_cluster(on_a_hub):
 
 
 def test_terminal_and_kernel_see_the_servers_and_this_environment(page, servers, tmp_path):
-    """The tracking address and this Python, whatever the home folder holds; what a kernel says is encrypted."""
+    """Both get the tracking URI and this Python, whatever is in the home folder; kernel messages are encrypted."""
     uri = exports_of(servers.settings)["MLFLOW_TRACKING_URI"]
     answer = tmp_path / "answer"
     launch(page, "Terminal")
@@ -225,7 +225,7 @@ def test_terminal_and_kernel_see_the_servers_and_this_environment(page, servers,
 
 @contextlib.contextmanager
 def copied(root: Path, name: str, notebook: nbformat.NotebookNode) -> Iterator[str]:
-    """Write a notebook where its neighbours are, since to run one in JupyterLab changes it; remove it afterwards."""
+    """Write a copy of a notebook into its folder, since JupyterLab changes what it runs; remove it afterwards."""
     file = root / name
     nbformat.write(notebook, file)
     try:
@@ -257,5 +257,5 @@ def run_all(page: Page, file: Path) -> nbformat.NotebookNode:
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """Return the code cells that have anything to run."""
+    """Return the code cells that are not empty."""
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
