@@ -476,7 +476,7 @@ def _check_failed_rules(answer: set[str]) -> None:
     file = get_settings().pipeline / "results" / "trained" / "train_linreg.json"
     expect(file.exists(), f"results/trained/{file.name} does not exist: run `dvc repro` in 4_pipeline.")
     candidate = json.loads(file.read_text())
-    decision, _ = gate.Gate(client=connect()).judge(candidate["run_id"], candidate["model_uri"])
+    decision, _ = gate.Gate(client=connect()).evaluate(candidate["run_id"], candidate["model_uri"])
     names = {each.label: each.name for each in decision.findings}  # the table in the terminal shows labels
     chosen, failed = {names.get(name, name) for name in chosen}, {each.name for each in decision.failed}
     others = sorted(map(str, chosen - failed))

@@ -60,9 +60,9 @@ def test_units_are_converted_by_their_dimensions(unit, ours, value, expected, ex
     ("unit", "ours", "words"),
     [
         ("MJ", "°C", "[temperature]"), ("delta_degC", "°C", "cannot"), ("K*h", "°C", "cannot"), ("h", "GW", "cannot"),
-        ("EUR", "EUR/MWh", "[EUR]"), ("GW", "GWh", "cannot"), ("Mw", "GW", "not known"),
-        ("MWh/15min", "GW", "not known"),
-        ("visitors", "GW", "not known"), ("W/(m", "GW", "not known"), ("MW", "bikes/h", "not known"),
+        ("EUR", "EUR/MWh", "[EUR]"), ("GW", "GWh", "cannot"), ("Mw", "GW", "Unknown unit"),
+        ("MWh/15min", "GW", "Unknown unit"),
+        ("visitors", "GW", "Unknown unit"), ("W/(m", "GW", "Unknown unit"), ("MW", "bikes/h", "Unknown unit"),
     ],
 )  # fmt: skip
 def test_other_dimension_is_refused_with_both(unit, ours, words):

@@ -49,7 +49,7 @@ def test_csv_and_records_give_the_same_inputs():
         (f"{HEADER}\n{ROW}".replace("410", "1,012.5"), "line 2: wrong number of fields", NUMBERS),
         (f"{HEADER}\n{ROW}".replace("18.5", "-; -"), "line 2, column temperature", NUMBERS),
         (f"{HEADER}\n{ROW}".replace(",", ";"), "separated by a semicolon", "save the file with commas"),
-        (f"sep=,\n{HEADER}\n{ROW}", "the header, which is line 2", "remove the lines before the header"),
+        (f"sep=,\n{HEADER}\n{ROW}", "the header is in line 2", "remove the lines before the header"),
         (f"{HEADER}\n{ROW}".replace("Z,", ","), "line 2, column utc_timestamp", "write the times with Z or an offset"),
         (b"PK\x03\x04\x14\x00\x06\x00", "an Excel or compressed file", ""),
         (f"{HEADER}\n{ROW}".replace("12:00", "12:30"), "line 2 (?s:.)*the start of an hour", ""),

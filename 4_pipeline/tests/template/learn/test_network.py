@@ -64,7 +64,7 @@ def test_plain_network_comes_back_as_it_was(good):
     hours = pd.DataFrame(np.random.default_rng(0).random((8, len(FEATURES))), columns=FEATURES)
     plain = load_folder(good, "good")
     assert np.array_equal(plain.predict(hours), plain.fitted.predict(hours.to_numpy("float32"), verbose=0))
-    with pytest.raises(ModelError, match=r"expected: +a `CapacityFactorNetwork`"):
+    with pytest.raises(ModelError, match=r"Only a `CapacityFactorNetwork`"):
         network.options(plain.fitted, good)
 
 

@@ -148,7 +148,7 @@ class Mean(DummyRegressor):
 
 def test_type_that_is_not_listed_is_named_before_the_model_is_logged(hours):
     """With the list that lacks it."""
-    with pytest.raises(ModelError, match="not trusted") as error:
+    with pytest.raises(ModelError, match="untrusted") as error:
         storage._sklearn_options(Mean().fit(hours[FEATURES], hours[TARGETS]), hours[FEATURES])
     assert error.value.value == f"{__name__}.Mean"
     assert "TRUSTED_TYPES" in error.value.next_step

@@ -80,7 +80,7 @@ def test_file_without_rows(reader):
     reader.put(["", *reader.lines])
     reader.rejects("line 1: the header is in line 2", "lines_before_header: 1")
     reader.put(reader.lines[:1])
-    reader.rejects("line 1: there is a header, and no row")
+    reader.rejects("line 1: the header has no rows")
 
 
 def test_truncated_line(reader):
@@ -88,7 +88,7 @@ def test_truncated_line(reader):
     lines = [*reader.lines]
     lines[19] = lines[19][:30]
     reader.put(lines)
-    error = reader.rejects("line 20: the line is cut short")
+    error = reader.rejects("line 20: wrong number of fields")
     assert lines[19] in error.value
     assert "fields" in error.expected
 

@@ -197,7 +197,7 @@ def test_lines_before_the_header_are_skipped_by_a_key(put):
     with pytest.raises(DataError, match="line 5, column Wind"):
         own_file.read(path, _own(lines_before_header=3))
     path.write_text(path.read_text() + "01.07.2015 04:00;1\n")
-    with pytest.raises(DataError, match="line 7: the line is cut short"):
+    with pytest.raises(DataError, match="line 7: wrong number of fields"):
         own_file.read(path, _own(lines_before_header=3))
 
 

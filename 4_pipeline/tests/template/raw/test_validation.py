@@ -278,7 +278,7 @@ def test_users_file_without_capacity_for_its_hours_is_an_error(own):
     """The stage `prepare` fails with the number of hours, and the years without a capacity."""
     with pytest.raises(DataError, match="8758 of 17504 hours") as caught:
         own(lambda table: table, {year: ends for year, ends in FIGURES.items() if year < 2015})
-    assert "2014 and 2015: fetch.csv.capacity" in caught.value.next_step
+    assert "2014 and 2015 in fetch.csv.capacity" in caught.value.next_step
 
 
 def test_points_for_thousands_are_an_error(own):
@@ -291,7 +291,7 @@ def test_points_for_thousands_are_an_error(own):
     with pytest.raises(DataError, match=r"own\.csv, line 2, column wind_GW") as caught:
         own(write(lambda MW: f"{MW:,}".replace(",", ".")), **wind)
     assert caught.value.value == "'1.678'"
-    assert "point for thousands" in caught.value.expected
+    assert "point as thousands separator" in caught.value.expected
     assert set(_warnings(own(write(str), **wind))) == {JUMP}
 
 

@@ -72,7 +72,7 @@ def test_capacity_is_not_invented_for_other_years():
         installed(_hours("2014-01-01T00:00Z", "2020-01-01T00:00Z"), CAPACITY)
     assert "2020-01-01" in caught.value.value
     assert caught.value.expected == "2013-01-01 to 2017-01-01"
-    assert "2019 and 2020: fetch.csv.capacity" in caught.value.next_step
+    assert "2019 and 2020 in fetch.csv.capacity" in caught.value.next_step
 
 
 def test_own_capacity_is_a_column_of_the_table(tmp_path):

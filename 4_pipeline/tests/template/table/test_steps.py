@@ -78,8 +78,8 @@ def test_day_is_one_of_the_zone(read):
 @pytest.mark.parametrize(
     ("step", "of_file", "words"),
     [
-        ("D", "h", ["are 1 hours apart", "a row a day", 'STEP = "h"', 'resample("D").mean()']),
-        ("15min", "h", ["are 1 hours apart", "a row a quarter hour", 'STEP = "h" in forecast/problem.py\n']),
+        ("D", "h", ["are 1 hours apart", "one row per day", 'STEP = "h"', 'resample("D").mean()']),
+        ("15min", "h", ["are 1 hours apart", "one row per quarter hour", 'STEP = "h" in forecast/problem.py\n']),
         ("D", "7D", ["are 168 hours apart", "use a file of daily values: none"]),
     ],
 )
@@ -93,11 +93,11 @@ def test_other_step_is_refused_with_the_line_that_would_change_it(read, step, of
     ("step", "freq", "form", "zone", "words"),
     [
         ("D", "D", "%Y-%m-%d 12:00", "Europe/Berlin", 'set time.format: "%Y-%m-%d 12:00" in params.yaml'),
-        ("D", "D", "%Y-%m-%d 23:59:59", "Europe/Berlin", "days that begin at 00:00 in Europe/Berlin"),
+        ("D", "D", "%Y-%m-%d 23:59:59", "Europe/Berlin", "days that start at 00:00 in Europe/Berlin"),
         ("D", "D", "%Y-%m-%dT00:00:00Z", "Europe/Berlin", '"%Y-%m-%dT00:00:00Z" in params.yaml (fetch.csv); or'),
         ("D", "D", "%Y-%m-%dT00:00+01:00", "Europe/Berlin", '"%Y-%m-%dT00:00+01:00" in params.yaml (fetch.csv); or'),
         ("D", "D", "%Y-%m-%dT06:00:00", "Europe/Berlin", '"%Y-%m-%dT06:00:00" in params.yaml'),
-        ("30min", "30min", "%Y-%m-%dT%H:%M", "Asia/Kathmandu", "begin at 00:00, 00:30, ... UTC"),
+        ("30min", "30min", "%Y-%m-%dT%H:%M", "Asia/Kathmandu", "start at 00:00, 00:30, ... UTC"),
         ("30min", "30min", "%Y-%m-%dT%H:%M", "Asia/Kathmandu", "time.zone: '+05:30'"),
         ("h", "h", "%Y-%m-%dT%H:%M:07", "UTC", '"%Y-%m-%dT%H:00:07"'),
         ("15min", "15min", "%Y-%m-%dT%H:%M:07", "UTC", '"%Y-%m-%dT%H:%M:07"'),
