@@ -27,7 +27,7 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
     if not 0 < test_fraction < 1:
         raise ParameterError(
             "Invalid test_fraction.",
-            value=test_fraction,
+            value=f"test_fraction {test_fraction}",
             expected="a number between 0 and 1, exclusive",
             next_step="try 0.2 (in the pipeline: `test_fraction` in params.yaml)",
         )

@@ -80,7 +80,7 @@ def test_day_is_one_of_the_zone(read):
     [
         ("D", "h", ["are 1 hours apart", "one row per day", 'STEP = "h"', 'resample("D").mean()']),
         ("15min", "h", ["are 1 hours apart", "one row per quarter hour", 'STEP = "h" in forecast/problem.py\n']),
-        ("D", "7D", ["are 168 hours apart", "use a file of daily values: none"]),
+        ("D", "7D", ["are 168 hours apart", "use a file of daily values: these"]),
     ],
 )
 def test_other_step_is_refused_with_the_line_that_would_change_it(read, step, of_file, words):
