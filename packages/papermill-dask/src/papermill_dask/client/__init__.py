@@ -1,1 +1,1 @@
-"""Where papermill runs: it finds a worker, sends the notebook there, saves what comes back."""
+"""The client, in papermill's process: find a worker, send it the notebook, save the outputs."""

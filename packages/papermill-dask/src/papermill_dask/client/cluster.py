@@ -1,4 +1,4 @@
-"""The Dask cluster: connecting to it, its workers, and a slot for a notebook on one of them."""
+"""Connect to the Dask cluster, find suitable workers, and reserve a slot for a notebook."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from jupyter_client.kernelspec import NoSuchKernel
 from papermill_dask import compat, tracking
 from papermill_dask.config import NOTEBOOK, SECTION
 from papermill_dask.description import describe, installed_versions
-from papermill_dask.failures import LOST, EngineError, WorkerLost
+from papermill_dask.errors import LOST, EngineError, WorkerLost
 
-logger = logging.getLogger("papermill")  # the engine's lines appear among papermill's own
+logger = logging.getLogger("papermill")  # log to papermill's log
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15.0
 RETRY_SECONDS = 0.1
-SILENT = "has not answered yet"
+NO_ANSWER = "has not answered yet"
 NO_WORKER_SECONDS = 0.5
 DEMAND_SECONDS = 1.0
-WAITING = "notebook-waiting"  # the name of tasks, and of a resource that no worker has
+WAITING = "notebook-waiting"  # prefix of task keys, and a resource that no worker has
 LEASE_SECONDS = 6
-_registering, _making = threading.Lock(), threading.Lock()
+_register_lock, _create_lock = threading.Lock(), threading.Lock()
 
 
 class KernelMissing(EngineError, NoSuchKernel):
-    """No worker has the kernel; papermill's own engine raises NoSuchKernel in this case."""
+    """No worker has the kernel; a NoSuchKernel, as from papermill's own engine."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker of the cluster, as it describes itself; ``problems`` say why no notebook can run on it.
+    """A worker, as it describes itself; ``problems`` are the reasons why it cannot run the notebook.
 
-    ``notebooks`` is how many it runs in parallel; ``id`` differs for each process at the same address.
+    ``notebooks`` is its number of slots; ``id`` is unique even if a new process has the same address.
     """
 
     address: str
@@ -58,7 +58,7 @@ class Worker:
     running: list[dict[str, Any]] = field(default_factory=list)
     log: str = ""
     problems: list[str] = field(default_factory=list)
-    lent_by: str | None = None  # the key of the notebook that runs this one, and lends its slot
+    lent_by: str | None = None  # key of the notebook that starts this one and lends it its slot
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address}): {'; '.join(self.problems)}"
@@ -66,29 +66,43 @@ class Worker:
 
 @contextlib.contextmanager
 def connect(notebooks: int = 1) -> Iterator[Client]:
-    """Yield a client of the cluster to run on; close what was opened for the call.
+    """Connect to the configured cluster, or start a local one; close them after the block.
 
-    The cluster is that of the function in Dask's configuration (`papermill-dask.cluster`), or of the scheduler
-    (DASK_SCHEDULER_ADDRESS), else a local one for this number of ``notebooks`` in parallel. Raises EngineError if the
-    function cannot be used, or the scheduler does not answer or has no worker.
+    The cluster comes from the function in Dask's configuration (`papermill-dask.cluster`), or else from the
+    scheduler address (DASK_SCHEDULER_ADDRESS).
+
+    Parameters
+    ----------
+    notebooks : int
+        Number of notebooks that a local cluster runs in parallel.
+
+    Yields
+    ------
+    distributed.Client
+        A client of the cluster.
+
+    Raises
+    ------
+    EngineError
+        The function is invalid, the scheduler does not answer, or the cluster has no worker.
     """
-    # papermill logs at INFO; Dask's own lines of that level are not about the notebook.
+    # papermill logs at INFO; Dask's INFO records are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    # These log tracebacks of errors that we report in words; tornado logs a lease that cannot be refreshed.
+    # These log tracebacks of errors that are reported as EngineError; tornado logs failed lease refreshes.
     for name in ("distributed.client", "distributed.comm.tcp", "distributed.semaphore", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address, function = dask.config.get("scheduler-address", None), dask.config.get(f"{SECTION}.cluster", None)
     client = None
-    if tracking.TASK_VARIABLE in os.environ:  # a notebook runs others on its own cluster
+    if tracking.TASK_VARIABLE in os.environ:  # in a notebook: use the cluster that it runs on
         function = None
     with contextlib.ExitStack() as stack:
         if function is not None:
-            made = _make(str(function), address)
-            address, client = (made.cluster, made) if isinstance(made, Client) else (made, None)
+            created = _call_factory(str(function), address)
+            address, client = (created.cluster, created) if isinstance(created, Client) else (created, None)
             if address is not None:
                 stack.callback(address.close)
         elif address is None:
-            logger.info("No scheduler address is set: starting a local Dask cluster for this call.")
+            logger.info("No scheduler address is set. Starting a local Dask cluster for this call.")
             address = stack.enter_context(_local_cluster(notebooks))
         try:
             client = client or compat.new_client(address, CONNECT_SECONDS)
@@ -96,8 +110,8 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
             raise EngineError(
                 "The Dask scheduler does not answer.",
                 value=f"{address} ({error})",
-                expected="the address of a running scheduler; tls:// needs Dask's TLS settings (distributed.comm.tls)",
-                next_step="start one (`dask scheduler`), or set DASK_SCHEDULER_ADDRESS to another's address",
+                expected="address of a running scheduler; for tls://, also Dask's TLS settings (distributed.comm.tls)",
+                next_step="start a scheduler (`dask scheduler`), or set DASK_SCHEDULER_ADDRESS to a running one",
             ) from None
         stack.enter_context(client)
         require_worker(client)
@@ -106,80 +120,79 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _local_cluster(notebooks: int) -> Iterator[LocalCluster]:
-    """Yield a cluster of one worker for this user alone, with a thread a processor; close it.
+    """Start a private cluster of one worker, with one thread per processor; close it after the block.
 
-    Scheduler and worker are threads of this process: a process of their own would run the caller's script again, which
-    needs `if __name__ == "__main__":`, and could not be started by a daemonic process. Whoever connects needs the key.
-    By default Dask shares a folder with a known name among all users of the machine, and runs modules that it finds
-    there.
+    Scheduler and worker are threads of this process. Processes would run the caller's script again, so it would need
+    `if __name__ == "__main__":`, and a daemonic process could not start them. Clients need a TLS key. Its own
+    folder replaces Dask's default, which all users of the machine share, and from which Dask imports modules.
     """
     parent = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="papermill-dask-", dir=parent, ignore_cleanup_errors=True) as folder:
-        with _making, dask.config.set({"temporary-directory": folder}):
-            # Dask's own default for the page, ":0", listens on every interface.
+        with _create_lock, dask.config.set({"temporary-directory": folder}):
+            # The dashboard's default address, ":0", listens on all interfaces.
             options = {"dashboard_address": "127.0.0.1:0", "security": True, "protocol": "tls://"}
             cluster = LocalCluster(n_workers=1, resources={NOTEBOOK: notebooks}, processes=False, **options)
         with cluster:
             yield cluster
 
 
-def _make(name: str, address: str | None) -> Any:
-    """Return the client or the cluster that the configured function makes; raise EngineError if it cannot be used."""
-    problem = None if address is None else f"is set, and so is the scheduler address {address}"
+def _call_factory(name: str, address: str | None) -> Any:
+    """Call the configured function and return its client or cluster; raise EngineError if it is invalid."""
+    problem = None if address is None else f"is set together with the scheduler address {address}"
     try:
         function = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         problem = f"cannot be imported: {error}"
     else:
-        problem = problem or (None if callable(function) else f"is no function, but {function!r}")
+        problem = problem or (None if callable(function) else f"is not a function but {function!r}")
     if not problem:
-        made = function()
-        if isinstance(made, Client) or hasattr(made, "scheduler_address"):
-            return made
-        problem = f"returned {made!r}"
+        created = function()
+        if isinstance(created, Client) or hasattr(created, "scheduler_address"):
+            return created
+        problem = f"returned {created!r}"
     raise EngineError(
-        "The function `papermill-dask.cluster` of Dask's configuration cannot be used.",
+        "The setting `papermill-dask.cluster` in Dask's configuration is invalid.",
         value=f"{name} {problem}",
-        expected="`module:function` that returns a Dask client or cluster, and no scheduler address beside it",
-        next_step="correct the configuration; PYTHONPATH adds modules of your own, DASK_SCHEDULER_ADDRESS an address",
+        expected="`module:function` that returns a Dask client or cluster, and no scheduler address",
+        next_step="correct it (PYTHONPATH adds your own modules), or set only an address (DASK_SCHEDULER_ADDRESS)",
     )
 
 
 def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
-    """Wait until the cluster has a worker; raise EngineError when it has none within ``seconds``.
+    """Wait until the cluster has a worker; raise EngineError if it has none within ``seconds``.
 
-    Wait on if a cluster object manages the workers, which may be starting, or start when there is work.
+    Wait without limit if a cluster object manages the workers: they may be starting, or start on demand.
     """
     try:
         client.wait_for_workers(1, timeout=seconds)
     except TimeoutError:
-        with _demand(client) as has_manager:
+        with _scale_up(client) as has_manager:
             if has_manager:
-                logger.info("Waiting for the first worker that the Dask cluster starts (with `adapt` or `scale`).")
+                logger.info("Waiting for the Dask cluster to start its first worker (by `adapt` or `scale`).")
                 return client.wait_for_workers(1)
         raise EngineError(
             "The Dask cluster has no worker.",
             value=compat.scheduler_of(client).address,
             expected="at least one worker",
-            next_step=f"`dask worker {compat.scheduler_of(client).address}` starts one",
+            next_step=f"start a worker: `dask worker {compat.scheduler_of(client).address}`",
         ) from None
 
 
-# -- what the workers are ------------------------------------------------------------------------------------------
+# -- the workers ---------------------------------------------------------------------------------------------------
 def query_workers(
     client: Client, kernel_name: str | None = None, folder: Path | None = None, request: dict[str, float] | None = None
 ) -> list[Worker]:
-    """Ask every worker to describe itself, and compare it with this environment, the kernel and ``folder``.
+    """Ask every worker to describe itself, and compare it with this environment, the kernel and the resources.
 
-    A worker must have the resources of ``request``. With a kernel, wait for slow workers until one is eligible.
+    With a kernel name, wait for slow workers until at least one worker is eligible.
     """
     answers: dict[str, Future[Any]] = {}
-    say_once, seconds = functools.cache(logger.info), ANSWER_SECONDS
+    log_once, seconds = functools.cache(logger.info), ANSWER_SECONDS
     with _marker_file(folder) as marker, contextlib.ExitStack() as stack:
         while True:
             try:
-                # `client.scheduler_info` may return the answer to the client's own refresh, which lists no workers.
+                # `client.scheduler_info` may return the client's periodic refresh, which lists no workers.
                 identities = client.sync(compat.scheduler_of(client).identity)["workers"]
             except OSError as error:
                 raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
@@ -193,21 +206,21 @@ def query_workers(
             workers = [
                 _worker(address, identities, answers[address], kernel_name, request or {}) for address in identities
             ]
-            slow = [worker.name for worker in workers if worker.problems == [SILENT]]
+            slow = [worker.name for worker in workers if worker.problems == [NO_ANSWER]]
             if not kernel_name or not slow or any(not worker.problems for worker in workers):
                 return workers
-            say_once("Waiting for the answer of slow workers: %s.", ", ".join(slow))
+            log_once("Waiting for slow workers to answer: %s.", ", ".join(slow))
             seconds = RETRY_SECONDS
 
 
 async def _describe(client: Client, worker: str, marker: str | None) -> Any:
-    """Ask a worker to `describe` itself, without a time limit; return its answer or the error."""
+    """Call `describe` on a worker, without a time limit; return its result or the error."""
     answer = TimeoutError()
     try:
-        # Dask's own errors, such as a slow connection, have no number; errors of the worker's system have one.
+        # Retry Dask's own errors (a slow connection), which have no errno; the worker's OSErrors have one.
         while isinstance(answer, OSError) and not answer.errno:
-            answer = await compat.ask_worker(client, worker, describe, marker)
-    except Exception as error:  # noqa: BLE001 - any error is the worker's problem
+            answer = await compat.run_on_worker(client, worker, describe, marker)
+    except Exception as error:  # noqa: BLE001 - any error makes the worker ineligible
         return error
     return answer
 
@@ -216,20 +229,20 @@ def _worker(
     address: str, identities: dict[str, Any], answer: Future[Any], kernel_name: str | None, request: dict[str, float]
 ) -> Worker:
     info, reply = identities[address], answer.result() if answer.done() else None
-    facts = reply if isinstance(reply, dict) else {}
-    problems = _differences(facts, kernel_name) if facts else [f"cannot answer: {reply!r}" if reply else SILENT]
+    details = reply if isinstance(reply, dict) else {}
+    problems = _differences(details, kernel_name) if details else [f"cannot answer: {reply!r}" if reply else NO_ANSWER]
     resources, slots = info.get("resources", {}), _slots(identities)[address]
     if not slots:
-        problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
+        problems.append(f"runs no notebooks: does not declare the resource `{NOTEBOOK}`, but other workers do")
     for name, amount in request.items():
         if resources.get(name, 0) < amount:
             problems.append(f"resource {name}={resources.get(name, 0):g} instead of {amount:g}")
-    about = facts.get("id"), facts.get("sees", False), facts.get("running", []), facts.get("log", "")
-    return Worker(address, str(info["name"]), slots, *about, problems)
+    state = details.get("id"), details.get("sees", False), details.get("running", []), details.get("log", "")
+    return Worker(address, str(info["name"]), slots, *state, problems)
 
 
 def _slots(identities: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Return how many notebooks each worker runs in parallel."""
+    """Return each worker's number of slots, by address."""
     has_resource = any(NOTEBOOK in worker.get("resources", {}) for worker in identities.values())
     return {
         address: int(worker.get("resources", {}).get(NOTEBOOK, 0)) if has_resource else worker["nthreads"]
@@ -238,13 +251,13 @@ def _slots(identities: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 
 def capacity(client: Client) -> int:
-    """Return how many notebooks the cluster's workers run in parallel now."""
+    """Return the cluster's current number of slots for notebooks."""
     return sum(_slots(client.sync(compat.scheduler_of(client).identity)["workers"]).values())
 
 
 @contextlib.contextmanager
 def _marker_file(folder: Path | None) -> Iterator[str | None]:
-    """Put an empty file into ``folder`` while the block runs: a worker that finds it there sees the same folder."""
+    """Create an empty file in ``folder`` during the block: a worker that sees it shares the folder."""
     if folder is None or not os.access(folder, os.W_OK):
         yield None
         return
@@ -259,51 +272,62 @@ def _differences(answer: dict[str, Any], kernel_name: str | None) -> list[str]:
         if answer["versions"].get(package) != version
     ]
     if kernel_name and kernel_name not in answer["kernels"]:
-        differences.append(f"No such kernel named {kernel_name} (it has: {', '.join(answer['kernels']) or 'none'})")
+        differences.append(f"No such kernel named {kernel_name} (installed: {', '.join(answer['kernels']) or 'none'})")
     return differences
 
 
 def running(client: Client) -> list[dict[str, Any]]:
-    """Return the notebooks that run on the cluster now: notebook, worker, cell, cells, since (s since 1970)."""
+    """Return the notebooks that are running on the cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        A client of the cluster.
+
+    Returns
+    -------
+    list of dict
+        For each notebook: ``notebook`` (its name), ``worker``, ``cell``, ``cells``, ``since`` (Unix time), ``output``,
+        ``resources`` and ``key`` (of the Dask task).
+    """
     return [{**row, "worker": worker.address} for worker in query_workers(client) for row in worker.running]
 
 
 def eligible_workers(workers: list[Worker]) -> list[Worker]:
-    """Return the workers on which a notebook can run.
+    """Return the workers without problems.
 
-    Raises EngineError, with the problems of each worker, when there is none; KernelMissing when each lacks the kernel
-    alone.
+    Raises EngineError, listing each worker's problems, if there are none; KernelMissing if only the kernel is missing.
     """
     if choice := [worker for worker in workers if not worker.problems]:
         if len(choice) < len(workers):
-            left_out = " | ".join(str(worker) for worker in workers if worker.problems)
-            logger.warning("Workers that this notebook does not use: %s", left_out)
+            excluded = " | ".join(str(worker) for worker in workers if worker.problems)
+            logger.warning("Workers not used for this notebook: %s", excluded)
         return choice
     only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("No such kernel") for w in workers)
     raise (KernelMissing if only_kernel else EngineError)(
-        "No worker of the cluster can run this notebook as it was asked to, and as it would run here.",
-        value="what differs:\n" + "\n".join(f"    {worker}" for worker in workers),
-        expected="workers with this environment's versions, the notebook's kernel, and the resources that it asks for",
-        next_step="install the same where the workers run, or start one with the resources (`dask worker --resources`)",
+        "No worker matches this environment, the kernel and the requested resources.",
+        value="problems of the workers:\n" + "\n".join(f"    {worker}" for worker in workers),
+        expected="a worker with this environment's versions, the notebook's kernel and the requested resources",
+        next_step="install the same versions for the workers, or declare the resources (`dask worker --resources`)",
     )
 
 
 # -- a slot on a worker -------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dict[str, float]) -> Iterator[Worker]:
-    """Wait until a worker has a free slot for a notebook; yield the worker, and keep the slot meanwhile.
+    """Wait for a free slot on a worker, and hold it during the block; yield the worker.
 
-    Dask would let a notebook wait behind a busy worker while another is free. So a notebook is submitted only when
-    there is a slot: one of the leases of a worker's semaphore. ``query`` returns the workers; it is called again when
-    the cluster changes. A notebook that runs others lends them its slot, one at a time, and its resources, if they
-    cover the ``request``. Raises WorkerLost when no suitable worker is left.
+    Each worker has a semaphore with a lease per slot. Submitting notebooks without a slot would not do: Dask may queue
+    one behind a busy worker while another is free. ``query`` returns the workers, and is called again when the
+    cluster changes. A notebook lends its slot to notebooks that it starts, one at a time, if its resources cover the
+    ``request``. Raises WorkerLost if no suitable worker is left.
     """
-    began, say_once, addresses = time.monotonic(), functools.cache(logger.info), None
-    leases: dict[str, Semaphore] = {}
+    start, log_once, addresses = time.monotonic(), functools.cache(logger.info), None
+    semaphores: dict[str, Semaphore] = {}
 
-    def release(lease: Semaphore) -> None:
-        if client.status == "running":  # a lost scheduler has no leases
-            lease.release()
+    def release(semaphore: Semaphore) -> None:
+        if client.status == "running":  # without a scheduler there are no leases
+            semaphore.release()
             release_event.set()
 
     with client.as_current(), contextlib.ExitStack() as stack, contextlib.ExitStack() as demand:
@@ -317,28 +341,26 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
                     except EngineError as error:
                         if addresses is None or isinstance(error, WorkerLost):
                             raise
-                        what = "All Dask workers that suit the notebook are gone."
-                        raise WorkerLost(what, value=", ".join(addresses), **LOST) from None
+                        problem = "All suitable Dask workers were lost."
+                        raise WorkerLost(problem, value=", ".join(addresses), **LOST) from None
                     addresses, lender = tasks.keys(), _lender(workers, request)
                 free = sorted((w for w in workers if w.address in tasks), key=lambda worker: len(tasks[worker.address]))
-                # Dask would never give another notebook the resources that the lender holds.
+                # Dask gives the resources that the lender holds to no other notebook.
                 for worker in [*([] if request and lender else free), *filter(None, [lender])]:
                     name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
-                    if name not in leases:
-                        leases[name] = _new_leases(name, worker.notebooks, stack)
-                    if leases[name].acquire(timeout=0):
-                        stack.callback(release, leases[name])
+                    if name not in semaphores:
+                        semaphores[name] = _slot_semaphore(name, worker.notebooks, stack)
+                    if semaphores[name].acquire(timeout=0):
+                        stack.callback(release, semaphores[name])
                         demand.close()
                         yield worker
                         return
                 names = ", ".join(sorted({run["notebook"] for worker in workers for run in worker.running}))
-                say_once(
-                    "Waiting for a free worker: all that suit this notebook are busy%s.", names and f" with {names}"
-                )
-                if time.monotonic() - began > DEMAND_SECONDS:
-                    demand.enter_context(_demand(client))
-                    began = float("inf")
-                release_event.wait(RETRY_SECONDS)  # killed clients do not set the event
+                log_once("Waiting for a free worker (all suitable ones are busy%s).", names and f" with {names}")
+                if time.monotonic() - start > DEMAND_SECONDS:
+                    demand.enter_context(_scale_up(client))
+                    start = float("inf")
+                release_event.wait(RETRY_SECONDS)  # a killed client does not set the event
         except OSError as error:
             if client.status == "running":
                 raise
@@ -346,7 +368,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
 
 
 def _lender(workers: list[Worker], request: dict[str, float]) -> Worker | None:
-    """Return the worker and slot of the notebook that this process belongs to; None if its resources do not suffice."""
+    """Return the worker of the notebook that runs this process; None if its resources do not cover the request."""
     key = os.environ.get(tracking.TASK_VARIABLE)
     for worker in workers:
         if any(run["key"] == key and request.items() <= run["resources"].items() for run in worker.running):
@@ -354,19 +376,19 @@ def _lender(workers: list[Worker], request: dict[str, float]) -> Worker | None:
     return None
 
 
-def _new_leases(name: str, number: int, stack: contextlib.ExitStack) -> Semaphore:
-    """Return a semaphore for slots; its leases are refreshed until the stack is closed."""
-    # With Dask's default, the slot of a killed client would stay taken for 30 s.
-    with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
-        leases = Semaphore(number, name)
-        leases.register()
-    stack.callback(leases.refresh_callback.stop)
-    return leases
+def _slot_semaphore(name: str, number: int, stack: contextlib.ExitStack) -> Semaphore:
+    """Create a semaphore for ``number`` slots, whose leases are refreshed until the stack closes."""
+    # With Dask's default a killed client would hold its slot for 30 s.
+    with _register_lock, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
+        semaphore = Semaphore(number, name)
+        semaphore.register()
+    stack.callback(semaphore.refresh_callback.stop)
+    return semaphore
 
 
 @contextlib.contextmanager
-def _demand(client: Client) -> Iterator[bool]:
-    """Keep a task on the scheduler that no worker can run: for it, an adaptive cluster starts one more worker.
+def _scale_up(client: Client) -> Iterator[bool]:
+    """Make an adaptive cluster start one more worker: keep a task queued that no worker can run.
 
     Yield whether a cluster object, such as LocalCluster or GatewayCluster, manages the workers.
     """
@@ -374,11 +396,11 @@ def _demand(client: Client) -> Iterator[bool]:
     async def prepare(dask_scheduler: Any) -> bool:
         import dask
 
-        # Dask starts a worker for each 5 s of work.
+        # Dask starts one worker per 5 s of expected work.
         dask.config.set({f"distributed.scheduler.default-task-durations.{WAITING}": "1 h"})
         return "worker-status" in dask_scheduler.plugins
 
-    has_manager = client.cluster is not None or compat.ask_scheduler(client, prepare, ANSWER_SECONDS)
+    has_manager = client.cluster is not None or compat.run_on_scheduler(client, prepare, ANSWER_SECONDS)
     task = client.submit(int, key=f"{WAITING}-{uuid.uuid4().hex[:8]}", resources={WAITING: 1}, pure=False)
     try:
         yield has_manager
@@ -386,8 +408,8 @@ def _demand(client: Client) -> Iterator[bool]:
         task.release()
 
 
-def this_output(output_path: object) -> str | None:
-    """Return a name for a notebook's output, unique on the cluster; None if the output is not written."""
+def output_id(output_path: object) -> str | None:
+    """Return an id of the output file, unique on the cluster; None if no file is written."""
     if not isinstance(output_path, str) or output_path == "-":
         return None
     return output_path if "://" in output_path else f"{socket.gethostname()}:{Path(output_path).absolute()}"

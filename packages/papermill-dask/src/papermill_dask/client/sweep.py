@@ -1,4 +1,4 @@
-"""Many runs of one notebook with different parameters, in parallel on the cluster; one table of all runs."""
+"""Parameter sweeps: run a notebook with many sets of parameters in parallel on the cluster."""
 
 from __future__ import annotations
 
@@ -22,39 +22,47 @@ import click
 from dask.system import CPU_COUNT
 
 from papermill_dask import compat
-from papermill_dask.config import METADATA, NotebookOptions, tags_of
-from papermill_dask.failures import EngineError
+from papermill_dask.config import METADATA, NotebookOptions, cell_tags
+from papermill_dask.errors import EngineError
 
-TICK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 Report = Callable[[str], object]
 
 
 @dataclass
 class NotebookRun:
-    """One run of the notebook; its ``status`` is `done`, `failed`, `stopped` (also while it waited), or `not run`."""
+    """One run of a sweep; ``status`` is `done`, `failed`, `stopped` (possibly before it started) or `not run`."""
 
     parameters: dict[str, Any]
     output: Path
     status: str = "not run"
     seconds: float | None = None
     error: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)  # of its MLflow runs
+    metrics: dict[str, float] = field(default_factory=dict)  # from its MLflow runs
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs; ``signal`` is the one that stopped them early, if any."""
+    """The result of a sweep.
+
+    Parameters
+    ----------
+    runs : list of NotebookRun
+        The runs, in the order of their parameters.
+    signal : int, optional
+        Number of the signal that stopped the sweep.
+    """
 
     runs: list[NotebookRun]
     signal: int | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 when all ran well, 1 when any failed, 128 and the signal's number when it was stopped."""
+        """0 if no run failed, 1 if any failed, 128 + the signal's number if the sweep was stopped."""
         return 128 + self.signal if self.signal else int(any(run.status == "failed" for run in self.runs))
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each run: its parameters, status, seconds and metrics, under names of their own."""
+        """Return a row for each run: parameters, status, seconds and metrics, under distinct names."""
         rows = []
         for run in self.runs:
             rows.append(row := dict(run.parameters))
@@ -65,11 +73,27 @@ class Sweep:
 
 
 def combinations(sweeps: Iterable[str], raw: Container[str] = ()) -> list[dict[str, Any]]:
-    """Return all combinations of ``NAME=VALUE,VALUE,...``, the last name varying fastest; `[{}]` for no sweep.
+    """Return all combinations of parameter values, the last name varying fastest.
 
-    Values are converted as by papermill's ``-p``, but for the names in ``raw``; a value with a comma needs double
-    quotes. Raises EngineError.
+    Parameters
+    ----------
+    sweeps : iterable of str
+        ``NAME=VALUE,VALUE,...``, with double quotes around values that contain a comma.
+    raw : container of str
+        Names of parameters whose values stay strings; others are converted as by papermill's option ``-p``.
 
+    Returns
+    -------
+    list of dict
+        Sets of parameters; a single empty one for no sweep.
+
+    Raises
+    ------
+    EngineError
+        A sweep is invalid.
+
+    Examples
+    --------
     >>> combinations(["n=1,02"]), combinations(["n=1,02"], raw=["n"])
     ([{'n': 1}, {'n': 2}], [{'n': '1'}, {'n': '02'}])
     """
@@ -78,19 +102,18 @@ def combinations(sweeps: Iterable[str], raw: Container[str] = ()) -> list[dict[s
         name, _, text = sweep.partition("=")
         texts = [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
         if not name or not all(texts) or len(set(texts)) < max(len(texts), 1) or name in values:
-            raise EngineError(
-                "A sweep cannot be read.", value=sweep, expected="NAME=VALUE,VALUE,... with each name and value once"
-            )
-        values[name] = [_value(name, part, raw) for part in texts]
+            expected = "NAME=VALUE,VALUE,... without duplicate names or values"
+            raise EngineError("Invalid sweep.", value=sweep, expected=expected)
+        values[name] = [_convert(name, part, raw) for part in texts]
     return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
 
 
-def _value(name: str, text: str, raw: Container[str]) -> Any:
-    return text if name in raw else compat.read_parameter(text)
+def _convert(name: str, text: str, raw: Container[str]) -> Any:
+    return text if name in raw else compat.parse_parameter(text)
 
 
-def check_names(names: Sequence[str], place: str, notebook: Path) -> None:
-    """Raise EngineError unless all names, from ``place``, are different and can be parameters of the notebook."""
+def check_parameter_names(names: Sequence[str], source: str, notebook: Path) -> None:
+    """Raise EngineError, naming the ``source`` of the names, unless they are distinct parameters of the notebook."""
     try:
         cells = json.loads(notebook.read_bytes())["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
@@ -99,36 +122,34 @@ def check_names(names: Sequence[str], place: str, notebook: Path) -> None:
     except SyntaxError:  # another language
         parameters = set(re.findall(r"\w+", code))
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineError("The notebook cannot be read.", value=f"{notebook}: {error!r}") from None
+        raise EngineError("Reading the notebook failed.", value=f"{notebook}: {error!r}") from None
     for number, name in enumerate(names, start=1):
         problems = {
-            "it is no identifier": not name.isidentifier() or iskeyword(name),
-            "it is there twice": name in names[: number - 1],
-            "the notebook's cell tagged `parameters` does not have it": code and name not in parameters,
+            "not an identifier": not name.isidentifier() or iskeyword(name),
+            "duplicate": name in names[: number - 1],
+            "not in the notebook's cell tagged `parameters`": code and name not in parameters,
         }
-        for problem in (problem for problem, is_there in problems.items() if is_there):
-            value, expected = f"{name!r}, number {number} in {place}: {problem}", ", ".join(sorted(parameters))
-            next_step = f"correct the name, or add it to {notebook}"
-            raise EngineError(
-                "This cannot be the name of a parameter.", value=value, expected=expected, next_step=next_step
-            )
+        for problem in (problem for problem, is_present in problems.items() if is_present):
+            value, expected = f"{name!r}, number {number} in {source}: {problem}", ", ".join(sorted(parameters))
+            next_step = f"correct the name, or add the parameter to {notebook}"
+            raise EngineError("Invalid parameter name.", value=value, expected=expected, next_step=next_step)
 
 
-def known_tags(options: Mapping[str, Any], notebook: Path, report: Report) -> list[str]:
-    """Return the tags to skip that code cells have; report the others, once for all runs."""
+def existing_tags(options: Mapping[str, Any], notebook: Path, report: Report) -> list[str]:
+    """Return the tags to skip that occur in code cells; report unknown ones, once for all runs."""
     document = json.loads(notebook.read_bytes())
     metadata = {"skip_tags": document["metadata"].get(METADATA, {}).get("skip_tags")}
-    given = {"skip_tags": options["skip_tags"]} if "skip_tags" in options else {}
-    tags, known = NotebookOptions.of(metadata, given).skip_tags, tags_of(document["cells"])
+    keywords = {"skip_tags": options["skip_tags"]} if "skip_tags" in options else {}
+    tags, known = NotebookOptions.resolve(metadata, keywords).skip_tags, cell_tags(document["cells"])
     if unknown := sorted(set(tags) - known):
         report(f"No code cell has the tag to skip: {', '.join(unknown)}.")
     return [tag for tag in tags if tag in known]
 
 
-def read_table(content: bytes, place: str, raw: Container[str] = ()) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the header of a CSV file, and the parameters of each other row, those in ``raw`` as they are written.
+def read_table(content: bytes, source: str, raw: Container[str] = ()) -> tuple[list[str], list[dict[str, Any]]]:
+    """Parse a CSV file; return its header and a set of parameters for each row. Values named in ``raw`` stay strings.
 
-    Raises EngineError if the file has a fault.
+    Raises EngineError, naming ``source``, if the file is invalid.
 
     >>> read_table(b"n,place\\n1,north\\n2,south\\n", "table.csv")
     (['n', 'place'], [{'n': 1, 'place': 'north'}, {'n': 2, 'place': 'south'}])
@@ -144,74 +165,96 @@ def read_table(content: bytes, place: str, raw: Container[str] = ()) -> tuple[li
         problem = f"column 1 is {names[0]!r}; the separator seems to be {separator[0]!r}"
     for line, row in rows:
         if len(row) != len(names) or "" in row:
-            problem = problem or f"line {line} has {len(row) - row.count('')} values, the header {len(names)}"
+            problem = problem or f"line {line} has {len(row) - row.count('')} values, the header has {len(names)}"
     if problem or not rows:
         raise EngineError(
-            "The table of parameters cannot be read.",
-            value=f"{place}: {problem or ('no row below the header' if names else 'it is empty')}",
-            expected="a header, and rows with a value for each of its names, separated by commas, in UTF-8",
-            next_step="save the file in that form; write None for no value",
+            "Reading the table of parameters failed.",
+            value=f"{source}: {problem or ('no row below the header' if names else 'the file is empty')}",
+            expected="CSV in UTF-8, separated by commas: a header, and a value for each column in every row",
+            next_step="save the file in this format; write None for a missing value",
         )
-    return names, [{name: _value(name, text, raw) for name, text in zip(names, row, strict=True)} for _, row in rows]
+    return names, [{name: _convert(name, text, raw) for name, text in zip(names, row, strict=True)} for _, row in rows]
 
 
-def run_many(notebook: Path | str, every: Iterable[Mapping[str, Any]], report: Report = print, **options: Any) -> Sweep:
-    """Run a notebook once for each set of parameters in ``every``, in parallel on the cluster; return all runs.
+def run_many(
+    notebook: Path | str, parameter_sets: Iterable[Mapping[str, Any]], report: Report = print, **options: Any
+) -> Sweep:
+    """Run a notebook for each set of parameters, in parallel on the cluster.
 
-    A failing run stops no other. Ctrl-C, or SIGTERM, stops all; finished runs are kept. The executed notebooks are in
-    ``executed/<name>``, numbered in this order. ``report`` is called with lines about the progress;
-    ``options`` are those of each notebook, as in `papermill.execute_notebook`.
+    A failed run does not stop the others. Ctrl-C or SIGTERM stops all; finished runs are kept. The executed notebooks
+    are in ``executed/<name>``, numbered in the order of the parameter sets.
+
+    Parameters
+    ----------
+    notebook : Path or str
+        The notebook's path.
+    parameter_sets : iterable of mapping
+        Parameters of each run, by name.
+    report : callable
+        Called with lines about the progress.
+    **options
+        Options for every notebook, as in `papermill.execute_notebook`.
+
+    Returns
+    -------
+    Sweep
+        All runs.
+
+    Raises
+    ------
+    EngineError
+        A parameter name or an option is invalid, or the cluster is unavailable.
     """
     from papermill.iorw import local_file_io_cwd
 
     from papermill_dask.client import cluster, engine, stage
 
-    notebook, every = Path(notebook), list(every)
-    check_names(list(dict.fromkeys(itertools.chain(*every))), "the parameters", notebook)
-    options["skip_tags"] = known_tags(options, notebook, report)
+    notebook, parameter_sets = Path(notebook), list(parameter_sets)
+    check_parameter_names(list(dict.fromkeys(itertools.chain(*parameter_sets))), "the parameters", notebook)
+    options["skip_tags"] = existing_tags(options, notebook, report)
     folder = Path("executed", notebook.stem)
     folder.mkdir(parents=True, exist_ok=True)
-    runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
+    runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(parameter_sets, 1)]
     signals: list[int] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(stage.ends_with_dvc())
-        # papermill has one current folder for all threads; so set it here, and restore it afterwards.
+        stack.enter_context(stage.terminate_with_dvc())
+        # papermill's working folder is global to all threads: set it once, and restore it afterwards.
         stack.enter_context(local_file_io_cwd())
-        client = stack.enter_context(cluster.connect(max(1, min(len(every), CPU_COUNT))))
+        client = stack.enter_context(cluster.connect(max(1, min(len(parameter_sets), CPU_COUNT))))
         options = {"engine_name": "dask", "client": client, "progress_bar": False} | options
-        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # collected, instead of an exception at any place
-        stack.enter_context(engine.handled(stops, lambda number, _: signals.append(number)))
+        stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # collected: an exception could hit any line
+        stack.enter_context(engine.handle_signals(stop_signals, lambda number, _: signals.append(number)))
         parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
         report(f"{len(runs)} x {notebook.name}, {parallel} in parallel, on {compat.scheduler_of(client).address}")
         pool = stack.enter_context(ThreadPoolExecutor(max(1, len(runs)), "notebook"))
         queue, active = iter(runs), set[Future[None]]()
         while not signals:
-            # Twice as many: some are loaded and saved while the cluster runs others.
-            with contextlib.suppress(OSError):  # each notebook reports that the scheduler is lost
+            # Twice as many as slots: some are loaded and saved while others run.
+            with contextlib.suppress(OSError):  # every notebook itself reports a lost scheduler
                 parallel = max(1, cluster.capacity(client))
             new = itertools.islice(queue, max(0, 2 * parallel - len(active)))
             active |= {pool.submit(_execute, run, notebook, options, signals, report) for run in new}
             if not active:
                 break
-            active = wait(active, TICK_SECONDS, FIRST_COMPLETED).not_done
+            active = wait(active, POLL_SECONDS, FIRST_COMPLETED).not_done
         if signals:
             report(f"{signal.Signals(signals[0]).name}: stopping; finished runs are kept")
             pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # saves the notebooks as they are; the workers end the kernels
+            client.close()  # the notebooks are saved as they are, and the workers kill the kernels
     return Sweep(runs, signals[0] if signals else None)
 
 
 def _execute(run: NotebookRun, notebook: Path, options: dict[str, Any], signals: Sequence[int], report: Report) -> None:
-    """Make one run, in a thread of its own; write its results into ``run``."""
+    """Execute one run and store its results in ``run``."""
     import papermill
 
     if signals:
         return
-    run.output.unlink(missing_ok=True)  # of an earlier time
+    run.output.unlink(missing_ok=True)  # left by an earlier sweep
     try:
         papermill.execute_notebook(str(notebook), str(run.output), run.parameters, **options)
         run.status = "done"
-    except Exception as error:  # noqa: BLE001 - no error stops the other notebooks
+    except Exception as error:  # noqa: BLE001 - a failed run does not stop the others
         run.status = "stopped" if signals else "failed"
         name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
         run.error = f"{name}: {text}".splitlines()[0]
@@ -227,17 +270,17 @@ def _execute(run: NotebookRun, notebook: Path, options: dict[str, Any], signals:
 @click.version_option(package_name="papermill-dask")
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value; several: each combination."
+    "--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="One run per value; repeat for all combinations."
 )
 @click.option(
-    "--csv", "file", type=click.File("rb"), help="A run for each row of this file; its header names the parameters."
+    "--csv", "file", type=click.File("rb"), help="One run per row of this file; its header names the parameters."
 )
-@click.option("-r", "--raw", multiple=True, metavar="NAME", help="Leave the values of this parameter as text.")
-@click.option("--skip-tags", metavar="TAG,TAG", help="Do not run the cells with one of these tags.")
+@click.option("-r", "--raw", multiple=True, metavar="NAME", help="Keep the values of this parameter as strings.")
+@click.option("--skip-tags", metavar="TAG,TAG", help="Skip cells with any of these tags.")
 def main(
     notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None, raw: tuple[str, ...], skip_tags: str | None
 ) -> None:
-    """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV).
+    """Run NOTEBOOK on a Dask cluster for each set of parameters, and print a table of the runs (CSV).
 
     \b
     Example:  papermill-sweep train.ipynb --sweep depth=4,8,12
@@ -246,12 +289,12 @@ def main(
     combined = combinations(sweeps, raw)
     known = [*names, *combined[0]]
     if unknown := sorted({*raw} - {*known}):
-        raise click.BadParameter(f"{', '.join(unknown)} is none of {', '.join(known)}", param_hint="--raw")
-    places = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
-    check_names(known, ", then ".join(places), notebook)
-    every = [parameters | more for parameters in rows for more in combined]
-    options = {"skip_tags": skip_tags} if skip_tags else {}  # without it, those of the metadata or the configuration
-    sweep = run_many(notebook, every, report=lambda line: click.echo(line, err=True), **options)
+        raise click.BadParameter(f"{', '.join(unknown)} not among {', '.join(known)}", param_hint="--raw")
+    sources = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
+    check_parameter_names(known, ", then ".join(sources), notebook)
+    parameter_sets = [row | combination for row in rows for combination in combined]
+    options = {"skip_tags": skip_tags} if skip_tags else {}  # otherwise from the metadata or the configuration
+    sweep = run_many(notebook, parameter_sets, report=lambda line: click.echo(line, err=True), **options)
     table = sweep.table()
     writer = csv.DictWriter(sys.stdout, dict.fromkeys(itertools.chain(*table)))
     writer.writeheader()

@@ -1,6 +1,6 @@
-"""Sends a notebook's files to a worker that shares no disk with the client, and back, through the scheduler.
+"""Transfer files between the client and a worker without shared disk, through the scheduler.
 
-The worker stores contents by their hash, and has a scratch folder for each notebook.
+The worker caches file contents by hash, and has a scratch folder for each notebook.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Any
 from distributed import Client, Worker
 
 from papermill_dask import compat
-from papermill_dask.client.contact import lost_contact
+from papermill_dask.client.connectivity import connection_problem
 from papermill_dask.client.stage import Declaration
-from papermill_dask.failures import FULL_DISK, LOST, EngineError, WorkerLost
+from papermill_dask.errors import DISK_FULL, LOST, EngineError, WorkerLost
 
 PERMISSIONS = 0o777
-PIECE_BYTES = 2**20  # sent at a time: this limits the memory of client, scheduler and worker
+CHUNK_BYTES = 2**20  # limits the memory that client, scheduler and worker need
 WATCH_SECONDS = 1.0
 ANSWER_SECONDS = 1.5
 
@@ -39,80 +39,79 @@ ANSWER_SECONDS = 1.5
 # -- the client ----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def scratch_folder(client: Client, worker: str, folder: Path, declaration: Declaration) -> Iterator[str]:
-    """Send the deps in ``folder`` to a scratch folder on ``worker``; yield its path there, and remove it after.
+    """Send the deps in ``folder`` to a scratch folder on ``worker``; yield its path, and remove it after the block.
 
-    Contents that the worker has already, by their hash, are not sent. Raises EngineError for a dep that is missing or
-    leaves ``folder``, for a full disk, and when the worker or the scheduler is lost.
+    Contents cached on the worker are not sent again. Raises EngineError if a dep is missing or outside of ``folder``,
+    if the disk is full, or if the worker or the scheduler is lost.
     """
     for path in declaration.outs:
-        inside(folder, path, follow=False)
-    inputs = entries(folder, declaration.deps, links_to=declaration.links_to)
+        validate(folder, path, follow=False)
+    inputs = list_entries(folder, declaration.deps, links_to=declaration.links_to)
     parents = {str(PurePosixPath(path).parent) for path in declaration.outs} - {"."}
     inputs += [Entry(parent, "", 0, 0o755) for parent in parents if (folder / parent).is_dir()]
-    scratch, gaps = _ask(client, worker, "open", inputs)
+    scratch, missing = _call_store(client, worker, "open", inputs)
     try:
-        if gaps:
-            contents = {entry.md5: entry for entry in inputs if entry.md5 in gaps}
-            _send(_Pieces(client, worker, scratch), folder, contents)
-        _ask(client, worker, "fill", scratch, inputs)
+        if missing:
+            contents = {entry.md5: entry for entry in inputs if entry.md5 in missing}
+            _send(_TarStream(client, worker, scratch), folder, contents)
+        _call_store(client, worker, "fill", scratch, inputs)
         yield scratch
     finally:
         if client.status == "running":
-            with contextlib.suppress(EngineError):  # the worker removes the rest by itself, later
-                _ask(client, worker, "remove", scratch)
+            with contextlib.suppress(EngineError):  # the folder is removed with the worker
+                _call_store(client, worker, "remove", scratch)
 
 
-def _send(pieces: _Pieces, folder: Path, contents: dict[str, Entry]) -> None:
-    """Send contents, named by their hash, in one tar file."""
+def _send(stream: _TarStream, folder: Path, contents: dict[str, Entry]) -> None:
+    """Send file contents in one tar file, named by their hashes."""
     try:
-        with tarfile.open(fileobj=pieces, mode="w|", bufsize=PIECE_BYTES, copybufsize=PIECE_BYTES) as tar:  # type: ignore[call-overload] # typeshed lacks copybufsize
+        with tarfile.open(fileobj=stream, mode="w|", bufsize=CHUNK_BYTES, copybufsize=CHUNK_BYTES) as tar:  # type: ignore[call-overload] # typeshed lacks copybufsize
             for md5, entry in contents.items():
                 member = tarfile.TarInfo(md5)
                 member.size = entry.size
                 with (folder / entry.path).open("rb") as content:
                     tar.addfile(member, content)
     except OSError as error:
-        raise EngineError("A dependency of the notebook cannot be read.", value=str(error)) from None
+        raise EngineError("Reading a dependency of the notebook failed.", value=str(error)) from None
 
 
 def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> None:
-    """Fetch the outs from a scratch folder into ``folder``: all of them or none.
+    """Fetch the outs from a scratch folder into ``folder``, all or none.
 
-    Raises EngineError for an out that the notebook did not write or that leaves its folder, for a full disk, and for a
-    lost worker.
+    Raises EngineError if an out is missing or outside of its folder, if the disk is full, or if the worker is lost.
     """
-    outs = outermost(declaration.outs)
+    outs = outermost_paths(declaration.outs)
     for out in outs:
-        inside(folder, out, follow=False)
-    _ask(client, worker, "pack", scratch, list(map(str, outs)), declaration.partial)
+        validate(folder, out, follow=False)
+    _call_store(client, worker, "pack", scratch, list(map(str, outs)), declaration.partial)
     try:
-        _replace(_Pieces(client, worker, scratch), folder, outs)
+        _extract_outs(_TarStream(client, worker, scratch), folder, outs)
     except OSError as error:
         raise EngineError(
-            "The notebook's outs cannot be moved into place.",
+            "Moving the notebook's outs into place failed.",
             value=str(error),
-            expected=f"outs that can be written, or replaced, in {folder}, and room for them",
-            next_step=f"{'make room' if error.errno in FULL_DISK else 'repair that file'}; no file was changed here",
+            expected=f"outs that can be written or replaced in {folder}, and enough disk space",
+            next_step=f"{'free disk space' if error.errno in DISK_FULL else 'fix this file'}; no local file changed",
         ) from None
 
 
-# -- asking the worker ---------------------------------------------------------------------------------------------
-def _ask(client: Client, worker: str, operation: str, *arguments: Any) -> Any:
-    """Call a method of the worker's `Store`: through the scheduler, and without a free thread on the worker.
+# -- requests to the worker ----------------------------------------------------------------------------------------
+def _call_store(client: Client, worker: str, operation: str, *arguments: Any) -> Any:
+    """Call a method of the worker's `Store` through the scheduler, without occupying a thread of the worker.
 
-    Raises WorkerLost when the worker or the scheduler is lost meanwhile: Dask itself would wait longer.
+    Raises WorkerLost if the worker or the scheduler is lost meanwhile; Dask itself would wait longer.
     """
-    question = compat.ask_worker(client, worker, serve, operation, *arguments)
-    request = compat.run_in_loop(client, question)
+    call = compat.run_on_worker(client, worker, serve, operation, *arguments)
+    request = compat.run_in_loop(client, call)
     try:
         while not wait([request], WATCH_SECONDS).done:
-            if reason := lost_contact(client, worker, ANSWER_SECONDS):
+            if reason := connection_problem(client, worker, ANSWER_SECONDS):
                 raise OSError(reason)
         if isinstance(answer := request.result(), OSError):
             raise answer
     except (OSError, KeyError) as error:
-        what = "The worker was lost while files were on their way."
-        raise WorkerLost(what, value=f"{worker} ({error})", **LOST) from None
+        problem = "The worker was lost during a file transfer."
+        raise WorkerLost(problem, value=f"{worker} ({error})", **LOST) from None
     finally:
         request.cancel()
     if isinstance(answer, Exception):
@@ -120,27 +119,27 @@ def _ask(client: Client, worker: str, operation: str, *arguments: Any) -> Any:
     return answer
 
 
-class _Pieces(io.RawIOBase):
-    """A file for `tarfile` that is written to a scratch folder's `receive`, or read from its `read`."""
+class _TarStream(io.RawIOBase):
+    """A file object for `tarfile` that writes to the store's `receive` and reads from its `read`."""
 
     def __init__(self, client: Client, worker: str, scratch: str) -> None:
-        self._to, self._scratch, self._offset = (client, worker), scratch, 0
+        self._target, self._scratch, self._offset = (client, worker), scratch, 0
 
-    def write(self, piece: Any) -> int:
-        _ask(*self._to, "receive", self._scratch, piece)
-        return len(piece)
+    def write(self, chunk: Any) -> int:
+        _call_store(*self._target, "receive", self._scratch, chunk)
+        return len(chunk)
 
     def read(self, length: int = -1) -> bytes:
-        piece: bytes = _ask(*self._to, "read", self._scratch, self._offset, length)
-        self._offset += len(piece)
-        return piece
+        chunk: bytes = _call_store(*self._target, "read", self._scratch, self._offset, length)
+        self._offset += len(chunk)
+        return chunk
 
 
 # -- moving into place ---------------------------------------------------------------------------------------------
-def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> None:
-    """Unpack ``outs`` in hidden folders beside their places in ``folder``, then rename them into place.
+def _extract_outs(stream: _TarStream, folder: Path, outs: list[PurePosixPath]) -> None:
+    """Extract ``outs`` to hidden folders beside their targets in ``folder``, then rename them into place.
 
-    A rename works within a file system only, and outs may be on several.
+    Renaming works within one file system only, and outs may be on several.
     """
     hidden = f".papermill-dask-{secrets.token_hex(8)}"
 
@@ -151,34 +150,34 @@ def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> None:
         for parent in dict.fromkeys(folder / out.parent for out in outs):
             parent.mkdir(parents=True, exist_ok=True)
             cleanup.callback(shutil.rmtree, parent / hidden, ignore_errors=True)
-            for place in (parent / hidden, parent / hidden / "new", parent / hidden / "old"):
-                place.mkdir(mode=0o700)
-        with tarfile.open(fileobj=pieces, mode="r|", bufsize=PIECE_BYTES) as tar:
+            for path in (parent / hidden, parent / hidden / "new", parent / hidden / "old"):
+                path.mkdir(mode=0o700)
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK_BYTES) as tar:
             for member in tar:
-                path = PurePosixPath(member.name)
-                out = next((out for out in outs if path.is_relative_to(out) and ".." not in path.parts), None)
+                name = PurePosixPath(member.name)
+                out = next((out for out in outs if name.is_relative_to(out) and ".." not in name.parts), None)
                 if out is None:
-                    raise refused(folder, path, "the client did not request it")
-                unpack(tar, member, staging_path(out, "new") / path.relative_to(out))
+                    raise transfer_error(folder, name, "the client did not request it")
+                extract_member(tar, member, staging_path(out, "new") / name.relative_to(out))
         arrivals = [out for out in outs if staging_path(out, "new").exists()]
         moves = [(folder / out, staging_path(out, "old")) for out in arrivals if os.path.lexists(folder / out)]
         moves += [(staging_path(out, "new"), folder / out) for out in arrivals]
         history: list[tuple[Path, Path]] = []
         try:
             for source, target in moves:
-                history.append((source, target))  # first, because Ctrl-C may come right after the move
+                history.append((source, target))  # before the move, as Ctrl-C may come right after it
                 source.rename(target)
         except BaseException:
             for source, target in reversed(history):
-                with contextlib.suppress(FileNotFoundError):  # this move was not made
+                with contextlib.suppress(FileNotFoundError):  # this move did not happen
                     target.rename(source)
             raise
 
 
-# -- files on both sides -------------------------------------------------------------------------------------------
+# -- files, on client and worker -----------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file, or an empty folder (then ``md5`` is empty), at a path relative to the working folder."""
+    """A file or an empty folder (with an empty ``md5``); ``path`` is relative to the working folder."""
 
     path: str
     md5: str
@@ -186,107 +185,107 @@ class Entry:
     mode: int
 
 
-def inside(folder: Path, path: str | os.PathLike[str], links_to: Iterable[Path] = (), *, follow: bool = True) -> Path:
-    """Return the absolute path of ``path``, which must be relative to ``folder`` and stay in it.
+def validate(folder: Path, path: str | os.PathLike[str], links_to: Iterable[Path] = (), *, follow: bool = True) -> Path:
+    """Return ``folder / path``; raise EngineError unless ``path`` is relative and stays in ``folder``.
 
-    Symbolic links in the path may lead into ``folder`` or one of ``links_to`` (such as DVC's cache). Without ``follow``
-    the last part may itself be a link, which will be replaced. Raises EngineError.
+    Symbolic links may point into ``folder`` or one of ``links_to`` (such as DVC's cache). Without ``follow`` the last
+    part may be any link, which will be replaced.
     """
     parts = PurePosixPath(path).parts
     if not parts or Path(path).is_absolute() or ".." in parts or "\0" in str(path):
-        raise refused(folder, path)
+        raise transfer_error(folder, path)
     file = folder / path
-    place = file if follow else file.parent
+    target = file if follow else file.parent
     try:
-        place.stat()
+        target.stat()
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise refused(folder, path, "it is a link to itself") from None
-    real = place.resolve()
-    if not any(real.is_relative_to(place.resolve()) for place in (folder, *links_to)):
-        raise refused(folder, path, f"it leads to {real}")
+            raise transfer_error(folder, path, "it is a link to itself") from None
+    real = target.resolve()
+    if not any(real.is_relative_to(root.resolve()) for root in (folder, *links_to)):
+        raise transfer_error(folder, path, f"it points to {real}")
     return file
 
 
-def refused(folder: Path, path: object, why: str = "it leaves the folder") -> EngineError:
-    """Return the error for a path that may not be sent."""
+def transfer_error(folder: Path, path: object, reason: str = "it is outside of the folder") -> EngineError:
+    """Return the error for a path that must not be transferred."""
     return EngineError(
-        "A path cannot be sent between this machine and the worker.",
-        value=f"{path} ({why})",
-        expected=f"a relative path, without `..` and without links that lead out of {folder}",
-        next_step="bring the file into the folder, or run on workers that share the disk",
+        "A path cannot be transferred between this machine and the worker.",
+        value=f"{path} ({reason})",
+        expected=f"a relative path, without `..` or links that point out of {folder}",
+        next_step="copy the file into the folder, or use workers that share the disk",
     )
 
 
-def entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path] = ()) -> list[Entry]:
-    """Return the files and empty folders at and below ``paths``; raise EngineError as `members` does."""
-    result = []
-    for file in (file for path in outermost(paths) for file in members(folder, str(path), links_to)):
+def list_entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path] = ()) -> list[Entry]:
+    """Return the files and empty folders at and below ``paths``; raise EngineError as `walk_files` does."""
+    entries = []
+    for file in (file for path in outermost_paths(paths) for file in walk_files(folder, str(path), links_to)):
         status, name = file.stat(), file.relative_to(folder).as_posix()
         is_folder, mode = stat.S_ISDIR(status.st_mode), status.st_mode & PERMISSIONS
-        result.append(Entry(name, "" if is_folder else digest(file), 0 if is_folder else status.st_size, mode))
-    return result
+        entries.append(Entry(name, "" if is_folder else md5_of(file), 0 if is_folder else status.st_size, mode))
+    return entries
 
 
-def outermost(paths: Iterable[str]) -> list[PurePosixPath]:
-    """Return the ``paths`` that are not inside of another.
+def outermost_paths(paths: Iterable[str]) -> list[PurePosixPath]:
+    """Return the ``paths`` that are not inside another one.
 
-    >>> [str(path) for path in outermost(["data/raw", "data", "notes.txt"])]
+    >>> [str(path) for path in outermost_paths(["data/raw", "data", "notes.txt"])]
     ['data', 'notes.txt']
     """
-    pure = dict.fromkeys(map(PurePosixPath, paths))
-    return [path for path in pure if not any(parent in pure for parent in path.parents)]
+    unique = dict.fromkeys(map(PurePosixPath, paths))
+    return [path for path in unique if not any(parent in unique for parent in path.parents)]
 
 
-def members(folder: Path, path: str, links_to: Iterable[Path] = (), above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the files and empty folders at and below ``path``; links are followed.
+def walk_files(folder: Path, path: str, links_to: Iterable[Path] = (), above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files and empty folders at and below ``path``, following links.
 
-    Raises EngineError for a path that leaves ``folder``, for a broken link, for a link to one of the folders ``above``,
-    and for a device, a socket or the like.
+    Raises EngineError for a path outside of ``folder``, a broken link, a link to one of its parents ``above``, and a
+    special file such as a device or a socket.
     """
-    file = inside(folder, path, links_to)
+    file = validate(folder, path, links_to)
     if file.is_file():
         yield file
     elif file.is_dir():
         real = file.resolve()
         if real in above:
-            raise refused(folder, path, "it is a link to a folder that contains it")
-        if not (names := sorted(os.listdir(file))):  # noqa: PTH208 - the names alone
+            raise transfer_error(folder, path, "it is a link to a folder that contains it")
+        if not (names := sorted(os.listdir(file))):  # noqa: PTH208 - names only
             yield file
         for name in names:
-            yield from members(folder, f"{path}/{name}", links_to, (*above, real))
+            yield from walk_files(folder, f"{path}/{name}", links_to, (*above, real))
     else:
-        why = "it is neither a file nor a folder" if file.exists() else "it does not exist"
-        raise refused(folder, path, why)
+        reason = "it is neither a file nor a folder" if file.exists() else "it does not exist"
+        raise transfer_error(folder, path, reason)
 
 
-def digest(file: Path) -> str:
+def md5_of(file: Path) -> str:
     """Return a file's MD5."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    """Write a file or a folder from a tar file to ``target``; raise EngineError for other kinds."""
+def extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """Extract a file or a folder to ``target``; raise EngineError for other kinds of members."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if member.isdir():
         target.mkdir()
     elif content := tar.extractfile(member) if member.isfile() else None:
         with content, target.open("xb") as file:
-            shutil.copyfileobj(content, file, PIECE_BYTES)
+            shutil.copyfileobj(content, file, CHUNK_BYTES)
     else:
-        raise refused(target.parent, member.name, "it is neither a file nor a folder")
+        raise transfer_error(target.parent, member.name, "it is neither a file nor a folder")
     target.chmod(member.mode & PERMISSIONS)
 
 
 # -- the worker's store --------------------------------------------------------------------------------------------
 async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
-    """Call a method of the worker's `Store` for the client; return its result, or its EngineError.
+    """Call a method of the worker's `Store`; return its result or its EngineError.
 
-    The method runs in a thread, so that the worker's event loop stays free. Dask would log a raised error with all its
-    arguments, which are the user's files; so the error is returned.
+    Use a thread, so that the worker's event loop stays responsive. Return errors: Dask would log a raised one with its
+    arguments, which are contents of the user's files.
     """
-    # In the worker's own folder, which Dask removes with the worker, also after a kill.
+    # Dask removes the worker's local directory with the worker, even if it was killed.
     store = Store(Path(dask_worker.local_directory) / "papermill-dask")
     try:
         return await asyncio.to_thread(getattr(store, operation), *arguments)
@@ -294,95 +293,92 @@ async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
         return error
     except OSError as error:
         return EngineError(
-            "The worker could not handle the notebook's files.",
+            "The worker cannot store the notebook's files.",
             value=f"{socket.gethostname()}: {error}",
-            expected=f"a folder {store.root} that the worker can write to, with room for them",
-            next_step=f"{'make room, or ' if error.errno in FULL_DISK else ''}set the worker's `--local-directory`",
+            expected=f"a writable folder {store.root}, with enough disk space",
+            next_step=f"{'free space, or ' if error.errno in DISK_FULL else ''}set the worker's `--local-directory`",
         )
 
 
 class Store:
-    """The folder ``root``: `files` holds contents by their MD5, `scratch` the notebooks' folders.
+    """The worker's files in ``root``: a cache of contents by MD5 (`files`), and scratch folders (`scratch`).
 
-    `open` makes a notebook's folder, `receive` and `fill` fill it, `pack` and `read` return its outs, then `remove` it.
+    Sequence of calls for a notebook: `open`, `receive`, `fill`, then `pack` and `read` for its outs, then `remove`.
     """
 
-    _lock = threading.Lock()  # one notebook of this process at a time changes the store
+    _lock = threading.Lock()  # serializes changes of the cache
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._kept, self._scratch = root / "files", root / "scratch"
-        for folder in (self._kept, self._scratch):
+        self._cache, self._scratch = root / "files", root / "scratch"
+        for folder in (self._cache, self._scratch):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def open(self, inputs: list[Entry]) -> tuple[str, list[str]]:
-        """Make a scratch folder; return it and the hashes of those ``inputs`` whose contents are not stored here.
+        """Create a scratch folder; return its path and the hashes of ``inputs`` that are not in the cache.
 
-        If the disk may be too full, remove all other contents.
+        If disk space may be insufficient, remove all other contents from the cache.
         """
         with self._lock:
-            stock, hashes = {file.name for file in self._kept.iterdir()}, {entry.md5 for entry in inputs if entry.md5}
+            cached, hashes = {file.name for file in self._cache.iterdir()}, {entry.md5 for entry in inputs if entry.md5}
             if shutil.disk_usage(self.root).free < 2 * sum(entry.size for entry in inputs):
-                for md5 in stock - hashes:
-                    (self._kept / md5).unlink()
+                for md5 in cached - hashes:
+                    (self._cache / md5).unlink()
             files = self._scratch / secrets.token_hex(8) / "files"
             files.mkdir(parents=True, mode=0o700)
-        return str(files), list(hashes - stock)
+        return str(files), list(hashes - cached)
 
-    def receive(self, scratch: str, piece: bytes) -> None:
-        """Append the next piece of a tar file with missing contents, each named by its MD5."""
+    def receive(self, scratch: str, chunk: bytes) -> None:
+        """Append a chunk to the tar file of missing contents, whose members are named by their MD5."""
         with (Path(scratch).parent / "incoming").open("ab") as incoming:
-            incoming.write(piece)
+            incoming.write(chunk)
 
     def fill(self, scratch: str, inputs: list[Entry]) -> None:
-        """Store the received contents, and copy all ``inputs`` into place: a notebook may change its inputs.
+        """Cache the received contents, then copy all ``inputs`` to the scratch folder: a notebook may change them.
 
-        Raises EngineError for a content with another hash than its name.
+        Raises EngineError if a content does not match its hash.
         """
         files, incoming = Path(scratch), Path(scratch).parent / "incoming"
         with self._lock:
             if incoming.exists():
                 with tarfile.open(incoming, "r:") as tar:
                     for member in tar:
-                        unpack(tar, member, content := files.parent / member.name)
-                        if digest(content) != member.name:
+                        extract_member(tar, member, content := files.parent / member.name)
+                        if md5_of(content) != member.name:
                             raise EngineError(
                                 "A file changed while it was sent to the worker.",
                                 value=f"its MD5 is no longer {member.name}",
-                                next_step="run again when nothing writes to the notebook's dependencies",
+                                next_step="run the notebook again when no program writes to its dependencies",
                             )
-                        content.replace(self._kept / member.name)
+                        content.replace(self._cache / member.name)
                 incoming.unlink()
             for entry in inputs:
-                target = inside(files, entry.path)
+                target = validate(files, entry.path)
                 if entry.md5:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(self._kept / entry.md5, target)
+                    shutil.copyfile(self._cache / entry.md5, target)
                 else:
                     target.mkdir(parents=True, exist_ok=True)
-                # The notebook may write here, even if the client may not write the original.
+                # Writable for the notebook, even if the client's original is read-only.
                 target.chmod(entry.mode | 0o600)
 
     def pack(self, scratch: str, outs: list[str], partial: bool = False) -> None:
-        """Write the files at ``outs`` to a tar file, for `read`.
-
-        Raises EngineError, naming missing outs, unless ``partial``.
-        """
+        """Write the ``outs`` to a tar file for `read`; raise EngineError if some are missing, unless ``partial``."""
         files = Path(scratch)
-        gaps = [path for path in outs if not inside(files, path).exists()]
-        if gaps and not partial:
+        missing = [path for path in outs if not validate(files, path).exists()]
+        if missing and not partial:
             raise EngineError(
                 "The notebook succeeded, but did not write all its outs.",
-                value=f"missing: {', '.join(gaps)}",
+                value=f"missing: {', '.join(missing)}",
                 expected=", ".join(outs),
-                next_step="write them in the notebook, or take them out of the `outs`",
+                next_step="write them in the notebook, or remove them from its `outs`",
             )
         with tarfile.open(files.parent / "outgoing", "w", dereference=True) as tar:
-            for file in (file for path in outs if path not in gaps for file in members(files, path)):
+            for file in (file for path in outs if path not in missing for file in walk_files(files, path)):
                 tar.add(file, file.relative_to(files).as_posix(), recursive=False)
 
     def read(self, scratch: str, offset: int, length: int) -> bytes:
-        """Return a piece of the tar file that `pack` made."""
+        """Return a chunk of the tar file written by `pack`."""
         with (Path(scratch).parent / "outgoing").open("rb") as outgoing:
             outgoing.seek(offset)
             return outgoing.read(length)

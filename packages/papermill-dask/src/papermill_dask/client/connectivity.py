@@ -1,4 +1,4 @@
-"""Why a worker cannot be reached, if it cannot."""
+"""Diagnose lost connections."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
-    """Return why a worker cannot be reached; None if it can, even if the worker or the scheduler is busy."""
+def connection_problem(client: Client, worker: str, seconds: float) -> str | None:
+    """Return why a worker is unreachable; None if it is reachable, even if it or the scheduler is busy."""
 
     async def probe(dask_scheduler: Any) -> str | None:
-        # Dask sends this function by value: the scheduler need not have this package.
+        # Pickled by value: this package need not be installed on the scheduler.
         import asyncio
         import socket
 
@@ -25,15 +25,15 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
         try:
             (await asyncio.to_thread(socket.create_connection, get_address_host_port(worker), seconds)).close()
         except OSError:
-            return "The network to the Dask worker is cut."
-        except ValueError:  # no address of a host: a worker in the scheduler's own process
+            return "The network connection to the Dask worker failed."
+        except ValueError:  # a worker in the scheduler's process has no network address
             pass
         return None
 
     if client.status != "running":
         return "The Dask scheduler was lost."
     try:
-        return compat.ask_scheduler(client, probe, seconds + 1)
+        return compat.run_on_scheduler(client, probe, seconds + 1)
     except (OSError, TimeoutError):
-        is_there = compat.listens(compat.scheduler_of(client).address, seconds)
-        return None if is_there else "The network to the Dask scheduler is cut."
+        is_up = compat.is_listening(compat.scheduler_of(client).address, seconds)
+        return None if is_up else "The network connection to the Dask scheduler failed."
