@@ -1,1 +1,1 @@
-"""Where the cells run: a task of Dask, and the kernels that it starts."""
+"""The worker: the Dask task that runs a notebook, and its kernels."""

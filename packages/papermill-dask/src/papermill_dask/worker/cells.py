@@ -1,4 +1,4 @@
-"""Runs a notebook's cells on the worker with papermill's own client, and reports each message to the client."""
+"""Run a notebook's cells on the worker with papermill's notebook client, and forward its messages."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from papermill_dask.worker.kernels.manager import KernelManager
 from papermill_dask.worker.kernels.warm import reason_for_cold_start
 
 INTERRUPT_SECONDS = 0.5
-# From the end of a cell to its last output. nbclient waits 4 s, because messages may be lost. A Unix socket loses none,
-# and ten thousand messages need longer.
+# Timeout for a cell's last output. nbclient's default is 4 s, because messages may be lost. Unix sockets lose none, and
+# ten thousand messages take longer.
 OUTPUT_SECONDS = 120
 OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error", "clear_output"}
 
 
 class CellEvents:
-    """Replaces papermill's NotebookExecutionManager on the worker: reports to the client instead of saving."""
+    """Replaces papermill's NotebookExecutionManager: sends events to the client instead of saving."""
 
     def __init__(self, notebook: NotebookNode, run: Run) -> None:
         self.nb, self._run = notebook, run
         self.failed: set[int] = set()
 
     def cell_start(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:  # noqa: ARG002 - as in papermill
-        """Report that a cell starts."""
+        """Report the start of a cell."""
         self._run.cell = cell_index + 1
         self._run.report("start", index=cell_index)
 
     def cell_exception(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:  # noqa: ARG002 - as in papermill
-        """Remember that a cell failed; the report of its end says so."""
+        """Record a failed cell, to be reported at its end."""
         self.failed.add(cell_index)
 
     def cell_complete(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:
-        """Report that a cell ended, with its metadata, its number and whether it failed."""
-        # papermill calls this in a `finally`: an exception (dead kernel, time-out) also means that the cell failed.
+        """Report the end of a cell: metadata, execution count and success."""
+        # papermill calls this in a `finally` block: with an exception (dead kernel, timeout) the cell failed.
         if sys.exc_info()[0] is not None:
             self.failed.add(cell_index)
-        # With this option nbclient changes outputs after the kernel's last message.
+        # With `coalesce_streams` nbclient changes outputs after the last message.
         outputs = cell.get("outputs") if self._run.task.options.get("coalesce_streams") else None
         self._run.report(
             "end",
@@ -60,23 +60,23 @@ class CellEvents:
         )
 
     def autosave_cell(self) -> None:
-        """Do nothing: the client saves."""
+        """Do nothing; the client saves the notebook."""
 
 
 class KernelClient(PapermillNotebookClient):
-    """papermill's notebook client; its kernel never outlives the notebook, and its messages reach the Dask client.
+    """papermill's notebook client, with a supervised kernel whose messages are forwarded to the Dask client.
 
-    ``before_end`` is called before the kernel ends.
+    ``before_shutdown`` is called before the kernel shuts down.
     """
 
-    def __init__(self, manager: CellEvents, run: Run, *, before_end: Callable[[], None], **options: Any) -> None:
+    def __init__(self, manager: CellEvents, run: Run, *, before_shutdown: Callable[[], None], **options: Any) -> None:
         options = {"iopub_timeout": OUTPUT_SECONDS} | options
         super().__init__(manager, kernel_manager_class=KernelManager, log=run.logger(), **options)
-        self._run, self._before_end = run, before_end
+        self._run, self._before_end = run, before_shutdown
         self._exit_code: int | None = None
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
-        """Report a message to the client, unless a widget takes it; then process it as papermill does."""
+        """Forward a message to the client, unless a widget captures it; then process it as papermill does."""
         kind, parent = msg["msg_type"], msg["parent_header"].get("msg_id")
         is_captured = kind in OUTPUT_MESSAGES and compat.is_captured(self, parent)
         if not is_captured and not kind.startswith("comm"):
@@ -85,7 +85,7 @@ class KernelClient(PapermillNotebookClient):
         return super().process_message(msg, cell, cell_index)
 
     def create_kernel_manager(self) -> KernelManager:
-        """Create the manager of a kernel, which starts cold where a forked one might give another result."""
+        """Create the kernel manager; start the kernel cold if a forked one might give different results."""
         cells = [cell.source for cell in self.nb.cells if cell.cell_type == "code"]
         manager: KernelManager = super().create_kernel_manager()
         manager.reason_for_cold_start = reason_for_cold_start(cells, Path(self._run.task.folder))
@@ -93,12 +93,12 @@ class KernelClient(PapermillNotebookClient):
 
     @contextlib.contextmanager
     def setup_kernel(self, **options: Any) -> Iterator[None]:
-        """Start the kernel, and end it after the block; note its exit code if it ended by itself."""
+        """Start the kernel and shut it down after the block; record its exit code if it died."""
         with super().setup_kernel(**options):
             try:
                 yield
             except CellTimeoutError:
-                # As with papermill's own engine, an interrupt shows where the cell was, and ends its `with` blocks.
+                # As papermill's own engine: the traceback shows the current line, and `with` blocks exit.
                 run_sync(self.km.interrupt_kernel)()
                 time.sleep(INTERRUPT_SECONDS)
                 raise
@@ -107,8 +107,8 @@ class KernelClient(PapermillNotebookClient):
                 self._exit_code = kernel.poll() if kernel else None
                 self._before_end()
 
-    def explain(self, problem: Exception, cell: int | None) -> Exception:
-        """Return the error to show; for a kernel that died, add its exit code or signal, and the cell (from 1)."""
+    def describe_error(self, problem: Exception, cell: int | None) -> Exception:
+        """Return the error to report; for a dead kernel, add its exit code or signal and the cell's number (from 1)."""
         if not isinstance(problem, DeadKernelError) or self._exit_code is None:
             return problem
         code = self._exit_code

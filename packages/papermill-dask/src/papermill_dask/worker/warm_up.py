@@ -1,4 +1,4 @@
-"""What a worker does before its first notebook."""
+"""Prepare a worker for its first notebook."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from distributed import Worker
 
 from papermill_dask import config
 
-NANNY_SEED = "6640"  # for the hashes of texts, which Dask's tasks share
+NANNY_HASH_SEED = "6640"  # PYTHONHASHSEED set by Dask's nanny
 _warm_up_lock = threading.Lock()
 
 
 def warm_up(worker: Worker) -> None:
-    """Import the modules that the first notebook needs, in the background; repeated calls do nothing."""
+    """Import the modules for notebooks in the background; do nothing if called again."""
     if _warm_up_lock.acquire(blocking=False):
         threading.Thread(target=_import_modules, args=(worker,), name="ready-for-notebooks", daemon=True).start()
 
 
-def environment_of(worker: Worker) -> dict[str, str]:
-    """Return the variables of a worker's kernels: a notebook's `Client()` reads the cluster's address and key.
+def kernel_environment(worker: Worker) -> dict[str, str]:
+    """Return the environment of a worker's kernels, including the cluster's address and TLS key for `Client()`.
 
-    What Dask's nanny sets for workers is not for notebooks: a kernel has as many threads as the worker has for each of
-    its notebooks. A value that a person gave to the worker stays.
+    Drop the values that Dask's nanny sets for workers, and divide the worker's threads among its notebooks. Keep values
+    set by the user.
     """
     variables, names = os.environ | {"DASK_SCHEDULER_ADDRESS": worker.scheduler.address}, {}
     threads = worker.state.nthreads
     parallel = int(worker.state.total_resources.get(config.NOTEBOOK, threads) or threads)
-    preset = dask.config.get("distributed.nanny.pre-spawn-environ") | {"PYTHONHASHSEED": NANNY_SEED}
-    for name, value in preset.items():
-        if is_nannys := worker.nanny and variables.get(name) == str(value):
+    nanny_variables = dask.config.get("distributed.nanny.pre-spawn-environ") | {"PYTHONHASHSEED": NANNY_HASH_SEED}
+    for name, value in nanny_variables.items():
+        if is_from_nanny := worker.nanny and variables.get(name) == str(value):
             del variables[name]
-        if name.endswith("_NUM_THREADS") and (is_nannys or parallel > 1):
+        if name.endswith("_NUM_THREADS") and (is_from_nanny or parallel > 1):
             variables.setdefault(name, str(max(1, threads // parallel)))
     tls = worker.security.get_tls_config_for_role("worker")
     if tls["cert"] and not dask.config.get("distributed.comm.tls.client.cert"):
@@ -47,5 +47,5 @@ def _import_modules(worker: Worker) -> None:
     from papermill_dask.worker.kernels.warm import WARM
 
     modules, idle = (dask.config.get(f"{config.SECTION}.{option}") for option in ("kernel-imports", "kernel-idle"))
-    WARM.start(modules, environment_of(worker), parse_timedelta(idle) if idle else None)
-    from papermill_dask.worker import cells  # noqa: F401 - papermill's client, which each notebook needs
+    WARM.start(modules, kernel_environment(worker), parse_timedelta(idle) if idle else None)
+    from papermill_dask.worker import cells  # noqa: F401 - papermill's client, needed by each notebook

@@ -1,1 +1,1 @@
-"""Kernels on a worker: each has a supervisor, and is forked from a process that has imported modules."""
+"""A worker's kernels: each has a supervisor, and is forked from a process with preloaded modules."""

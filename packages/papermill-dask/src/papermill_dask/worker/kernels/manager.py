@@ -1,4 +1,4 @@
-"""The kernels of a worker, for nbclient: each has a supervisor that ends it, and is forked if that is safe."""
+"""Kernel manager for nbclient: each kernel has a supervisor, and is forked if that is safe."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
 from papermill_dask.worker.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale
-from papermill_dask.worker.kernels.warm import START, WARM, cold_command, python_of
+from papermill_dask.worker.kernels.warm import START, WARM, cold_command, forkable_python
 
 logger = logging.getLogger(__name__)
 
-END_SECONDS = 10.0
-FORK_SECONDS = 15.0  # how long a notebook waits for imports, before its kernel starts cold
+CLEANUP_SECONDS = 10.0
+FORK_SECONDS = 15.0  # to wait for imports before a kernel starts cold
 ROUND_SECONDS = 0.1
-RECONNECT_MILLISECONDS = 10  # with libzmq's default, 100, a kernel that is ready would wait
+RECONNECT_MILLISECONDS = 10  # libzmq's default of 100 would delay a ready kernel
 READY_SECONDS = 0.2
-MAX_FOLDER_BYTES = 60  # a Unix socket's path has room for 104 to 108
-GRACE_SECONDS = 0.5  # for an idle kernel to end by itself
+MAX_FOLDER_BYTES = 60  # a Unix socket's path is limited to 104 to 108 bytes
+GRACE_SECONDS = 0.5  # for an idle kernel to shut down
 
 
 class Kernel:
-    """A worker's connection to a kernel, similar to `subprocess.Popen`; any thread may call its methods.
+    """A handle of a kernel, similar to `subprocess.Popen` and thread-safe.
 
-    ``started`` has the process id, or the error that kept the kernel from starting; ``ended`` has the exit code;
-    ``gone`` is done when no descendant is left.
+    Futures: ``started`` is the process id or the error at the start, ``ended`` is the exit code, and
+    ``descendants_ended`` is done when no descendant is alive.
     """
 
     stdin = stdout = stderr = None
@@ -58,18 +58,18 @@ class Kernel:
     ) -> None:
         self.started: Future[int] = Future()
         self.ended: Future[int] = Future()
-        self.gone: Future[None] = Future()
+        self.descendants_ended: Future[None] = Future()
         self._connection, self._supervisor = connection, supervisor
         self._sending = threading.Lock()
         threading.Thread(target=self._listen, name="kernel", daemon=True).start()
         self._send(request)
 
     def poll(self) -> int | None:
-        """Return the exit code, negative for a signal, once the kernel has ended; None before."""
+        """Return the exit code (negative for a signal), or None if the kernel is running."""
         return self.ended.result() if self.ended.done() else None
 
     def wait(self) -> int:
-        """Wait for the kernel's end and return its exit code."""
+        """Wait for the kernel to end and return its exit code."""
         return self.ended.result()
 
     def send_signal(self, number: int) -> None:
@@ -81,7 +81,7 @@ class Kernel:
         self._send(signal.SIGKILL)
 
     def _send(self, message: int | Request) -> None:
-        with self._sending, contextlib.suppress(OSError):  # the supervisor is gone
+        with self._sending, contextlib.suppress(OSError):  # the supervisor has ended
             self._connection.send(message)
 
     def _listen(self) -> None:
@@ -95,61 +95,61 @@ class Kernel:
             self.ended.set_result(self._connection.recv())
             self._connection.recv()
         if not self.started.done():
-            self.started.set_exception(WarmProcessStale("the process that starts it has ended"))
-        if not self.ended.done():  # the supervisor was killed, and the kernel with it
+            self.started.set_exception(WarmProcessStale("the process that imported them has ended"))
+        if not self.ended.done():  # the supervisor was killed, and so was the kernel
             self.ended.set_result(-signal.SIGKILL)
         if self._supervisor is not None:
             self._supervisor.wait()
         with self._sending:
             self._connection.close()
-        self.gone.set_result(None)
+        self.descendants_ended.set_result(None)
 
 
-async def _until(event: Future[Any], seconds: float | None = None) -> None:
+async def _wait_for(event: Future[Any], seconds: float | None = None) -> None:
     await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(event)), seconds)
 
 
 class SupervisedProvisioner(LocalProvisioner):
-    """Starts a kernel with a supervisor; otherwise as jupyter_client's own provisioner."""
+    """LocalProvisioner of jupyter_client that starts kernels with a supervisor."""
 
     parent: KernelManager
     kernel: Kernel | None = None
-    _was_asked = False
+    _has_waited = False
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Fork the kernel from a warm process, or start it cold; raise OSError if it cannot be started."""
+        """Fork the kernel from a warm process, or start it cold; raise OSError if starting fails."""
         request = {
             "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - as jupyter_client does
             "env": dict(kwargs["env"]),
             "cwd": str(Path(kwargs.get("cwd") or Path.cwd()).resolve()),
             "folder": self.parent.private_folder,
         }
-        self.process = self.kernel = await self._fork(request) or await self._start_cold(request)  # type: ignore[assignment] # much like a Popen
+        self.process = self.kernel = await self._fork(request) or await self._start_cold(request)  # type: ignore[assignment] # duck-typed Popen
         self.pid = self.kernel.started.result()
-        if self.parent.is_unwanted:
+        if self.parent.is_cancelled:
             self.kernel.kill()
         return self.connection_info
 
     async def _fork(self, request: Request) -> Kernel | None:
-        """Return a forked kernel that has started; None if the kernel must start cold."""
+        """Fork a kernel and wait for its start; return None if the kernel must start cold."""
         if self.parent.reason_for_cold_start:
             logger.warning("A kernel starts cold: %s.", self.parent.reason_for_cold_start)
             return None
-        origin = python_of(request["argv"]), request["env"]
-        warm = WARM.find(*origin)
+        requirements = forkable_python(request["argv"]), request["env"]
+        warm = WARM.find(*requirements)
         if not warm or warm.reason:
             return None
         kernel, deadline = Kernel(warm.connect(), request), time.monotonic() + FORK_SECONDS
         try:
-            while not self.parent.is_unwanted and time.monotonic() < deadline:
+            while not self.parent.is_cancelled and time.monotonic() < deadline:
                 with contextlib.suppress(TimeoutError):
-                    await _until(kernel.started, ROUND_SECONDS)
+                    await _wait_for(kernel.started, ROUND_SECONDS)
                     return kernel
             logger.info("A kernel starts cold: the modules are not imported yet.")
         except WarmProcessStale as reason:
-            logger.info("The modules are imported again: %s.", reason)
+            logger.info("Importing the modules again: %s.", reason)
             WARM.remove(warm)
-            WARM.find(*origin)
+            WARM.find(*requirements)
         except ForkUnsafe as reason:
             logger.warning("Kernels start cold: %s.", reason)
             warm.close(str(reason))
@@ -167,51 +167,51 @@ class SupervisedProvisioner(LocalProvisioner):
             )
         kernel = Kernel(Connection(near.detach()), request | {"argv": cold_command(request["argv"])}, supervisor)
         try:
-            await _until(kernel.started)
+            await _wait_for(kernel.started)
         except BaseException:
             kernel.kill()
             raise
         return kernel
 
     async def send_signal(self, signum: int) -> None:
-        """Send a signal; ignore the interrupt that jupyter_client sends before it asks a kernel to end.
+        """Send a signal, except for the interrupt that jupyter_client sends before a shutdown request.
 
-        An interrupt between two messages ends ipykernel's loop but not its threads, and ipykernel hangs for 2.5 s until
-        it is killed. So `poll` interrupts only a kernel that does not end when it is asked to.
+        An interrupt between two messages stops ipykernel's event loop but not its threads, so it hangs for 2.5 s until
+        it is killed. Instead, `poll` interrupts a kernel that ignores the shutdown request.
         """
         if signum != signal.SIGINT or not self.parent.shutting_down:
             await super().send_signal(signum)
 
     async def poll(self) -> int | None:
-        """Return the exit code once the kernel has ended; wait a moment if it was asked to end."""
-        if self.parent.shutting_down and not self._was_asked and self.kernel is not None:
-            self._was_asked = True
+        """Return the exit code, or None; after a shutdown request, first wait briefly, then interrupt the kernel."""
+        if self.parent.shutting_down and not self._has_waited and self.kernel is not None:
+            self._has_waited = True
             try:
-                await _until(self.kernel.ended, GRACE_SECONDS)
+                await _wait_for(self.kernel.ended, GRACE_SECONDS)
             except TimeoutError:
                 await super().send_signal(signal.SIGINT)
         return await super().poll()
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Wait until no descendant of the kernel is left, and remove the folder of its sockets."""
+        """Wait until all descendants of the kernel have ended, and remove the folder of its sockets."""
         if self.kernel is not None and self.kernel.poll() is not None:
             with contextlib.suppress(TimeoutError):
-                await _until(self.kernel.gone, END_SECONDS)
+                await _wait_for(self.kernel.descendants_ended, CLEANUP_SECONDS)
         if not restart:
             self.parent.remove_folder()
 
 
 @functools.cache
 def _context() -> zmq.asyncio.Context:
-    """Return a context whose sockets soon try again to connect to a kernel, and drop no messages."""
+    """Return a ZeroMQ context with fast reconnects and without message limits."""
     context = zmq.asyncio.Context()
     context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
     context.setsockopt(zmq.RCVHWM, 0)
     return context
 
 
-class PromptKernelClient(AsyncKernelClient):
-    """A client that knows immediately when its kernel is ready."""
+class FastKernelClient(AsyncKernelClient):
+    """A kernel client that detects a ready kernel without delay."""
 
     parent: KernelManager
 
@@ -220,9 +220,9 @@ class PromptKernelClient(AsyncKernelClient):
         return _context()
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
-        """Wait until the kernel answers and its outputs arrive; raise RuntimeError when it dies or takes too long (s).
+        """Wait until the kernel answers on both channels; raise RuntimeError if it dies or on ``timeout`` (s).
 
-        jupyter_client waits for 0.2 s without messages; the kernel's message `idle` means the same, and comes at once.
+        jupyter_client waits for 0.2 s without messages; the `idle` message means the same and arrives immediately.
         """
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         while True:
@@ -246,21 +246,21 @@ def _is_idle(message: dict[str, Any], request: str) -> bool:
 
 
 class KernelManager(AsyncKernelManager):
-    """A kernel manager for nbclient whose kernels have supervisors and use Unix sockets in a private folder."""
+    """Kernel manager whose kernels have supervisors and use Unix sockets in a private folder."""
 
-    client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=PromptKernelClient)
-    # With jupyter_client's 5 s, handlers of `atexit` may not end on a busy machine.
+    client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=FastKernelClient)
+    # On a busy machine `atexit` handlers may need more than jupyter_client's 5 s.
     shutdown_wait_time = Float(8.0, config=True)
     private_folder = Unicode()
-    is_unwanted = False
+    is_cancelled = False
     reason_for_cold_start: str | None = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # Its mode is 0700, and nobody can know its name before.
-        place = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108
-        self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir=place)
-        # Also without a shutdown of the kernel, and at the interpreter's end.
+        # `mkdtemp` uses mode 0700 and an unpredictable name.
+        parent = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108
+        self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir=parent)
+        # Also without a shutdown, and at interpreter exit.
         self.remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"
         self.connection_file = str(Path(self.private_folder) / "kernel.json")
@@ -271,17 +271,17 @@ class KernelManager(AsyncKernelManager):
 
     @property
     def kernel(self) -> Kernel | None:
-        """The kernel, also after its end; None before it was started."""
+        """The kernel, even after its end; None before its start."""
         return getattr(self.provisioner, "kernel", None)
 
     def kill(self) -> None:
-        """Kill the kernel and all its descendants, from any thread, even before it has started."""
-        self.is_unwanted = True
+        """Kill the kernel and all its descendants, even if it is still starting; thread-safe."""
+        self.is_cancelled = True
         if self.kernel is not None:
             self.kernel.kill()
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override] # as in AsyncKernelManager
-        """Start the kernel, with a supervisor unless its specification names another provisioner."""
+        """Start the kernel, with a supervisor unless its kernelspec names another provisioner."""
         spec = self.kernel_spec
         if self.provisioner is None and spec and "kernel_provisioner" not in spec.metadata:
             self.kernel_id = self.kernel_id or str(uuid.uuid4())

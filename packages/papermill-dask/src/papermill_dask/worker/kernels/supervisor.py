@@ -1,8 +1,8 @@
-"""The supervisor of one kernel: its parent, which ends all the kernel's processes once it, or the worker, is gone.
+"""The supervisor: parent of one kernel, which kills all its processes when the kernel or the worker ends.
 
-It receives, over a connection to the worker, a request (``argv``, ``env``, ``cwd``, ``folder``), then the
-numbers of signals. It sends the kernel's process id, or the error that kept the kernel from starting; then the exit
-code, which is negative for a signal, as in `subprocess`. The connection closes when the kernel has no descendants.
+Over its connection to the worker it receives a request (``argv``, ``env``, ``cwd``, ``folder``), then signal numbers.
+It sends the kernel's process id or the start's error, then the exit code (negative for a signal, as in `subprocess`).
+The connection closes when all descendants of the kernel have ended.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import Any, NoReturn
 Request = dict[str, Any]
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-REAP_SECONDS = 5.0  # at most until an ended descendant leaves the process table
+REAP_SECONDS = 5.0  # interval for reaping ended descendants
 POLL_SECONDS = 0.05  # without `pidfd_open`
 ROUND_SECONDS = 0.005
-PATIENCE_SECONDS = 10.0  # with a descendant that cannot be killed: another user's, or one that waits for a broken disk
+KILL_SECONDS = 10.0  # then give up: another user's process, or one blocked by a broken disk
 
 
 class WarmProcessStale(Exception):
-    """A warm process has ended, or has imported files that have changed since."""
+    """A warm process has ended, or its imported files have changed."""
 
 
 class ForkUnsafe(Exception):
-    """The imports of a warm process forbid forking: they failed, or started threads."""
+    """Forking is unsafe, because an import in the warm process failed or started threads."""
 
 
 def main() -> NoReturn:
-    """Run the command of a request, which may be any language's kernel; the command line names the connection."""
+    """Supervise a kernel of any language, for the connection given by the command line."""
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     supervise(Connection(descriptor), _run_command)
@@ -46,19 +46,19 @@ def main() -> NoReturn:
 def supervise(
     connection: Connection, start: Callable[[Request], int], check: Callable[[], None] = lambda: None
 ) -> NoReturn:
-    """Wait for a request, start its kernel by ``start``, and stay until its descendants have ended.
+    """Wait for a request, start its kernel with ``start``, and exit when all its descendants have ended.
 
-    ``check`` may raise WarmProcessStale while the kernel starts.
+    ``check`` is called after the start, and may raise WarmProcessStale.
     """
-    with contextlib.suppress(PermissionError):  # the leader of a group cannot open a session
+    with contextlib.suppress(PermissionError):  # a process group leader cannot create a session
         os.setsid()
     _control_process(PR_SET_CHILD_SUBREAPER, 1)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the worker gets the signal, too, and this process ends with it
+    signal.signal(signal.SIGTERM, lambda *_: None)  # this process ends with the worker, which also gets the signal
     try:
         request = connection.recv()
     except (EOFError, OSError):
         os._exit(0)
-    if connection.poll():  # the kernel was killed, or the worker is gone, during the imports
+    if connection.poll():  # during the imports the kernel was killed, or the worker ended
         os._exit(0)
     request["env"]["JPY_PARENT_PID"] = str(os.getpid())
     try:
@@ -66,27 +66,27 @@ def supervise(
         kernel = start(request)
         check()
     except (OSError, WarmProcessStale, ForkUnsafe) as error:
-        _end_descendants()
+        _kill_descendants()
         _send(connection, error)
         os._exit(1)
     code = _watch(connection, kernel) if _send(connection, kernel) else None
     is_reported = code is not None and _send(connection, code)
-    _end_descendants()
+    _kill_descendants()
     if not is_reported and request["folder"]:
         shutil.rmtree(request["folder"], ignore_errors=True)
-    connection.close()  # now: freeing the memory of a forked process takes a while
+    connection.close()  # first: freeing a forked process's memory takes a while
     os._exit(0)
 
 
-def end_with(parent: int) -> None:
-    """Let Linux kill this process when the thread of its parent that started it ends."""
+def die_with_parent(parent: int) -> None:
+    """Let Linux kill this process when the parent's thread that started it ends."""
     _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(127)
 
 
-def end_alone() -> None:
-    """Undo `end_with`, and close the standard streams, for whose end a reader would wait."""
+def outlive_parent() -> None:
+    """Undo `die_with_parent`, and close the standard streams, or their readers would wait for this process."""
     _control_process(PR_SET_PDEATHSIG, 0)
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -106,14 +106,14 @@ def _run_command(request: Request) -> int:
         env=request["env"],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: end_with(supervisor),
+        preexec_fn=lambda: die_with_parent(supervisor),
     )
-    process.returncode = 0  # `_reap` waits for it
+    process.returncode = 0  # `_reap` waits for the process instead of Popen
     return process.pid
 
 
 def _send(connection: Connection, message: Any) -> bool:
-    """Send a message; return whether the worker can receive it."""
+    """Send a message to the worker; return whether that succeeded."""
     try:
         connection.send(message)
     except OSError:
@@ -122,7 +122,7 @@ def _send(connection: Connection, message: Any) -> bool:
 
 
 def _watch(connection: Connection, kernel: int) -> int | None:
-    """Pass signals on until the kernel has ended; return its exit code, or None if the worker is gone first."""
+    """Forward signals until the kernel ends; return its exit code, or None if the worker ends first."""
     descriptors = [os.pidfd_open(kernel)] if hasattr(os, "pidfd_open") else []
     seconds = REAP_SECONDS if descriptors else POLL_SECONDS
     while True:
@@ -137,14 +137,14 @@ def _watch(connection: Connection, kernel: int) -> int | None:
             with contextlib.suppress(PermissionError):
                 try:
                     os.killpg(kernel, number)
-                except ProcessLookupError:  # it leads no group yet
+                except ProcessLookupError:  # not yet a process group leader
                     os.kill(kernel, number)
 
 
 def _reap(kernel: int | None = None) -> int | None:
-    """Remove ended children from the process table; return the kernel's exit code if the kernel is one of them.
+    """Reap ended children; return the kernel's exit code if it is among them.
 
-    Raises ChildProcessError when there is no child at all.
+    Raises ChildProcessError if no children are left.
     """
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -154,9 +154,9 @@ def _reap(kernel: int | None = None) -> int | None:
             return None
 
 
-def _end_descendants() -> None:
-    """Kill all descendants: a process that loses its parent becomes a child of this one."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def _kill_descendants() -> None:
+    """Kill all descendants, including orphans, which become children of this process."""
+    deadline = time.monotonic() + KILL_SECONDS
     with contextlib.suppress(ChildProcessError):
         _reap()
         import psutil

@@ -1,4 +1,4 @@
-"""Warm processes: fork servers, which the workers of a machine share if their kernels would be the same."""
+"""Warm processes: fork servers, shared by workers on a machine if their kernels would be identical."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ LAUNCHER = "ipykernel_launcher"
 MAX_PROCESSES = 2
 CONNECT_TRIES = 5
 STALE_SECONDS = 1.0
-FORK, STALE = b".", b"!"  # a worker's requests to a fork server
-# `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
-# `exec` replaces the calls of `runpy` below a kernel that `-m` starts: a recursion ends at the same depth.
+FORK, STALE = b".", b"!"  # requests of a worker to the fork server
+# `-c` prepends the current folder to the path, where a notebook's modules would shadow installed ones.
+# `exec` adds the stack frames that `runpy` adds for `-m`, so that the recursion limit is reached at the same depth.
 START = (
     "import sys; sys.path[:] = filter(None, sys.path); exec('from papermill_dask.worker.kernels.{0} import {1}; {1}()')"
 )
 
-# Prefixes of the variables that modules, or their C libraries, read during the import. A kernel with another value of
-# one of these is forked from another process. Other variables are read when they are needed: each kernel has its own.
+# Prefixes of variables that modules or their C libraries read during import. Kernels with different values need
+# different fork servers. All other variables are read later, so each kernel can have its own.
 SIGNIFICANT_VARIABLES = (
-    *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LANG", "LC_", "TZ"),  # interpreter, loader, C library
-    *("HOME", "XDG_", "IPYTHON", "JUPYTER_", "TMP", "TEMP"),  # folders of configuration and temporary files
-    *("OMP_", "GOMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_"),  # sizes of native pools
+    *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LANG", "LC_", "TZ"),  # interpreter, dynamic loader, C library
+    *("HOME", "XDG_", "IPYTHON", "JUPYTER_", "TMP", "TEMP"),  # configuration and temporary folders
+    *("OMP_", "GOMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_"),  # native thread pools
     *("NPY_", "NUMPY_", "SCIPY_", "PANDAS_", "PANDERA_", "ARROW_", "SKLEARN_", "JOBLIB_", "LOKY_", "PVLIB_"),
     *("TF_", "KERAS_", "XLA_", "CUDA_", "NVIDIA_", "ONEDNN_", "DNNL_"),
     *("MPL", "MATPLOTLIBRC", "PLOTLY_", "PILLOW_"),
@@ -47,8 +47,8 @@ SIGNIFICANT_VARIABLES = (
     *("MLFLOW_CONFIGURE_LOGGING", "MLFLOW_LOGGING_", "MLFLOW_DISABLE_", "DO_NOT_TRACK"),
 )
 
-# Words of code that changes what an import finds, or what a module reads while it is imported.
-CHANGES = re.compile(
+# Code that changes which modules an import finds, or the settings that they read.
+IMPORT_CHANGES = re.compile(
     r"\b(?:environb?(?!\.(?:get|items|keys|values|copy)\()|putenv|unsetenv|setenv|\w*dotenv|set_start_method|addsitedir"
     r"|sys\.(?:path|modules|meta_path|path_hooks)|install_import_hook|monkey\w*|patch_\w+|pip|conda|mamba)\b"
     r"|^\s*%%?(?:env|set_env|run|load_ext)\b",
@@ -57,31 +57,31 @@ CHANGES = re.compile(
 MAGIC = re.compile(r"^([ \t]*)([%!].*)", re.MULTILINE)
 IMPORT = re.compile(r"^\s*(?:import|from) (.*)", re.MULTILINE)
 
-# Properties that a process inherits when it is forked: its user, permissions and limits.
+# Properties inherited by a forked process: user, permissions and limits.
 STATUS = re.compile(rb"^(?:Umask|Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp|Cpus_allowed|Mems_allowed):.*$", re.MULTILINE)
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
-def _key(python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Return a hash of all that a kernel inherits from its fork server; workers with equal hashes share it."""
+def _fork_server_key(python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Return a hash of everything a kernel inherits from its fork server; workers with equal hashes share one."""
     variables = sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES))
-    here = Path("/proc/self")
-    traits = [
-        *STATUS.findall((here / "status").read_bytes()),
-        *((here / name).read_bytes() for name in ("limits", "cgroup", "oom_score_adj")),
-        *((here / "ns" / name).readlink() for name in NAMESPACES),
+    proc = Path("/proc/self")
+    properties = [
+        *STATUS.findall((proc / "status").read_bytes()),
+        *((proc / name).read_bytes() for name in ("limits", "cgroup", "oom_score_adj")),
+        *((proc / "ns" / name).readlink() for name in NAMESPACES),
         os.nice(0),
     ]
-    return hashlib.sha256(repr((python, tuple(modules), variables, traits)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((python, tuple(modules), variables, properties)).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[tuple[Path, Path]]:
-    """Yield this user's folder for the sockets of fork servers, locked; raise OSError if others may write in it.
+    """Lock this user's folder for fork servers' sockets and yield its path; raise OSError if others have access.
 
-    The second path is another name of the folder, for this process, that is short enough for a socket.
+    Also yield an alias that is short enough for a socket's path, valid in this process only.
     """
-    import dask.config  # not at the top: this module is in the process from which kernels are forked
+    import dask.config  # not at the top: the fork server also imports this module
 
     folder = (
         Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir()) / f"papermill-dask-{os.getuid()}"
@@ -92,7 +92,7 @@ def _private_folder() -> Iterator[tuple[Path, Path]]:
     try:
         status = os.fstat(descriptor)
         if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-            raise PermissionError(f"{folder} is not yours alone; remove it, or set TMPDIR to a folder of your own")
+            raise PermissionError(f"other users can access {folder}; remove it, or set TMPDIR to a private folder")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder, Path(f"/proc/self/fd/{descriptor}")
     finally:
@@ -102,8 +102,8 @@ def _private_folder() -> Iterator[tuple[Path, Path]]:
 class WarmProcess:
     """A worker's connection to a fork server, which ends with its last worker.
 
-    Kernels with the same ``key`` are forked from it; ``reason`` says why none can be. Raises OSError if the process
-    cannot be started.
+    It forks kernels with the same ``key``, unless there is a ``reason`` not to. Raises OSError if the server cannot be
+    started.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class WarmProcess:
         self._command.append(json.dumps(list(modules)))
         self._environment = dict(environment)
         for _ in range(CONNECT_TRIES):
-            # A server that ends may remove the folder at any time.
+            # An ending server may remove the folder at any time.
             with contextlib.suppress(FileNotFoundError), _private_folder() as (folder, short):
                 self._control = self._join(str(short / key), str(folder / key))
                 return
-        raise OSError(f"no connection to a fork server after {CONNECT_TRIES} tries")
+        raise OSError(f"connecting to a fork server failed {CONNECT_TRIES} times")
 
     def _join(self, path: str, lasting_path: str) -> socket.socket:
-        """Return a connection to the server at a path; start the server if there is none."""
+        """Connect to the server at ``path``; start one if there is none."""
         control = socket.socket(socket.AF_UNIX)
         try:
             control.connect(path)
@@ -142,12 +142,12 @@ class WarmProcess:
         return control
 
     def _run_server(self, listener: socket.socket, path: str) -> None:
-        """Run the server to its end, in a thread of its own: while it imports, it ends with this thread."""
+        """Run the server until it ends, in a separate thread: during the imports, the server dies with this thread."""
         with listener:
             server = subprocess.Popen(
                 [*self._command, path, str(listener.fileno())],
                 env=self._environment,
-                cwd="/",  # which has no modules
+                cwd="/",  # no modules to import by mistake
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -155,20 +155,20 @@ class WarmProcess:
         server.wait()
 
     def connect(self) -> Connection:
-        """Return a connection to a supervisor, which answers after the imports; a closed one if the server is gone."""
+        """Return a connection to a new supervisor, which answers after the imports; closed if the server has ended."""
         near, far = socket.socketpair()
         with far, contextlib.suppress(OSError):
             socket.send_fds(self._control, [FORK], [far.fileno(), 1, 2])
         return Connection(near.detach())
 
     def close(self, reason: str | None = None) -> None:
-        """Disconnect from the process, which ends with its last worker; its kernels continue."""
+        """Disconnect from the server; running kernels continue."""
         self.reason = reason
         self._control.close()
 
     def retire(self) -> None:
-        """Hide the process from other workers, because its imports are out of date; and disconnect."""
-        with contextlib.suppress(OSError):  # it has ended
+        """Make an outdated server accept no more workers, and disconnect."""
+        with contextlib.suppress(OSError):  # already ended
             self._control.settimeout(STALE_SECONDS)
             self._control.send(STALE)
             self._control.recv(1)
@@ -176,7 +176,7 @@ class WarmProcess:
 
 
 class WarmProcesses:
-    """All warm processes of this worker, the last used one last; any thread may call its methods."""
+    """The warm processes of this worker, least recently used first; thread-safe."""
 
     def __init__(self) -> None:
         self.processes: list[WarmProcess] = []
@@ -186,22 +186,22 @@ class WarmProcesses:
         self._lock = threading.Lock()
 
     def start(self, modules: Sequence[str], environment: Mapping[str, str], idle_seconds: float | None = None) -> None:
-        """Import ``modules`` in the background for kernels with ``environment``; without modules all kernels are cold.
+        """Import ``modules`` in the background for kernels with ``environment``; without modules, start kernels cold.
 
-        The processes end when no kernel has started for ``idle_seconds``; the next kernel starts them again.
+        After ``idle_seconds`` without a new kernel, disconnect from all processes; the next kernel starts one again.
         """
         self._modules, self._idle_seconds = tuple(modules), idle_seconds
         self.find((sys.executable,), environment)
 
     def find(self, python: tuple[str, ...] | None, environment: Mapping[str, str]) -> WarmProcess | None:
-        """Return the process for kernels of this interpreter; if there is none, start or join one, and return None."""
+        """Return the process for kernels of this interpreter; if there is none, start or join one and return None."""
         if not self._modules or not python:
             return None
         if sys.platform != "linux":
-            logger.info("Kernels start cold: forking a process with libraries is not safe on %s.", sys.platform)
+            logger.info("Kernels start cold: forking a process with loaded libraries is unsafe on %s.", sys.platform)
             return None
         with self._lock:
-            key = _key(python, self._modules, environment)
+            key = _fork_server_key(python, self._modules, environment)
             match = next((process for process in self.processes if process.key == key), None)
             if match:
                 self.processes.remove(match)
@@ -223,70 +223,70 @@ class WarmProcesses:
             self.processes.pop(0).close()
 
     def end_all(self) -> None:
-        """End all warm processes; the next kernel starts one again."""
+        """Disconnect from all warm processes; the next kernel starts one again."""
         with self._lock:
             self._shrink(0)
 
     def remove(self, process: WarmProcess) -> None:
-        """Remove a process that has ended, or whose imports are out of date."""
+        """Retire a process that has ended or is outdated."""
         with self._lock:
             if process in self.processes:
                 self.processes.remove(process)
                 process.retire()
 
 
-def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the interpreter, with its `-X` options, of a kernel that can be forked; None for all others.
+def forkable_python(argv: Sequence[str]) -> tuple[str, ...] | None:
+    """Return a kernel's interpreter with its `-X` options if the kernel can be forked, else None.
 
-    >>> python_of(["R", "--slave", "-e", "IRkernel::main()"])
+    >>> forkable_python(["R", "--slave", "-e", "IRkernel::main()"])
     """
-    place = argv.index(LAUNCHER) if LAUNCHER in argv else 0
-    match argv[:place], argv[place + 1 :]:
+    index = argv.index(LAUNCHER) if LAUNCHER in argv else 0
+    match argv[:index], argv[index + 1 :]:
         case [program, *flags, "-m"], ["-f", _, *_]:
-            here, other = Path(sys.executable), Path(program)
-            # A virtual environment's `python` is a link.
-            is_this = other.parent == here.parent and other.exists() and other.samefile(here)
-            if is_this and all(flag.startswith("-X") and flag != "-X" for flag in flags):
+            ours, theirs = Path(sys.executable), Path(program)
+            # Compare folders, too: `python` in a virtual environment is a link.
+            is_same = theirs.parent == ours.parent and theirs.exists() and theirs.samefile(ours)
+            if is_same and all(flag.startswith("-X") and flag != "-X" for flag in flags):
                 return sys.executable, *flags
     return None
 
 
 def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
-    """Return why a notebook in ``folder`` may give another result when modules are imported before; None if it cannot.
+    """Return why preloaded modules could change the results of a notebook in ``folder``; None if they cannot.
 
-    Searches the cells, and the modules of the folder that they name; the code of installed packages is not searched.
+    Search the cells and the modules that they import from the folder, but not installed packages.
 
     >>> reason_for_cold_start(["import os; os.environ['TZ'] = 'UTC'"], Path("/nowhere"))
-    'the notebook uses `environ`, which may change what an import finds or reads'
+    'the notebook uses `environ`, which may change the modules or settings of an import'
     """
     if (folder / "matplotlibrc").exists():
-        return "its folder has a matplotlibrc"
+        return "its folder contains a matplotlibrc"
     packages = [file.parent for file in folder.glob("*/__init__.py")]
-    files = [file for place in (folder, *packages) for file in place.glob("*.py") if os.access(file, os.R_OK)]
+    files = [file for parent in (folder, *packages) for file in parent.glob("*.py") if os.access(file, os.R_OK)]
     sources = list(cells)
-    for source in sources:  # the loop adds to them
+    for source in sources:  # grows during the loop
         try:
             code = ast.unparse(ast.parse(MAGIC.sub(r"\1pass", source)))  # without comments
-        except (SyntaxError, ValueError, RecursionError):  # magic in an expression, another language
+        except (SyntaxError, ValueError, RecursionError):  # a magic within an expression, or another language
             code = source
         code = "\n".join([code, *(magic for _, magic in MAGIC.findall(source))])
-        if change := CHANGES.search(code):
-            return f"the notebook uses `{change[0].strip()}`, which may change what an import finds or reads"
+        if change := IMPORT_CHANGES.search(code):
+            return f"the notebook uses `{change[0].strip()}`, which may change the modules or settings of an import"
         words = set(re.findall(r"\w+", " ".join(IMPORT.findall(code))))
         for file in list(files):
             if not words.issuperset({file.stem, file.parent.name} - {"__init__", folder.name}):
                 continue
             spec = PathFinder.find_spec(file.relative_to(folder).parts[0].removesuffix(".py"))
             if spec and spec.origin and not Path(spec.origin).resolve().is_relative_to(folder.resolve()):
-                return f"{file} hides an installed module"
+                return f"{file} shadows an installed module"
             sources.append(file.read_text(errors="replace"))
             files.remove(file)
     return None
 
 
 def cold_command(argv: Sequence[str]) -> list[str]:
-    """Return the command for a kernel that is not forked: an IPython kernel of this Python as `forkserver` runs it."""
-    python = python_of(argv)
+    """Return the command for a cold kernel; IPython kernels of this Python run `forkserver.run_cold_kernel`."""
+    python = forkable_python(argv)
     if not python:
         return list(argv)
     return [*python, "-c", START.format("forkserver", "run_cold_kernel"), *argv[argv.index(LAUNCHER) + 1 :]]
