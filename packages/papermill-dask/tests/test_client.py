@@ -16,7 +16,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, Security
 from hosts import MARK, Cluster, environment_of, marked, new_cluster, notebook
 from papermill_dask import connect
-from papermill_dask.client.output import put_in_place
+from papermill_dask.client.output import replace_file
 from programs import BIN, clean_environment, free_port, run_program, small_disk, wait_for
 
 
@@ -172,9 +172,9 @@ def test_client_of_the_configured_function_is_closed_with_its_cluster(tmp_path):
     ("function", "words"),
     [
         ("missing", "makers:missing cannot be imported"),
-        ("number", "makers:number is no function, but 1"),
+        ("number", "makers:number is not a function but 1"),
         ("nothing", "makers:nothing returned None"),
-        ("cluster", "is set, and so is the scheduler address tcp://127.0.0.1:9"),
+        ("cluster", "is set together with the scheduler address tcp://127.0.0.1:9"),
     ],
 )
 def test_configured_function_that_cannot_be_used_is_named(function, words, tmp_path):
@@ -315,7 +315,7 @@ def test_notebook_ends_with_the_dvc_that_runs_it(cluster, tmp_path):
     assert not alive, client.words
     client.assert_nothing_left(10)
     assert client.cells == ["failed"]
-    assert "is gone" in client.words
+    assert "has died" in client.words
     assert not source.with_name("late.ipynb").exists()
 
 
@@ -351,7 +351,7 @@ def test_file_that_is_there_keeps_mode_and_links(tmp_path):
     link.symlink_to("target")
     for path in (file, link):
         (tmp_path / "new").write_text(path.name)
-        put_in_place(tmp_path / "new", path)
+        replace_file(tmp_path / "new", path)
     assert (second.read_text(), oct(file.stat().st_mode), file.stat().st_nlink) == ("file", "0o100600", 2)
     assert (link.is_symlink(), (tmp_path / "target").read_text()) == (True, "link")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "second", "target"]
@@ -363,7 +363,7 @@ def test_file_of_another_user_stays_that_users(tmp_path):
     for name in ("new", "file"):
         (tmp_path / name).write_text(name)
     os.chown(tmp_path / "file", 4242, 4242)
-    put_in_place(tmp_path / "new", tmp_path / "file")
+    replace_file(tmp_path / "new", tmp_path / "file")
     assert ((tmp_path / "file").read_text(), (tmp_path / "file").stat().st_uid) == ("new", 4242)
 
 
@@ -377,7 +377,7 @@ def test_executed_notebook_is_written_to_a_mount_and_whole_to_a_full_disk(tmp_pa
         subprocess.run(["mount", "--bind", other, file], check=True)
         try:
             new.write_text("new")
-            put_in_place(new, file)
+            replace_file(new, file)
             assert (file.read_text(), other.read_text(), new.exists()) == ("new", "new", False)
         finally:
             subprocess.run(["umount", file], check=True)
@@ -385,7 +385,7 @@ def test_executed_notebook_is_written_to_a_mount_and_whole_to_a_full_disk(tmp_pa
         (disk / "second").hardlink_to(disk / "kept")
         new.write_bytes(bytes(1_000_000))
         with pytest.raises(OSError, match="No space"):
-            put_in_place(new, disk / "kept")
+            replace_file(new, disk / "kept")
         assert (disk / "second").read_text() == "kept"
         assert new.exists()
 
@@ -397,8 +397,8 @@ def test_file_that_may_not_be_written_to_is_left(tmp_path):
     file.write_text("old")
     file.chmod(0o444)
     user = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.getuid() == 0 else []  # root without its powers
-    program = "import sys, pathlib; from papermill_dask.client.output import put_in_place; "
-    program += "put_in_place(*map(pathlib.Path, sys.argv[1:]))"
+    program = "import sys, pathlib; from papermill_dask.client.output import replace_file; "
+    program += "replace_file(*map(pathlib.Path, sys.argv[1:]))"
     command = [*user, BIN / "python", "-c", program, new, file]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert "PermissionError" in done.stderr

@@ -79,7 +79,7 @@ def test_cluster_gives_a_waiting_notebook_the_slot_that_is_free_first(fresh_clus
     for client in clients:
         client.wait_for_text("\n")
     third = start("third")
-    wait_for(lambda: "all that suit this notebook are busy with " in third.words)
+    wait_for(lambda: "all suitable ones are busy with " in third.words)
     assert {"long", "short"} <= set(re.findall(r"\w+", third.words.partition("busy with ")[2].splitlines()[0]))
     for name in ("third", "short"):
         (tmp_path / name).touch()
@@ -236,7 +236,7 @@ def test_cluster_waits_for_a_slow_worker_unless_another_suits(fresh_cluster, mon
             )
 
         def is_waited_for() -> bool:
-            return "Waiting for the answer of slow workers: slow." in caplog.text
+            return "Waiting for slow workers to answer: slow." in caplog.text
 
         slow.send_signal(signal.SIGSTOP)
         try:
@@ -292,7 +292,7 @@ def test_cluster_worker_with_other_versions_is_named(fresh_cluster, tmp_path):
     fresh_cluster.start_worker("good")
     client = fresh_cluster.run(source)
     assert client.process.returncode == 0, client.words
-    assert "Workers that this notebook does not use: old (tcp://" in client.words
+    assert "Workers not used for this notebook: old (tcp://" in client.words
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------
@@ -465,6 +465,6 @@ def test_cluster_network_cut_ends_the_notebook_on_both_sides(tmp_path):
         hosts.worker.cut()
         client.assert_nothing_left(10)
         assert client.wait(10) == 1, client.words
-        assert "network to the Dask worker is cut" in client.words
+        assert "network connection to the Dask worker failed" in client.words
         assert client.cells == ["completed", "failed", "pending"]
         assert client.document.metadata.papermill.exception is True

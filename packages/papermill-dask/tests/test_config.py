@@ -16,7 +16,7 @@ def test_options_are_those_of_the_first_that_says_so():
     """A keyword wins over Dask's configuration, that over the notebook's metadata, and that over the default."""
     metadata = {"outs": "x", "retries": 1, "deps": "alpha"}
     with dask.config.set({"papermill-dask.retries": 2, "papermill-dask.deps": "beta"}):
-        options = NotebookOptions.of(metadata, {"deps": "gamma"})
+        options = NotebookOptions.resolve(metadata, {"deps": "gamma"})
     assert (options.outs, options.retries, options.deps) == (["x"], 2, ["gamma"])
     assert (options.environment, options.resources) == ([], {})
 
@@ -34,8 +34,8 @@ def test_options_are_those_of_the_first_that_says_so():
 )
 def test_options_that_make_no_sense_are_refused(option, value):
     """An option that is unknown or cannot be read is named, with its value."""
-    with pytest.raises(EngineError, match=f"option `{option}` cannot be used") as caught:
-        NotebookOptions.of({}, {option: value})
+    with pytest.raises(EngineError, match=f"Invalid notebook option `{option}`") as caught:
+        NotebookOptions.resolve({}, {option: value})
     assert str(value) in str(caught.value)
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 from papermill_dask import EngineError
-from papermill_dask.client.stage import declared
-from papermill_dask.client.transfer import entries
+from papermill_dask.client.stage import read_declaration
+from papermill_dask.client.transfer import list_entries
 from programs import BIN, clean_environment, run_program
 
 # A stage's command: makes its outs and writes down what is declared for it, as the engine would find it.
 PROBE = """
 import json, os, sys
 from pathlib import Path
-from papermill_dask.client.stage import declared
+from papermill_dask.client.stage import read_declaration
 outs, executed = sys.argv[1].split(","), sys.argv[2:]
-found = declared(Path.cwd(), os.environ["DVC_STAGE"], written_here=map(Path, executed))
+found = read_declaration(Path.cwd(), os.environ["DVC_STAGE"], client_outs=map(Path, executed))
 report = {"cwd": str(Path.cwd()), "stage": os.environ["DVC_STAGE"], "deps": found.deps, "outs": found.outs,
           "links": list(map(str, found.links_to))}
 Path(os.environ["REPORTS"], os.environ["DVC_STAGE"].replace("/", "_") + ".json").write_text(json.dumps(report))
@@ -164,10 +164,10 @@ stages:
     run(tmp_path, folder, BIN / "dvc", "config", "cache.type", "symlink")
     dvc(tmp_path, folder, "repro")
     assert (folder / "a").is_symlink()
-    declaration = declared(folder, "second")
-    assert {entry.path: entry.size for entry in entries(folder, ["a"], links_to=declaration.links_to)} == {"a": 4}
-    with pytest.raises(EngineError, match="cannot be sent"):
-        entries(folder, ["a"])
+    declaration = read_declaration(folder, "second")
+    assert {entry.path: entry.size for entry in list_entries(folder, ["a"], links_to=declaration.links_to)} == {"a": 4}
+    with pytest.raises(EngineError, match="cannot be transferred"):
+        list_entries(folder, ["a"])
 
 
 def test_declared_says_what_dvc_cannot_read(repository):
@@ -179,7 +179,7 @@ def test_declared_says_what_dvc_cannot_read(repository):
         else:
             (folder / "dvc.yaml").write_text(text)
         with pytest.raises(EngineError, match="cannot read the stage `absent`") as caught:
-            declared(folder, "absent")
+            read_declaration(folder, "absent")
         assert caught.value.value
 
 
@@ -191,4 +191,4 @@ def test_declared_leaves_addresses_and_far_parameters_where_they_are(repository)
             {"stages": {"run": {"cmd": "true", "deps": ["https://localhost/x"], "params": [{"../params.yaml": ["x"]}]}}}
         ),
     )
-    assert declared(folder, "run").deps == ("dvc.yaml",)
+    assert read_declaration(folder, "run").deps == ("dvc.yaml",)

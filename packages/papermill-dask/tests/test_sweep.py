@@ -88,27 +88,27 @@ def test_raw_values_stay_as_they_are_written(tmp_path):
     source = notebook(tmp_path / "in.ipynb", "# tags: parameters\na = 0")
     command = [BIN / "papermill-sweep", source, "--sweep", "a=007", "--raw", "c"]
     done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)
-    assert (done.returncode, "c is none of a" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, "c not among a" in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.parametrize("sweeps", [["a="], ["a"], ["a=1,,2"], ["=1"], ["a=1,1"], ["a=1", "a=2"]])
 def test_combinations_that_make_no_sense_are_refused(sweeps):
     """Empty sweeps and repetitions are errors, in words."""
-    with pytest.raises(EngineError, match="cannot be read"):
+    with pytest.raises(EngineError, match="Invalid sweep"):
         combinations(sweeps)
 
 
 BAD_TABLES = {
     "semicolons": (b"depth;rate\n8;1\n", "separator seems to be ';'", "'depth;rate'"),
-    "twice": (b"depth,rate,depth\n8,1,9\n", "'depth', number 3", "there twice"),
-    "no identifier": (b"depth,learning rate\n8,1\n", "'learning rate', number 2", "no identifier"),
-    "unknown": (b"dept,rate\n8,1\n", "'dept', number 1", "does not have it", "depth, rate"),
+    "twice": (b"depth,rate,depth\n8,1,9\n", "'depth', number 3", "duplicate"),
+    "no identifier": (b"depth,learning rate\n8,1\n", "'learning rate', number 2", "not an identifier"),
+    "unknown": (b"dept,rate\n8,1\n", "'dept', number 1", "not in the notebook's cell", "depth, rate"),
     "empty header": (b"depth,,rate\n8,1,2\n", "'', number 2"),
-    "long row": (b"depth,rate\n8,1\n8,1,2\n", "line 3 has 3 values, the header 2"),
-    "empty cell": (b"depth,rate\n8,\n", "line 2 has 1 values, the header 2", "None for no value"),
+    "long row": (b"depth,rate\n8,1\n8,1,2\n", "line 3 has 3 values, the header has 2"),
+    "empty cell": (b"depth,rate\n8,\n", "line 2 has 1 values, the header has 2", "None for a missing value"),
     "UTF-16": ("depth,rate\n8,1\n".encode("utf-16"), "can't decode byte", "UTF-8"),
     "open quote": (b'depth,rate\n8,"1\n', "unexpected end of data"),
-    "empty": (b"", "it is empty"),
+    "empty": (b"", "the file is empty"),
     "header alone": (b"depth,rate\r\n", "no row"),
     "column that --sweep has": (b"seed,depth\n8,1\n", "'seed', number 3 in the header of table.csv, then --sweep"),
 }

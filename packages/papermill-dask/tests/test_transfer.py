@@ -243,7 +243,7 @@ def test_send_refuses_what_leaves_the_folder(cluster, folder, path):
     """Paths and links out of the folder, in the middle too, circles and pipes: refused by name, nothing is sent."""
     trap(folder)
     before = cluster.scratch_folders()
-    with pytest.raises(EngineError, match="cannot be sent") as caught:
+    with pytest.raises(EngineError, match="cannot be transferred") as caught:
         cluster.send(folder, path)
     assert path in str(caught.value.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -255,7 +255,7 @@ def test_fetch_refuses_what_leaves_the_scratch_folder(cluster, folder, sent, pat
     """The same on the way back: a notebook cannot make the client fetch the worker's other files."""
     trap(sent)
     write(sent / "fine")
-    with pytest.raises(EngineError, match="cannot be sent"):
+    with pytest.raises(EngineError, match="cannot be transferred"):
         cluster.fetch(str(sent), folder, "fine", path)
     assert tree(folder) == {}
     shutil.rmtree(sent.parent / "outside")
@@ -268,7 +268,7 @@ def test_fetch_writes_through_no_link(cluster, folder, sent):
     (folder / "out").symlink_to(outside / "kept")
     write(sent / "results" / "kept", b"new")
     write(sent / "out", b"new")
-    with pytest.raises(EngineError, match="cannot be sent"):
+    with pytest.raises(EngineError, match="cannot be transferred"):
         cluster.fetch(str(sent), folder, "results/kept")
     cluster.fetch(str(sent), folder, "out")
     assert (folder / "out").read_bytes() == b"new"
@@ -297,7 +297,7 @@ def test_fetch_lands_all_or_none(cluster, folder, sent):
     for name in ("a", "b/inner", "new/c", "z"):
         write(sent / name, b"new")
     with small_disk(folder / "z", "64k"):
-        with pytest.raises(EngineError, match="moved into place") as caught:
+        with pytest.raises(EngineError, match="into place failed") as caught:
             cluster.fetch(str(sent), folder, "a", "b", "new/c", "z")
         assert "z" in caught.value.value
         assert tree(folder) == before | {"new": None}
@@ -350,7 +350,7 @@ def test_transfer_to_what_dies_ends_in_words(tmp_path, folder, victim):
 
         killer = threading.Thread(target=strike)
         killer.start()
-        with pytest.raises(EngineError, match="lost while files were on their way"):
+        with pytest.raises(EngineError, match="lost during a file transfer"):
             cluster.send(folder, "large")
         killer.join()
         assert time.monotonic() - died[0] < 10

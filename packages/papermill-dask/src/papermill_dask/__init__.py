@@ -1,4 +1,4 @@
-"""Notebooks on any Dask cluster: `papermill IN OUT --engine dask`."""
+"""Run notebooks on any Dask cluster: `papermill IN OUT --engine dask`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from papermill_dask.client.cluster import connect, running
     from papermill_dask.client.engine import execute_notebook
     from papermill_dask.client.sweep import Sweep, combinations, run_many
-    from papermill_dask.failures import EngineError, WorkerLost
+    from papermill_dask.errors import EngineError, WorkerLost
     from papermill_dask.tracking import COMMIT_TAG, NOTEBOOK_TAG, PAGE_TAG, git_state
 
 __all__ = [
@@ -18,13 +18,13 @@ __all__ = [
 ]  # fmt: skip
 _MODULES = {
     "client.cluster": ("connect", "running"), "client.engine": ("execute_notebook",),
-    "failures": ("EngineError", "WorkerLost"), "client.sweep": ("Sweep", "combinations", "run_many"),
+    "errors": ("EngineError", "WorkerLost"), "client.sweep": ("Sweep", "combinations", "run_many"),
     "tracking": ("COMMIT_TAG", "NOTEBOOK_TAG", "PAGE_TAG", "git_state"),
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
-    """Import the module of a public name; `import papermill_dask` alone stays light, since papermill imports it."""
+    """Import the module of a public name on first use: papermill imports this package at every start."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(f"papermill_dask.{module}"), name)

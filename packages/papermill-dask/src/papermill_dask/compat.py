@@ -1,6 +1,6 @@
-"""Private interfaces of other libraries, and why each is needed.
+"""All uses of private interfaces of other libraries, each with its reason.
 
-`tests/test_compat.py` checks the names, and fails when a library has mended a function that this module replaces.
+`tests/test_compat.py` checks that the names exist, and fails when a library has fixed a function patched here.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
 
 # -- Dask ----------------------------------------------------------------------------------------------------------
 def new_client(address: Any, seconds: float) -> Client:
-    """Return a client of the scheduler at ``address``, or of a cluster object.
+    """Connect to the scheduler at ``address`` (or to a cluster object) and return the client.
 
-    Raise what Dask raises when there is no connection in time.
+    Let Dask's errors pass if the connection takes longer than ``seconds``.
 
-    A scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that the first message to a
-    client comes alone; this fails when such a report comes with it. After a ConnectionAbortedError Dask clears up. Dask
-    had no issue about this fault in November 2026.
+    The scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that a client's first batch
+    holds a single message, and fails if it also holds such a report. After a ConnectionAbortedError Dask cleans up, and
+    a retry works. In November 2026 Dask had no issue about this bug.
     """
     import distributed
 
@@ -53,99 +53,99 @@ def new_client(address: Any, seconds: float) -> Client:
 
 
 def scheduler_of(client: Client) -> Any:
-    """Return a client's connection to its scheduler, whose remote procedures have no types; it has an `address`."""
+    """Return a client's connection to its scheduler, untyped: it has an `address` and remote procedures."""
     return client.scheduler
 
 
 def run_in_loop(node: Client | Worker, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-    """Run a coroutine in the event loop of a client or a worker; may be called from any thread, and does not wait."""
-    loop: Any = node.loop  # tornado's, which wraps one of asyncio's
+    """Schedule a coroutine on the event loop of a client or worker, from any thread; return its future."""
+    loop: Any = node.loop  # tornado's wrapper of an asyncio loop
     return asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
 
 
-def ask_scheduler(client: Client, function: Callable[..., Coroutine[Any, Any, Any]], seconds: float) -> Any:
-    """Return the result of a coroutine function on the scheduler; raise OSError when no answer comes in time.
+def run_on_scheduler(client: Client, function: Callable[..., Coroutine[Any, Any, Any]], seconds: float) -> Any:
+    """Run a coroutine function on the scheduler and return its result; raise OSError if no answer comes in time.
 
-    `Client.run_on_scheduler` never returns when the network is cut. Dask sends a nested function by value, so the
-    scheduler need not have this package.
+    `Client.run_on_scheduler` never returns if the network is down. Dask pickles nested functions by value, so this
+    package need not be installed on the scheduler.
     """
     return client.sync(client._run_on_scheduler, function, callback_timeout=seconds)
 
 
-async def ask_worker(client: Client, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result of a function on a worker, or the error that it raised; raise OSError for an unknown worker.
+async def run_on_worker(client: Client, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function on a worker and return its result, or the error it raised; raise OSError for an unknown worker.
 
-    `Client.run` asks all workers together, and returns no answer while one hangs.
+    `Client.run` waits for all workers, so a single hanging worker would block it.
     """
     return (await client._run(function, *arguments, workers=[worker], on_error="return"))[worker]
 
 
-def ask_for_task(worker: Worker, key: str, seconds: float) -> str | None:
-    """Return the state of a task that runs on a worker, None if the scheduler has forgotten it; raise TimeoutError.
+def get_task_status(worker: Worker, key: str, seconds: float) -> str | None:
+    """Return a task's state on the scheduler, None if it was released; raise TimeoutError if no answer comes.
 
-    Dask does not notify a running task that its client has gone. Call this from a thread of the worker.
+    Dask does not notify a running task when its client disconnects. Call this from a thread of the worker.
     """
-    ask = asyncio.wait_for(worker.scheduler.get_task_status(keys=[key]), seconds)
-    return run_in_loop(worker, ask).result(2 * seconds)[key]
+    request = asyncio.wait_for(worker.scheduler.get_task_status(keys=[key]), seconds)
+    return run_in_loop(worker, request).result(2 * seconds)[key]
 
 
-def forget(client: Client, topic: str) -> None:
-    """Delete the events of a topic on the scheduler; Dask would keep the last thousand, of any size.
+def delete_topic(client: Client, topic: str) -> None:
+    """Unsubscribe from a topic and delete its events on the scheduler; Dask would keep the last thousand, of any size.
 
-    End the subscription, too; `Client.unsubscribe_topic` would keep the handler, and so the notebook, in memory.
+    `Client.unsubscribe_topic` would keep the handler, and with it the notebook, in memory.
     """
 
-    async def forget(dask_scheduler: Any) -> None:
+    async def delete(dask_scheduler: Any) -> None:
         dask_scheduler._broker._topics.pop(topic, None)
 
     client._event_handlers.pop(topic, None)
     if client.status == "running":
-        # Do not wait: this may be the client's own event loop.
-        run_in_loop(client, client._run_on_scheduler(forget))
+        # Do not wait: this may run in the client's own event loop.
+        run_in_loop(client, client._run_on_scheduler(delete))
 
 
-def listens(address: str, seconds: float) -> bool:
-    """Return whether a Dask server accepts connections; the system accepts them even if the server is busy."""
+def is_listening(address: str, seconds: float) -> bool:
+    """Return whether a Dask server accepts connections, which the system does even while the server is busy."""
     from distributed.comm.addressing import get_address_host_port
 
     try:
         socket.create_connection(get_address_host_port(address), seconds).close()
     except OSError:
         return False
-    except ValueError:  # no address of a host: a server in this process
+    except ValueError:  # an in-process server has no network address
         pass
     return True
 
 
 # -- papermill and nbclient ----------------------------------------------------------------------------------------
-def folder_of_papermills_files() -> str | None:
-    """Return the folder in which papermill writes files with a relative path; None without `--cwd`."""
+def papermill_cwd() -> str | None:
+    """Return the folder for papermill's relative output paths (option `--cwd`); None if it is not set."""
     from papermill.iorw import papermill_io
 
     return papermill_io.get_handler("a file")._cwd
 
 
-def read_parameter(text: str) -> bool | int | float | str | None:
-    """Convert a text to a value as papermill's option ``-p`` does."""
+def parse_parameter(text: str) -> bool | int | float | str | None:
+    """Convert a string to a value as papermill's option ``-p`` does."""
     from papermill.cli import _resolve_type
 
     return _resolve_type(text)
 
 
 def is_captured(client: NotebookClient, message_id: str) -> bool:
-    """Tell whether an Output widget takes the outputs of this request; nbclient has no other way to ask."""
+    """Return whether an Output widget captures the outputs of this request; nbclient has no public API for this."""
     return bool(client.output_hook_stack[message_id])
 
 
 # -- ipykernel -----------------------------------------------------------------------------------------------------
-def prepare_ipykernel(folder: Path) -> None:
-    """Change what has no option in ipykernel: drop no output, listen on no TCP port, and list no modules.
+def patch_ipykernel(folder: Path) -> None:
+    """Patch ipykernel where it has no option: drop no output, open no TCP port, and do not list all modules.
 
-    Only a debugger needs the list of all modules' files, and none is attached to this kernel. In a fork the list would
-    copy the memory of each module: half of the memory that a kernel copies until it is ready.
-    ipykernel listens on a port for the prints of forked children, even if its other sockets are Unix sockets; here it
-    listens on a Unix socket in ``folder``. ZeroMQ drops outputs when a reader is 1,000 messages behind
-    (https://github.com/nteract/papermill/issues/426); here outputs queue without a limit.
+    Only a debugger needs the list of module files, and none is attached. In a forked kernel, building it would copy the
+    memory pages of every module: half of all pages copied until the kernel is ready.
+    ipykernel opens a TCP port for the output of forked children even if its other sockets are Unix sockets; use a Unix
+    socket in ``folder``. ZeroMQ drops outputs when a reader is 1,000 messages behind
+    (https://github.com/nteract/papermill/issues/426); remove this limit.
     """
     import zmq
     from ipykernel import ipkernel
@@ -176,39 +176,39 @@ def prepare_ipykernel(folder: Path) -> None:
     IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect  # type: ignore[method-assign] # replaced
 
 
-def prepare_kernel(app: Any) -> None:
-    """Change what has no option in an initialized kernel: a prompt end, and prompt tracebacks.
+def patch_kernel(app: Any) -> None:
+    """Patch an initialized kernel where it has no option: fast shutdown and fast tracebacks.
 
-    ipykernel waits up to 14 s for a notebook's child processes (https://github.com/ipython/ipykernel/pull/869), and
-    would be killed before its `atexit` handlers run. For each line of a traceback `inspect` searches the files of all
-    modules for the cell (https://github.com/python/cpython/issues/92041). This takes 0.01 s in a warm kernel, and a
-    RecursionError has 3,000 lines; so a cell is registered there as the file of no module.
+    At shutdown ipykernel waits up to 14 s for a notebook's child processes
+    (https://github.com/ipython/ipykernel/pull/869), and would be killed before its `atexit` handlers run.
+    For each traceback line `inspect` searches all module files for the cell (https://github.com/python/cpython/issues/92041):
+    0.01 s in a warm kernel, and a RecursionError has 3,000 lines. Registering each cell avoids the search.
     """
     import psutil
 
     children, cache = app.kernel._process_children, app.shell.compile.cache
 
-    def remember(*arguments: Any, **options: Any) -> str:
+    def cache_and_register(*arguments: Any, **options: Any) -> str:
         name = cache(*arguments, **options)
-        inspect.modulesbyfile.setdefault(name, "")  # the name of no module
+        inspect.modulesbyfile.setdefault(name, "")  # "" is not a module's name
         return name
 
     app.kernel._process_children = lambda: psutil.wait_procs(children(), timeout=0)[1]
-    app.shell.compile.cache = remember
+    app.shell.compile.cache = cache_and_register
 
 
-def finish_reply(app: Any, seconds: float) -> None:
-    """Wait until a kernel has replied to the request to end.
+def wait_for_shutdown_reply(app: Any, seconds: float) -> None:
+    """Wait until a kernel has sent its shutdown reply.
 
-    Its control thread then still flushes the streams. ipykernel sometimes stops the thread that writes them first, and
-    the flush waits for 10 s.
+    Its control thread still flushes the streams afterwards. ipykernel sometimes stops the thread that writes them
+    first; then the flush blocks for 10 s.
     """
     if app.kernel._shutdown_message:
         app.control_thread.join(seconds)
 
 
 # -- Python --------------------------------------------------------------------------------------------------------
-def run_last_handlers() -> None:
-    """Wait for threads and call the handlers of `atexit`, as the interpreter does at its end."""
+def run_exit_handlers() -> None:
+    """Join threads and call `atexit` handlers, as the interpreter does at exit."""
     threading._shutdown()  # type: ignore[attr-defined] # private
     atexit._run_exitfuncs()

@@ -1,4 +1,4 @@
-"""Options of a notebook, from papermill's keywords, Dask's configuration and the notebook's metadata."""
+"""Notebook options, merged from papermill's keywords, Dask's configuration and the notebook's metadata."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from typing import Any
 import dask.config
 import yaml
 
-from papermill_dask.failures import EngineError
+from papermill_dask.errors import EngineError
 
-SECTION = "papermill-dask"  # of Dask's configuration
-METADATA = "papermill_dask"  # of a notebook's metadata
-NOTEBOOK = "notebook"  # the Dask resource that is a worker's number of notebooks in parallel
-RESULTS = ("lost", "runs")  # the entries that an execution writes there
+SECTION = "papermill-dask"  # in Dask's configuration
+METADATA = "papermill_dask"  # key in a notebook's metadata
+NOTEBOOK = "notebook"  # Dask resource: how many notebooks a worker runs in parallel
+RESULT_KEYS = ("lost", "runs")  # metadata written by an execution
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 
 dask.config.update_defaults(yaml.safe_load(Path(__file__).with_name("papermill_dask.yaml").read_text()))
 
 
-def _words(value: str | Iterable[str]) -> list[str]:
+def _to_list(value: str | Iterable[str]) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value)
 
 
-def _tags(value: str | Iterable[str]) -> list[str]:
-    if is_needed := PARAMETER_TAGS.intersection(tags := _words(value)):
-        raise ValueError(f"the cells tagged `{is_needed.pop()}` set the parameters")
+def _to_tags(value: str | Iterable[str]) -> list[str]:
+    if reserved := PARAMETER_TAGS.intersection(tags := _to_list(value)):
+        raise ValueError(f"cells tagged `{reserved.pop()}` set the parameters and cannot be skipped")
     return tags
 
 
-def _amounts(value: Mapping[str, Any]) -> dict[str, float]:
+def _to_amounts(value: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(amount) for name, amount in value.items()}
 
 
-def _count(value: str | float) -> int:
+def _to_count(value: str | float) -> int:
     if (count := int(value)) < 0:
-        raise ValueError("it is negative")
+        raise ValueError("must not be negative")
     return count
 
 
 @dataclass(frozen=True)
 class NotebookOptions:
-    """The options of one notebook; `papermill_dask.yaml` explains each."""
+    """Options of one notebook, documented in `papermill_dask.yaml`."""
 
-    deps: list[str] | None = field(default=None, metadata={"read": _words})
-    outs: list[str] | None = field(default=None, metadata={"read": _words})
-    resources: dict[str, float] = field(default_factory=dict, metadata={"read": _amounts})
-    retries: int = field(default=0, metadata={"read": _count})
-    environment: list[str] = field(default_factory=list, metadata={"read": _words})
-    skip_tags: list[str] = field(default_factory=list, metadata={"read": _tags})
+    deps: list[str] | None = field(default=None, metadata={"read": _to_list})
+    outs: list[str] | None = field(default=None, metadata={"read": _to_list})
+    resources: dict[str, float] = field(default_factory=dict, metadata={"read": _to_amounts})
+    retries: int = field(default=0, metadata={"read": _to_count})
+    environment: list[str] = field(default_factory=list, metadata={"read": _to_list})
+    skip_tags: list[str] = field(default_factory=list, metadata={"read": _to_tags})
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any], keywords: Mapping[str, Any]) -> NotebookOptions:
-        """Return the options of the keywords, of Dask's configuration, and of a notebook's metadata; the first wins.
+    def resolve(cls, metadata: Mapping[str, Any], keywords: Mapping[str, Any]) -> NotebookOptions:
+        """Merge the keywords, Dask's configuration and the notebook's metadata, in this order of precedence.
 
-        Raises EngineError, naming the option, for one that is unknown or cannot be used.
+        Raises EngineError, naming the option, if one is unknown or its value is invalid.
         """
         readers: dict[str, Callable[[Any], Any]] = {option.name: option.metadata["read"] for option in fields(cls)}
         settings = {name: dask.config.get(f"{SECTION}.{name.replace('_', '-')}", None) for name in readers}
@@ -69,7 +69,7 @@ class NotebookOptions:
             except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
                 is_option = name in readers
                 raise EngineError(
-                    f"The notebook's option `{name}` cannot be used.",
+                    f"Invalid notebook option `{name}`.",
                     value=f"{value!r} ({error})" if is_option else repr(value),
                     expected="see papermill-dask's README, `Options`" if is_option else f"one of {', '.join(readers)}",
                 ) from None
@@ -79,10 +79,10 @@ class NotebookOptions:
 OPTIONS = tuple(option.name for option in fields(NotebookOptions))
 
 
-def tags_of(cells: Iterable[Mapping[str, Any]]) -> set[str]:
+def cell_tags(cells: Iterable[Mapping[str, Any]]) -> set[str]:
     """Return the tags of a notebook's code cells.
 
-    >>> tags_of([{"cell_type": "code", "metadata": {"tags": ["slow"]}}, {"cell_type": "markdown", "metadata": {}}])
+    >>> cell_tags([{"cell_type": "code", "metadata": {"tags": ["slow"]}}, {"cell_type": "markdown", "metadata": {}}])
     {'slow'}
     """
     return {tag for cell in cells if cell.get("cell_type") == "code" for tag in cell["metadata"].get("tags", [])}

@@ -1,4 +1,4 @@
-"""A worker's description of itself: versions, kernels, notebooks that run, and log; its client compares them."""
+"""A worker's description of itself, for the client: versions, kernels, running notebooks and log file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("papermill", "papermill-dask", "nbclient", "jupyter_client", "ipyker
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and the packages that must be equal on client and worker."""
+    """Return the versions of Python and of the packages that must match on client and worker."""
     versions = {"Python": "{}.{}".format(*sys.version_info)}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -28,10 +28,10 @@ def installed_versions() -> dict[str, str]:
 
 
 def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
-    """Return this worker's versions, kernels, notebooks and log, and whether it sees the file ``marker``."""
+    """Describe this worker, and whether it sees the file ``marker`` on the client's disk."""
     from jupyter_client.kernelspec import find_kernel_specs
 
-    rows = [
+    running = [
         {"notebook": run.task.name, "cell": run.cell, "cells": len(run.task.notebook["cells"]),
          "since": run.since, "output": run.task.output, "key": run.key, "resources": run.task.engine_options.resources}
         for run in list(RUNS.values())
@@ -41,14 +41,14 @@ def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
         "id": dask_worker.id,
         "kernels": sorted(find_kernel_specs()),
         "sees": marker is not None and Path(marker).exists(),
-        "running": rows,
-        "log": _log(),
+        "running": running,
+        "log": _log_location(),
     }
 
 
-def _log() -> str:
-    """Return the place of this worker's log: its standard error, which is a file on many clusters."""
+def _log_location() -> str:
+    """Describe where this worker's log is: its standard error, on many clusters redirected to a file."""
     with contextlib.suppress(OSError):
         if (file := Path("/dev/fd/2").readlink()).is_file():
             return f"{socket.gethostname()}:{file}"
-    return f"what its process {os.getpid()} on {socket.gethostname()} wrote to its standard error"
+    return f"standard error of process {os.getpid()} on {socket.gethostname()}"

@@ -1,4 +1,4 @@
-"""Makes one HTML file of an executed notebook, to be read in MLflow's artifact view and without a network."""
+"""Convert an executed notebook to one self-contained HTML file, for MLflow's artifact view."""
 
 from __future__ import annotations
 
@@ -18,40 +18,39 @@ PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 
 
 @functools.cache
-def _packed_library() -> tuple[str, bytes, Any]:
-    """Return plotly's library, compressed: what is encoded, the bytes that are not yet, and the compressor after it."""
+def _compressed_plotly() -> tuple[str, bytes, Any]:
+    """Return plotly.js, compressed: base64 text, the remaining bytes, and the compressor to append figures with."""
     import plotly
 
     compressor = zlib.compressobj(9)
-    # What plotly.offline.get_plotlyjs() returns, without the import of all that draws figures.
+    # As plotly.offline.get_plotlyjs(), without importing its figure modules.
     script = compressor.compress((files(plotly) / "package_data/plotly.min.js").read_bytes())
-    cut = len(script) // 3 * 3  # three bytes are four characters
+    cut = len(script) // 3 * 3  # base64 encodes three bytes as four characters
     return base64.b64encode(script[:cut]).decode(), script[cut:], compressor
 
 
 def convert(notebook: dict[str, Any], name: str) -> str:
-    """Return a notebook as an HTML page with its figures.
+    """Convert a notebook to an HTML page with interactive figures.
 
-    The frame in which MLflow shows the page can load no shared copy of plotly's library. The library is compressed:
-    2.0 MB in place of 4.9.
+    The page embeds plotly.js, because MLflow's frame cannot load a shared copy; compression saves 2.9 of 4.9 MB.
     """
     node, figures = nbformat.from_dict(notebook), []
     for data in (output.get("data", {}) for cell in node.cells for output in cell.get("outputs", [])):
-        data.pop(WIDGET, None)  # needs a kernel; its text is shown
+        data.pop(WIDGET, None)  # needs a kernel; the text representation remains
         if PLOTLY in data:
             figures.append(data.pop(PLOTLY))
             data["text/html"] = '<div class="plotly-figure"></div>'
     resources: dict[str, Any] = {"metadata": {"name": name}}
     if figures:
-        begin, rest, compressor = _packed_library()
+        encoded, remainder, compressor = _compressed_plotly()
         compressor = compressor.copy()
-        rest += compressor.compress(f"\nconst figures = {json.dumps(figures)}".encode()) + compressor.flush()
-        resources["packed"] = begin + base64.b64encode(rest).decode()
+        remainder += compressor.compress(f"\nconst figures = {json.dumps(figures)}".encode()) + compressor.flush()
+        resources["packed"] = encoded + base64.b64encode(remainder).decode()
     return str(_exporter().from_notebook_node(node, resources)[0])
 
 
 @functools.cache
 def _exporter() -> HTMLExporter:
-    """Return the exporter, which compiles its templates once."""
+    """Return the exporter; cached, because it compiles templates."""
     template, style = Path(__file__).with_name("page.html.j2"), {"style": "default"}
     return HTMLExporter(template_file=str(template), config=Config(CSSHTMLHeaderPreprocessor=style))

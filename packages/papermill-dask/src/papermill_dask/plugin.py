@@ -1,4 +1,4 @@
-"""The entry point that papermill loads while it is itself being imported; the engine's imports wait until it runs."""
+"""Entry point of the engine; papermill loads it during its own import, so the engine is imported on first use."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from papermill.engines import Engine
 
 
 class DaskEngine(Engine):
-    """Runs a notebook as one task on a Dask cluster; registered as the papermill engine `dask`."""
+    """The papermill engine `dask`: runs a notebook as one task on a Dask cluster."""
 
     @classmethod
     def execute_notebook(cls, nb: NotebookNode, kernel_name: str, **options: Any) -> NotebookNode:
-        """Run a notebook; arguments, result and errors are those of papermill's own engine."""
+        """Run a notebook, with the arguments, result and errors of papermill's own engine."""
         from papermill_dask.client.engine import execute_notebook
 
         return execute_notebook(nb, kernel_name, **options)

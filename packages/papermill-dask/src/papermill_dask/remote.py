@@ -1,4 +1,4 @@
-"""What a client submits to a worker."""
+"""The function that a client submits to a worker."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 def run_notebook(task: Task) -> dict[str, Any]:
-    """Run a notebook in a kernel of the Dask worker that executes this; send events, whose topic is the task's key.
+    """Run a notebook in a kernel on this Dask worker, and log Dask events under the task's key.
 
-    Their kinds: ``start`` and ``end`` of a cell, ``message`` of the kernel, ``log``. Returns the notebook's
-    ``metadata``, whether it ``failed``, a pickled ``error`` unless a cell raised it, and its MLflow ``runs``.
+    Kinds of events: ``start`` and ``end`` of a cell, a kernel's ``message``, a ``log`` record. Returns the notebook's
+    ``metadata``, whether it ``failed``, a pickled ``error`` (None for a cell's own error), and its MLflow ``runs``.
     """
-    from papermill_dask.worker import notebook  # on the worker alone
+    from papermill_dask.worker import notebook  # on the worker only
 
     return notebook.run(task)

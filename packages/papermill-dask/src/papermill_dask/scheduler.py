@@ -1,4 +1,4 @@
-"""Notebook jobs of JupyterLab on a Dask cluster: an execution manager of jupyter-scheduler (extra `[scheduler]`).
+"""Run JupyterLab's notebook jobs on a Dask cluster: an execution manager for jupyter-scheduler (extra `[scheduler]`).
 
 `jupyter lab --Scheduler.execution_manager_class=papermill_dask.scheduler.DaskExecutionManager`
 """
@@ -19,15 +19,15 @@ from papermill_dask import compat
 
 
 class DaskExecutionManager(DefaultExecutionManager):
-    """Runs a job by papermill's engine `dask`, in the job's folder and a process of its own.
+    """Runs a job with papermill's engine `dask`, in the job's staging folder.
 
-    To stop a job, jupyter-scheduler kills that process; the kernel on the worker ends with it.
+    jupyter-scheduler stops a job by killing its process; the kernel on the worker is then killed, too.
     """
 
     def execute(self) -> None:
-        """Run the job's notebook and write its output files, also after an error; raise the error."""
+        """Run the job's notebook and write its output files, even if it fails; raise the notebook's error."""
         job, source = self.model, Path(self.staging_paths["input"])
-        parameters = {name: _read(text) for name, text in (job.parameters or {}).items()}
+        parameters = {name: _parse_parameter(text) for name, text in (job.parameters or {}).items()}
         executed = Path(self.staging_paths.get("ipynb", source.with_suffix(".executed.ipynb")))
         try:
             papermill.execute_notebook(
@@ -35,17 +35,17 @@ class DaskExecutionManager(DefaultExecutionManager):
                 progress_bar=False,
             )  # fmt: skip
         finally:
-            if executed.exists():  # not if the engine refused the job
+            if executed.exists():  # missing if the engine rejected the job
                 self.create_output_files(job, nbformat.read(executed, as_version=4))
             self.add_side_effects_files(str(source.parent))
 
     def on_failure(self, e: Exception) -> None:
-        """Record the error of the failed cell, or of the engine, without papermill's traceback."""
+        """Record the error of the cell or the engine, without papermill's traceback."""
         super().on_failure(RuntimeError(f"{e.ename}: {e.evalue}") if isinstance(e, PapermillExecutionError) else e)
 
 
-def _read(text: str) -> Any:
-    """Return the value of a parameter: one of Python's literals, or as papermill's option ``-p`` has it."""
+def _parse_parameter(text: str) -> Any:
+    """Parse a parameter as a Python literal, or else as papermill's option ``-p`` does."""
     with contextlib.suppress(ValueError, SyntaxError):
         return ast.literal_eval(text)
-    return compat.read_parameter(text)
+    return compat.parse_parameter(text)

@@ -1,4 +1,4 @@
-"""A notebook on a Dask worker: the task from the client, and its run."""
+"""The task that a client sends to a worker, and its run there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from papermill_dask.config import NotebookOptions
-from papermill_dask.failures import EngineError
+from papermill_dask.errors import EngineError
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Task:
-    """What a worker needs to run a notebook: plain data.
+    """Everything a worker needs to run a notebook, as plain data.
 
-    ``notebook`` is the nbformat document, ``options`` are the arguments of papermill's notebook client, and ``worker``
-    is the id of its worker. The kernel runs in ``folder`` and sees ``environment`` on top of the worker's own.
-    ``is_scratch``: the folder is for this notebook alone. ``output`` names the output.
+    ``notebook`` is the nbformat document, ``options`` are keywords of papermill's notebook client, ``worker`` is the
+    target worker's id. The kernel runs in ``folder``, with ``environment`` added to the worker's variables.
+    ``is_scratch`` marks a temporary folder for this notebook; ``output`` identifies the output file.
     """
 
     notebook: dict[str, Any]
@@ -39,9 +39,9 @@ class Task:
 
 @dataclass
 class Run:
-    """A notebook on this worker, from the start of its task until its processes have ended.
+    """A notebook on this worker, from the start of its task until all its processes have ended.
 
-    ``stopped`` is the reason why it must end early.
+    ``stop_reason`` is the error to raise if the notebook is stopped early.
     """
 
     key: str
@@ -49,18 +49,18 @@ class Run:
     worker: Worker
     since: float = field(default_factory=time.time)
     cell: int | None = None
-    stopped: EngineError | None = None
+    stop_reason: EngineError | None = None
     kernel: Any = None
 
     def report(self, kind: str, **event: Any) -> None:
-        """Send the client an event: plain data, which may have dates."""
+        """Send an event to the client: JSON data, in which dates are allowed."""
         from jupyter_client.jsonutil import json_default
 
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: the worker is ending
+        with contextlib.suppress(RuntimeError):  # the worker is closing: no event loop
             self.worker.log_event(self.key, json.dumps({"kind": kind, **event}, default=json_default))
 
     def logger(self) -> logging.Logger:
-        """Return a logger whose records are events: the client logs them as papermill's own engine would."""
+        """Return a logger that sends its records to the client, which logs them."""
         logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - for one notebook, not registered
         handler = logging.Handler()
         handler.emit = lambda record: self.report("log", level=record.levelno, text=record.getMessage())  # type: ignore[method-assign]
@@ -68,9 +68,9 @@ class Run:
         return logger
 
     def kill(self) -> None:
-        """End the notebook with all its processes."""
+        """Kill the kernel and all its descendants."""
         if manager := getattr(self.kernel, "km", None):
             manager.kill()
 
 
-RUNS: dict[str, Run] = {}  # the notebooks that run in this worker process, by the key of their Dask task
+RUNS: dict[str, Run] = {}  # the notebooks running in this worker process, by Dask key

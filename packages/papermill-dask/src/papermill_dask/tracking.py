@@ -1,7 +1,7 @@
-"""Connects a notebook with its MLflow runs, if MLflow is installed.
+"""Link notebooks and their MLflow runs, if MLflow is installed.
 
-Each run that a notebook starts is tagged with the key of its task and the commit of the client's folder. Runs that a
-dead notebook left open are ended. The executed notebook becomes an artifact of its runs, as a page, too.
+Each run is tagged with the key of its Dask task and the commit of the client's folder. Runs that a dead notebook left
+open are terminated. The executed notebook and its HTML page become artifacts of the runs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from distributed import Worker
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-TASK_VARIABLE = "PAPERMILL_DASK_TASK"  # in the kernel's environment: which task of the cluster it is
-COMMIT_VARIABLE = "PAPERMILL_DASK_COMMIT"  # likewise: the commit of the client's folder
-CHANGES_VARIABLE = "PAPERMILL_DASK_CHANGES"  # and the tracked files that differ from it, a line each
+TASK_VARIABLE = "PAPERMILL_DASK_TASK"  # set for the kernel: the key of its Dask task
+COMMIT_VARIABLE = "PAPERMILL_DASK_COMMIT"  # set for the kernel: the commit of the client's folder
+CHANGES_VARIABLE = "PAPERMILL_DASK_CHANGES"  # and the changed tracked files, one per line
 TASK_TAG = "papermill_dask.task"
-NOTEBOOK_TAG = "papermill_dask.notebook."  # and an executed notebook's name: its sha256
-PAGE_TAG = "papermill_dask.page."  # and its name: the artifact that shows it in a browser
+NOTEBOOK_TAG = "papermill_dask.notebook."  # + the executed notebook's name; value: its sha256
+PAGE_TAG = "papermill_dask.page."  # + the same name; value: path of the HTML artifact
 COMMIT_TAG = "mlflow.source.git.commit"
 MAX_CHANGES = 100
 CONNECT_SECONDS = 2.0
@@ -44,57 +44,56 @@ def is_installed() -> bool:
 
 
 class TaskContext:
-    """Tags every run that a notebook on the cluster starts with its task and its commit.
+    """MLflow run context provider that tags a notebook's runs with its task and commit.
 
-    It is a run context provider of MLflow (entry point ``mlflow.run_context_provider``). It has no base class, because
-    MLflow loads it during its own import.
+    Entry point ``mlflow.run_context_provider``. It has no base class, because MLflow loads it during its own import.
     """
 
     def in_context(self) -> bool:
-        """Return whether this process is a notebook's kernel on the cluster."""
+        """Return whether this process is a kernel on the cluster."""
         return TASK_VARIABLE in os.environ
 
     def tags(self) -> dict[str, str]:
-        """Return the tags."""
+        """Return the tags for new runs."""
         variables = {TASK_TAG: TASK_VARIABLE, COMMIT_TAG: COMMIT_VARIABLE}
         return {tag: os.environ[name] for tag, name in variables.items() if name in os.environ}
 
 
 class NotebookRuns:
-    """The MLflow ``runs`` of a task, the first run first: their ids, statuses and metrics."""
+    """MLflow ``runs`` of a task in order of their start, with id, status and metrics."""
 
     def __init__(self, task: str, environment: Mapping[str, str]) -> None:
         self._task, self._uri = task, environment.get(URI_VARIABLE) if is_installed() else None
         self.runs: list[dict[str, Any]] = []
-        if self._uri:  # imported before the first notebook of this worker ends
+        if self._uri:  # import MLflow in the background, before `find` needs it
             threading.Thread(target=importlib.import_module, args=("mlflow",), daemon=True).start()
 
     def check_reachable(self, logger: logging.Logger) -> None:
-        """Warn when the tracking server does not answer on this machine; many notebooks track nothing."""
-        if self._uri and not _answers(self._uri):
+        """Warn if the tracking server is unreachable; no error, since many notebooks log no runs."""
+        if self._uri and not _is_reachable(self._uri):
             logger.warning(
-                "The worker on %s cannot reach the MLflow tracking server (%s=%s). Start it, or set the "
-                "variable to an address that the workers reach; a notebook that tracks nothing needs none.",
+                "The worker on %s cannot reach the MLflow tracking server (%s=%s). Start the server, or set the "
+                "variable to an address that the workers can reach. Ignore this if the notebook logs no runs.",
                 socket.gethostname(), URI_VARIABLE, self._uri,
             )  # fmt: skip
 
     def find(self) -> None:
-        """Find the runs while the kernel runs: at its exit MLflow would end them as successful."""
-        with contextlib.suppress(Exception):  # no error here may hide how the notebook ended
-            if self._uri and _answers(self._uri):
+        """Find the runs while the kernel is alive: at its exit MLflow would mark open runs as finished."""
+        with contextlib.suppress(Exception):  # must not mask the notebook's own error
+            if self._uri and _is_reachable(self._uri):
                 from mlflow import MlflowClient
 
                 client = MlflowClient(self._uri)
                 experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-                these = f"tags.`{TASK_TAG}` = '{self._task}'"
+                task_filter = f"tags.`{TASK_TAG}` = '{self._task}'"
                 self.runs = [
                     {"run_id": run.info.run_id, "status": run.info.status, "metrics": dict(run.data.metrics)}
-                    for run in client.search_runs(experiments, these, order_by=["attributes.start_time"])
+                    for run in client.search_runs(experiments, task_filter, order_by=["attributes.start_time"])
                 ]
 
     def end(self, status: str) -> None:
-        """End the runs that the notebook left open as ``KILLED`` or ``FAILED``."""
-        # MLflow prints a link; standard output may be a notebook's.
+        """Set open runs to ``status``: ``KILLED`` or ``FAILED``."""
+        # MLflow prints a link to standard output, which may carry the notebook itself (`papermill IN -`).
         with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):
             for run in self.runs:
                 if run["status"] == "RUNNING":
@@ -103,8 +102,8 @@ class NotebookRuns:
                     MlflowClient(self._uri).set_terminated(run["run_id"], status)
 
 
-def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) -> None:
-    """Log an executed notebook as ``notebook/<name>`` to runs; nothing waits for its page."""
+def log_notebook(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) -> None:
+    """Log an executed notebook as ``notebook/<name>`` to its runs; log its HTML page in the background."""
     from distributed import get_worker
     from mlflow import MlflowClient
 
@@ -114,15 +113,15 @@ def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) ->
         client.log_text(run_id, text, f"notebook/{name}")
         client.set_tag(run_id, NOTEBOOK_TAG + name, hashlib.sha256(text.encode()).hexdigest())
     if importlib.util.find_spec("nbconvert"):
-        # Its thread is no slot for notebooks, and a local cluster that closes waits for it.
+        # The actor executor takes no notebook slot, and a local cluster waits for it when it closes.
         worker, deadline = get_worker(), time.monotonic() + PAGE_SECONDS
-        worker.executors["actor"].submit(_attach_page, notebook, name, run_ids, client, worker, deadline)
+        worker.executors["actor"].submit(_log_page, notebook, name, run_ids, client, worker, deadline)
 
 
-def _attach_page(
+def _log_page(
     notebook: dict[str, Any], name: str, run_ids: list[str], client: Any, worker: Worker, deadline: float
 ) -> None:
-    """Log an executed notebook as an HTML page beside itself, once this worker has nothing else to do."""
+    """Log the HTML page of an executed notebook once this worker is idle."""
     try:
         from papermill_dask import page
 
@@ -132,15 +131,15 @@ def _attach_page(
         for run_id in run_ids:
             client.log_text(run_id, text, path)
             client.set_tag(run_id, PAGE_TAG + name, path)
-    except Exception as error:  # noqa: BLE001 - the notebook itself is logged
-        words = "The page of the executed notebook %s was not logged to its run: %s"
-        logging.getLogger(__name__).warning(words, name, error)
+    except Exception as error:  # noqa: BLE001 - the notebook itself is already logged
+        message = "Logging the HTML page of the executed notebook %s to its run failed: %s"
+        logging.getLogger(__name__).warning(message, name, error)
 
 
 def default_variables() -> dict[str, str]:
-    """Return MLFLOW_TRACKING_URI as MLflow itself chooses it in the current folder: its `mlflow.db`, if it is there.
+    """Return MLflow's default tracking URI for the current folder: `mlflow.db`, if it exists and no URI is set.
 
-    Empty if the variable is set. A worker that does not see the folder cannot use it.
+    Only for workers that see the folder.
     """
     file = Path(str(Path.cwd()).partition("/.dvc/tmp/exps/")[0], "mlflow.db")  # `dvc exp run --temp` works in a copy
     is_chosen = is_installed() and not os.environ.get(URI_VARIABLE) and file.exists()
@@ -149,9 +148,19 @@ def default_variables() -> dict[str, str]:
 
 # -- the commit ----------------------------------------------------------------------------------------------------
 def git_state(folder: Path | None = None) -> tuple[str, list[str]] | None:
-    """Return the commit of a folder's repository and the tracked files that differ from it; None outside of one.
+    """Return the commit of a folder's repository and its changed tracked files.
 
-    In a kernel on the cluster these are of the client's folder, which the worker may not see.
+    In a kernel on the cluster they describe the client's folder, which the worker may not see.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        A folder in the repository; the current folder by default.
+
+    Returns
+    -------
+    tuple of str and list of str, or None
+        Commit hash and changed files (at most 100); None outside of a repository.
     """
     if COMMIT_VARIABLE in os.environ:
         return os.environ[COMMIT_VARIABLE], os.environ.get(CHANGES_VARIABLE, "").splitlines()
@@ -169,13 +178,13 @@ def git_state(folder: Path | None = None) -> tuple[str, list[str]] | None:
 
 
 def git_variables() -> dict[str, str]:
-    """Return `git_state` of the current folder as variables, for a kernel on another machine."""
+    """Return `git_state` of the current folder as environment variables for a kernel."""
     state = git_state() if is_installed() else None
     return {COMMIT_VARIABLE: state[0], CHANGES_VARIABLE: "\n".join(state[1])} if state else {}
 
 
-def _answers(uri: str) -> bool:
-    """Return whether a server accepts connections at an address; MLflow itself would try for minutes."""
+def _is_reachable(uri: str) -> bool:
+    """Return whether the server accepts connections; MLflow itself would retry for minutes."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return True

@@ -1,4 +1,4 @@
-"""Errors: what failed, the value, what was expected, and the next step."""
+"""The engine's exceptions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ import functools
 
 import click
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # numbers of errors
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LOST = {
-    "expected": "a worker that runs, and can be reached, until the notebook ends",
-    "next_step": "run the notebook again; it was not repeated (option `retries`)",
+    "expected": "a worker that stays up and reachable until the notebook ends",
+    "next_step": "run the notebook again, or set the option `retries` to repeat it automatically",
 }
 
 
 class EngineError(click.ClickException):
-    """A notebook could not be run on the cluster; papermill's command line prints the text without a traceback.
+    """A notebook could not be run on the cluster; papermill's command line prints the message without a traceback.
 
-    ``what`` failed, ``value`` caused the error, ``expected`` was allowed, ``next_step`` helps.
+    Parameters
+    ----------
+    what : str
+        What failed, as a sentence.
+    value : object, optional
+        The value that was found.
+    expected : str, optional
+        What is allowed.
+    next_step : str, optional
+        What the user can do.
 
+    Examples
+    --------
     >>> print(EngineError("The engine cannot use an option.", value="depth=x", expected="a number"))
     The engine cannot use an option.
       found:    depth=x
@@ -38,14 +49,14 @@ class EngineError(click.ClickException):
     format_message = __str__  # click prints this after `Error: `
 
     def _render_traceback_(self) -> list[str]:
-        """Return the text that IPython shows: no traceback."""
+        """Return the lines that IPython shows instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Workers send pickled errors, and Exception's own method drops keyword arguments.
+        # Workers send pickled errors; Exception's own method would drop the keyword arguments.
         make = functools.partial(type(self), value=self.value, expected=self.expected, next_step=self.next_step)
         return make, (self.what,)
 
 
 class WorkerLost(EngineError):
-    """The worker that ran the notebook is gone, or cannot be reached."""
+    """The worker that ran the notebook died or is unreachable; parameters are those of `EngineError`."""
