@@ -1,6 +1,6 @@
-"""Ten notebooks by papermill's own engine and by this one, three times in turn: `python benchmarks/ten_notebooks.py`.
+"""Time ten notebooks with papermill's own engine and with this one: `python benchmarks/ten_notebooks.py`.
 
-It needs papermill-dask alone, and two minutes. The notebooks import Dask, and sleep for half a second.
+Takes two minutes, and needs only papermill-dask. The notebooks import Dask and sleep for half a second.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PROGRAMS = Path(sys.executable).parent
 
 
 def main() -> None:
-    """Print the median of each way, with the least and the most."""
-    # Without the first, each start would compile its imports.
+    """Print the median, minimum and maximum of each variant."""
+    # With this variable, every process would compile its imports again.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as folder, dask.config.set(SETTINGS):
         cells = [nbformat.v4.new_code_cell("i = 0", metadata={"tags": ["parameters"]})]
@@ -49,18 +49,18 @@ def main() -> None:
                 with ThreadPoolExecutor(jobs) as pool:
                     list(pool.map(lambda i: run("papermill", f"{i}.ipynb", "-p", "i", str(i)), range(COUNT)))
 
-            ways = {
+            variants = {
                 "papermill, one after another": lambda: run_each(1),
                 f"papermill, {JOBS} at a time": lambda: run_each(JOBS),
                 "papermill-sweep": lambda: run("papermill-sweep", "--sweep", f"i={','.join(map(str, range(COUNT)))}"),
             }
             run("papermill", "warm.ipynb", "--engine", "dask")
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
+            seconds: dict[str, list[float]] = {name: [] for name in variants}
             for _ in range(RUNS):
-                for name, way in ways.items():
-                    began = time.perf_counter()
-                    way()
-                    seconds[name].append(time.perf_counter() - began)
+                for name, run_variant in variants.items():
+                    start = time.perf_counter()
+                    run_variant()
+                    seconds[name].append(time.perf_counter() - start)
     for name, times in seconds.items():
         print(f"{name}: {statistics.median(times):.1f} s ({min(times):.1f} to {max(times):.1f})")
 

@@ -1,4 +1,4 @@
-"""A Dask cluster as any site has one, a scheduler and two workers, each a process of its own; a tracking server."""
+"""Fixtures: a Dask cluster whose scheduler and workers are separate processes, and a tracking server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from programs import pytest_runtest_setup  # noqa: F401 - a hook
 
 @pytest.fixture(scope="session", autouse=True)
 def private_folder() -> Iterator[None]:
-    """Have all programs of the tests use a folder of their own for temporary files, with a short path for sockets."""
+    """Set TMPDIR for all test programs to a private folder, with a path short enough for sockets."""
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = folder = tempfile.mkdtemp()
     tempfile.tempdir = None
@@ -28,9 +28,9 @@ def private_folder() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def warm_cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """A scheduler and two workers of one thread and one `notebook` each, whose kernels are forked.
+    """A scheduler and two workers with one thread and one slot each, whose kernels are forked.
 
-    The workers see the client's Jupyter folder, so that a kernel put into `kernelspecs` is known on both sides.
+    Client and workers share a Jupyter folder, so that a kernelspec added to it exists on both sides.
     """
     folder = tmp_path_factory.mktemp("cluster")
     imports = {
@@ -47,6 +47,6 @@ def warm_cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def tracking_server(tmp_path_factory) -> Iterator[str]:
-    """The address of an MLflow tracking server with a store of its own."""
+    """The URI of an MLflow tracking server with its own store."""
     with programs.tracking_server(tmp_path_factory.mktemp("tracking")) as (uri, _):
         yield uri

@@ -1,4 +1,4 @@
-"""Hosts made of network and mount namespaces, and clusters and clients whose processes run on them."""
+"""Hosts simulated by network and mount namespaces, with clusters and clients that run on them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import psutil
 from programs import BIN, clean_environment, end, wait_for
 
 RUN_SECONDS = 240
-MARK = "DVC_MARK"  # goes with the client's other variables into the kernel, and from there to all that it starts
+MARK = "DVC_MARK"  # forwarded to the kernel as DVC_*, and inherited by its descendants
 
 
 # -- hosts -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Host:
-    """Where a process runs: this machine, or a network namespace ``name`` that has a ``hidden`` folder of its own."""
+    """Where a process runs: this machine, or the network namespace ``name`` with its own, ``hidden`` folder."""
 
     name: str | None = None
     address: str = "127.0.0.1"
@@ -35,16 +35,16 @@ class Host:
     hidden_size: str = "2g"
 
     def command(self, *words: str | Path) -> list[str]:
-        """Return the command that runs ``words`` there."""
+        """Return the command that runs ``words`` on this host."""
         if self.name is None:
             return [str(word) for word in words]
-        # `ip netns exec` gives a mount namespace, too; what is mounted in it goes with its last process.
+        # `ip netns exec` also creates a mount namespace, whose mounts are removed with its last process.
         mount = f"cd / && mount -t tmpfs -o size={self.hidden_size} tmpfs {self.hidden} && "
         script = mount if self.hidden else ""
         return ["ip", "netns", "exec", self.name, "sh", "-c", f'{script}exec "$@"', "sh", *map(str, words)]
 
-    def cut(self) -> None:
-        """Take the host's only link down."""
+    def disconnect(self) -> None:
+        """Take down the host's only network link."""
         _ip("-n", self.name, "link", "set", "eth0", "down")
 
 
@@ -53,7 +53,7 @@ THIS = Host()
 
 @dataclass(frozen=True)
 class Hosts:
-    """Three hosts: the workers and the client reach the scheduler's address, and nothing else in the world."""
+    """Three hosts; worker and client can reach only the scheduler."""
 
     scheduler: Host
     worker: Host
@@ -62,7 +62,7 @@ class Hosts:
 
 @contextlib.contextmanager
 def new_hosts(folder: Path) -> Iterator[Hosts]:
-    """Make three hosts; on the worker, ``folder``, in which the client's files lie, is the worker's own and empty."""
+    """Create three hosts; ``folder``, which has the client's files, is empty on the worker."""
     address = "10.99.0.1"
     name = f"notebooks-{secrets.token_hex(3)}"
     scheduler = Host(f"{name}-s", address)
@@ -91,7 +91,7 @@ def _ip(*words: str) -> None:
 
 @contextlib.contextmanager
 def environment_of(variables: dict[str, str]) -> Iterator[None]:
-    """Make ``variables`` this process's environment for a while, also for Dask's configuration."""
+    """Replace this process's environment, and Dask's configuration from it, during the block."""
     configuration = dask.config.collect(paths=[], env=variables)
     with mock.patch.dict(os.environ, variables, clear=True), dask.config.set(configuration):
         yield
@@ -99,7 +99,7 @@ def environment_of(variables: dict[str, str]) -> Iterator[None]:
 
 # -- notebooks ---------------------------------------------------------------------------------------------------
 def document(*sources: str, **metadata: Any) -> nbformat.NotebookNode:
-    """Return a notebook of code cells; a first line `# tags: a b` gives a cell its tags."""
+    """Return a notebook of code cells, tagged by a first line `# tags: a b`."""
     document = nbformat.v4.new_notebook()
     document.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     document.metadata.update(metadata)
@@ -112,14 +112,14 @@ def document(*sources: str, **metadata: Any) -> nbformat.NotebookNode:
 
 
 def notebook(file: Path, *sources: str, **metadata: Any) -> Path:
-    """Write a `document`."""
+    """Write a `document` to a file and return its path."""
     nbformat.write(document(*sources, **metadata), file)
     return file
 
 
 @dataclass
 class Client:
-    """A process that runs one notebook; ``mark`` is in the environment of all that the notebook starts."""
+    """A process that runs one notebook; ``mark`` is in the environment of all its descendants."""
 
     process: subprocess.Popen
     output: Path
@@ -128,27 +128,27 @@ class Client:
 
     @property
     def document(self) -> nbformat.NotebookNode:
-        """The executed notebook, as it is on the disk now."""
+        """The executed notebook as currently saved."""
         return nbformat.read(self.output, as_version=4)
 
     @property
     def cells(self) -> list[str]:
-        """What papermill's metadata say of each cell."""
+        """The status of each cell in papermill's metadata."""
         return [cell.metadata.papermill.status for cell in self.document.cells]
 
     @property
     def words(self) -> str:
-        """What the client has printed so far."""
+        """The client's output so far."""
         return self.log.read_text()
 
     def text(self, cell: int = 0) -> str:
-        """Return the streams of a cell on the disk now; nothing as long as there is no such thing."""
+        """Return a cell's stream outputs as currently saved; empty if there are none yet."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             return "".join(output.get("text", "") for output in self.document.cells[cell].outputs)
         return ""
 
     def wait_for_text(self, text: str, cell: int = 0) -> None:
-        """Wait until the notebook on the disk shows ``text``."""
+        """Wait until ``text`` is in the saved outputs of a cell."""
 
         def is_there() -> bool:
             assert self.process.poll() is None, self.words
@@ -157,25 +157,25 @@ class Client:
         wait_for(is_there, what=f"the output {text!r}")
 
     def wait(self, seconds: float = RUN_SECONDS) -> int:
-        """Wait for the client's end; return its exit code."""
+        """Wait for the client to end; return its exit code."""
         return self.process.wait(seconds)
 
     def descendants(self) -> list[psutil.Process]:
-        """Return what is alive of the notebook on any host: its kernel, and all that it started."""
-        return [process for process in marked(self.mark) if not self._is_own(process)]
+        """Return the kernel and its descendants that are alive on any host."""
+        return [process for process in marked(self.mark) if not self._is_client(process)]
 
-    def _is_own(self, process: psutil.Process) -> bool:
+    def _is_client(self, process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
             return self.process.pid in (process.pid, *(parent.pid for parent in process.parents()))
         return False
 
     def assert_nothing_left(self, seconds: float) -> None:
-        """Fail unless the kernel and all that it started are gone within ``seconds``."""
+        """Fail unless the kernel and its descendants end within ``seconds``."""
         wait_for(lambda: not self.descendants(), seconds)
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Return the processes with ``mark`` in the environment that they were started with."""
+    """Return the processes that were started with ``mark`` in their environment."""
     result = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -187,7 +187,7 @@ def marked(mark: str) -> list[psutil.Process]:
 # -- clusters ----------------------------------------------------------------------------------------------------
 @dataclass
 class Cluster:
-    """A scheduler and workers, each a process of its own on some host; the log of each lies in ``folder``."""
+    """A scheduler and workers as processes on hosts, with their logs in ``folder``."""
 
     folder: Path
     environment: dict[str, str] = field(repr=False)
@@ -217,13 +217,13 @@ class Cluster:
         disk: Path | None = None,
         **environment: str,
     ) -> subprocess.Popen:
-        """Start a worker and wait until the scheduler knows it; its own disk is ``disk``."""
+        """Start a worker with its local directory in ``disk``, and wait until it is registered."""
         disk = disk or host.hidden or self.folder
         words = ["worker", self.address, "--name", name, "--nthreads", str(threads), "--no-dashboard", *options]
         words += ["--host", host.address, "--local-directory", str(disk)]
         words += ["--resources", resources] if resources else []
         words += ["--nanny"] if nanny else ["--no-nanny"]
-        if host.hidden:  # where this machine's folders are not to be seen
+        if host.hidden:  # this machine's folders are hidden there
             environment = {"TMPDIR": str(host.hidden)} | environment
         process = self._start(name, host, *words, program=program, **environment)
         log = self.folder / f"{name}.log"
@@ -265,7 +265,7 @@ class Cluster:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
-                # A shell starts its background jobs deaf to Ctrl-C, and these tests may be one.
+                # Background jobs of a shell ignore SIGINT, and these tests may be one.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         return Client(process, output, log, mark)
@@ -277,15 +277,15 @@ class Cluster:
         return client
 
     def stop(self, name: str) -> None:
-        """End one of the cluster's processes and all that it started."""
+        """End a process of the cluster and its descendants."""
         end(self.processes.pop(name))
 
 
 @contextlib.contextmanager
 def new_cluster(folder: Path, client_host: Host = THIS, **environment: str) -> Iterator[Cluster]:
-    """Yield a cluster that has no process yet; end those that it was given, and see that nothing of it is left."""
+    """Yield a cluster without processes; end them after the block, and check that nothing is left."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Kernels that are not warm: a warm process costs ten seconds of computing at each worker's first notebook.
+    # Cold kernels: starting a warm process would cost ten seconds per worker.
     common = {"DASK_PAPERMILL_DASK__KERNEL_IMPORTS": "[]", "TMPDIR": str(folder)}
     common |= {"IPYTHONDIR": str(folder / "ipython"), "TQDM_DISABLE": "1"}
     cluster = Cluster(folder, clean_environment() | common | environment, client_host=client_host)

@@ -1,4 +1,4 @@
-"""Notebooks that show what papermill can do, and the running of one in a process of its own."""
+"""Notebooks that cover papermill's features, and their execution in a separate process."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ raw
 
 """
 
-# Reads what is on disk while it runs; no word that it looks for stands in the source.
+# Reads the saved notebook while it runs; the words that it searches for are not in its source.
 SAVED = """
 # %%
 print("fir" + "st")
@@ -221,7 +221,7 @@ print("not skipped")
 import ipywidgets; ipywidgets.IntText()
 """
 
-# Each tells matplotlib, before it is imported, in which folder its configuration is.
+# Each sets matplotlib's configuration folder before matplotlib is imported.
 BEFORE_IMPORTS = {
     "item": "import os; os.environ['MPLCONFIGDIR'] = 'config'",
     "name": "from os import environ as variables; variables['MPLCONFIGDIR'] = 'config'",
@@ -246,7 +246,7 @@ except AttributeError:
 
 
 def add_configuration(folder: Path) -> None:
-    """Write the files that `BEFORE_IMPORTS` names."""
+    """Write the files that `BEFORE_IMPORTS` uses."""
     for name in ("config", "modules"):
         (folder / name).mkdir()
     (folder / "config" / "matplotlibrc").write_text("figure.dpi: 33")
@@ -280,8 +280,8 @@ IPKernelApp.launch_instance(kernel_class=Echo)
 
 
 def notebook(text: str, *, kernel: str = "python3", language: str = "python") -> NotebookNode:
-    """Return a notebook of cells that are parted by lines such as ``# %% [markdown] tag1 tag2``."""
-    # Nothing before the first mark, then for each cell its kind, its tags and its source.
+    """Parse a notebook from cells separated by lines such as ``# %% [markdown] tag1 tag2``."""
+    # An empty string before the first separator, then kind, tags and source of each cell.
     _, *parts = CELL.split(text)
     document = nbformat.v4.new_notebook()
     document.metadata.kernelspec = {"name": kernel, "display_name": kernel.title(), "language": language}
@@ -295,14 +295,14 @@ def notebook(text: str, *, kernel: str = "python3", language: str = "python") ->
 
 
 def add_kernel(folder: Path, name: str, argv: list[str], language: str = "python", **spec: Any) -> None:
-    """Install a kernel into a folder of kernelspecs."""
+    """Write a kernelspec into a folder of kernelspecs."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     spec |= {"argv": argv, "display_name": name.title(), "language": language}
     (folder / name / "kernel.json").write_text(json.dumps(spec))
 
 
 def add_echo_kernel(folder: Path) -> None:
-    """Install a kernel of another language, which says what it is told."""
+    """Install a kernel of another language, which echoes its cells."""
     add_kernel(
         folder, "echo", [sys.executable, str(folder / "echo" / "kernel.py"), "-f", "{connection_file}"],
         language="echo", env={"GREETING": "I hear: "},
@@ -312,9 +312,9 @@ def add_echo_kernel(folder: Path) -> None:
 
 @dataclass
 class Outcome:
-    """What `papermill.execute_notebook` left: the notebook returned and the one saved, the error, the log.
+    """Results of `papermill.execute_notebook`: returned and saved notebooks, error and log.
 
-    ``error`` is the names of the exception's classes, its own first, empty if there was none.
+    ``error`` lists the names of the exception's classes in method resolution order; empty without an error.
     """
 
     returned: NotebookNode | None
@@ -325,30 +325,30 @@ class Outcome:
 
     @property
     def document(self) -> NotebookNode:
-        """The notebook: the returned one, or the saved one if an error was raised."""
+        """The returned notebook, or the saved one after an error."""
         return self.returned or self.saved
 
 
 class Log(logging.Handler):
-    """Keeps what papermill says."""
+    """A handler that collects papermill's log."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[tuple[str, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the lines of a record, but not empty ones."""
+        """Collect the lines of a record, except for empty ones."""
         self.lines += [(record.levelname, line) for line in record.getMessage().splitlines() if line.strip()]
 
 
 def enter(environment: dict[str, str]) -> None:
-    """Take on an environment, before papermill and Dask are imported."""
+    """Replace the environment, before papermill and Dask are imported."""
     os.environ.clear()
     os.environ.update(environment)
 
 
 def execute(folder: Path, engine: str | None, options: dict[str, Any]) -> Outcome:
-    """Execute `input.ipynb` in ``folder`` through papermill's programming interface, into `output.ipynb`."""
+    """Execute `input.ipynb` in ``folder`` with `papermill.execute_notebook`, and save `output.ipynb`."""
     import papermill
 
     os.chdir(folder)
@@ -360,7 +360,7 @@ def execute(folder: Path, engine: str | None, options: dict[str, Any]) -> Outcom
         returned = papermill.execute_notebook(
             "input.ipynb", "output.ipynb", engine_name=engine, progress_bar=False, **options
         )
-    except BaseException as problem:  # noqa: BLE001 - what is raised is what is compared
+    except BaseException as problem:  # noqa: BLE001 - the test compares the errors
         error = problem
     finally:
         logger.removeHandler(log)

@@ -1,4 +1,4 @@
-"""The client's side: which cluster it takes, what it tells the kernel, and when it ends."""
+"""The client: choice of a cluster, variables for the kernel, and writing the output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print("done")
 THREAD = (
     f"import threading\nthread = threading.Thread(target=exec, args=({SCRIPT!r},))\nthread.start()\nthread.join()\n"
 )
-# As a worker of Celery: it may have no children of its own.
+# Like a Celery worker: a daemonic process must not have children.
 DAEMON = f"""
 import multiprocessing
 process = multiprocessing.get_context("fork").Process(target=exec, args=({SCRIPT!r},), daemon=True)
@@ -48,7 +48,7 @@ process.join()
 
 @pytest.mark.parametrize("way", ["standard input", "notebook", "thread", "daemon", "twice"])
 def test_caller_needs_no_main_guard(tmp_path, way):
-    """However a program without a main guard is started, a local cluster runs its notebook, and nothing stays."""
+    """Programs without a main guard run notebooks on a local cluster, however they start, and leave no process."""
     notebook(tmp_path / "in.ipynb", "print('kept')")
     notebook(tmp_path / "caller.ipynb", SCRIPT)
     program = tmp_path / "caller.py"
@@ -71,8 +71,8 @@ THREADS = f"import os\nprint([os.environ.get(name) for name in {NAMES}])"
 
 
 def test_kernel_has_the_threads_of_its_worker(tmp_path):
-    """What Dask's nanny sets does not reach a kernel: on a cluster for the call nothing is set; else a notebook has the
-    worker's threads by the notebooks that it runs in parallel, unless the client's own variable is forwarded.
+    """Kernels do not inherit the nanny's variables. A local cluster sets none; otherwise OMP_NUM_THREADS is the
+    number of the worker's threads divided by its slots, unless the client's variable is forwarded.
     """
     source, output = notebook(tmp_path / "in.ipynb", THREADS), tmp_path / "out.ipynb"
 
@@ -104,8 +104,8 @@ while len(list(pathlib.Path().glob(f"* of {parallel}"))) < parallel:
 """
 
 
-def test_cluster_for_the_call_has_all_processors(tmp_path):
-    """The tasks of one notebook have a thread a processor; notebooks of a sweep run in parallel: here they meet."""
+def test_local_cluster_has_all_processors(tmp_path):
+    """A local cluster has a thread per processor; the notebooks of a sweep run in parallel and wait for each other."""
     notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = parallel = 1", OWN_TASKS)
     for sweep, parallel, share in (("n=1", 1, None), ("n=1,2", min(2, CPU_COUNT), CPU_COUNT // 2 or None)):
         command = [BIN / "papermill-sweep", "in.ipynb", "--sweep", sweep, "--sweep", f"parallel={parallel}"]
@@ -114,15 +114,15 @@ def test_cluster_for_the_call_has_all_processors(tmp_path):
         assert text == f"{CPU_COUNT} {{'notebook': {parallel}}} {share}\n"
 
 
-MAKERS = """
+FACTORIES = """
 import os
 from distributed import Client, LocalCluster
 
 def cluster():
-    made = LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0")
-    with open("made.txt", "a") as file:
-        print(made.workers[0].pid, file=file)
-    return made
+    cluster = LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0")
+    with open("pids.txt", "a") as file:
+        print(cluster.workers[0].pid, file=file)
+    return cluster
 
 def client():
     return Client(cluster(), set_as_default=False)
@@ -134,61 +134,61 @@ number = 1
 """
 
 
-def made_by(function: str, folder: Path, *words: str | Path, **variables: str) -> subprocess.CompletedProcess:
-    """Run a command with a function of `MAKERS` as `papermill-dask.cluster`."""
-    (folder / "makers.py").write_text(MAKERS)
-    variables |= {"DASK_PAPERMILL_DASK__CLUSTER": f"makers:{function}", "PYTHONPATH": str(folder)}
+def run_with_factory(function: str, folder: Path, *words: str | Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run a command with a function of `FACTORIES` as `papermill-dask.cluster`."""
+    (folder / "factories.py").write_text(FACTORIES)
+    variables |= {"DASK_PAPERMILL_DASK__CLUSTER": f"factories:{function}", "PYTHONPATH": str(folder)}
     return subprocess.run(
         [BIN / words[0], *words[1:]], cwd=folder, env=clean_environment() | variables,
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 
-def test_cluster_of_the_configured_function_runs_all_of_a_sweep(tmp_path):
-    """It is made once for all notebooks, and its workers are gone afterwards."""
+def test_configured_function_is_called_once_per_sweep(tmp_path):
+    """One cluster runs all notebooks, and its workers end afterwards."""
     notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "print(n)")
-    done = made_by("cluster", tmp_path, "papermill-sweep", "in.ipynb", "--sweep", "n=1,2,3")
+    done = run_with_factory("cluster", tmp_path, "papermill-sweep", "in.ipynb", "--sweep", "n=1,2,3")
     assert [row.split(",")[1] for row in done.stdout.splitlines()] == ["status", "done", "done", "done"], done.stderr
-    (pid,) = (tmp_path / "made.txt").read_text().split()
+    (pid,) = (tmp_path / "pids.txt").read_text().split()
     assert not psutil.pid_exists(int(pid))
 
 
-def test_client_of_the_configured_function_is_closed_with_its_cluster(tmp_path):
-    """A notebook that runs another, with this configuration too, uses its own cluster, and makes no second one."""
+def test_configured_client_is_closed_with_its_cluster(tmp_path):
+    """A notebook that runs another uses its own cluster, even if the function is configured in its kernel."""
     command = [str(BIN / "papermill"), "inner.ipynb", "nested.ipynb", "--engine", "dask", "--no-progress-bar"]
     notebook(tmp_path / "inner.ipynb", "1")
     notebook(tmp_path / "in.ipynb", f"import subprocess\nprint(subprocess.run({command}).returncode)")
     variables = {"DASK_PAPERMILL_DASK__ENVIRONMENT": "DASK_PAPERMILL_DASK__CLUSTER"}
-    done = made_by("client", tmp_path, "papermill", "in.ipynb", "out.ipynb", "--engine", "dask", **variables)
+    done = run_with_factory("client", tmp_path, "papermill", "in.ipynb", "out.ipynb", "--engine", "dask", **variables)
     assert done.returncode == 0, done.stderr
     outputs = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs
-    # What the inner papermill logs may arrive before or after what the cell prints.
+    # The inner papermill's log may arrive before or after the cell's output.
     assert [output.text for output in outputs if output.name == "stdout"] == ["0\n"], outputs
-    (pid,) = (tmp_path / "made.txt").read_text().split()
+    (pid,) = (tmp_path / "pids.txt").read_text().split()
     assert not psutil.pid_exists(int(pid))
 
 
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("missing", "makers:missing cannot be imported"),
-        ("number", "makers:number is not a function but 1"),
-        ("nothing", "makers:nothing returned None"),
+        ("missing", "factories:missing cannot be imported"),
+        ("number", "factories:number is not a function but 1"),
+        ("nothing", "factories:nothing returned None"),
         ("cluster", "is set together with the scheduler address tcp://127.0.0.1:9"),
     ],
 )
-def test_configured_function_that_cannot_be_used_is_named(function, words, tmp_path):
-    """No such function, no function, no cluster returned, an address besides: each is named."""
+def test_invalid_configured_function_is_an_error(function, words, tmp_path):
+    """A missing function, not a function, no cluster returned, an additional address: the error names the problem."""
     notebook(tmp_path / "in.ipynb", "1")
     variables = {"DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:9"} if function == "cluster" else {}
-    done = made_by(function, tmp_path, "papermill", "in.ipynb", "out.ipynb", "--engine", "dask", **variables)
+    done = run_with_factory(function, tmp_path, "papermill", "in.ipynb", "out.ipynb", "--engine", "dask", **variables)
     assert done.returncode == 1
     assert words in done.stderr
 
 
-def test_local_cluster_is_for_this_user_alone(tmp_path):
-    """Another user has made Dask's folder first: nothing is put there or imported from it; the notebook's own client
-    has the key, and a client with another one is refused.
+def test_local_cluster_is_private(tmp_path):
+    """If another user has created Dask's folder, nothing is written there or imported from it; the notebook's client
+    has the TLS key, and a client with another key cannot connect.
     """
     taken = tmp_path / "dask-scratch-space"
     taken.mkdir()
@@ -215,10 +215,10 @@ def test_local_cluster_is_for_this_user_alone(tmp_path):
         Client(client.scheduler.address, timeout=10, security=Security.temporary())
 
 
-def test_local_cluster_listens_on_loopback_alone():
-    """The cluster started for a call, its page included, cannot be reached from another machine."""
+def test_local_cluster_listens_on_loopback_only():
+    """A local cluster and its dashboard cannot be reached from other machines."""
     this = psutil.Process()
-    others = set(this.children(recursive=True))  # of another test's cluster
+    others = set(this.children(recursive=True))  # from another test's cluster
     with environment_of(clean_environment()), dask.config.set({"scheduler-address": None}), connect():
         pids = {this.pid, *(child.pid for child in set(this.children(recursive=True)) - others)}
         listening = {
@@ -229,8 +229,8 @@ def test_local_cluster_listens_on_loopback_alone():
     assert listening == {"127.0.0.1"}
 
 
-def test_connection_survives_what_other_clients_cancel(cluster):
-    """While another client cancels tasks all the time, of which the scheduler tells all clients, each connects."""
+def test_connection_survives_cancelled_tasks_of_other_clients(cluster):
+    """Clients can connect while another client keeps cancelling tasks, which the scheduler reports to all clients."""
     program = (
         "from distributed import Client\nclient = Client(set_as_default=False)\nprint('began', flush=True)\n"
         "while True:\n    client.submit(int, pure=False).cancel()"
@@ -246,8 +246,8 @@ def test_connection_survives_what_other_clients_cancel(cluster):
             other.kill()
 
 
-def test_tracking_server_that_does_not_answer_is_a_warning(cluster, tmp_path):
-    """A notebook that tracks nothing runs, and a line names the address; a file's name may have 255 bytes."""
+def test_unreachable_tracking_server_is_a_warning(cluster, tmp_path):
+    """The notebook runs, and the warning names the address; the output's name may have 255 bytes."""
     address, longest = f"http://127.0.0.1:{free_port()}", f"{'n' * 249}.ipynb"
     client = cluster.run(notebook(tmp_path / "in.ipynb", "print('ran')"), output=longest, MLFLOW_TRACKING_URI=address)
     assert client.process.returncode == 0, client.words
@@ -255,16 +255,16 @@ def test_tracking_server_that_does_not_answer_is_a_warning(cluster, tmp_path):
     assert client.text() == "ran\n"
 
 
-def test_output_that_cannot_be_written_is_no_full_disk(cluster, tmp_path):
-    """Without Java nothing can be written to `hdfs://`: the error says so, and advises no free space."""
+def test_unwritable_output_is_not_reported_as_full_disk(cluster, tmp_path):
+    """Without Java, writing to `hdfs://` fails; the error names the cause and does not suggest to free space."""
     command = [BIN / "papermill", notebook(tmp_path / "in.ipynb", "1"), "hdfs://nowhere/out.ipynb", "--engine", "dask"]
     done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False)
     assert "hdfs://nowhere/out.ipynb: Unable to load" in done.stderr
     assert (done.returncode, "free space" in done.stderr) == (1, False)
 
 
-def test_secrets_stay_at_home(cluster, tmp_path):
-    """Variables of the client reach the kernel, but of those that hold a password or a token only the named ones."""
+def test_secrets_are_not_forwarded(cluster, tmp_path):
+    """The client's MLFLOW_* variables reach the kernel, but passwords and tokens only if named in the options."""
     names = ("MLFLOW_NOTE", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "OTHER")
     source = notebook(tmp_path / "in.ipynb", f"import os\nprint(*(os.environ.get(name) for name in {names}))")
     variables = {"DASK_PAPERMILL_DASK__ENVIRONMENT": "MLFLOW_TRACKING_TOKEN"}
@@ -274,7 +274,7 @@ def test_secrets_stay_at_home(cluster, tmp_path):
 
 
 def test_cells_with_a_tag_are_skipped(cluster, tmp_path):
-    """They stay, without output and number, marked as skipped, also when a cell fails; an unknown tag is a warning."""
+    """Skipped cells keep their source without outputs, even if a later cell fails; an unknown tag is a warning."""
     sources = ["print('first')", "# tags: slow big\nx = 1", "# tags: plots\n1 / 0", "print('x' in dir())", "1 / 0"]
     source = notebook(tmp_path / "in.ipynb", *sources, papermill_dask={"skip_tags": ["big"]})
     document = nbformat.read(source, as_version=4)
@@ -284,7 +284,7 @@ def test_cells_with_a_tag_are_skipped(cluster, tmp_path):
 
     def run(**environment):
         client = cluster.run(source, **environment)
-        # papermill adds cells that point to the one that failed.
+        # papermill adds cells that link to the failed one.
         cells = [cell for cell in client.document.cells if cell.id.startswith("cell-")]
         return client.words, cells, [cell.metadata.papermill.status for cell in cells]
 
@@ -296,8 +296,8 @@ def test_cells_with_a_tag_are_skipped(cluster, tmp_path):
     assert "No code cell has the tag to skip: typo." in words
 
 
-def test_notebook_ends_with_the_dvc_that_runs_it(cluster, tmp_path):
-    """As a DVC stage: DVC is killed, and papermill ends as by SIGTERM; a later command of the stage does not begin."""
+def test_notebook_ends_with_its_dvc_process(cluster, tmp_path):
+    """If DVC is killed, papermill in its stage ends as on SIGTERM, and later commands of the stage do not start."""
     source = notebook(tmp_path / "in.ipynb", "print('began', flush=True)\nimport time\ntime.sleep(600)")
     papermill = f"{BIN / 'papermill'} in.ipynb output.ipynb --engine dask --no-progress-bar"
     # DVC runs a stage's commands in a shell, with DVC_STAGE set.
@@ -319,8 +319,8 @@ def test_notebook_ends_with_the_dvc_that_runs_it(cluster, tmp_path):
     assert not source.with_name("late.ipynb").exists()
 
 
-def test_notebook_waits_for_an_earlier_one_with_its_output(cluster, tmp_path):
-    """A client is killed and started again: its kernel has ended on the worker before the next one's begins."""
+def test_notebook_waits_for_an_earlier_run_with_its_output(cluster, tmp_path):
+    """If a client is killed and restarted, the new kernel starts after the old one has ended."""
     cluster.start_worker("beta")
     log = tmp_path / "log"
     cell = (
@@ -337,13 +337,13 @@ def test_notebook_waits_for_an_earlier_one_with_its_output(cluster, tmp_path):
     assert again.process.returncode == 0, again.words
     pids = log.read_text().split()
     assert len(dict.fromkeys(pids)) == 2
-    assert pids == sorted(pids, key=pids.index)  # never the one between the lines of the other
+    assert pids == sorted(pids, key=pids.index)  # never interleaved
     cluster.stop("beta")
 
 
-# -- what is written -----------------------------------------------------------------------------------------------
-def test_file_that_is_there_keeps_mode_and_links(tmp_path):
-    """A second name, a link that leads nowhere yet and the mode stay; nothing else is left in the folder."""
+# -- writing the output --------------------------------------------------------------------------------------------
+def test_replaced_file_keeps_mode_and_links(tmp_path):
+    """Hard links, a dangling link and the mode are kept; no other file is left in the folder."""
     file, second, link = (tmp_path / name for name in ("file", "second", "link"))
     file.write_text("old" * 4000)
     file.chmod(0o600)
@@ -358,8 +358,8 @@ def test_file_that_is_there_keeps_mode_and_links(tmp_path):
 
 
 @pytest.mark.privileged
-def test_file_of_another_user_stays_that_users(tmp_path):
-    """Root writes over another user's file."""
+def test_replaced_file_keeps_its_owner(tmp_path):
+    """Root replaces another user's file."""
     for name in ("new", "file"):
         (tmp_path / name).write_text(name)
     os.chown(tmp_path / "file", 4242, 4242)
@@ -368,8 +368,8 @@ def test_file_of_another_user_stays_that_users(tmp_path):
 
 
 @pytest.mark.privileged
-def test_executed_notebook_is_written_to_a_mount_and_whole_to_a_full_disk(tmp_path):
-    """A file that is a mount point is written; without space the old content stays, whole, through a second name."""
+def test_replace_file_on_a_mount_point_and_a_full_disk(tmp_path):
+    """A mount point is written in place; on a full disk a hard-linked file keeps its complete old content."""
     new, file, other = tmp_path / "new", tmp_path / "file", tmp_path / "other"
     with small_disk(tmp_path / "disk", "256k") as disk:
         other.write_text("old")
@@ -390,8 +390,8 @@ def test_executed_notebook_is_written_to_a_mount_and_whole_to_a_full_disk(tmp_pa
         assert new.exists()
 
 
-def test_file_that_may_not_be_written_to_is_left(tmp_path):
-    """A read-only file stays as it is, also in a folder in which it could be replaced."""
+def test_read_only_file_is_not_replaced(tmp_path):
+    """A read-only file stays unchanged, even in a writable folder."""
     new, file = tmp_path / "new", tmp_path / "file"
     new.write_text("new")
     file.write_text("old")

@@ -1,4 +1,4 @@
-"""The engine on clusters of many kinds: other machines, TLS, other environments, few slots, and busy ones."""
+"""The engine on different clusters: few slots, busy workers, other environments, TLS, and other machines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MB = 10**6
 # -- clusters ----------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A scheduler and two workers of one thread and one `notebook` each."""
+    """A scheduler and two workers with one thread and one slot each."""
     with new_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         cluster.start_scheduler()
         for name in ("alpha", "beta"):
@@ -36,7 +36,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def fresh_cluster(tmp_path):
-    """A cluster of the test's own, with a scheduler and no worker yet."""
+    """A new cluster with a scheduler and no workers."""
     with new_cluster(tmp_path / "cluster") as cluster:
         cluster.start_scheduler()
         yield cluster
@@ -54,7 +54,7 @@ def dask_client(cluster):
 # -- slots -------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def start(fresh_cluster, tmp_path):
-    """A function that starts a notebook, which prints its worker and ends once there is a file of its name."""
+    """A function that starts a notebook; it prints its worker, and ends when a file with its name exists."""
 
     def start_notebook(name: str) -> Client:
         source = (
@@ -67,10 +67,10 @@ def start(fresh_cluster, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [["alpha", "beta"], ["both"]])
-def test_cluster_gives_a_waiting_notebook_the_slot_that_is_free_first(fresh_cluster, start, tmp_path, workers):
-    """Each worker has a slot, or without the resource one for each thread; a third notebook waits for the first free.
+def test_cluster_gives_a_waiting_notebook_the_first_free_slot(fresh_cluster, start, tmp_path, workers):
+    """With two slots (by resource or by threads), a third notebook waits for the first free one.
 
-    It names those that run, and gets the worker of the one that ends.
+    Its log names the running notebooks, and it gets the worker of the one that ends.
     """
     options = {"resources": None, "threads": 2} if workers == ["both"] else {}
     for name in workers:
@@ -90,8 +90,8 @@ def test_cluster_gives_a_waiting_notebook_the_slot_that_is_free_first(fresh_clus
     assert {client.text().strip() for client in clients} == set(workers)
 
 
-def test_cluster_is_free_for_what_a_notebook_sends_it(fresh_cluster, tmp_path):
-    """On one worker with one thread a notebook uses the cluster that it runs on: client, joblib, dask.dataframe."""
+def test_cluster_runs_tasks_of_its_notebook(fresh_cluster, tmp_path):
+    """On one worker with one thread, a notebook can use its own cluster: client, joblib, dask.dataframe."""
     fresh_cluster.start_worker("single")
     client = fresh_cluster.run(
         notebook(
@@ -114,8 +114,8 @@ def test_cluster_is_free_for_what_a_notebook_sends_it(fresh_cluster, tmp_path):
 NEXT = "import papermill\npapermill.execute_notebook({0!r}, 'done-' + {0!r}, engine_name='dask', progress_bar=False)"
 
 
-def test_cluster_lends_the_slot_of_a_notebook_to_those_that_it_runs(fresh_cluster, tmp_path):
-    """Two notebooks run others, three deep, at a time on two slots; of three in parallel one has the slot at a time."""
+def test_notebook_lends_its_slot_to_notebooks_it_runs(fresh_cluster, tmp_path):
+    """On two slots, two notebooks run others, nested three deep; a sweep of three inside a notebook shares its slot."""
     for name in ("alpha", "beta"):
         fresh_cluster.start_worker(name)
     notebook(tmp_path / "third.ipynb", "print('third')")
@@ -136,17 +136,17 @@ def test_cluster_lends_the_slot_of_a_notebook_to_those_that_it_runs(fresh_cluste
     assert client.text().endswith("\n0\n"), client.words
 
 
-def test_cluster_lends_resources_with_the_slot(fresh_cluster, tmp_path):
-    """A notebook runs another that asks for the only GPU, which it has itself: that one gets it."""
+def test_notebook_lends_its_resources_with_the_slot(fresh_cluster, tmp_path):
+    """A notebook that holds the only GPU can run another that requests it."""
     fresh_cluster.start_worker("strong", resources="notebook=2,GPU=1")
-    asks = {"papermill_dask": {"resources": {"GPU": 1}}}
-    notebook(tmp_path / "inner.ipynb", "print('inner')", **asks)
-    client = fresh_cluster.start(notebook(tmp_path / "outer.ipynb", NEXT.format("inner.ipynb"), **asks))
+    request = {"papermill_dask": {"resources": {"GPU": 1}}}
+    notebook(tmp_path / "inner.ipynb", "print('inner')", **request)
+    client = fresh_cluster.start(notebook(tmp_path / "outer.ipynb", NEXT.format("inner.ipynb"), **request))
     assert client.wait(60) == 0, client.words
 
 
-def test_cluster_refuses_a_notebook_with_the_output_of_the_one_that_runs_it(fresh_cluster, tmp_path):
-    """A notebook runs another with its own output: an error, where they would wait for each other."""
+def test_notebook_with_the_output_of_its_caller_is_an_error(fresh_cluster, tmp_path):
+    """A notebook that runs another with its own output fails instead of waiting forever."""
     fresh_cluster.start_worker("alpha")
     notebook(tmp_path / "inner.ipynb", "1")
     run = "import papermill\npapermill.execute_notebook('inner.ipynb', 'output.ipynb', engine_name='dask')"
@@ -180,19 +180,19 @@ if __name__ == "__main__":
 """
 
 
-def test_cluster_that_adapts_grows_with_the_notebooks_that_wait(tmp_path):
-    """An adaptive cluster of no worker starts as many as it may; later ones get notebooks, too."""
+def test_adaptive_cluster_scales_up_for_waiting_notebooks(tmp_path):
+    """An adaptive cluster without workers scales up to its maximum, and all workers get notebooks."""
     notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import time\ntime.sleep(3)")
     (tmp_path / "adaptive.py").write_text(ADAPTIVE)
     printed = run_program(sys.executable, "adaptive.py", cwd=tmp_path, env=clean_environment(), timeout=240)
     assert printed.splitlines()[-1:] == ["8 3"]
 
 
-# -- what a notebook asks for ------------------------------------------------------------------------------------
+# -- choice of a worker ------------------------------------------------------------------------------------------
 
 
-def test_cluster_is_seen_whole_while_the_client_refreshes(dask_client):
-    """The client's own refresh of what it knows asks for no worker; a survey at that moment lists both."""
+def test_query_workers_lists_all_while_the_client_refreshes(dask_client):
+    """The client's periodic refresh requests no workers; a concurrent query still lists both."""
     from papermill_dask.client.cluster import query_workers
     from tornado.ioloop import PeriodicCallback
 
@@ -204,18 +204,18 @@ def test_cluster_is_seen_whole_while_the_client_refreshes(dask_client):
         dask_client.loop.add_callback(refresh.stop)
 
 
-def test_cluster_gives_a_notebook_the_worker_that_it_asks_for(fresh_cluster, tmp_path):
-    """By a resource the notebook lands on the one worker that suits."""
+def test_notebook_runs_on_the_worker_with_the_requested_resource(fresh_cluster, tmp_path):
+    """Of two workers, the one that declares the resource is used."""
     fresh_cluster.start_worker("plain")
     fresh_cluster.start_worker("strong", resources="notebook=1,GPU=1", WHICH="strong")
     source = "import os\nprint(os.environ.get('WHICH'))"
-    client = fresh_cluster.run(notebook(tmp_path / "asks.ipynb", source, papermill_dask={"resources": {"GPU": 1}}))
+    client = fresh_cluster.run(notebook(tmp_path / "requests.ipynb", source, papermill_dask={"resources": {"GPU": 1}}))
     assert client.process.returncode == 0, client.words
     assert client.text() == "strong\n"
 
 
-def test_cluster_waits_for_a_slow_worker_unless_another_suits(fresh_cluster, monkeypatch, caplog):
-    """A worker that does not answer is named and waited for until it answers, another suits, or it is gone."""
+def test_notebook_waits_for_a_slow_worker_unless_another_is_eligible(fresh_cluster, monkeypatch, caplog):
+    """The log names a worker that does not answer; waiting ends if it answers or dies, or if another is eligible."""
     from distributed import Client
     from papermill_dask import execute_notebook
 
@@ -229,7 +229,7 @@ def test_cluster_waits_for_a_slow_worker_unless_another_suits(fresh_cluster, mon
     ):
 
         def start():
-            """Begin to execute a notebook."""
+            """Start executing a notebook."""
             caplog.clear()
             return executor.submit(
                 execute_notebook, document(source, papermill={}), "python3", progress_bar=False, client=client
@@ -259,8 +259,8 @@ def test_cluster_waits_for_a_slow_worker_unless_another_suits(fresh_cluster, mon
             waiting.result(60)
 
 
-def test_cluster_tells_other_clients_nothing_of_a_notebook(cluster, dask_client, tmp_path):
-    """A notebook that ends, or is interrupted, sends no message to other people's clients; it may break a new one."""
+def test_notebook_end_is_not_reported_to_other_clients(cluster, dask_client, tmp_path):
+    """A completed or interrupted notebook sends no message to other clients, as it could break a new connection."""
     reports = []
     dask_client._stream_handlers["cancelled-keys"] = lambda **report: reports.append(report)
     assert cluster.run(notebook(tmp_path / "ends.ipynb", "1")).process.returncode == 0
@@ -269,21 +269,21 @@ def test_cluster_tells_other_clients_nothing_of_a_notebook(cluster, dask_client,
     client.process.send_signal(signal.SIGINT)
     client.assert_nothing_left(10)
     client.wait()
-    assert dask_client.submit(sum, [1, 2]).result() == 3  # what the scheduler sent before has arrived
+    assert dask_client.submit(sum, [1, 2]).result() == 3  # earlier messages of the scheduler have arrived
     assert reports == []
 
 
 # -- environments ------------------------------------------------------------------------------------------------
 def other_version(folder: Path, package: str, version: str) -> dict[str, str]:
-    """Return the environment in which another version of a package seems to be installed."""
+    """Return variables that simulate another installed version of a package."""
     info = folder / f"{package}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
     return {"PYTHONPATH": str(folder)}
 
 
-def test_cluster_worker_with_other_versions_is_named(fresh_cluster, tmp_path):
-    """A worker with another version of a package: an error lists what differs; beside a good one it is left out."""
+def test_worker_with_other_versions_is_not_used(fresh_cluster, tmp_path):
+    """If no worker matches, the error lists the differences; otherwise, the log lists the unused worker."""
     fresh_cluster.start_worker("old", **other_version(tmp_path / "other", "papermill", "2.4.1"))
     source = notebook(tmp_path / "any.ipynb", "print('ran')")
     client = fresh_cluster.run(source)
@@ -299,19 +299,19 @@ def test_cluster_worker_with_other_versions_is_named(fresh_cluster, tmp_path):
 
 
 def certificates(folder: Path) -> dict[str, str]:
-    """Write a certificate that is its own CA; return the variables by which Dask uses it."""
-    made = Security.temporary()
+    """Write a self-signed certificate; return the variables that configure Dask to use it."""
+    security = Security.temporary()
     folder.mkdir()
-    (folder / "ca.pem").write_text(made.tls_ca_file)
-    (folder / "dask.pem").write_text(made.tls_client_cert + made.tls_client_key)
+    (folder / "ca.pem").write_text(security.tls_ca_file)
+    (folder / "dask.pem").write_text(security.tls_client_cert + security.tls_client_key)
     prefix = "DASK_DISTRIBUTED__COMM__"
     files = dict.fromkeys(("SCHEDULER__CERT", "WORKER__CERT", "CLIENT__CERT"), str(folder / "dask.pem"))
     files["CA_FILE"] = str(folder / "ca.pem")
     return {f"{prefix}TLS__{name}": file for name, file in files.items()} | {f"{prefix}REQUIRE_ENCRYPTION": "true"}
 
 
-def test_cluster_over_tls_runs_a_notebook_and_refuses_strangers(tmp_path):
-    """`tls://` with Dask's own settings works, also for the notebook itself; another CA is refused."""
+def test_cluster_with_tls_rejects_clients_of_another_ca(tmp_path):
+    """`tls://` with Dask's settings works, also for the notebook's client; a client of another CA cannot connect."""
     ours, theirs = certificates(tmp_path / "ours"), certificates(tmp_path / "theirs")
     with new_cluster(tmp_path / "cluster", **ours) as cluster:
         cluster.start_scheduler(protocol="tls")
@@ -332,14 +332,14 @@ def test_cluster_over_tls_runs_a_notebook_and_refuses_strangers(tmp_path):
 
 # -- other machines ----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Apart:
-    """A cluster whose scheduler, worker and client are three hosts, and a DVC repository on the client's."""
+class SeparateHosts:
+    """A cluster with scheduler, worker and client on three hosts, and a DVC repository on the client's host."""
 
     cluster: Cluster
     hosts: Hosts
     repository: Path
 
-    def run_there(self, *words: str) -> subprocess.CompletedProcess:
+    def run_on_client(self, *words: str) -> subprocess.CompletedProcess:
         """Run a program in the repository on the client's host."""
         return subprocess.run(
             self.hosts.client.command(*words),
@@ -347,7 +347,7 @@ class Apart:
         )  # fmt: skip
 
     def repro(self, *options: str, **environment: str):
-        """Run `dvc repro` to its end; return what there is of it, with the stage's notebook."""
+        """Run `dvc repro` to its end; return it as a client, with the stage's notebook."""
         client = self.cluster.start_client(
             [BIN / "dvc", "repro", *options], self.repository, self.repository / "executed.ipynb", **environment
         )
@@ -355,14 +355,14 @@ class Apart:
         return client
 
     def bytes_to_worker(self) -> int:
-        """The bytes that the worker has received so far."""
+        """Return the number of bytes that the worker has received so far."""
         listing = subprocess.run(
             ["ip", "-n", self.hosts.worker.name, "-s", "-j", "link", "show", "eth0"], capture_output=True, check=True
         )
         return json.loads(listing.stdout)[0]["stats64"]["rx"]["bytes"]
 
     def scratch_folders(self) -> list[Path]:
-        """The scratch folders on the worker's own disk."""
+        """Return the scratch folders on the worker's disk."""
         root = Path(f"/proc/{self.cluster.processes['far'].pid}/root{self.hosts.worker.hidden}")
         return list(root.glob("dask-scratch-space/worker-*/papermill-dask/scratch/*"))
 
@@ -393,9 +393,9 @@ print(names, size, os.getcwd())
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory):
-    """Three hosts and a repository with one notebook stage; the worker sees nothing of the client's disk."""
-    folder = tmp_path_factory.mktemp("apart")
+def separate_hosts(tmp_path_factory):
+    """Three hosts and a repository with one notebook stage; the worker does not see the client's disk."""
+    folder = tmp_path_factory.mktemp("separate_hosts")
     with new_hosts(folder) as hosts, new_cluster(folder / "cluster", hosts.client) as cluster:
         cluster.environment |= {"GIT_CEILING_DIRECTORIES": str(folder), "DVC_NO_ANALYTICS": "true"}
         cluster.start_scheduler(hosts.scheduler)
@@ -407,54 +407,54 @@ def apart(tmp_path_factory):
         (repository / "data" / "large.bin").write_bytes(os.urandom(20 * MB))
         (repository / "data" / "number.json").write_text("3")
         (repository / "helpers.py").write_text("def square(number):\n    return number * number\n")
-        (repository / "unrelated.txt").write_text("stays at home")
+        (repository / "unrelated.txt").write_text("not sent")
         notebook(repository / "square.ipynb", "# tags: parameters\nfactor = 1", SQUARE)
-        place = Apart(cluster, hosts, repository)
-        place.run_there("git", "init", "--quiet")
-        place.run_there(str(BIN / "dvc"), "init", "--quiet")
+        place = SeparateHosts(cluster, hosts, repository)
+        place.run_on_client("git", "init", "--quiet")
+        place.run_on_client(str(BIN / "dvc"), "init", "--quiet")
         yield place
         assert place.scratch_folders() == []
 
 
 @pytest.mark.privileged
-def test_cluster_stage_on_another_machine_gets_its_deps_and_gives_its_outs(apart):
-    """`dvc repro` on a worker without shared disk: deps travel, outs come back; then only what changed travels."""
-    before = apart.bytes_to_worker()
-    client = apart.repro()
+def test_stage_on_another_machine_gets_deps_and_returns_outs(separate_hosts):
+    """`dvc repro` on a worker without shared disk sends deps and fetches outs; the next sends only changed files."""
+    before = separate_hosts.bytes_to_worker()
+    client = separate_hosts.repro()
     assert client.process.returncode == 0, client.words
-    first = apart.bytes_to_worker() - before
+    first = separate_hosts.bytes_to_worker() - before
     assert first > 20 * MB
-    files = {path: (apart.repository / path).read_bytes() for path in ("result.json", "metrics/square.json")}
+    files = {path: (separate_hosts.repository / path).read_bytes() for path in ("result.json", "metrics/square.json")}
     assert files == {"result.json": b"18", "metrics/square.json": b'{"result": 18}'}
-    assert (apart.repository / "made" / "deep" / "copy.bin").stat().st_size == 1000
+    assert (separate_hosts.repository / "made" / "deep" / "copy.bin").stat().st_size == 1000
     sent = ["data/large.bin", "data/number.json", "dvc.yaml", "helpers.py", "params.yaml", "square.ipynb"]
     assert client.text(2).startswith(f"{sent} {20 * MB}")
-    assert str(apart.repository) not in client.text(2)
-    assert "up to date" in apart.run_there(str(BIN / "dvc"), "status").stdout
+    assert str(separate_hosts.repository) not in client.text(2)
+    assert "up to date" in separate_hosts.run_on_client(str(BIN / "dvc"), "status").stdout
 
-    (apart.repository / "params.yaml").write_text("factor: 3\n")
-    before = apart.bytes_to_worker()
-    client = apart.repro()
+    (separate_hosts.repository / "params.yaml").write_text("factor: 3\n")
+    before = separate_hosts.bytes_to_worker()
+    client = separate_hosts.repro()
     assert client.process.returncode == 0, client.words
-    assert (apart.repository / "result.json").read_bytes() == b"27"
-    assert apart.bytes_to_worker() - before < 2 * MB
-    assert apart.scratch_folders() == []
+    assert (separate_hosts.repository / "result.json").read_bytes() == b"27"
+    assert separate_hosts.bytes_to_worker() - before < 2 * MB
+    assert separate_hosts.scratch_folders() == []
 
 
 @pytest.mark.privileged
-def test_cluster_stage_that_fails_on_another_machine_leaves_the_outs_alone(apart):
-    """An error in the notebook: `dvc repro` fails, and no out is half there; the executed notebook is."""
-    source = notebook(apart.repository / "fails.ipynb", "open('out.txt', 'w').write('half')", "1 / 0")
-    client = apart.cluster.run(source, output="failed.ipynb", DASK_PAPERMILL_DASK__OUTS="out.txt")
+def test_failed_notebook_on_another_machine_writes_no_outs(separate_hosts):
+    """After an error in the notebook no out is fetched."""
+    source = notebook(separate_hosts.repository / "fails.ipynb", "open('out.txt', 'w').write('half')", "1 / 0")
+    client = separate_hosts.cluster.run(source, output="failed.ipynb", DASK_PAPERMILL_DASK__OUTS="out.txt")
     assert client.process.returncode == 1
     assert "ZeroDivisionError" in client.words
-    assert not (apart.repository / "out.txt").exists()
-    assert apart.scratch_folders() == []
+    assert not (separate_hosts.repository / "out.txt").exists()
+    assert separate_hosts.scratch_folders() == []
 
 
 @pytest.mark.privileged
-def test_cluster_network_cut_ends_the_notebook_on_both_sides(tmp_path):
-    """The worker's link goes down while a cell runs: within 10 s an error here and no kernel there."""
+def test_network_failure_ends_the_notebook_on_both_sides(tmp_path):
+    """If the worker's network fails while a cell runs, the client raises and the kernel is killed within 10 s."""
     with new_hosts(tmp_path) as hosts, new_cluster(tmp_path / "cluster", hosts.client) as cluster:
         cluster.start_scheduler(hosts.scheduler)
         cluster.start_worker("far", host=hosts.worker)
@@ -462,7 +462,7 @@ def test_cluster_network_cut_ends_the_notebook_on_both_sides(tmp_path):
         client = cluster.start(source)
         client.wait_for_text("pid", 1)
         assert client.descendants()
-        hosts.worker.cut()
+        hosts.worker.disconnect()
         client.assert_nothing_left(10)
         assert client.wait(10) == 1, client.words
         assert "network connection to the Dask worker failed" in client.words

@@ -1,4 +1,4 @@
-"""Private interfaces that `compat.py` uses or replaces: each exists, and is still needed."""
+"""Check that the private interfaces used by `compat.py` exist and are still needed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ USED = {
 
 
 @pytest.mark.parametrize("owner", USED)
-def test_kernels_find_what_they_change(owner):
-    """What is changed in a kernel or in a forked process is there under the same name."""
+def test_private_names_exist(owner):
+    """Each private attribute that is used or patched exists."""
     missing = [name for name in USED[owner] if not hasattr(pkgutil.resolve_name(owner), name)]
     assert not missing, f"{owner} has no {missing} any more: {UPGRADE}"
 
 
-# Functions that are replaced, each with what its source has as long as that is needed.
+# Patched functions, each with a pattern that its source matches as long as the patch is needed.
 LISTS_MODULES, LISTS_NONE = r"in sys\.modules", r"(?s)\A(?!.*sys\.modules)"
 REPLACED = {
     "distributed:Client._ensure_connected": r"assert len\(msg\) == 1",
@@ -46,7 +46,7 @@ REPLACED = {
 
 
 @pytest.mark.parametrize("function", REPLACED)
-def test_what_is_replaced_still_needs_it(function):
-    """Each function that `compat` replaces, or works around, has the fault; else the replacement can go."""
+def test_patched_function_still_needs_the_patch(function):
+    """Each patched function still has the fault; otherwise the patch can be removed."""
     source = inspect.getsource(pkgutil.resolve_name(function))
-    assert re.search(REPLACED[function], source), f"{function} was mended: see what compat.py does about it"
+    assert re.search(REPLACED[function], source), f"{function} was fixed: remove its patch from compat.py"

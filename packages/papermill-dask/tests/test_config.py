@@ -1,4 +1,4 @@
-"""What a notebook may ask for, and who says so."""
+"""Options: precedence, validation and documentation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from papermill_dask import EngineError
 from papermill_dask.config import OPTIONS, SECTION, NotebookOptions
 
 
-def test_options_are_those_of_the_first_that_says_so():
-    """A keyword wins over Dask's configuration, that over the notebook's metadata, and that over the default."""
+def test_options_precedence():
+    """Keywords override Dask's configuration, which overrides the notebook's metadata, which override defaults."""
     metadata = {"outs": "x", "retries": 1, "deps": "alpha"}
     with dask.config.set({"papermill-dask.retries": 2, "papermill-dask.deps": "beta"}):
         options = NotebookOptions.resolve(metadata, {"deps": "gamma"})
@@ -32,22 +32,22 @@ def test_options_are_those_of_the_first_that_says_so():
         ("skip_tags", "slow, injected-parameters"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(option, value):
-    """An option that is unknown or cannot be read is named, with its value."""
+def test_invalid_options_are_errors(option, value):
+    """The error for an unknown option or an invalid value names both."""
     with pytest.raises(EngineError, match=f"Invalid notebook option `{option}`") as caught:
         NotebookOptions.resolve({}, {option: value})
     assert str(value) in str(caught.value)
 
 
-def test_each_option_is_explained():
+def test_options_are_documented():
     """README and `papermill_dask.yaml` have each option."""
     readme = Path(__file__).parents[1].joinpath("README.md").read_text()
     assert [name for name in OPTIONS if f"`{name}`" not in readme] == []
     assert {name.replace("_", "-") for name in OPTIONS} <= dask.config.get(SECTION).keys()
 
 
-def test_public_names_are_there_and_load_nothing_before_they_are_used():
-    """Each name of `__all__` can be imported; importing the package alone imports no Dask and no papermill."""
+def test_public_names_are_imported_lazily():
+    """Each name of `__all__` can be imported; importing only the package imports neither Dask nor papermill."""
     program = (
         "import sys, papermill_dask as p; print({'dask', 'papermill', 'mlflow'} & set(sys.modules)); "
         "print([name for name in p.__all__ if not hasattr(p, name)])"

@@ -1,4 +1,4 @@
-"""What a stage takes and gives, read from real DVC repositories while DVC runs the stage."""
+"""The files that a stage declares, read from real DVC repositories while DVC runs the stage."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from papermill_dask.client.stage import read_declaration
 from papermill_dask.client.transfer import list_entries
 from programs import BIN, clean_environment, run_program
 
-# A stage's command: makes its outs and writes down what is declared for it, as the engine would find it.
+# A stage's command: write its outs, and report its declaration as the engine reads it.
 PROBE = """
 import json, os, sys
 from pathlib import Path
 from papermill_dask.client.stage import read_declaration
 outs, executed = sys.argv[1].split(","), sys.argv[2:]
-found = read_declaration(Path.cwd(), os.environ["DVC_STAGE"], client_outs=map(Path, executed))
-report = {"cwd": str(Path.cwd()), "stage": os.environ["DVC_STAGE"], "deps": found.deps, "outs": found.outs,
-          "links": list(map(str, found.links_to))}
+declaration = read_declaration(Path.cwd(), os.environ["DVC_STAGE"], client_outs=map(Path, executed))
+report = {"cwd": str(Path.cwd()), "stage": os.environ["DVC_STAGE"], "deps": declaration.deps, "outs": declaration.outs,
+          "links": list(map(str, declaration.links_to))}
 Path(os.environ["REPORTS"], os.environ["DVC_STAGE"].replace("/", "_") + ".json").write_text(json.dumps(report))
 for out in outs:
     path = Path(out)
@@ -34,7 +34,7 @@ RUN = f"{sys.executable} $PROBE"
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A function that makes a git and DVC repository of the given files, the stages' folder being ``stages``."""
+    """A function that creates a git and DVC repository with these files in its folder ``stages``."""
     for name in [name for name in os.environ if name.startswith("DVC_")]:
         monkeypatch.delenv(name)
     root = tmp_path / "repository"
@@ -55,7 +55,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def environment(place: Path) -> dict[str, str]:
-    """The environment of git, DVC and the stages."""
+    """Return the environment of git, DVC and the stages."""
     person = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     home = {"HOME": str(place / "home"), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(place / "site")}
     return clean_environment() | person | home | {"PROBE": str(place / "probe.py"), "REPORTS": str(place / "reports")}
@@ -67,14 +67,14 @@ def run(place: Path, folder: Path, *command) -> None:
 
 
 def dvc(place: Path, folder: Path, *arguments) -> dict[str, dict]:
-    """Run DVC and return what the stages wrote down, by stage."""
+    """Run DVC and return the stages' reports, by stage."""
     run(place, folder, BIN / "dvc", *arguments)
     reports = [json.loads(file.read_text()) for file in (place / "reports").iterdir()]
     return {report["stage"]: report for report in reports}
 
 
-def test_declared_is_what_dvc_means(repository, tmp_path):
-    """Templates, `vars`, `foreach`, `matrix`, all kinds of outs, folders: read as DVC reads them, while it runs."""
+def test_declaration_is_parsed_by_dvc(repository, tmp_path):
+    """Templates, `vars`, `foreach`, `matrix`, all kinds of outs, and folders are supported while DVC runs."""
     folder = repository(
         config_yaml="kinds: [rf, gb]\nplace: results\n",
         params_yaml="seed: 1\ndepth: {low: 2, high: 4}\n",
@@ -114,8 +114,8 @@ stages:
     assert declaration["grow@4"]["outs"] == ["trees/4"]
 
 
-def test_declared_outs_that_are_there_travel(repository, tmp_path):
-    """A persisting out goes to the worker when it exists; the executed notebook is made by the client."""
+def test_declaration_sends_existing_outs(repository, tmp_path):
+    """An existing out with `persist` is also a dep; the executed notebook, written by the client, is no out."""
     folder = repository(
         one="1",
         dvc_yaml=f"""
@@ -133,8 +133,8 @@ stages:
     assert set(again["outs"]) == {"log", "result"}
 
 
-def test_declared_where_the_stage_runs_elsewhere(repository, tmp_path):
-    """DVC called above the folder, and a stage with a `wdir`: found by the folder in which the command runs."""
+def test_declaration_of_a_stage_in_another_folder(repository, tmp_path):
+    """With DVC called from a parent folder, and a `wdir`, the stage is found by its working folder."""
     folder = repository(
         work__one="1",
         one="0",
@@ -152,8 +152,8 @@ stages:
     assert (declaration["deps"], declaration["outs"]) == (["one"], ["made"])
 
 
-def test_declared_links_into_dvcs_cache_may_travel(repository, tmp_path):
-    """With `cache.type symlink` DVC's files are links into its cache: that is where links may lead."""
+def test_declaration_allows_links_into_dvcs_cache(repository, tmp_path):
+    """With `cache.type symlink`, DVC's files are links into its cache, which are allowed."""
     folder = repository(
         dvc_yaml=f"""
 stages:
@@ -170,8 +170,8 @@ stages:
         list_entries(folder, ["a"])
 
 
-def test_declared_says_what_dvc_cannot_read(repository):
-    """No such stage, a broken file, a template without its value, no file: words with DVC's reason."""
+def test_declaration_errors_have_dvcs_reason(repository):
+    """A missing stage, an invalid file, a template without value, a missing file: the error has DVC's reason."""
     folder = repository(dvc_yaml="stages: {run: {cmd: 'true'}}")
     for text in ["stages: {run: {cmd: 'true'}}", "stages: [", "stages: {absent: {cmd: '${no}'}}", None]:
         if text is None:
@@ -183,8 +183,8 @@ def test_declared_says_what_dvc_cannot_read(repository):
         assert caught.value.value
 
 
-def test_declared_leaves_addresses_and_far_parameters_where_they_are(repository):
-    """What lies at an address is opened by the notebook; a parameter file above the folder does not travel."""
+def test_declaration_excludes_urls_and_parameter_files_above(repository):
+    """URLs are opened by the notebook itself; a parameter file above the folder is not sent."""
     folder = repository(
         **{"..__params_yaml": "x: 1\n"},
         dvc_yaml=json.dumps(

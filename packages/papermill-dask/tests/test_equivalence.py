@@ -1,4 +1,4 @@
-"""`--engine dask` against papermill's own engine: the same notebook, side by side, compared cell by cell."""
+"""Compare `--engine dask` with papermill's own engine: run the same notebooks and compare them cell by cell."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENGINES = {"own": None, "dask": "dask"}
 RUN_SECONDS = 120
 CELL_SECONDS = 15
 TIMES = ("start_time", "end_time", "duration")
-# What differs between any two runs: the kernel's process, a server's port, the folder, the ids of widgets and kernels.
+# Values that differ between runs: process ids, ports, folders, and ids of widgets and kernels.
 VARYING = [
     (re.compile(r"ipykernel_\d+/\d+\.py"), "ipykernel/cell.py"),
     (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1"),
@@ -33,7 +33,7 @@ WIDGETS = "application/vnd.jupyter.widget-state+json"
 
 @pytest.fixture
 def folders(tmp_path):
-    """A folder for each engine; the files in them have the same names."""
+    """A folder for each engine, for files with equal names."""
     for engine in ENGINES:
         (tmp_path / engine).mkdir()
     return {engine: tmp_path / engine for engine in ENGINES}
@@ -41,9 +41,9 @@ def folders(tmp_path):
 
 @pytest.fixture(scope="session")
 def interpreters(warm_cluster):
-    """A process for each engine, which imports papermill once for all the notebooks that it executes."""
+    """A process for each engine, which imports papermill once for all notebooks."""
     with contextlib.ExitStack() as stack:
-        # Spawned: a fork would carry over what this process has imported and opened.
+        # Spawned: a fork would inherit this process's imports and open files.
         spawn, environment = multiprocessing.get_context("spawn"), [warm_cluster.environment]
         pools = [ProcessPoolExecutor(1, spawn, notebooks.enter, environment) for _ in ENGINES]
         yield dict(zip(ENGINES, map(stack.enter_context, pools), strict=True))
@@ -51,11 +51,11 @@ def interpreters(warm_cluster):
 
 @pytest.fixture
 def both(interpreters, folders):
-    """A function that executes a notebook with both engines in parallel; returns papermill's own outcome and ours."""
+    """A function that executes a notebook with both engines in parallel; returns papermill's outcome, then ours."""
 
     def run(document, **options) -> list[Outcome]:
-        # nbclient, under both engines, now and then misses a reply after it has answered an Output widget; with a
-        # time-out it looks again, without one it waits forever.
+        # With both engines, nbclient sometimes misses a reply after an Output widget; with a timeout it polls again,
+        # without one it waits forever.
         options = {"execution_timeout": CELL_SECONDS} | options
         outcomes = []
         for engine, folder in folders.items():
@@ -68,7 +68,7 @@ def both(interpreters, folders):
 
 @pytest.fixture
 def command_lines(warm_cluster, folders):
-    """A function that runs `papermill` with both engines in parallel; returns both processes with their output."""
+    """A function that runs the command `papermill` with both engines in parallel; returns the completed processes."""
 
     def run(document, *words, paths=("input.ipynb", "output.ipynb"), piped=None):
         processes = []
@@ -96,13 +96,13 @@ def command_lines(warm_cluster, folders):
 
 
 def comparable(document) -> dict:
-    """Return a notebook without what differs between any two runs.
+    """Return a notebook without values that differ between runs.
 
-    Of times, and of ids that papermill makes, only whether they are there; neighbouring pieces of one stream are one.
+    Times and papermill's ids are reduced to their presence; adjacent outputs of a stream are joined.
     """
     document = json.loads(nbformat.writes(document))
     if widgets := document["metadata"].get("widgets"):
-        # By random id, and so in random order.
+        # In random order, because their keys are random ids.
         states = widgets[WIDGETS]["state"].values()
         widgets[WIDGETS]["state"] = sorted(without_varying(json.dumps(state)) for state in states)
     document = json.loads(without_varying(json.dumps(document, ensure_ascii=False)))
@@ -119,19 +119,19 @@ def comparable(document) -> dict:
 
 
 def without_varying(text: str) -> str:
-    """Return ``text`` with process ids, random ids and the like replaced."""
+    """Replace process ids, random ids and the like in ``text``."""
     for pattern, word in VARYING:
         text = pattern.sub(word, text)
     return text
 
 
 def without_times(metadata: dict) -> None:
-    """Leave of papermill's times only whether each is known."""
+    """Replace papermill's times by whether they are set."""
     metadata |= {name: metadata[name] is not None for name in TIMES if name in metadata}
 
 
 def with_whole_streams(outputs: list[dict]) -> list[dict]:
-    """Join neighbouring outputs of the same stream: where a stream is cut is a matter of timing."""
+    """Join adjacent outputs of the same stream, whose boundaries depend on timing."""
     whole: list[dict] = []
     for output in outputs:
         text = "".join(output.get("text", ""))
@@ -143,7 +143,7 @@ def with_whole_streams(outputs: list[dict]) -> list[dict]:
 
 
 def shortened(value):
-    """Return ``value`` with each long text as its length and digest, so that a difference can be read."""
+    """Replace long strings by length and digest, so that pytest's diff is readable."""
     if isinstance(value, dict):
         return {name: shortened(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -154,7 +154,7 @@ def shortened(value):
 
 
 def assert_same_notebook(dask, stock) -> None:
-    """Compare two notebooks cell by cell, then what belongs to the whole."""
+    """Compare two notebooks cell by cell, then as a whole."""
     dask, stock = comparable(dask), comparable(stock)
     for number, (cell, other) in enumerate(zip(dask["cells"], stock["cells"], strict=True)):
         assert cell == other, f"cell {number}"
@@ -162,7 +162,7 @@ def assert_same_notebook(dask, stock) -> None:
 
 
 def assert_same(dask: Outcome, stock: Outcome) -> None:
-    """Compare all that two engines left: notebooks returned and saved, error, warnings."""
+    """Compare two outcomes: returned and saved notebooks, error, warnings."""
     assert (dask.error[:1], without_varying(dask.text)) == (stock.error[:1], without_varying(stock.text))
     assert (dask.returned is None, dask.saved is None) == (stock.returned is None, stock.saved is None)
     for document, other in ((dask.returned, stock.returned), (dask.saved, stock.saved)):
@@ -172,32 +172,31 @@ def assert_same(dask: Outcome, stock: Outcome) -> None:
 
 
 def warnings_of(outcome: Outcome) -> list[str]:
-    """Return what was logged as a warning or worse."""
+    """Return the log lines of level WARNING and above."""
     return [without_varying(line) for level, line in outcome.log if level not in {"DEBUG", "INFO"}]
 
 
 def outputs(document) -> list[dict]:
-    """Return the outputs of all cells, one after the other."""
+    """Return the outputs of all cells."""
     return [output for cell in document.cells for output in cell.get("outputs", [])]
 
 
 def lines(text: str) -> list[str]:
-    """Return the lines that papermill wrote, less what is timing or belongs to the place where a kernel starts.
+    """Return papermill's lines, except for empty ones and those of IPKernel.
 
-    How a log cuts streams into messages, and so its empty lines, is timing; a kernel's own complaints go to the
-    program that started it.
+    Empty lines depend on timing; a kernel's own log goes to the process that started it.
     """
     return [line for line in without_varying(text).splitlines() if line.strip() and not line.startswith("[IPKernel")]
 
 
 def assert_same_files(folders, *names) -> None:
-    """Compare files that both engines wrote."""
+    """Compare files written with both engines."""
     for name in names:
         assert (folders["dask"] / name).read_text() == (folders["own"] / name).read_text(), name
 
 
 def assert_same_saved(folders) -> None:
-    """Compare the notebooks that both engines wrote."""
+    """Compare the notebooks saved by both engines."""
     dask, stock = (nbformat.read(folders[engine] / "output.ipynb", as_version=4) for engine in ("dask", "own"))
     assert_same_notebook(dask, stock)
 
@@ -218,7 +217,7 @@ def assert_same_saved(folders) -> None:
     ids=["rich", "displays", "streams", "widgets", "texts", "empty"],
 )
 def test_equivalence_of_outputs(both, text, expected):
-    """Rich, updated, cleared, long, binary and streamed outputs, widgets, cells that do nothing: all the same."""
+    """Rich, updated, cleared, long, binary and stream outputs, widgets, and empty cells are equal."""
     stock, dask = both(notebook(text))
     assert stock.error == []
     assert {output.output_type for output in outputs(stock.document)} == expected
@@ -226,13 +225,13 @@ def test_equivalence_of_outputs(both, text, expected):
 
 
 def comparable_outputs(cell) -> list[dict]:
-    """Return a cell's outputs, each stream in one piece."""
+    """Return a cell's outputs with joined streams."""
     return with_whole_streams(json.loads(json.dumps(cell.outputs)))
 
 
 @pytest.mark.parametrize("change", notebooks.BEFORE_IMPORTS)
-def test_what_a_notebook_changes_before_its_imports_is_obeyed(both, folders, change):
-    """Variables, modules and paths that a notebook sets first mean the same where kernels are forked."""
+def test_changes_before_imports_take_effect(both, folders, change):
+    """Variables, modules and paths that a notebook changes before its imports also take effect with warm kernels."""
     for folder in folders.values():
         notebooks.add_configuration(folder)
         if change == "matplotlibrc":
@@ -243,9 +242,9 @@ def test_what_a_notebook_changes_before_its_imports_is_obeyed(both, folders, cha
 
 
 def test_notebook_that_only_reads_variables_has_a_warm_kernel(both, folders):
-    """The methods that read variables start no cold kernel; a module of the folder that hides an installed one does."""
+    """Methods that read variables allow a warm kernel; a module that shadows an installed one does not."""
     cells = "import os  # environ\nos.environ.get('A'), {**os.environ.copy()}, 'A' in os.environ.keys()"
-    unseen = "getattr(os, 'env' + 'iron')['MPLCONFIGDIR'] = 'config'"  # proves that matplotlib is imported already
+    unseen = "getattr(os, 'env' + 'iron')['MPLCONFIGDIR'] = 'config'"  # no effect if matplotlib is already imported
     for folder in folders.values():
         notebooks.add_configuration(folder)
 
@@ -253,7 +252,7 @@ def test_notebook_that_only_reads_variables_has_a_warm_kernel(both, folders):
         stock, dask = both(notebook(f"# %%\n{cells}\n{unseen}\n# %%{notebooks.READ_CONFIGURATION}"))
         return dask.document.cells[1].outputs != stock.document.cells[1].outputs
 
-    wait_for(is_warm)  # on a busy machine the first kernels may start before the imports are done
+    wait_for(is_warm)  # on a busy machine the first kernels may start before the imports have finished
     for folder in folders.values():
         (folder / "matplotlib.py").touch()
     stock, dask = both(notebook(f"# %%{notebooks.READ_CONFIGURATION}"))
@@ -261,7 +260,7 @@ def test_notebook_that_only_reads_variables_has_a_warm_kernel(both, folders):
 
 
 def test_equivalence_of_allowed_errors(both):
-    """Cells tagged `raises-exception` fail, the others run on, and papermill raises the same error at the end."""
+    """Cells tagged `raises-exception` fail, the others run, and papermill raises the same error at the end."""
     stock, dask = both(notebook(notebooks.ALLOWED))
     assert stock.error[0] == "PapermillExecutionError"
     assert "after all that\n" in [output.get("text") for output in outputs(stock.document)]
@@ -270,7 +269,7 @@ def test_equivalence_of_allowed_errors(both):
 
 @pytest.mark.parametrize("source", notebooks.ERRORS.values(), ids=notebooks.ERRORS)
 def test_equivalence_of_errors(both, source):
-    """A cell that fails ends the notebook: error, marks in the notebook and cells left pending are the same."""
+    """A failed cell ends the notebook: error, marks in the notebook and pending cells are equal."""
     stock, dask = both(notebook(f"# %%\nprint('before')\n# %%\n{source}\n# %%\nprint('after')"))
     assert any(output.output_type == "error" for output in outputs(stock.document))
     assert_same(dask, stock)
@@ -278,7 +277,7 @@ def test_equivalence_of_errors(both, source):
 
 @pytest.mark.parametrize("options", [{"autosave_cell_every": 1}, {"request_save_on_cell_execute": False}], ids=str)
 def test_equivalence_of_saving(both, options):
-    """What is on disk while a cell runs is the same, as the notebook itself sees it."""
+    """The file saved while a cell runs is equal, as read by the notebook itself."""
     stock, dask = both(notebook(notebooks.SAVED), **options)
     assert stock.error == []
     assert outputs(stock.document)[-1].text.endswith("]\n")
@@ -286,7 +285,7 @@ def test_equivalence_of_saving(both, options):
 
 
 def test_equivalence_of_nbclient_options(both):
-    """Options that papermill hands on to nbclient have the same effect."""
+    """Options that papermill passes to nbclient have the same effect."""
     stock, dask = both(
         notebook(notebooks.OPTIONS), allow_errors=True, record_timing=False, coalesce_streams=True,
         store_widget_state=False, skip_cells_with_tag="later", start_timeout=60,
@@ -297,7 +296,7 @@ def test_equivalence_of_nbclient_options(both):
 
 
 def test_equivalence_of_another_language(both, warm_cluster):
-    """A kernel that knows no Python, with variables of its own, runs where the worker has it."""
+    """A kernel of another language, with variables in its kernelspec, runs on a worker that has it."""
     add_echo_kernel(warm_cluster.folder / "jupyter" / "kernels")
     stock, dask = both(notebook("# %%\nhello\n# %%\nfail\n# %%\nnever", kernel="echo", language="echo"))
     assert stock.error[0] == "PapermillExecutionError"
@@ -305,7 +304,7 @@ def test_equivalence_of_another_language(both, warm_cluster):
     assert_same(dask, stock)
 
 
-# -- what goes wrong with the kernel -----------------------------------------------------------------------------
+# -- kernel failures ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -316,10 +315,10 @@ def test_equivalence_of_another_language(both, warm_cluster):
         (["no-such-program", "{connection_file}"], "no-such-program"),
         (None, "No such kernel"),
     ],
-    ids=["sleeps", "ends", "lacks its program", "unknown"],
+    ids=["sleeps", "ends", "missing program", "unknown"],
 )
 def test_equivalence_of_kernels_that_do_not_start(both, warm_cluster, request, argv, text):
-    """A kernel that is not there, or not in time, raises the same error; no cell has an output."""
+    """A missing kernel, or one that starts too slowly, raises the same error; no cell has outputs."""
     name = re.sub(r"\W", "", request.node.callspec.id)
     if argv:
         add_kernel(warm_cluster.folder / "jupyter" / "kernels", name, argv)
@@ -331,14 +330,14 @@ def test_equivalence_of_kernels_that_do_not_start(both, warm_cluster, request, a
 
 
 @pytest.mark.parametrize(("how", "source"), notebooks.DEATHS.items(), ids=notebooks.DEATHS)
-def test_equivalence_but_for_the_truth_about_a_dead_kernel(both, how, source):
-    """The error of a kernel that died is the same, but the notebook tells which cell it was and which never ran.
+def test_dead_kernel_has_the_same_error_and_correct_statuses(both, how, source):
+    """The error of a dead kernel is the same, but the notebook shows which cell failed and which never ran.
 
-    papermill's own engine saves every cell as completed, even those after the end.
+    papermill's own engine saves every cell as completed, even those that never ran.
     """
-    # With either engine a kernel takes its very last words with it, unless they are on their way.
-    said = "import time\nprint('said', flush=True)\ntime.sleep(1)"
-    document = notebook(f"# %%\nprint('before')\n# %%\n{said}\n{source}\n# %%\nprint('after')")
+    # With either engine, output that is still in the kernel is lost.
+    first_lines = "import time\nprint('said', flush=True)\ntime.sleep(1)"
+    document = notebook(f"# %%\nprint('before')\n# %%\n{first_lines}\n{source}\n# %%\nprint('after')")
     stock, dask = both(document, execution_timeout=3 if how == "time-out" else CELL_SECONDS)
     assert stock.error[0] == ("CellTimeoutError" if how == "time-out" else "DeadKernelError")
     assert stock.error[0] in dask.error
@@ -352,12 +351,12 @@ def test_equivalence_but_for_the_truth_about_a_dead_kernel(both, how, source):
 
 
 def statuses(outcome: Outcome) -> list[str]:
-    """Return what papermill says of each cell."""
+    """Return papermill's status of each cell."""
     return [cell.metadata.papermill.status for cell in outcome.document.cells]
 
 
 def outputs_of_each(outcome: Outcome) -> list[list[str]]:
-    """Return the texts that each cell printed, and the names of its errors."""
+    """Return each cell's printed texts and error names."""
     return [
         [output.get("text") or output["ename"] for output in comparable_outputs(cell)]
         for cell in outcome.document.cells
@@ -368,14 +367,14 @@ def outputs_of_each(outcome: Outcome) -> list[list[str]]:
 
 
 def test_equivalence_of_command_line_logs(command_lines, folders):
-    """What `--log-output`, `--stdout-file` and `--stderr-file` write, in a folder of `--cwd`, is the same."""
+    """`--log-output`, `--stdout-file` and `--stderr-file` write the same, also with `--cwd`."""
     for folder in folders.values():
         (folder / "inside").mkdir()
         (folder / "inside" / "data.txt").write_text("read in the folder")
     files = ("--stdout-file", "out.txt", "--stderr-file", "err.txt")
     stock, dask = command_lines(notebook(notebooks.LOGGED), "--log-output", *files, "--cwd", "inside")
     assert stock.returncode == dask.returncode == 0, stock.stderr + dask.stderr
-    # papermill opens these files at their first line, and so in the folder of `--cwd`.
+    # papermill opens these files at their first line, when `--cwd` is the current folder.
     assert "out 2\n" in (folders["own"] / "inside" / "out.txt").read_text()
     assert_same_saved(folders)
     assert_same_files(folders, *(f"inside/{name}" for name in ("out.txt", "err.txt", "written.txt")))
@@ -384,10 +383,10 @@ def test_equivalence_of_command_line_logs(command_lines, folders):
 
 @pytest.mark.parametrize("paths", [("-", "-"), ()], ids=["named", "implied"])
 def test_equivalence_of_command_line_pipes(command_lines, paths):
-    """A notebook read from a pipe and written to one, and nothing else on either."""
+    """A notebook is read from a pipe and written to one, without any other output."""
     document = notebook("# %%\nprint('ä')")
     stock, dask = command_lines(document, paths=paths, piped=nbformat.writes(document))
     assert stock.returncode == dask.returncode == 0, stock.stderr + dask.stderr
     assert_same_notebook(nbformat.reads(dask.stdout, as_version=4), nbformat.reads(stock.stdout, as_version=4))
-    # Python repeats a warning when an import has touched its filters: which are given counts, not how often.
+    # Compare as sets: Python repeats a warning after an import has changed the filters.
     assert set(lines(dask.stderr)) == set(lines(stock.stderr))

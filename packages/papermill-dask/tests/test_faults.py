@@ -1,4 +1,4 @@
-"""What is left, and what is told, when a part of a running notebook fails: real faults on real processes."""
+"""Fault injection: errors, saved notebooks and leftover processes after faults of real processes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from hosts import Client, new_cluster, notebook
 from programs import small_disk, wait_for
 
-SECONDS = 10  # within which all that a notebook had started is gone, on every machine
-DESCENDANTS_SECONDS = 5  # likewise, for what only the kernel has to do with
-RUN_SECONDS = 60  # likewise, until no MLflow run of it is open
+SECONDS = 10  # until all processes of a notebook have ended, on all hosts
+DESCENDANTS_SECONDS = 5  # the same, if only the kernel is affected
+RUN_SECONDS = 60  # until its MLflow runs are terminated
 OPEN_RUN = """
 import json, os, sys, time, urllib.request
 address = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/create"
@@ -28,10 +28,10 @@ SLEEP = "import os, time\nprint(f'pid {os.getpid()}.', flush=True)\ntime.sleep(6
 LATER = "print('never')"
 
 
-# -- what the tests have in common -------------------------------------------------------------------------------
+# -- fixtures and helpers ----------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, tracking_server):
-    """A scheduler and one worker with a nanny, for faults that leave the cluster whole, or that it mends by itself."""
+    """A scheduler and a worker with a nanny, for faults from which the cluster recovers."""
     with new_cluster(tmp_path_factory.mktemp("faults"), MLFLOW_TRACKING_URI=tracking_server) as cluster:
         cluster.start_scheduler()
         cluster.start_worker("alpha", nanny=True)
@@ -40,7 +40,7 @@ def cluster(tmp_path_factory, tracking_server):
 
 @pytest.fixture
 def fresh_cluster(request, tmp_path, tracking_server):
-    """A cluster of the test's own, with a scheduler and no worker yet."""
+    """A new cluster with a scheduler and no workers."""
     allowed = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": getattr(request, "param", "3")}
     with new_cluster(tmp_path / "cluster", MLFLOW_TRACKING_URI=tracking_server) as cluster:
         cluster.start_scheduler(**allowed)
@@ -48,14 +48,14 @@ def fresh_cluster(request, tmp_path, tracking_server):
 
 
 def run_status(client: Client, tracking_server: str, cell: int = 0) -> str:
-    """Return what the tracking server says of the run that a notebook opened in a cell."""
+    """Return the status of the MLflow run that a cell has started."""
     run_id = client.text(cell).split("run ")[1].split()[0]
     with urllib.request.urlopen(f"{tracking_server}/api/2.0/mlflow/runs/get?run_id={run_id}") as answer:
         return json.load(answer)["run"]["info"]["status"]
 
 
-def assert_told(client: Client, *words: str, code: int, cells: list[str], traceback: bool = False) -> None:
-    """Fail unless the client ended with this exit code and these words, and its notebook tells the truth."""
+def assert_reported(client: Client, *words: str, code: int, cells: list[str], traceback: bool = False) -> None:
+    """Fail unless exit code and messages are as expected, and the saved notebook has the right statuses."""
     assert client.process.returncode == code, client.words
     for word in words:
         assert word in client.words
@@ -79,13 +79,13 @@ def kernel_of(client: Client, cell: int = 1) -> psutil.Process:
 
 # -- the notebook itself -----------------------------------------------------------------------------------------
 def test_fault_cell_error_fails_the_run(cluster, tracking_server, tmp_path):
-    """A cell that raises: exit code 1, its error, later cells pending, the MLflow run it had open FAILED."""
+    """After an error in a cell: exit code 1, its error, later cells pending, the open MLflow run FAILED."""
     start = "import mlflow\nprint('run', mlflow.start_run().info.run_id)"
     client = cluster.run(notebook(tmp_path / "error.ipynb", start, "1 / 0", LATER))
     assert client.process.returncode == 1
     assert "ZeroDivisionError" in client.words
     client.assert_nothing_left(0)
-    # papermill puts a cell with a link to the error at the top, and one before the cell.
+    # papermill adds markdown cells at the top and before the failed cell.
     statuses = [cell.metadata.papermill.get("status") for cell in client.document.cells if cell.cell_type == "code"]
     assert statuses == ["completed", "failed", "pending"]
     assert run_status(client, tracking_server, 1) == "FAILED"
@@ -95,13 +95,13 @@ def test_fault_cell_error_fails_the_run(cluster, tracking_server, tmp_path):
     ("source", "words"),
     [("os._exit(3)", "exit code 3"), ("import signal\nos.kill(os.getpid(), signal.SIGKILL)", "signal 9 (SIGKILL)")],
 )
-def test_fault_kernel_that_dies_is_told_with_its_end(cluster, tracking_server, tmp_path, source, words):
-    """A kernel that exits or is killed (as the memory killer does it): how it ended, in which cell, and papermill's
-    exit code; what it had printed is kept."""
+def test_fault_dead_kernel_is_reported_with_its_exit_status(cluster, tracking_server, tmp_path, source, words):
+    """If a kernel exits or is killed (as by the OOM killer), the error has its exit status and the cell; the exit code
+    is papermill's, and earlier output is kept."""
     words_first = "import time\nprint('last words', flush=True)\ntime.sleep(0.5)\n"
     client = cluster.run(notebook(tmp_path / "dead.ipynb", OPEN_RUN, words_first + source, LATER))
     client.assert_nothing_left(0)
-    assert_told(
+    assert_reported(
         client, "Kernel died", words, "in cell 2", code=138, cells=["completed", "failed", "pending"], traceback=True
     )
     assert client.text(1) == "last words\n"
@@ -111,18 +111,18 @@ def test_fault_kernel_that_dies_is_told_with_its_end(cluster, tracking_server, t
 # -- the client --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_fault_client_interrupted_ends_the_notebook(cluster, tracking_server, tmp_path, how, code):
-    """Ctrl-C, SIGTERM or a closed terminal: kernel gone within 10 s, notebook saved and truthful, the run KILLED."""
+    """On Ctrl-C or SIGTERM the kernel ends within 10 s, the saved statuses are right, the run is KILLED."""
     client = cluster.start(notebook(tmp_path / "interrupted.ipynb", OPEN_RUN, SLEEP, LATER))
     kernel_of(client)
     client.process.send_signal(how)
     client.assert_nothing_left(SECONDS)
     client.wait(SECONDS)
-    assert_told(client, code=code, cells=["completed", "failed", "pending"])
+    assert_reported(client, code=code, cells=["completed", "failed", "pending"])
     wait_for(lambda: run_status(client, tracking_server) == "KILLED", RUN_SECONDS)
 
 
 def test_fault_client_killed_ends_the_notebook(cluster, tracking_server, tmp_path):
-    """kill -9 on the client: kernel gone within 10 s, the run KILLED; on the disk is all that had arrived."""
+    """If the client is killed, the kernel ends within 10 s, the run is KILLED, and received outputs are saved."""
     client = cluster.start(notebook(tmp_path / "killed.ipynb", OPEN_RUN, SLEEP, LATER))
     kernel_of(client)
     client.process.kill()
@@ -135,7 +135,7 @@ def test_fault_client_killed_ends_the_notebook(cluster, tracking_server, tmp_pat
 
 # -- the worker --------------------------------------------------------------------------------------------------
 def worker_of(kernel: psutil.Process) -> psutil.Process:
-    """Return the worker's process in which a kernel's notebook runs."""
+    """Return the worker process of a kernel."""
     for parent in kernel.parents():
         words = " ".join(parent.cmdline())
         if "papermill_dask.worker.kernels" not in words and "forkserver" not in words:
@@ -143,8 +143,8 @@ def worker_of(kernel: psutil.Process) -> psutil.Process:
     raise AssertionError(f"no worker among {kernel.parents()}")
 
 
-def test_fault_worker_without_nanny_that_goes_is_an_error(fresh_cluster, tracking_server, tmp_path):
-    """A worker killed: an error within 10 s, and a free worker does not run the notebook again."""
+def test_fault_worker_killed_is_an_error(fresh_cluster, tracking_server, tmp_path):
+    """If a worker is killed, the client fails within 10 s, and a free worker does not run the notebook again."""
     workers = {name: fresh_cluster.start_worker(name) for name in ("one", "two")}
     count = tmp_path / "count"
     effect = f"open({str(count)!r}, 'a').write('once\\n')\n" + SLEEP
@@ -153,33 +153,33 @@ def test_fault_worker_without_nanny_that_goes_is_an_error(fresh_cluster, trackin
     client.assert_nothing_left(DESCENDANTS_SECONDS)
     client.wait(30)
     words = ("worker that ran the notebook was lost", "retries")
-    assert_told(client, *words, code=1, cells=["completed", "failed", "pending"])
+    assert_reported(client, *words, code=1, cells=["completed", "failed", "pending"])
     assert any(
         f"see the worker's log ({socket.gethostname()}:{fresh_cluster.folder}/{name}.log)" in client.words
         for name in workers
     )
     assert run_status(client, tracking_server) in ("FAILED", "KILLED")
-    time.sleep(2)  # in which the other worker would have begun
+    time.sleep(2)  # in which the other worker would have started
     assert count.read_text() == "once\n"
     assert sum(process.poll() is None for process in workers.values()) == 1
 
 
 def test_fault_scheduler_killed_is_an_error(fresh_cluster, tracking_server, tmp_path):
-    """The scheduler killed: an error, and no kernel alive 10 s later; the run does not stay open."""
+    """If the scheduler is killed, the client fails, the kernel ends within 10 s, and the run is terminated."""
     fresh_cluster.start_worker("one")
     client = fresh_cluster.start(notebook(tmp_path / "lost.ipynb", OPEN_RUN, SLEEP, LATER))
     kernel_of(client)
     fresh_cluster.processes["scheduler"].kill()
     client.assert_nothing_left(SECONDS)
     client.wait(30)
-    assert_told(client, "scheduler was lost", code=1, cells=["completed", "failed", "pending"])
+    assert_reported(client, "scheduler was lost", code=1, cells=["completed", "failed", "pending"])
     assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
 @pytest.mark.parametrize("fresh_cluster", ["0"], indirect=True)
 def test_fault_worker_lost_with_retries_runs_again(fresh_cluster, tmp_path):
-    """With `retries` the notebook runs again, and its metadata record the lost attempt, though Dask allows no loss."""
-    fresh_cluster.start_worker("single", nanny=True)  # which starts the worker again, with another address
+    """With `retries` the notebook runs again, and its metadata record the loss, even if `allowed-failures` is 0."""
+    fresh_cluster.start_worker("single", nanny=True)  # restarts the worker with a new address
     count = tmp_path / "count"
     source = notebook(
         tmp_path / "again.ipynb",
@@ -203,13 +203,13 @@ def test_fault_worker_lost_with_retries_runs_again(fresh_cluster, tmp_path):
     assert client.descendants() == []
 
 
-# -- what the notebook started -----------------------------------------------------------------------------------
+# -- child processes ---------------------------------------------------------------------------------------------
 CHILDREN = """
 import os, subprocess, sys, time
 sleep = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
 subprocess.Popen(sleep)
 subprocess.Popen(sleep, start_new_session=True)
-if os.fork() == 0:  # a daemon, as such programs make themselves: a double fork, and a session between
+if os.fork() == 0:  # a daemon: double fork with a new session
     os.setsid()
     if os.fork() == 0:
         os.execv(sleep[0], sleep)
@@ -227,7 +227,7 @@ ENDS = {
 
 @pytest.mark.parametrize("how", ENDS)
 def test_fault_children_of_a_notebook_end_with_it(cluster, tmp_path, how):
-    """Children, in sessions of their own too, daemons, deaf to SIGTERM: gone with the kernel, however it ends."""
+    """Children, also in new sessions, daemonized or ignoring SIGTERM, end with the kernel, however it ends."""
     options = ["--execution-timeout", "3"] if how == "stuck" else []
     wait = "time.sleep(1)\nprint('started', flush=True)\ntime.sleep(1)\n"
     client = cluster.start(notebook(tmp_path / "children.ipynb", CHILDREN, wait + ENDS[how]), *options)
@@ -238,8 +238,8 @@ def test_fault_children_of_a_notebook_end_with_it(cluster, tmp_path, how):
 
 # -- full disks --------------------------------------------------------------------------------------------------
 @pytest.mark.privileged
-def test_fault_client_disk_full_keeps_what_was_saved(cluster, tmp_path):
-    """The client's disk fills up: exit code 1, the kernel gone, and the notebook saved before is whole."""
+def test_fault_client_disk_full_keeps_the_last_saved_notebook(cluster, tmp_path):
+    """If the client's disk is full: exit code 1, the kernel ends, and the last saved notebook is intact."""
     with small_disk(tmp_path / "small", "1m") as folder:
         more = "import time\nprint('x' * 2_000_000, flush=True)\ntime.sleep(600)"
         client = cluster.start(notebook(folder / "full.ipynb", "print('first')", more))

@@ -1,4 +1,4 @@
-"""Notebooks on a cluster of Dask Gateway: its own server, proxy and processes on this machine."""
+"""Notebooks on a cluster of Dask Gateway, with server, proxy and workers on this machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ c.DaskGateway.backend_class = UnsafeLocalBackend
 c.DaskGateway.address = "127.0.0.1:{api}"
 c.UnsafeLocalBackend.clusters_directory = "{folder}"
 c.Proxy.address = "127.0.0.1:{port}"
-# Dask no longer has the commands `dask-scheduler` and `dask-worker`, which are the defaults.
+# The default commands, `dask-scheduler` and `dask-worker`, no longer exist in Dask.
 c.ClusterConfig.scheduler_cmd = ["{bin}/dask", "scheduler"]
 c.ClusterConfig.worker_cmd = ["{bin}/dask", "worker"]
 c.ClusterConfig.worker_memory = "1 G"
 """
-MAKERS = """
+FACTORIES = """
 from dask_gateway import Gateway
 
 def cluster():
@@ -37,7 +37,7 @@ OWN_CLIENT = (
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
-    """The port of a gateway, whose clusters are processes of this user."""
+    """The port of a gateway whose clusters are local processes."""
     folder, port = tmp_path_factory.mktemp("gateway"), free_port()
     (folder / "config.py").write_text(CONFIGURATION.format(api=free_port(), folder=folder, port=port, bin=BIN))
     command = [BIN / "dask-gateway-server", "--config", folder / "config.py"]
@@ -47,12 +47,12 @@ def gateway(tmp_path_factory):
 
 
 def test_notebooks_run_on_a_cluster_of_a_gateway(gateway, tmp_path):
-    """A sweep waits for the first worker of a new cluster that adapts, which is closed afterwards; a
-    notebook's own client finds the certificates.
+    """A sweep waits for the first worker of a new adaptive cluster, and closes the cluster afterwards; a notebook's own
+    client uses its certificates.
     """
     notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import os\nprint(n, os.getppid())", OWN_CLIENT)
-    (tmp_path / "makers.py").write_text(MAKERS.format(port=gateway))
-    variables = {"DASK_PAPERMILL_DASK__CLUSTER": "makers:cluster", "PYTHONPATH": str(tmp_path)}
+    (tmp_path / "factories.py").write_text(FACTORIES.format(port=gateway))
+    variables = {"DASK_PAPERMILL_DASK__CLUSTER": "factories:cluster", "PYTHONPATH": str(tmp_path)}
     command = [BIN / "papermill-sweep", "in.ipynb", "--sweep", "n=1,2"]
     table = run_program(*command, cwd=tmp_path, env=clean_environment() | variables, timeout=180)
     assert [row.split(",")[1] for row in table.splitlines()] == ["status", "done", "done"]

@@ -1,4 +1,4 @@
-"""Kernels of the engine: real ones, cold and forked, and what becomes of them when all around them dies."""
+"""Cold and forked kernels: their state, and their end when other processes die."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from papermill_dask.worker.kernels.warm import WARM
 from programs import wait_for
 
 GONE_SECONDS = 5
-READY_SECONDS = 120  # on a machine that has other things to do
+READY_SECONDS = 120  # on a busy machine
 kernel_manager.FORK_SECONDS = READY_SECONDS
 FAMILY = """
     import ctypes, os, pathlib, subprocess, sys, time
@@ -41,15 +41,15 @@ FAMILY = """
 
 
 def run(*sources, folder=None, environment=None, manager=KernelManager, **options):
-    """Run cells in a kernel of their own; return what they printed, joined, and the kernel's manager."""
+    """Run cells in a new kernel and return their joined output; set `run.manager` to the kernel manager."""
     notebook, managers = document(*map(textwrap.dedent, sources)), []
 
-    class Remembered(manager):
+    class RecordedManager(manager):
         def __init__(self, **keywords):
             super().__init__(**keywords)
             managers.append(self)
 
-    client = NotebookClient(notebook, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
+    client = NotebookClient(notebook, kernel_manager_class=RecordedManager, timeout=READY_SECONDS, **options)
     try:
         client.execute(cwd=str(folder or Path.cwd()), env=os.environ | (environment or {}))
     finally:
@@ -59,7 +59,7 @@ def run(*sources, folder=None, environment=None, manager=KernelManager, **option
 
 @contextlib.contextmanager
 def warming(*modules):
-    """Have a warm process with these modules; the first kernel waits for the imports."""
+    """Start a warm process with these modules; the first kernel waits for the imports."""
     WARM.start(modules, os.environ)
     try:
         yield
@@ -70,14 +70,14 @@ def warming(*modules):
 
 @pytest.fixture(scope="module")
 def plotting():
-    """A warm process with modules that ask in which shell they are imported."""
+    """A warm process with modules that check the shell during import."""
     with warming("numpy", "pandas", "matplotlib.pyplot", "plotly.graph_objects"):
         yield
 
 
 @pytest.fixture(params=["cold", "warm"])
 def either(request):
-    """Each kernel twice: started cold and forked."""
+    """Run the test with a cold kernel and with a forked one."""
     with contextlib.ExitStack() as stack:
         if request.param == "warm":
             stack.enter_context(warming("json"))
@@ -86,7 +86,7 @@ def either(request):
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """After each test no process and no private folder of a kernel is left."""
+    """Check after each test that no process and no private folder of a kernel is left."""
     earlier_pids = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
     manager = getattr(run, "manager", None)
@@ -100,7 +100,7 @@ def nothing_left():
 
 
 def warm_processes():
-    """Return the fork servers that this process has started."""
+    """Return the fork servers started by this process."""
     servers = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
@@ -109,7 +109,7 @@ def warm_processes():
 
 
 def worker_script(cell, modules=()):
-    """Return a program that stands in for a worker: it runs a cell, forked if there are modules to import."""
+    """Return a program that acts as a worker: it runs a cell, in a forked kernel if there are modules."""
     return textwrap.dedent(f"""
         import sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -119,18 +119,18 @@ def worker_script(cell, modules=()):
     """)
 
 
-# -- none is left behind -------------------------------------------------------------------------------------------
+# -- the end of kernels --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("modules", [(), ("json",)], ids=["cold", "warm"])
 @pytest.mark.parametrize("last", ["time.sleep(600)", "ctypes.PyDLL(None).sleep(600)"], ids=["idle", "in C"])
-def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, last):
-    """Of a worker killed with -9 nothing is left 5 s later: children, daemons, a kernel that holds the GIL in C."""
+def test_kernel_and_descendants_end_with_their_worker(tmp_path, modules, last):
+    """5 s after a worker was killed, no child, daemon or kernel (even one that holds the GIL in C) is left."""
     script = worker_script(textwrap.dedent(FAMILY) + last, modules)
-    temporary = Path(tempfile.mkdtemp())  # not below `tmp_path`: the path of a socket has at most 108 characters
+    temporary = Path(tempfile.mkdtemp())  # not in `tmp_path`: a socket's path is limited to 108 characters
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
     worker = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
     try:
         wait_for((tmp_path / "complete").exists)
-        time.sleep(0.3)  # until the kernel is in the sleep
+        time.sleep(0.3)  # until the kernel sleeps
         family = [psutil.Process(int(pid)) for pid in (tmp_path / "family").read_text().split()]
         assert len(family) == 4
     finally:
@@ -138,12 +138,12 @@ def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, 
         worker.wait()
     _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
     assert not alive
-    wait_for(lambda: not list(temporary.iterdir()), GONE_SECONDS)  # the fork server has gone, too
+    wait_for(lambda: not list(temporary.iterdir()), GONE_SECONDS)  # the fork server has also ended
     temporary.rmdir()
 
 
-def test_kernel_that_ends_by_itself_leaves_nobody(tmp_path, either):
-    """After a graceful end handlers of `atexit` have run, open files are written, and no daemon lives on."""
+def test_kernel_shutdown_leaves_no_process(tmp_path, either):
+    """After a regular shutdown, `atexit` handlers have run, open files are flushed, and no daemon is alive."""
     run(
         FAMILY,
         """
@@ -158,15 +158,15 @@ def test_kernel_that_ends_by_itself_leaves_nobody(tmp_path, either):
     assert (tmp_path / "farewell").read_text() == "good-bye"
     assert (tmp_path / "unclosed").read_text() == "all of it"
     family = [int(pid) for pid in (tmp_path / "family").read_text().split()]
-    wait_for(lambda: not any(map(psutil.pid_exists, family)), GONE_SECONDS)  # the supervisor is the last
+    wait_for(lambda: not any(map(psutil.pid_exists, family)), GONE_SECONDS)  # the supervisor ends last
 
 
 def test_kernel_listens_on_no_port(either):
-    """All channels are Unix sockets in a folder of mode 0700, also that for what forked children print."""
+    """All channels, also for the output of forked children, are Unix sockets in a folder of mode 0700."""
     text = run(
         """
         import os, psutil, stat, sys, warnings
-        warnings.simplefilter("ignore")  # from Python 3.12 on, forking a process with threads warns
+        warnings.simplefilter("ignore")  # from Python 3.12, forking a process with threads warns
         child = os.fork()
         if child == 0:
             print("from a child", flush=True)
@@ -182,7 +182,7 @@ def test_kernel_listens_on_no_port(either):
     assert text.splitlines() == ["from a child", "0", "0o700"]
 
 
-# -- a forked kernel is a kernel like any other --------------------------------------------------------------------
+# -- forked kernels ------------------------------------------------------------------------------------------------
 PROBE = """
     import __main__, asyncio, builtins, comm, gc, json, locale, logging, multiprocessing, os, signal, sys, threading
     import warnings
@@ -230,13 +230,13 @@ PLOTTING = "import numpy, pandas, matplotlib.pyplot as plt, plotly.graph_objects
 
 
 def probe(folder, **options):
-    """Return what a kernel finds in its process once it has imported the modules for plotting."""
+    """Return the state of a kernel's process after importing the plotting modules."""
     return json.loads(run(PLOTTING, PROBE, folder=folder, **options))
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])
-def test_kernel_finds_what_jupyters_own_finds(request, tmp_path, start):
-    """Arguments, path, variables, filters, loggers, signals, threads, streams and shell are those of a stock kernel."""
+def test_kernel_state_equals_that_of_a_stock_kernel(request, tmp_path, start):
+    """Arguments, path, variables, filters, loggers, signals, threads, streams and shell are as in Jupyter's own."""
     options = {"folder": tmp_path, "environment": {"PROBE": start}}
     stock = probe(manager=AsyncKernelManager, **options)
     if start == "warm":
@@ -245,7 +245,7 @@ def test_kernel_finds_what_jupyters_own_finds(request, tmp_path, start):
 
 
 def test_forked_kernels_share_no_state(plotting, tmp_path):
-    """What one kernel does to its process the next does not see, and each draws other random numbers."""
+    """Changes in one kernel do not affect the next, and each draws different random numbers."""
     first = run(
         f"{PLOTTING}; import os, sys\nprint(random.random(), numpy.random.rand())",
         "pandas.leak = os.environ['LEAK'] = 'leak'; sys.path.append('leak'); plt.rcParams['lines.linewidth'] = 42",
@@ -261,7 +261,7 @@ def test_forked_kernels_share_no_state(plotting, tmp_path):
 
 
 def test_forked_kernel_imports_the_modules_beside_its_notebook(plotting, tmp_path):
-    """A module in the notebook's folder is found, also when another folder's of that name was imported before."""
+    """A module in the notebook's folder is imported, even after one with the same name from another folder."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "beside.py").write_text(f"name = {name!r}")
@@ -269,12 +269,12 @@ def test_forked_kernel_imports_the_modules_beside_its_notebook(plotting, tmp_pat
 
 
 def is_forked(**options):
-    """Run a kernel and tell whether it was forked: then the module is there although nobody imported it."""
+    """Run a kernel and return whether it was forked, i.e. whether the module is preloaded."""
     return run("import sys\nprint('wave' in sys.modules)", **options) == "True\n"
 
 
-def test_kernel_starts_although_the_warm_process_is_killed():
-    """As the memory killer may do: kernels start nevertheless, and soon are forked again."""
+def test_kernel_starts_after_the_warm_process_was_killed():
+    """After the OOM killer's work, kernels still start, and are soon forked again."""
     WARM.end_all()
     wait_for(lambda: not warm_processes())
     with warming("wave"):
@@ -282,11 +282,11 @@ def test_kernel_starts_although_the_warm_process_is_killed():
         [server] = warm_processes()
         server.kill()
         assert run("print('there')") == "there\n"
-        wait_for(is_forked)  # a kernel that starts cold makes the next process
+        wait_for(is_forked)  # a cold start triggers a new warm process
 
 
-def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, caplog):
-    """A kernel that starts after a module's file has changed has the new one, as have those forked later."""
+def test_changed_module_starts_a_new_warm_process(tmp_path, monkeypatch, caplog):
+    """After a module's file has changed, the next (cold) kernel and later forked ones import the new version."""
     module = tmp_path / "changing_module.py"
     module.write_text("value = 1")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -299,8 +299,8 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
         assert run(cell) == "1000 True\n"
 
 
-def test_variable_that_imports_read_makes_a_new_warm_process():
-    """A kernel for which OMP_NUM_THREADS differs is not forked from a process that has read it; one of DVC's may."""
+def test_variable_read_by_imports_needs_another_warm_process():
+    """A kernel with another OMP_NUM_THREADS needs another warm process; one with another DVC_STAGE does not."""
     with warming("wave"):
         assert is_forked(environment={"DVC_STAGE": "another"})
         assert not is_forked(environment={"OMP_NUM_THREADS": "1"})
@@ -309,7 +309,7 @@ def test_variable_that_imports_read_makes_a_new_warm_process():
 
 
 def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypatch, caplog):
-    """Where a fork would not be safe the ordinary kernel starts, and a log line names the thread."""
+    """If forking is unsafe, kernels start cold, and the log names the thread."""
     (tmp_path / "threaded.py").write_text(
         "import threading\nthreading.Thread(target=threading.Event().wait, name='busy', daemon=True).start()"
     )
@@ -321,7 +321,7 @@ def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypa
 
 
 def test_module_that_fails_makes_kernels_start_cold(tmp_path, monkeypatch):
-    """An import that raises is the reason given; a module that is not installed is only skipped."""
+    """The reason is the import's error; a module that is not installed is only skipped."""
     (tmp_path / "failing.py").write_text("raise ValueError('not today')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with warming("wave", "failing"):
@@ -331,8 +331,8 @@ def test_module_that_fails_makes_kernels_start_cold(tmp_path, monkeypatch):
         assert is_forked()
 
 
-def test_warm_process_ends_when_idle_and_comes_back(tmp_path):
-    """Nobody asks for a kernel for a while: the memory is given back; the next kernel is cold, a later one warm."""
+def test_idle_warm_process_ends_and_restarts(tmp_path):
+    """After the idle time the process ends and frees its memory; the next kernel starts cold, later ones are forked."""
     try:
         WARM.start(["wave"], os.environ, idle_seconds=5)
         wait_for(is_forked)
@@ -346,8 +346,8 @@ def test_warm_process_ends_when_idle_and_comes_back(tmp_path):
         WARM.end_all()
 
 
-def test_workers_share_a_warm_process_that_is_the_same_for_them(tmp_path):
-    """It outlives the worker that started it, its kernels write where their worker does; other limits, another one."""
+def test_workers_share_a_warm_process(tmp_path):
+    """It outlives the worker that started it; kernels use their worker's output; another niceness needs another one."""
     temporary = Path(tempfile.mkdtemp())
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
     cell = """

@@ -1,4 +1,4 @@
-"""Notebook jobs as JupyterLab creates them: a real Jupyter server with jupyter-scheduler, and a cluster."""
+"""JupyterLab's notebook jobs, with a Jupyter server, jupyter-scheduler and a cluster."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ import pytest
 from hosts import new_cluster, notebook
 from programs import BIN, free_port, running, wait_for
 
-# It pins an older pytz than the workshop's; `make test-packages RESOLUTION=highest` installs it.
+# It pins an older pytz than the workshop; `make test-packages RESOLUTION=highest` installs it.
 pytest.importorskip("jupyter_scheduler", reason="the extra [scheduler] is not installed")
 
 
 @dataclass(frozen=True)
 class Server:
-    """A Jupyter server on ``port``, and the folder that it shows."""
+    """A Jupyter server on ``port`` with root folder ``folder``."""
 
     port: int
     folder: Path
 
-    def ask(self, path: str, method: str = "GET", **body: Any) -> Any:
-        """Return the answer of its REST API."""
+    def request(self, path: str, method: str = "GET", **body: Any) -> Any:
+        """Send a request to the REST API and return its response."""
         data, headers = json.dumps(body).encode() if body else None, {"Authorization": "token secret"}
         url = f"http://127.0.0.1:{self.port}/{path}"
         with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=30) as answer:
             return json.loads(answer.read() or "null")
 
     def create(self, name: str, **options: Any) -> str:
-        """Create a job for a notebook of the folder; return its id."""
+        """Create a job for a notebook in the folder; return its id."""
         body = {"name": name, "input_uri": f"{name}.ipynb", "runtime_environment_name": "any"} | options
-        return self.ask("scheduler/jobs", "POST", **body)["job_id"]
+        return self.request("scheduler/jobs", "POST", **body)["job_id"]
 
     def wait(self, job: str) -> dict[str, Any]:
-        """Return a job's description once it has ended."""
+        """Wait for a job to end and return its description."""
 
         def has_ended() -> dict[str, Any] | None:
-            description = self.ask(f"scheduler/jobs/{job}")
-            # A job that has not started yet is STOPPED, too.
-            is_over = description["start_time"] and description["status"] in {"COMPLETED", "FAILED", "STOPPED"}
-            return description if is_over else None
+            description = self.request(f"scheduler/jobs/{job}")
+            # A job that has not started also has the status STOPPED.
+            has_finished = description["start_time"] and description["status"] in {"COMPLETED", "FAILED", "STOPPED"}
+            return description if has_finished else None
 
         return wait_for(has_ended)
 
     def download(self, job: str) -> dict[str, str]:
-        """Return the text of each of a job's files, by format."""
-        self.ask(f"scheduler/jobs/{job}/download_files")
-        wait_for(lambda: all(file["file_path"] for file in self.ask(f"scheduler/jobs/{job}")["job_files"]))
-        files = {file["file_format"]: file for file in self.ask(f"scheduler/jobs/{job}")["job_files"]}
+        """Return the contents of a job's files, by format."""
+        self.request(f"scheduler/jobs/{job}/download_files")
+        wait_for(lambda: all(file["file_path"] for file in self.request(f"scheduler/jobs/{job}")["job_files"]))
+        files = {file["file_format"]: file for file in self.request(f"scheduler/jobs/{job}")["job_files"]}
         return {kind: (self.folder / file["file_path"]).read_text() for kind, file in files.items()}
 
 
@@ -78,7 +78,7 @@ def server(tmp_path_factory):
 
 
 def test_job_runs_on_the_cluster_with_its_parameters_and_formats(server):
-    """A job gets its parameters and runs on the worker; its notebook and its page can be fetched."""
+    """A job runs on the worker with its parameters; its notebook and its HTML page can be downloaded."""
     source = "import os, psutil\nprint('a' * count, name, psutil.Process(os.getppid()).parent().cmdline()[2:4])"
     notebook(server.folder / "train.ipynb", "# tags: parameters\ncount: int = 1\nname = ''", source)
     parameters = {"count": "3", "name": "'it'"}
@@ -90,8 +90,8 @@ def test_job_runs_on_the_cluster_with_its_parameters_and_formats(server):
     assert "aaa it [" in files["html"]
 
 
-def test_job_that_fails_says_why(server):
-    """A failing cell: the status has the error, and the notebook goes up to there; a refused job has the words."""
+def test_failed_job_has_the_error(server):
+    """A failed job has the cell's error and the notebook up to it; a rejected job has the engine's error."""
     notebook(server.folder / "fails.ipynb", "print('before')", "1 / 0", "print('after')")
     job = server.create("fails", output_formats=["ipynb"])
     ended = server.wait(job)
@@ -100,14 +100,14 @@ def test_job_that_fails_says_why(server):
     statuses = [cell.metadata.papermill.status for cell in cells if "papermill" in cell.metadata]
     assert statuses == ["completed", "failed", "pending"]
 
-    notebook(server.folder / "refused.ipynb", "1", papermill_dask={"resources": {"GPU": 1}})
-    ended = server.wait(server.create("refused", output_formats=["ipynb"]))
+    notebook(server.folder / "rejected.ipynb", "1", papermill_dask={"resources": {"GPU": 1}})
+    ended = server.wait(server.create("rejected", output_formats=["ipynb"]))
     assert ended["status"] == "FAILED"
     assert "resource GPU=0 instead of 1" in ended["status_message"]
 
 
-def test_job_that_is_stopped_ends_its_kernel(server):
-    """Stop in JupyterLab: the kernel on the worker is gone within seconds."""
+def test_stopped_job_ends_its_kernel(server):
+    """After *Stop* in JupyterLab the kernel on the worker ends within seconds."""
     source = (
         "import os\nfrom pathlib import Path\nPath({!r}).write_text(str(os.getpid()))\nimport time\ntime.sleep(600)"
     )
@@ -115,6 +115,6 @@ def test_job_that_is_stopped_ends_its_kernel(server):
     notebook(server.folder / "long.ipynb", source.format(str(file)))
     job = server.create("long", output_formats=["ipynb"])
     pid = int(wait_for(lambda: file.exists() and file.read_text()))
-    server.ask(f"scheduler/jobs/{job}", "PATCH", status="STOPPED")
+    server.request(f"scheduler/jobs/{job}", "PATCH", status="STOPPED")
     assert server.wait(job)["status"] == "STOPPED"
     wait_for(lambda: not psutil.pid_exists(pid), 20)

@@ -1,4 +1,4 @@
-"""What a long sweep costs, and that it leaves nothing behind: memory and open files are as before."""
+"""A long sweep leaks neither memory nor open files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hosts import new_cluster, notebook
 from programs import BIN, wait_for
 
 NOTEBOOKS = 1000
-FIRST = 400  # after which caches are full and connections open
+FIRST = 400  # notebooks until caches are full and connections open
 GROWTH = 1.05
-# What Dask remembers of the past, up to an hour of profiles and thousands of lines, is full here after the first ones.
+# Limit Dask's history (an hour of profiles, thousands of log lines), so that it is full after the first notebooks.
 MEMORY = {
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "100",
@@ -22,7 +22,7 @@ MEMORY = {
 
 
 def usage(cluster) -> dict[str, tuple[float, int]]:
-    """Return megabytes and open files: of the scheduler, of the mean worker, and of the fork server of all workers."""
+    """Return memory (MB) and open files of the scheduler, the average worker, and the shared fork server."""
     usages = {"scheduler": [], "worker": [], "fork server": []}
     for name, process in cluster.processes.items():
         worker = psutil.Process(process.pid)
@@ -40,8 +40,8 @@ def usage(cluster) -> dict[str, tuple[float, int]]:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("workers", [2, 16])
-def test_thousand_notebooks_leave_memory_and_files_as_they_were(tmp_path, workers):
-    """A sweep of a thousand tiny notebooks; prints its rate, memory and open files."""
+def test_thousand_notebooks_leak_nothing(tmp_path, workers):
+    """Run a sweep of a thousand tiny notebooks; print its rate, memory and open files."""
     with new_cluster(tmp_path / "cluster", DASK_PAPERMILL_DASK__KERNEL_IMPORTS='["pandas"]', **MEMORY) as cluster:
         cluster.start_scheduler()
         for number in range(workers):
@@ -51,10 +51,10 @@ def test_thousand_notebooks_leave_memory_and_files_as_they_were(tmp_path, worker
         def sweep(count):
             values = ",".join(map(str, range(count)))
             words = [BIN / "papermill-sweep", source, "--sweep", f"number={values}"]
-            began = time.monotonic()
+            start = time.monotonic()
             client = cluster.start_client(words, tmp_path, tmp_path / "none")
             assert client.wait(3600) == 0, client.words
-            minutes = (time.monotonic() - began) / 60
+            minutes = (time.monotonic() - start) / 60
             wait_for(lambda: not list(cluster.folder.glob("kernel-*")))
             return count / minutes
 

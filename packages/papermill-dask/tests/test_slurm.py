@@ -1,4 +1,4 @@
-"""Notebooks as jobs of SLURM: Debian's own, two nodes on this machine that do not see the folder of the login node."""
+"""Notebooks on workers that are SLURM jobs, on two local nodes that do not see the login node's folder."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ PartitionName=work Nodes={nodes} Default=YES State=UP
 
 @pytest.fixture(scope="module")
 def login(tmp_path_factory):
-    """The folder of a login node, in which `sbatch` works; the nodes see another, empty one in its place."""
+    """The folder of a login node, where `sbatch` works; it is hidden on the nodes by an empty one."""
     if missing := [program for program in PROGRAMS if not shutil.which(program)]:
-        # Where the soak runs, SLURM is installed: `.ci/run soak`.
+        # `.ci/run soak` installs SLURM.
         stop = pytest.fail if os.environ.get("WORKSHOP_REQUIRE_ALL") else pytest.skip
-        stop(f"not on this machine: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)")
+        stop(f"not installed: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)")
     folder = tmp_path_factory.mktemp("slurm")
     home = folder / "login"
     home.mkdir()
@@ -84,20 +84,20 @@ def login(tmp_path_factory):
         wait_for(lambda: not jobs(), 60, "the jobs to end")
 
 
-def said(*command: str) -> list[str]:
-    """What a program of SLURM prints, line by line."""
+def output_words(*command: str) -> list[str]:
+    """Return the words that a SLURM command prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.split()
 
 
 def states():
-    """The state of each node."""
-    return said("sinfo", "--noheader", "--Node", "--format=%T")
+    """Return the state of each node."""
+    return output_words("sinfo", "--noheader", "--Node", "--format=%T")
 
 
 def jobs():
-    """The ids of the jobs that are not over."""
-    return said("squeue", "--noheader", "--format=%i")
+    """Return the ids of unfinished jobs."""
+    return output_words("squeue", "--noheader", "--format=%i")
 
 
 def options(home: Path) -> dict:
@@ -112,7 +112,7 @@ def options(home: Path) -> dict:
 
 @contextlib.contextmanager
 def new_cluster(home: Path, n_jobs: int, walltime: str = "00:10:00"):
-    """A Dask cluster whose workers are jobs, as the README makes it; Dask's configuration names its scheduler."""
+    """Start a Dask cluster whose workers are jobs, as in the README; set its address in Dask's configuration."""
     from dask_jobqueue import SLURMCluster
 
     with (
@@ -125,7 +125,7 @@ def new_cluster(home: Path, n_jobs: int, walltime: str = "00:10:00"):
 
 
 def test_sweep_of_twenty_notebooks(login):
-    """The dependency travels to nodes that do not see the folder, and each executed notebook comes back."""
+    """The dependency is sent to nodes that do not see the folder, and all executed notebooks are saved."""
     (login / "data.txt").write_text("42")
     source = (
         "import os\nfrom pathlib import Path\nprint(n * int(Path('data.txt').read_text()), os.environ['SLURM_JOB_ID'])"
@@ -143,7 +143,7 @@ def test_sweep_of_twenty_notebooks(login):
 
 
 def test_cancelled_job_is_a_lost_worker(login):
-    """`scancel` in the middle of a notebook: with a retry it runs again in another job, and its out comes back."""
+    """After `scancel`, a notebook with a retry runs again in another job, and its out is fetched."""
     source = """import os, time
 from pathlib import Path
 Path('out.txt').write_text(os.environ['SLURM_JOB_ID'])
@@ -155,7 +155,7 @@ time.sleep(20)"""
         environment = os.environ | {"DASK_SCHEDULER_ADDRESS": cluster.scheduler_address}
         client = subprocess.Popen([Path(sys.executable).parent / command[0], *command[1:]], env=environment, cwd=login)
         (job,) = wait_for(lambda: first_output(login / "done.ipynb"))
-        assert said("scancel", job) == []
+        assert output_words("scancel", job) == []
         assert client.wait(120) == 0
     (again,) = first_output(login / "done.ipynb")
     assert again != job
@@ -164,15 +164,15 @@ time.sleep(20)"""
 
 
 def first_output(file: Path) -> list[str]:
-    """The words that the first cell has printed so far."""
+    """Return the words that the first cell has printed so far."""
     if not file.exists():
         return []
     cell = nbformat.read(file, 4).cells[0]
     return [word for output in cell.outputs for word in output.text.split()]
 
 
-def test_time_limit_ends_the_notebook_in_words(login):
-    """A job that reaches its limit is a lost worker, too; the saved notebook says which cell ran."""
+def test_time_limit_is_a_lost_worker(login):
+    """A job that reaches its time limit is a lost worker; the saved notebook marks the running cell as failed."""
     notebook(login / "endless.ipynb", "print('begun', flush=True)", "import time\ntime.sleep(600)")
     with new_cluster(login, n_jobs=1, walltime="00:01:00"), pytest.raises(WorkerLost):
         papermill.execute_notebook("endless.ipynb", "ended.ipynb", engine_name="dask")

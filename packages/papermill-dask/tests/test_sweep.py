@@ -1,4 +1,4 @@
-"""Many runs of one notebook, on a real cluster and with a real tracking server."""
+"""Parameter sweeps, on a real cluster and with a real tracking server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with mlflow.start_run(run_name="outer"):
     mlflow.log_metrics({"rmse": 1 / depth, "constant": 7.0})
 """
 
-# The first of them to begin ends immediately, whichever it is.
+# The first run to start ends immediately; the others sleep.
 SLOW = """
 # %% parameters
 part = 0
@@ -63,15 +63,15 @@ def write(folder: Path, text: str, name: str = "score.ipynb") -> Path:
 
 @pytest.fixture
 def at(warm_cluster, tmp_path, monkeypatch) -> Path:
-    """A folder in which this process is a client of the cluster."""
+    """A working folder, in which this process is configured as a client of the cluster."""
     with environment_of(warm_cluster.environment):
         monkeypatch.chdir(tmp_path)
         yield tmp_path
 
 
-# -- what to run ---------------------------------------------------------------------------------------------------
+# -- parameters ----------------------------------------------------------------------------------------------------
 def test_combinations_are_the_product_with_typed_values():
-    """Values are read as papermill's -p does, quotes keep a comma, and the last name varies fastest."""
+    """Values are parsed as by papermill's -p, quotes protect commas, and the last name varies fastest."""
     assert combinations(["a=1, 2.5", 'b=True,None,"x,y"']) == [
         {"a": 1, "b": True}, {"a": 1, "b": None}, {"a": 1, "b": "x,y"},
         {"a": 2.5, "b": True}, {"a": 2.5, "b": None}, {"a": 2.5, "b": "x,y"},
@@ -79,8 +79,8 @@ def test_combinations_are_the_product_with_typed_values():
     assert combinations([]) == [{}]
 
 
-def test_raw_values_stay_as_they_are_written(tmp_path):
-    """Leading zeros, underscores and long decimals stay text, in `--sweep` and `--csv`; an unknown name is an error."""
+def test_raw_values_stay_strings(tmp_path):
+    """Leading zeros, underscores and long decimals are kept, in `--sweep` and `--csv`; an unknown name is an error."""
     texts = ["007", "2020_01", "9007199254740993.0", "None"]
     assert combinations([f"a={','.join(texts)}"], raw=["a"]) == [{"a": text} for text in texts]
     table = "a,b\n" + "".join(f"{text},1\n" for text in texts)
@@ -92,15 +92,15 @@ def test_raw_values_stay_as_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("sweeps", [["a="], ["a"], ["a=1,,2"], ["=1"], ["a=1,1"], ["a=1", "a=2"]])
-def test_combinations_that_make_no_sense_are_refused(sweeps):
-    """Empty sweeps and repetitions are errors, in words."""
+def test_invalid_sweeps_are_errors(sweeps):
+    """Empty values and duplicates are errors."""
     with pytest.raises(EngineError, match="Invalid sweep"):
         combinations(sweeps)
 
 
 BAD_TABLES = {
     "semicolons": (b"depth;rate\n8;1\n", "separator seems to be ';'", "'depth;rate'"),
-    "twice": (b"depth,rate,depth\n8,1,9\n", "'depth', number 3", "duplicate"),
+    "duplicate": (b"depth,rate,depth\n8,1,9\n", "'depth', number 3", "duplicate"),
     "no identifier": (b"depth,learning rate\n8,1\n", "'learning rate', number 2", "not an identifier"),
     "unknown": (b"dept,rate\n8,1\n", "'dept', number 1", "not in the notebook's cell", "depth, rate"),
     "empty header": (b"depth,,rate\n8,1,2\n", "'', number 2"),
@@ -109,13 +109,13 @@ BAD_TABLES = {
     "UTF-16": ("depth,rate\n8,1\n".encode("utf-16"), "can't decode byte", "UTF-8"),
     "open quote": (b'depth,rate\n8,"1\n', "unexpected end of data"),
     "empty": (b"", "the file is empty"),
-    "header alone": (b"depth,rate\r\n", "no row"),
+    "header only": (b"depth,rate\r\n", "no row"),
     "column that --sweep has": (b"seed,depth\n8,1\n", "'seed', number 3 in the header of table.csv, then --sweep"),
 }
 
 
-def refused(folder: Path, *words: str) -> str:
-    """Run the command line without a cluster; return its words, which are no traceback."""
+def failed_command(folder: Path, *words: str) -> str:
+    """Run the command without a cluster; return its error message, which must not be a traceback."""
     done = subprocess.run(
         [BIN / "papermill-sweep", *words], cwd=folder, env=clean_environment() | {"DASK_SCHEDULER_ADDRESS": "none"},
         capture_output=True, text=True, timeout=60, check=False,
@@ -127,33 +127,33 @@ def refused(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize("kind", BAD_TABLES)
-def test_table_that_cannot_be_read_is_refused_in_words(tmp_path, kind):
-    """Separators, names, rows and encodings that are wrong: the file, the place and the cure, before anything runs."""
+def test_invalid_table_is_an_error(tmp_path, kind):
+    """The error for wrong separators, names, rows or encodings names file, position and next step, before any run."""
     write(tmp_path, SCORES.replace("depth: int", "seed = 0\ndepth: int"))
     content, *words = BAD_TABLES[kind]
     (tmp_path / "table.csv").write_bytes(content)
-    error = refused(
+    error = failed_command(
         tmp_path, "score.ipynb", "--csv", "table.csv", *(["--sweep", "seed=1"] if "--sweep" in kind else [])
     )
     for word in (*words, "table.csv", "next:"):
         assert word in error
 
 
-def test_sweep_of_unknown_names_or_notebooks_is_refused(tmp_path):
-    """A name that the notebook's parameters lack, or a notebook that is not there: words, before anything runs."""
+def test_unknown_parameter_or_notebook_is_an_error(tmp_path):
+    """An unknown parameter name or a missing notebook is an error before any run."""
     write(tmp_path, SCORES)
-    assert "'trees', number 1 in --sweep" in refused(tmp_path, "score.ipynb", "--sweep", "trees=1,2")
-    assert "does not exist" in refused(tmp_path, "scores.ipynb", "--sweep", "depth=1")
+    assert "'trees', number 1 in --sweep" in failed_command(tmp_path, "score.ipynb", "--sweep", "trees=1,2")
+    assert "does not exist" in failed_command(tmp_path, "scores.ipynb", "--sweep", "depth=1")
     with pytest.raises(EngineError, match="'dept', number 2 in the parameters"):
         run_many(tmp_path / "score.ipynb", [{"depth": 1}, {"depth": 2, "dept": 2}])
-    assert "set the parameters" in refused(tmp_path, "score.ipynb", "--skip-tags", "parameters")
+    assert "set the parameters" in failed_command(tmp_path, "score.ipynb", "--skip-tags", "parameters")
     (tmp_path / "broken.ipynb").write_text("{")
-    assert "broken.ipynb" in refused(tmp_path, "broken.ipynb", "--sweep", "depth=1")
+    assert "broken.ipynb" in failed_command(tmp_path, "broken.ipynb", "--sweep", "depth=1")
 
 
 @pytest.mark.parametrize("content", [b'\xef\xbb\xbfdepth, rate\r\n8,a\r\n\r\n9,"x,y"\r\n', b'depth,rate\n8,a\n9,"x,y"'])
 def test_table_of_a_spreadsheet_is_read(content):
-    """A byte order mark, CRLF, empty lines, spaces and quotes are read."""
+    """A byte order mark, CRLF, empty lines, spaces and quotes are accepted."""
     assert read_table(content, "table.csv") == (
         ["depth", "rate"],
         [{"depth": 8, "rate": "a"}, {"depth": 9, "rate": "x,y"}],
@@ -162,7 +162,7 @@ def test_table_of_a_spreadsheet_is_read(content):
 
 # -- the table -----------------------------------------------------------------------------------------------------
 def test_table_shows_parameters_and_metrics():
-    """Each run has its row: what it was given, how it ended, and what it measured."""
+    """Each run has a row with parameters, status and metrics."""
     runs = [
         NotebookRun({"seed": 1, "k": n}, Path("x"), "done", 1.26, metrics={"r2": r2}) for n, r2 in ((1, 0.5), (2, 0.75))
     ]
@@ -174,11 +174,11 @@ def test_table_shows_parameters_and_metrics():
 
 
 # -- on the cluster ------------------------------------------------------------------------------------------------
-def test_run_many_keeps_the_rest_when_one_fails(at):
-    """The failed one is listed with its error and saved; all others run; a stray file of an earlier time is gone."""
+def test_run_many_continues_after_a_failed_run(at):
+    """The failed run is saved and reported with its error, and all others run."""
     lines = []
-    every = [{"rate": 0.5, "depth": depth} for depth in (2, 3, 4, 5)]
-    sweep = run_many(write(at, SCORES).name, every, report=lines.append)
+    parameter_sets = [{"rate": 0.5, "depth": depth} for depth in (2, 3, 4, 5)]
+    sweep = run_many(write(at, SCORES).name, parameter_sets, report=lines.append)
     assert [run.status for run in sweep.runs] == ["done", "failed", "done", "done"]
     assert sweep.exit_code == 1
     assert [run.error for run in sweep.runs if run.error] == ["ValueError: too deep"]
@@ -192,7 +192,7 @@ def test_run_many_keeps_the_rest_when_one_fails(at):
 
 
 def test_sweep_skips_cells_with_a_tag(at, warm_cluster):
-    """`--skip-tags` holds for each run; a tag that no cell has is one warning."""
+    """`--skip-tags` applies to each run; an unknown tag is reported once."""
     write(at, SCORES.replace("# %%\nif", "# %% slow\nif"))
     program = start(at, warm_cluster.environment, "score.ipynb", "--sweep", "depth=3,4", "--skip-tags", "slow,plots")
     out, err = program.communicate(timeout=STOP_SECONDS)
@@ -203,7 +203,7 @@ def test_sweep_skips_cells_with_a_tag(at, warm_cluster):
 
 
 def start(folder: Path, environment: dict[str, str], *words: str) -> subprocess.Popen:
-    """Start the command line in a group of its own, as a terminal does."""
+    """Start the command in a new process group, as a terminal does."""
     return subprocess.Popen(
         [BIN / "papermill-sweep", *words],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -211,8 +211,8 @@ def start(folder: Path, environment: dict[str, str], *words: str) -> subprocess.
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_sweep_keeps_what_was_finished(at, warm_cluster, number):
-    """What ran is stopped with its kernels and saved, what waited is not run, what was finished is kept and listed."""
+def test_interrupted_sweep_keeps_finished_runs(at, warm_cluster, number):
+    """Running notebooks are stopped and saved, waiting ones are not run, and the table lists all."""
     write(at, SLOW)
     program = start(at, warm_cluster.environment, "score.ipynb", "--sweep", "part=1,2,3,4,5,6,7,8")
     wait_for(lambda: program.poll() is not None or len(list(at.glob("*.pid"))) == 3)
@@ -226,21 +226,21 @@ def test_interrupted_sweep_keeps_what_was_finished(at, warm_cluster, number):
     assert "Traceback" not in err
     header, *rows = [line.split(",") for line in out.splitlines()]
     assert header == ["part", "status", "seconds"]
-    statuses, begun = {row[0]: row[1] for row in rows}, {file.stem for file in at.glob("*.pid")}
+    statuses, started = {row[0]: row[1] for row in rows}, {file.stem for file in at.glob("*.pid")}
     assert len(statuses) == 8
-    assert sorted(statuses[part] for part in begun) == ["done", "stopped", "stopped"]
-    waiting = [status for part, status in statuses.items() if part not in begun]
+    assert sorted(statuses[part] for part in started) == ["done", "stopped", "stopped"]
+    waiting = [status for part, status in statuses.items() if part not in started]
     assert set(waiting) <= {"stopped", "not run"}
     assert waiting.count("not run") >= 3
     files = {file.stem.removeprefix("score-"): file for file in (at / "executed" / "score").iterdir()}
-    assert begun <= files.keys()
+    assert started <= files.keys()
     for part, file in files.items():
         last = nbformat.read(file, as_version=4).cells[-1].metadata.papermill.status
-        assert last == ("pending" if part not in begun else "completed" if statuses[part] == "done" else "failed")
+        assert last == ("pending" if part not in started else "completed" if statuses[part] == "done" else "failed")
 
 
 def test_run_many_shows_the_metrics_of_mlflow_runs(at, tracking_server, monkeypatch):
-    """The table has the metrics of the notebooks' MLflow runs, and these the executed notebooks."""
+    """The table has the metrics of the MLflow runs, which have the executed notebooks as artifacts."""
     from mlflow import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)

@@ -1,4 +1,4 @@
-"""A stage's files on their way to a worker that shares no disk with the client, and back; on a real cluster."""
+"""File transfer between the client and a worker without shared disk, on a real cluster."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ MB = 10**6
 
 @dataclass
 class Transfer:
-    """A cluster with one worker, whose store and scratch folders lie in ``disk``; sends and fetches files."""
+    """Sends files to the one worker of a cluster, whose store is in ``disk``, and fetches them."""
 
     cluster: Cluster
     client: object
     worker: str
     disk: Path
-    carried: dict[str, contextlib.ExitStack] = field(default_factory=dict)
+    stacks: dict[str, contextlib.ExitStack] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
-        """The worker's store."""
+        """The root folder of the worker's store."""
         (directory,) = (self.disk / "dask-scratch-space").glob("worker-*/")
-        return directory / "papermill-dask"  # which the first transfer makes
+        return directory / "papermill-dask"  # created by the first transfer
 
     def pid(self, name: str) -> int:
-        """The process id of the scheduler or of the worker."""
+        """Return the process id of the scheduler or the worker."""
         return self.cluster.processes[name].pid
 
     def scratch_folders(self) -> list[Path]:
-        """The scratch folders on the worker now."""
+        """Return the current scratch folders on the worker."""
         return list(self.root.glob("scratch/*"))
 
     def incoming(self) -> list[Path]:
-        """What the worker has of files that are on their way."""
+        """Return the files that the worker is receiving."""
         return list(self.disk.glob("dask-scratch-space/worker-*/papermill-dask/scratch/*/incoming"))
 
     def send(self, folder, *deps, outs=(), links_to=()) -> str:
-        """Send files to the worker; return the scratch folder, which stays until it is removed."""
+        """Send files to the worker; return the scratch folder, which exists until `remove`."""
         stack = contextlib.ExitStack()
         declaration = Declaration(deps, tuple(outs), links_to=links_to)
         scratch = stack.enter_context(scratch_folder(self.client, self.worker, folder, declaration))
-        self.carried[scratch] = stack
+        self.stacks[scratch] = stack
         return scratch
 
     def fetch(self, scratch, folder, *outs) -> None:
@@ -67,12 +67,12 @@ class Transfer:
 
     def remove(self, scratch) -> None:
         """Remove a scratch folder on the worker."""
-        self.carried.pop(scratch).close()
+        self.stacks.pop(scratch).close()
 
 
 @contextlib.contextmanager
 def new_transfer(folder: Path, disk: Path):
-    """Start a scheduler and one worker that has nothing but ``disk``; end them after."""
+    """Start a scheduler and one worker with its local directory in ``disk``; end them after the block."""
     from distributed import Client
 
     disk.mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def new_transfer(folder: Path, disk: Path):
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A cluster for the tests that leave it whole."""
+    """A cluster for tests that do not damage it."""
     place = tmp_path_factory.mktemp("cluster")
     with new_transfer(place / "cluster", place / "disk") as running:
         yield running
@@ -101,20 +101,20 @@ def folder(tmp_path):
     place = tmp_path / "stage"
     place.mkdir()
     yield place
-    # A gigabyte is too much for pytest to keep.
+    # pytest would keep it, and it may have a gigabyte.
     shutil.rmtree(place)
 
 
 @pytest.fixture
-def sent(cluster, folder):
-    """A scratch folder on the worker, with nothing in it."""
-    scratch = cluster.send(folder)
-    yield Path(scratch)
-    cluster.remove(scratch)
+def scratch(cluster, folder):
+    """An empty scratch folder on the worker."""
+    path = cluster.send(folder)
+    yield Path(path)
+    cluster.remove(path)
 
 
 def tree(folder: Path) -> dict[str, tuple]:
-    """What lies in a folder: path to content and mode, or to None for a folder."""
+    """Return the contents of a folder: path to (content, mode), or to None for a folder."""
     return {
         path.relative_to(folder).as_posix(): None if path.is_dir() else (path.read_bytes(), path.stat().st_mode & 0o777)
         for path in folder.rglob("*")
@@ -122,7 +122,7 @@ def tree(folder: Path) -> dict[str, tuple]:
 
 
 def write(file: Path, content: bytes = b"content", mode: int = 0o644) -> Path:
-    """Write a file, its folders made."""
+    """Write a file, creating its parent folders."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     file.chmod(mode)
@@ -130,7 +130,7 @@ def write(file: Path, content: bytes = b"content", mode: int = 0o644) -> Path:
 
 
 def write_large(file: Path, size: int) -> None:
-    """Write ``size`` bytes, a number of MB, no two of which are alike."""
+    """Write ``size`` bytes, as distinct blocks of 1 MB."""
     block = os.urandom(MB - 8)
     with file.open("wb") as content:
         for number in range(size // MB):
@@ -139,7 +139,7 @@ def write_large(file: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def growth(**pids):
-    """Yield a dict that in the end holds by how many bytes each process was ever larger than at first."""
+    """Yield a dict of each process's maximal growth of memory (bytes), complete after the block."""
     processes = {name: psutil.Process(pid) for name, pid in pids.items()}
     first = {name: process.memory_info().rss for name, process in processes.items()}
     grown = dict.fromkeys(processes, 0)
@@ -161,7 +161,7 @@ def growth(**pids):
 
 @pytest.mark.soak
 def test_transfer_of_1_GB_passes_in_chunks(cluster, folder):
-    """1 GB there and back: scheduler, client and worker grow by less than 200 MB; the second time nothing is sent."""
+    """For 1 GB sent and fetched, scheduler, client and worker grow by less than 200 MB; then nothing is sent again."""
     write_large(folder / "large", 1000 * MB)
     with growth(scheduler=cluster.pid("scheduler"), client=os.getpid(), worker=cluster.pid("worker")) as grown:
         scratch = cluster.send(folder, "large")
@@ -180,7 +180,7 @@ def test_transfer_of_1_GB_passes_in_chunks(cluster, folder):
 
 
 def test_transfer_keeps_names_modes_and_empty_things(cluster, folder):
-    """Spaces, quotes, umlauts, line ends in names, executable bits, empty files and folders: all come as they are."""
+    """Names with spaces, quotes, umlauts or newlines, executable bits, empty files and folders are preserved."""
     write(folder / "data" / "two words" / 'it\'s "ä"\n.txt')
     write(folder / "data" / "run", b"#!/bin/sh\n", 0o755)
     write(folder / "data" / "empty", b"", 0o640)
@@ -197,8 +197,8 @@ def test_transfer_keeps_names_modes_and_empty_things(cluster, folder):
     cluster.remove(scratch)
 
 
-def test_transfer_makes_the_folders_of_outs(cluster, folder):
-    """A notebook that writes `results/x` finds the folder `results`, if the client has it."""
+def test_transfer_creates_parent_folders_of_outs(cluster, folder):
+    """For an out `results/x`, the folder `results` is created if the client has it."""
     (folder / "results").mkdir()
     scratch = cluster.send(folder, outs=["results/x", "unknown/x"])
     assert tree(Path(scratch)) == {"results": None}
@@ -206,7 +206,7 @@ def test_transfer_makes_the_folders_of_outs(cluster, folder):
 
 
 def test_send_follows_links_inside_the_folder(cluster, folder):
-    """A link within the folder, and one into a place that is allowed (DVC's cache), arrives as what it leads to."""
+    """A link within the folder, or into an allowed one (DVC's cache), is sent as its target's content."""
     write(folder / "real")
     cache = write(folder.parent / "cache" / "ab")
     (folder / "data").mkdir()
@@ -219,7 +219,7 @@ def test_send_follows_links_inside_the_folder(cluster, folder):
 
 
 def trap(folder: Path) -> None:
-    """Fill a folder with what must not travel."""
+    """Fill a folder with paths that must not be transferred."""
     outside = write(folder.parent / "outside" / "secret")
     (folder / "link").symlink_to(outside)
     (folder / "way").symlink_to(outside.parent)
@@ -239,8 +239,8 @@ TRAPS = [*LEAVING, "members", "hanging", "circle", "special"]
 
 
 @pytest.mark.parametrize("path", [*TRAPS, "missing"])
-def test_send_refuses_what_leaves_the_folder(cluster, folder, path):
-    """Paths and links out of the folder, in the middle too, circles and pipes: refused by name, nothing is sent."""
+def test_send_rejects_paths_outside_the_folder(cluster, folder, path):
+    """Paths and links out of the folder, circular links and pipes are errors that name the path; nothing is sent."""
     trap(folder)
     before = cluster.scratch_folders()
     with pytest.raises(EngineError, match="cannot be transferred") as caught:
@@ -251,79 +251,79 @@ def test_send_refuses_what_leaves_the_folder(cluster, folder, path):
 
 
 @pytest.mark.parametrize("path", TRAPS)
-def test_fetch_refuses_what_leaves_the_scratch_folder(cluster, folder, sent, path):
-    """The same on the way back: a notebook cannot make the client fetch the worker's other files."""
-    trap(sent)
-    write(sent / "fine")
+def test_fetch_rejects_paths_outside_the_scratch_folder(cluster, folder, scratch, path):
+    """A notebook cannot make the client fetch other files of the worker."""
+    trap(scratch)
+    write(scratch / "fine")
     with pytest.raises(EngineError, match="cannot be transferred"):
-        cluster.fetch(str(sent), folder, "fine", path)
+        cluster.fetch(str(scratch), folder, "fine", path)
     assert tree(folder) == {}
-    shutil.rmtree(sent.parent / "outside")
+    shutil.rmtree(scratch.parent / "outside")
 
 
-def test_fetch_writes_through_no_link(cluster, folder, sent):
-    """A folder of the client that is a link out of the working folder gets nothing; an out that is one is replaced."""
+def test_fetch_does_not_write_through_links(cluster, folder, scratch):
+    """Nothing is written to a linked folder outside of the working folder; an out that is a link is replaced."""
     outside = write(folder.parent / "outside" / "kept").parent
     (folder / "results").symlink_to(outside)
     (folder / "out").symlink_to(outside / "kept")
-    write(sent / "results" / "kept", b"new")
-    write(sent / "out", b"new")
+    write(scratch / "results" / "kept", b"new")
+    write(scratch / "out", b"new")
     with pytest.raises(EngineError, match="cannot be transferred"):
-        cluster.fetch(str(sent), folder, "results/kept")
-    cluster.fetch(str(sent), folder, "out")
+        cluster.fetch(str(scratch), folder, "results/kept")
+    cluster.fetch(str(scratch), folder, "out")
     assert (folder / "out").read_bytes() == b"new"
     assert tree(outside) == {"kept": (b"content", 0o644)}
 
 
-def test_fetch_names_missing_outs_and_brings_none(cluster, folder, sent):
-    """A declared out that the notebook did not write is named, and no other lands; unless some may be missing."""
-    write(sent / "made")
+def test_fetch_with_missing_outs_is_an_error(cluster, folder, scratch):
+    """The error names a missing out, and no other is fetched, unless the declaration is partial."""
+    write(scratch / "made")
     with pytest.raises(EngineError, match="did not write") as caught:
-        cluster.fetch(str(sent), folder, "made", "forgotten")
+        cluster.fetch(str(scratch), folder, "made", "forgotten")
     assert "forgotten" in caught.value.value
     assert "made" not in caught.value.value
     assert tree(folder) == {}
     some = Declaration(outs=("made", "forgotten"), partial=True)
-    fetch(cluster.client, cluster.worker, str(sent), folder, some)
+    fetch(cluster.client, cluster.worker, str(scratch), folder, some)
     assert list(tree(folder)) == ["made"]
 
 
 @pytest.mark.privileged
-def test_fetch_lands_all_or_none(cluster, folder, sent):
-    """An out that cannot be replaced (a mount point) leaves those before it as they were, too."""
+def test_fetch_replaces_all_or_none(cluster, folder, scratch):
+    """If one out cannot be replaced (a mount point), all others stay unchanged."""
     write(folder / "a", b"old")
     write(folder / "b" / "inner", b"old")
     before = {"a": (b"old", 0o644), "b": None, "b/inner": (b"old", 0o644), "z": None}
     for name in ("a", "b/inner", "new/c", "z"):
-        write(sent / name, b"new")
+        write(scratch / name, b"new")
     with small_disk(folder / "z", "64k"):
         with pytest.raises(EngineError, match="into place failed") as caught:
-            cluster.fetch(str(sent), folder, "a", "b", "new/c", "z")
+            cluster.fetch(str(scratch), folder, "a", "b", "new/c", "z")
         assert "z" in caught.value.value
         assert tree(folder) == before | {"new": None}
     (folder / "z").rmdir()
-    cluster.fetch(str(sent), folder, "a", "b", "new/c", "z")
+    cluster.fetch(str(scratch), folder, "a", "b", "new/c", "z")
     assert {content for content, _ in filter(None, tree(folder).values())} == {b"new"}
 
 
 @pytest.mark.privileged
 @pytest.mark.parametrize(("files", "size"), [(1, 3 * MB), (600, 1)], ids=["bytes", "files"])
-def test_fetch_to_a_full_disk_is_told(cluster, folder, sent, files, size):
-    """Too little space here, for bytes or for files: words with the folder; nothing half-written stays."""
+def test_fetch_to_a_full_disk_is_an_error(cluster, folder, scratch, files, size):
+    """If the client's disk has no space for the bytes or files, the error names the folder; no partial file is left."""
     for number in range(files):
-        write(sent / "out" / str(number), b"x" * size)
+        write(scratch / "out" / str(number), b"x" * size)
     with small_disk(folder, "1m"):
         write(folder / "out" / "old")
         with pytest.raises(EngineError, match="No space left on device") as caught:
-            cluster.fetch(str(sent), folder, "out")
+            cluster.fetch(str(scratch), folder, "out")
         assert str(folder) in caught.value.expected
         assert tree(folder) == {"out": None, "out/old": (b"content", 0o644)}
 
 
 @pytest.mark.privileged
 @pytest.mark.parametrize(("files", "size"), [(1, 4 * MB), (1200, 1)], ids=["bytes", "files"])
-def test_send_to_a_full_disk_is_told(tmp_path, folder, files, size):
-    """Too little space on the worker: words with the folder; its scratch folder goes, it serves on."""
+def test_send_to_a_full_disk_is_an_error(tmp_path, folder, files, size):
+    """If the worker's disk is full, the error names the store and the scratch folder is removed."""
     for number in range(files):
         write(folder / "dep" / str(number), f"{number:04}".encode() + b"x" * size)
     write(folder / "small")
@@ -337,18 +337,18 @@ def test_send_to_a_full_disk_is_told(tmp_path, folder, files, size):
 
 @pytest.mark.parametrize("victim", ["worker", "scheduler"])
 @pytest.mark.soak
-def test_transfer_to_what_dies_ends_in_words(tmp_path, folder, victim):
-    """Worker or scheduler killed while files are on their way: an error within 10 s, and nothing changed here."""
+def test_transfer_to_a_killed_process_is_an_error(tmp_path, folder, victim):
+    """If worker or scheduler is killed during a transfer, the client fails within 10 s and keeps its files."""
     write_large(folder / "large", 600 * MB)
     with new_transfer(tmp_path / "cluster", tmp_path / "disk") as cluster:
         died = []
 
-        def strike():
+        def kill():
             wait_for(cluster.incoming)
             os.kill(cluster.pid(victim), signal.SIGKILL)
             died.append(time.monotonic())
 
-        killer = threading.Thread(target=strike)
+        killer = threading.Thread(target=kill)
         killer.start()
         with pytest.raises(EngineError, match="lost during a file transfer"):
             cluster.send(folder, "large")
@@ -358,7 +358,7 @@ def test_transfer_to_what_dies_ends_in_words(tmp_path, folder, victim):
 
 
 def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
-    """Ctrl-C while files are on their way: the client ends immediately, and its scratch folder is gone."""
+    """On Ctrl-C during a transfer the client ends immediately, and its scratch folder is removed."""
     write_large(folder / "large", 600 * MB)
     program = (
         "from pathlib import Path; from distributed import Client\n"
@@ -370,7 +370,7 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
     with subprocess.Popen(
         [sys.executable, "-c", program],
         stderr=subprocess.PIPE,
-        # A shell starts its background jobs deaf to Ctrl-C, and these tests may be one.
+        # Background jobs of a shell ignore SIGINT, and these tests may be one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as sender:
         wait_for(cluster.incoming)
@@ -381,8 +381,8 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
 
 
 @pytest.mark.privileged
-def test_open_makes_room_on_the_disk(tmp_path, folder):
-    """On a full disk, contents that no notebook asks for now make way for those that one asks for."""
+def test_open_evicts_the_cache_on_a_full_disk(tmp_path, folder):
+    """If the disk is full, cached contents are removed for new ones."""
     write(folder / "old", b"o" * MB)
     write(folder / "new", b"n" * MB)
     with small_disk(tmp_path / "disk", "4m") as disk, new_transfer(tmp_path / "cluster", disk) as cluster:

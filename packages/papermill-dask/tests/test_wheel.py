@@ -1,4 +1,4 @@
-"""The distribution alone: what a stranger gets who installs it."""
+"""The wheel, installed on its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 FOREIGN = ("mlflow", "dvc", "sklearn", "tensorflow", "pandas", "workshop")
 
 
-def test_wheel_alone_does_what_the_readme_shows(tmp_path):
-    """In a bare environment, with nothing configured: a notebook and a sweep run on Dask, without MLflow or DVC."""
+def test_wheel_runs_the_readmes_commands(tmp_path):
+    """In a new environment, without configuration, MLflow or DVC, a notebook and a sweep run on Dask."""
     programs = install_alone(PACKAGE, tmp_path)
     environment = clean_environment() | {"HOME": str(tmp_path)}
     run = functools.partial(run_program, cwd=tmp_path, env=environment | {"PATH": f"{programs}:{environment['PATH']}"})
