@@ -27,7 +27,7 @@ from papermill_dask.config import NOTEBOOK, SECTION
 from papermill_dask.description import describe, installed_versions
 from papermill_dask.errors import LOST, EngineError, WorkerLost
 
-logger = logging.getLogger("papermill")  # log to papermill's log
+logger = logging.getLogger("papermill")
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15.0
 RETRY_SECONDS = 0.1
@@ -123,7 +123,7 @@ def _local_cluster(notebooks: int) -> Iterator[LocalCluster]:
     """Start a private cluster of one worker, with one thread per processor; close it after the block.
 
     Scheduler and worker are threads of this process. Processes would run the caller's script again, so it would need
-    `if __name__ == "__main__":`, and a daemonic process could not start them. Clients need a TLS key. Its own
+    `if __name__ == "__main__":`, and a daemonic process could not start them. Clients need a TLS key. A private
     folder replaces Dask's default, which all users of the machine share, and from which Dask imports modules.
     """
     parent = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
@@ -317,10 +317,10 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
 def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dict[str, float]) -> Iterator[Worker]:
     """Wait for a free slot on a worker, and hold it during the block; yield the worker.
 
-    Each worker has a semaphore with a lease per slot. Submitting notebooks without a slot would not do: Dask may queue
-    one behind a busy worker while another is free. ``query`` returns the workers, and is called again when the
-    cluster changes. A notebook lends its slot to notebooks that it starts, one at a time, if its resources cover the
-    ``request``. Raises WorkerLost if no suitable worker is left.
+    Each worker has a semaphore with one lease per slot; without it, Dask could queue a notebook behind a busy worker
+    while another is free. ``query`` returns the workers, and is called again when the cluster changes. A notebook lends
+    its slot to notebooks that it starts, one at a time, if its resources cover the ``request``. Raises WorkerLost if no
+    suitable worker is left.
     """
     start, log_once, addresses = time.monotonic(), functools.cache(logger.info), None
     semaphores: dict[str, Semaphore] = {}

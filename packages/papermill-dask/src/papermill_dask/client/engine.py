@@ -60,7 +60,7 @@ def execute_notebook(
     progress_bar, log_output : bool
         As in papermill.
     autosave_cell_every : float
-        Maximal seconds between saves while a cell runs; 0 saves after each cell only.
+        Maximum seconds between saves while a cell runs; 0 saves only after each cell.
     client : distributed.Client, optional
         Client to use; by default, connect for the call.
     **keywords
@@ -74,7 +74,7 @@ def execute_notebook(
     Raises
     ------
     EngineError
-        An option is invalid, or no worker can run the notebook; or an error of papermill's own engine.
+        An option is invalid, or no worker can run the notebook. Other errors are those of papermill's own engine.
     WorkerLost
         The worker or the scheduler was lost.
     """
@@ -181,7 +181,7 @@ def _exit_on_signal(number: int, _frame: object) -> None:
 
 
 def _log_to_mlflow(client: Client, attempt: Attempt, notebook: nbformat.NotebookNode, input_path: object) -> None:
-    """Log the executed notebook to its MLflow runs, from a worker, which has already imported MLflow (2 s).
+    """Log the executed notebook to its MLflow runs, from a worker, which has already imported MLflow (saves 2 s).
 
     A failure is a warning, because the notebook itself succeeded.
     """

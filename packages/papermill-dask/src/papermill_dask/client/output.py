@@ -47,7 +47,7 @@ class ExecutedNotebook(NotebookExecutionManager):
     def save(self, **_: Any) -> None:
         """Write the notebook to a hidden file, then replace the output; raise EngineError if writing fails."""
         start, target, file = time.monotonic(), self.output_path, _local_file(self.output_path)
-        partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # the output's own name may have maximal length
+        partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # the output's own name may have maximum length
         try:
             if partial:
                 self.output_path = str(partial)

@@ -114,8 +114,8 @@ def _find_stage(repo: Any, folder: Path, stage: str) -> Any:
     from dvc.utils import parse_target
 
     _, name = parse_target(stage)
-    named = (each for each in repo.index.stages if getattr(each, "name", None) == name)
-    match = next((each for each in named if Path(each.wdir) == folder), None)
+    candidates = (each for each in repo.index.stages if getattr(each, "name", None) == name)
+    match = next((each for each in candidates if Path(each.wdir) == folder), None)
     # DVC raises a clear error for a missing stage.
     return match or repo.stage.load_one(path=str(folder / "dvc.yaml"), name=name)
 
