@@ -14,7 +14,8 @@ html_css_files = ["book.css"]
 html_static_path = ["book.css", str(Path(plotly.__file__).parent / "package_data" / "plotly.min.js")]
 html_copy_source = html_show_sphinx = html_show_copyright = False
 
-extensions = ["myst_nb", "sphinx_external_toc", "sphinx_copybutton", "sphinxcontrib.mermaid", "sphinx.ext.autodoc"]
+extensions = ["myst_nb", "sphinx_external_toc", "sphinx_copybutton", "sphinxcontrib.mermaid"]
+extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 external_toc_path = "docs/_toc.yml"
 external_toc_exclude_missing = True
 exclude_patterns = ["**/.environment", "book"]  # installed by a notebook of chapter 3; built
