@@ -72,7 +72,7 @@ class KernelClient(PapermillNotebookClient):
     def __init__(self, manager: CellEvents, run: Run, *, before_shutdown: Callable[[], None], **options: Any) -> None:
         options = {"iopub_timeout": OUTPUT_SECONDS} | options
         super().__init__(manager, kernel_manager_class=KernelManager, log=run.logger(), **options)
-        self._run, self._before_end = run, before_shutdown
+        self._run, self._before_shutdown = run, before_shutdown
         self._exit_code: int | None = None
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
@@ -105,7 +105,7 @@ class KernelClient(PapermillNotebookClient):
             finally:
                 kernel = self.km.kernel
                 self._exit_code = kernel.poll() if kernel else None
-                self._before_end()
+                self._before_shutdown()
 
     def describe_error(self, problem: Exception, cell: int | None) -> Exception:
         """Return the error to report; for a dead kernel, add its exit code or signal and the cell's number (from 1)."""

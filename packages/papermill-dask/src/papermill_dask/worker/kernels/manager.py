@@ -95,7 +95,7 @@ class Kernel:
             self.ended.set_result(self._connection.recv())
             self._connection.recv()
         if not self.started.done():
-            self.started.set_exception(WarmProcessStale("the process that imported them has ended"))
+            self.started.set_exception(WarmProcessStale("the process that starts the kernel has ended"))
         if not self.ended.done():  # the supervisor was killed, and so was the kernel
             self.ended.set_result(-signal.SIGKILL)
         if self._supervisor is not None:
