@@ -39,5 +39,5 @@ def draw_offline(_app, _page, _template, context, _doctree):
 
 
 def setup(app):
-    """Called by Sphinx."""
+    """Register the hook; Sphinx calls this function."""
     app.connect("html-page-context", draw_offline)

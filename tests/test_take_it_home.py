@@ -60,7 +60,6 @@ def test_copy_holds_no_word_of_this_repository(copy):
 
 def test_fifth_model_takes_three_files(copy):
     """The page's ridge regression is compared, has its title, and goes with its stage; a title trains nothing."""
-
     environment = clean_environment() | PERSON
 
     def compared(*command: object) -> list[str]:

@@ -119,9 +119,7 @@ def test_tile_shows_no_server_of_another_clone(jupyter, tmp_path):
 
 
 def test_tile_refuses_what_another_site_sends(jupyter):
-    """A page of another site cannot write through the tile; JupyterLab's own pages can, and readers without a token
-    get nothing.
-    """
+    """Pages of other sites cannot write through the tile, JupyterLab's own can; without a token nothing can be read."""
     with echo(jupyter.state) as port:
         jupyter.take_ports(mlflow_port=port)
         answer = jupyter.post("mlflow/ajax-api/2.0/mlflow/runs/search", Origin=jupyter.get.args[1][: -len("/user/x")])

@@ -29,9 +29,7 @@ def environment(tmp_path) -> dict[str, str]:
 
 
 def test_nothing_lies_in_a_folder_that_others_may_write_to(servers):
-    """After `make run` the folder for temporary files has what another user put there before, and at most private
-    folders of a random name, as MLflow makes for a moment.
-    """
+    """`make run` adds nothing to the folder for temporary files but private folders with random names."""
     folder = Path(servers.environment["TMPDIR"])
 
     def strange() -> list[Path]:
@@ -72,9 +70,7 @@ def is_accepted(connection: socket.socket, context: ssl.SSLContext) -> bool:
 
 
 def test_stranger_on_an_exported_port_gets_no_runs(environment, tmp_path):
-    """A shell still has the address of a server that was stopped, and another program listens there: MLflow's client,
-    and programs that use it, send nothing and name the port; an address that a person set is used as it is.
-    """
+    """MLflow's client sends nothing to a stranger on the port of a stopped server; an address set by hand is used."""
     with environment_of(environment):
         settings = get_settings()
         shell = environment | exports_of(settings) | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}

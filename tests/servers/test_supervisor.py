@@ -259,9 +259,7 @@ def kill_supervisor(place: Servers, instead: int) -> None:
 
 @pytest.mark.walk
 def test_killed_supervisor_is_replaced_by_one_other(running):
-    """`up`, typed in two shells simultaneously, behind a proxy, with few open files, ends the servers that a killed
-    supervisor left: one new set of servers, at the old addresses, or beside a port that is busy now.
-    """
+    """Two simultaneous `up` replace the servers of a killed supervisor by one new set, on the same or on free ports."""
     workshop(running, "down", "dashboard")
     before, port = status(running), running.settings.dashboard_port
     environment = running.environment | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}

@@ -108,7 +108,7 @@ def test_clone_on_a_windows_drive_is_found():
 
 
 def test_path_with_a_space_is_found(tmp_path):
-    """make and the shebang lines of scripts cannot use such a path."""
+    """Make and the shebang lines of scripts cannot use such a path."""
     folder = tmp_path / "My Documents"
     folder.mkdir()
     assert "contains a space" in problems(folder=str(folder))

@@ -247,9 +247,7 @@ def _require_empty(settings: Settings) -> None:
 
 
 def _extract(file: Path, folder: Path, databases: Sequence[str]) -> Hashes:
-    """Extract a backup into a folder; raise ServiceError unless its files match the manifest and include one of the
-    ``databases``.
-    """
+    """Extract a backup; raise ServiceError unless its files match the manifest and include one of ``databases``."""
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:

@@ -197,7 +197,7 @@ def test_other_server_keeps_what_is_whole(other, tmp_path, caplog):
     (tmp_path / "target").mkdir()
     for content in (b"now and longer", b"new"):
         (files / "store" / "model").write_bytes(content)
-        with pytest.raises(MlflowException, match="is not what was stored"):
+        with pytest.raises(MlflowException, match="is damaged"):
             store.download_artifacts("model", str(tmp_path / "target"))
     assert list((tmp_path / "target").iterdir()) == []
     for _ in range(2):
@@ -248,7 +248,7 @@ def many(tmp_path) -> Path:
 
 @pytest.mark.parametrize(("name", "settings"), LIMITS)
 def test_server_with_three_connections_serves_processes_side_by_side(name, settings, many, tmp_path, monkeypatch):
-    """This process keeps connections; two others store, list, fetch and delete folders beside it, and so does it."""
+    """Three processes store, list, download and delete folders at the same time, one of them with idle connections."""
     expected = [f"{number:02}" for number in range(26)], {file.read_bytes() for file in many.iterdir()}
     required(name, {"vsftpd": VSFTPD, "proftpd": PROFTPD}.get(name, True))
     spawn = multiprocessing.get_context("spawn")

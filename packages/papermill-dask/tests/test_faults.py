@@ -96,8 +96,7 @@ def test_fault_cell_error_fails_the_run(cluster, tracking_server, tmp_path):
     [("os._exit(3)", "exit code 3"), ("import signal\nos.kill(os.getpid(), signal.SIGKILL)", "signal 9 (SIGKILL)")],
 )
 def test_fault_dead_kernel_is_reported_with_its_exit_status(cluster, tracking_server, tmp_path, source, words):
-    """If a kernel exits or is killed (as by the OOM killer), the error has its exit status and the cell; the exit code
-    is papermill's, and earlier output is kept."""
+    """The error of a dead kernel has exit status and cell; the exit code is papermill's, and earlier output is kept."""
     words_first = "import time\nprint('last words', flush=True)\ntime.sleep(0.5)\n"
     client = cluster.run(notebook(tmp_path / "dead.ipynb", OPEN_RUN, words_first + source, LATER))
     client.assert_nothing_left(0)

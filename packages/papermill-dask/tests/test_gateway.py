@@ -47,9 +47,7 @@ def gateway(tmp_path_factory):
 
 
 def test_notebooks_run_on_a_cluster_of_a_gateway(gateway, tmp_path):
-    """A sweep waits for the first worker of a new adaptive cluster, and closes the cluster afterwards; a notebook's own
-    client uses its certificates.
-    """
+    """A sweep waits for an adaptive cluster's first worker and closes it; a notebook's client uses its certificates."""
     notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import os\nprint(n, os.getppid())", OWN_CLIENT)
     (tmp_path / "factories.py").write_text(FACTORIES.format(port=gateway))
     variables = {"DASK_PAPERMILL_DASK__CLUSTER": "factories:cluster", "PYTHONPATH": str(tmp_path)}

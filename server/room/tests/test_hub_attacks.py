@@ -192,7 +192,7 @@ def test_upgrade_for_an_unreadable_path_keeps_no_socket(room):
 
 
 def test_large_and_endless_bodies_are_refused(room):
-    """nginx and the hub reject bodies larger than a form, and abort a body that arrives byte by byte."""
+    """Nginx and the hub reject bodies larger than a form, and abort a body that arrives byte by byte."""
     hub = room.server.run(f"{SUPERVISOR} pid hub").strip()
     peak = f"awk '/VmHWM/ {{print $2}}' /proc/{hub}/status"
     before = room.server.run(f"echo 5 >/proc/{hub}/clear_refs; {peak}")
