@@ -164,13 +164,13 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
     with attendee.ticks("A colleague's run, reproduced"):
         cell = {"cell_type": "code", "source": "print()", "outputs": [], "execution_count": 1}
         (attendee.root / "3_projects" / "reproduce.ipynb").write_text(json.dumps({"cells": [cell]}))
-    with attendee.ticks("Data with a history"):
+    with attendee.ticks("Versioned data"):
         (scratch / "germany.csv.dvc").write_text("outs: []")
         run(scratch / "lr")
     with attendee.ticks("Stages by hand"):
         (scratch / "germany.csv.dvc").unlink()
         run(scratch / "lr", fit_intercept="false")
-    assert "Data with a history" in attendee.known
+    assert "Versioned data" in attendee.known
 
 
 def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
@@ -353,7 +353,7 @@ def test_links_lead_to_pages_and_headings_that_exist():
     """Each link of the start page resolves; the heading of each step exists in its page."""
     targets = re.findall(r"\]\(([^)]+)\)", start_page.render(all_in(False), STEPS[0]))
     assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
-    assert len(targets) == len(CHAPTERS) + len(STEPS) + 3  # the glossary; the next step and its chapter once more
+    assert len(targets) == len(CHAPTERS) + len(STEPS) + 3  # the terms; the next step and its chapter once more
     for step in STEPS:
         page, mark, heading = step.where.partition("#")
         assert not mark or f"# {heading}\n" in (ROOT / page).read_text(), step.title

@@ -318,11 +318,11 @@ STEPS = {
             f"Register the model of a run of chapter 2 under the name {REGISTERED_MODEL}.",
         ),
         Step(
-            "In production, by its alias", "2_tracking/README.md#6. Take a mistake back", was_in_production,
+            "In production, by its alias", "2_tracking/README.md#6. Roll back a mistake", was_in_production,
             f"Set the alias {PRODUCTION} of {REGISTERED_MODEL} to a version from a run of chapter 2.",
         ),
         Step(
-            "Rolled back", "2_tracking/README.md#6. Take a mistake back", was_rolled_back,
+            "Rolled back", "2_tracking/README.md#6. Roll back a mistake", was_rolled_back,
             "Type `mlflow-gate rollback` while the version in production is from chapter 2 and has replaced another. "
             "Changing the alias in the UI is not recorded.",
         ),
@@ -366,12 +366,12 @@ STEPS = {
             "An output is missing, or the runs were logged to another tracking server. Type `dvc repro` in 4_pipeline.",
         ),
         Step(
-            "Data with a history", "4_pipeline/README.md#1. Give data a history",
+            "Versioned data", "4_pipeline/README.md#1. Version data",
             lambda state: has_file(VERSIONED, state) or project_runs(SCRATCH, "main", state),  # runs outlive the file
             "Type this section's commands: `dvc add germany.csv` in 4_pipeline/scratch writes germany.csv.dvc.",
         ),
         Step(
-            "Stages by hand", "4_pipeline/README.md#2. Make two stages by hand", partial(has_other_intercept, SCRATCH),
+            "Stages by hand", "4_pipeline/README.md#2. Define two stages by hand", partial(has_other_intercept, SCRATCH),
             "In 4_pipeline/scratch, type `dvc repro` with `fit_intercept: true` in params.yaml, then again with false.",
         ),
         Step(
@@ -396,7 +396,7 @@ STEPS = {
         ),
         Step(
             "Back at the start, and committed",
-            "4_pipeline/README.md#6. Go from a number to the notebook that made it", has_committed,
+            "4_pipeline/README.md#6. Trace a number to its notebook", has_committed,
             "After step 5, type `git checkout params.yaml` and `dvc repro`, and commit dvc.lock.",
         ),
         Step(
@@ -405,12 +405,12 @@ STEPS = {
             "Set `n_estimators: 300` under `train_rf`, type `dvc repro`, and kill the worker while the forest trains.",
         ),
         Step(
-            "Data pushed to a remote", "4_pipeline/README.md#8. Keep data where others can fetch it", has_pushed,
+            "Data pushed to a remote", "4_pipeline/README.md#8. Share data", has_pushed,
             "Type `dvc remote add --local --default NAME FOLDER`, then `dvc push`. "
             "Only remotes in local folders are checked; check others with `dvc status --cloud`.",
         ),
         Step(
-            "An experiment with dvc exp run", "4_pipeline/README.md#9. Try values as experiments", has_experiment,
+            "An experiment with dvc exp run", "4_pipeline/README.md#9. Run experiments", has_experiment,
             "Type `dvc exp run` with a changed parameter in 4_pipeline; `dvc exp show` lists the experiments.",
         ),
     ),

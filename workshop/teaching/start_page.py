@@ -30,7 +30,7 @@ PAGE = """\
 # From a messy notebook to a governed pipeline
 
 Four chapters, {minutes}. Hourly German weather goes in, solar and wind power (GW) comes out, and each chapter solves
-problems of the one before ([glossary](workshop/teaching/glossary.md)). In a hurry? Run the first two notebooks of
+problems of the one before ([terms](docs/terms.md)). In a hurry? Run the first two notebooks of
 chapter 1 and the first of chapter 2, and skip the cells to write: in 15 minutes you have your own tracked model.
 
 {following}

@@ -71,7 +71,7 @@ THREADS = f"import os\nprint([os.environ.get(name) for name in {NAMES}])"
 
 
 def test_kernel_has_the_threads_of_its_worker(tmp_path):
-    """OMP_NUM_THREADS is the worker's threads divided by its slots, unless the client forwards its own; locally unset."""
+    """OMP_NUM_THREADS is a worker's threads per slot, unless the client forwards its own; a local cluster sets none."""
     source, output = notebook(tmp_path / "in.ipynb", THREADS), tmp_path / "out.ipynb"
 
     def run(**variables: str) -> str:
@@ -185,7 +185,7 @@ def test_invalid_configured_function_is_an_error(function, words, tmp_path):
 
 
 def test_local_cluster_is_private(tmp_path):
-    """Another user's folder for Dask is not used; the notebook's client has the TLS key, and another key is rejected."""
+    """Another user's Dask folder is not used; the notebook's client has the TLS key, and another key is rejected."""
     taken = tmp_path / "dask-scratch-space"
     taken.mkdir()
     (taken / "papermill_dask.py").write_text("raise SystemExit('a module of another user')")
