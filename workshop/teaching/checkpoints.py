@@ -371,7 +371,8 @@ STEPS = {
             "Type this section's commands: `dvc add germany.csv` in 4_pipeline/scratch writes germany.csv.dvc.",
         ),
         Step(
-            "Stages by hand", "4_pipeline/README.md#2. Define two stages by hand", partial(has_other_intercept, SCRATCH),
+            "Stages by hand", "4_pipeline/README.md#2. Define two stages by hand",
+            partial(has_other_intercept, SCRATCH),
             "In 4_pipeline/scratch, type `dvc repro` with `fit_intercept: true` in params.yaml, then again with false.",
         ),
         Step(

@@ -481,7 +481,7 @@ def _check_failed_rules(answer: set[str]) -> None:
     chosen, failed = {names.get(name, name) for name in chosen}, {each.name for each in decision.failed}
     others = sorted(map(str, chosen - failed))
     expect(not others, f"{', '.join(others)}: passed, or not a rule. The gate's rules: {', '.join(names.values())}.")
-    expect(failed <= chosen, "the model fails at least one more rule: look at each verdict.")
+    expect(failed <= chosen, "the model fails at least one more rule: look at each result.")
 
 
 def _check_challenger_stage(answer: str) -> None:
