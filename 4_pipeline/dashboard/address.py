@@ -27,7 +27,7 @@ def parse(url: object) -> tuple[str, dict[str, str]]:
 def prefix() -> str:
     """Return the path prefix that a proxy such as JupyterLab sends; empty without a proxy.
 
-    A header that is no path is ignored, since the prefix is written into the page.
+    A header that is not a path is ignored, since the prefix is written into the page.
     """
     root = flask.request.script_root if flask.has_request_context() else ""
     return root if PREFIX.fullmatch(root) else ""

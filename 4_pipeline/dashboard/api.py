@@ -36,7 +36,7 @@ def register(server: Flask, follower: Follower) -> None:
 
     @server.get("/health")
     def health() -> Response:
-        """Return the status, also while the registry is down."""
+        """Return the status, even while the registry is down."""
         snapshot = follower.now
         production = snapshot.champion.production if snapshot.champion else None
         return jsonify(

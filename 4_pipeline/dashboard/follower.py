@@ -34,7 +34,7 @@ POLL_SECONDS = 1.0
 MAX_RUN_SECONDS = 900.0  # the data file may be missing that long: DVC removes a stage's outputs before running it
 RECORD_SECONDS = 30.0  # the record is read again, since runs may change after their promotion
 ACTIVE_SECONDS = 60.0  # after the last request the dashboard is idle
-IDLE_FACTOR = 10  # polls are that many times rarer while it is idle
+IDLE_FACTOR = 10  # polls are that many times less frequent while idle
 MAX_CACHED = 64
 LOADING = "Loading …"
 MISSING = {"frame": "There is no data yet.", "champion": "No model is in production yet."}
@@ -170,7 +170,7 @@ class Follower:
         self._lock = threading.RLock()
         self._data_seen_at = time.monotonic()
         self._alias = mlflow_gate.Follower(gate.Registry(), load=self._load)
-        # A request ends both waits; a move of the alias ends that for the record.
+        # A request ends both waits; a move of the alias ends the one for the record.
         self._due, self._record_due = threading.Event(), threading.Event()
         self._active_until = -math.inf
 
@@ -275,7 +275,7 @@ class Follower:
             self._replace(faults={name: fault for name, fault in self.now.faults.items() if name != subject})
 
     def _add_fault(self, subject: str, why: str | Exception, prefix: str = "") -> None:
-        """Add and log a fault, once; a lasting fault keeps its start."""
+        """Add and log a fault, once; a persistent fault keeps its start."""
         text = prefix + _user_message(why)
         known = self.now.faults.get(subject)
         if known and known.why == text:

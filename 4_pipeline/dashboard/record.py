@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Record:
-    """What is recorded of a version; predictions do not need it.
+    """What is recorded about a version; predictions do not need it.
 
     ``explanations`` are plotly figures as parsed JSON, by name (`importance`, `responses`). ``decision`` is the gate's
     last decision in the pipeline, if any, and ``report_week`` the week of the last report.

@@ -50,7 +50,7 @@ def params(stage: str | None) -> None:
 @main.command()
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="Output folder.")
 def state(folder: Path) -> None:
-    """Validate params.yaml, record the tracking store's id and moves of the alias, delete outdated summaries.
+    """Validate params.yaml, record the tracking store's id and moves of the alias, and delete outdated summaries.
 
     A wiped store makes the stages that log to it run again. DVC keeps the summaries of removed training stages, which
     `compare` would read.
@@ -77,7 +77,7 @@ def state(folder: Path) -> None:
 @click.option("--older-than", "days", type=click.IntRange(min=0), default=30, show_default=True, help="Age in days.")
 @click.option("--dry-run", is_flag=True, help="List the runs without deleting them.")
 def tidy(days: int, dry_run: bool) -> None:
-    """Mark runs and models as deleted that no version and no result of this tree refers to; see take_it_home.md.
+    """Mark runs and models as deleted if no version or result of this tree refers to them; see take_it_home.md.
 
     \b
     Example:  python -m forecast tidy --older-than 90 --dry-run

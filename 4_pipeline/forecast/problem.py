@@ -1,6 +1,6 @@
 """What is predicted from what. The only module that names solar, wind or weather.
 
-Wind speed is at 10 m, temperature at 2 m; radiation is on the horizontal.
+Wind speed is at 10 m, temperature at 2 m; radiation is on a horizontal plane.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ INPUTS = (
     Input(
         "rad_horizontal", "Direct radiation", "W/m²", possible=(0, 1400), usual_mean=(20, 300),
         opsd="DE_radiation_direct_horizontal", zero_hours=24 * 14,  # under clouds
-        meaning="direct radiation on the horizontal", slider=Slider(0, 850, 5, 250),
+        meaning="direct horizontal radiation", slider=Slider(0, 850, 5, 250),
     ),
     Input(
         "rad_diffuse", "Diffuse radiation", "W/m²", possible=(0, 1400), usual_mean=(20, 150),

@@ -169,7 +169,7 @@ def _register_rendering(app: Dash, follower: Follower) -> None:
 
 @cache_per_revision
 def render(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> dict[str, Any]:
-    """Return the values of `OUTPUTS` for a period but for buttons and note; the figure shows times in ``zone``.
+    """Return the values of `OUTPUTS` for a period except buttons and note; the figure shows times in ``zone``.
 
     A period too short for errors by month hides that figure.
     """
@@ -241,7 +241,7 @@ def _tile(quality: Quality) -> html.Div:
 def simulation_note(snapshot: Snapshot) -> str:
     """Return a note that the generation is simulated; empty for measured data."""
     source = origin_of(snapshot.frame)
-    return f"“Measured” values are modelled: source {source.source} simulates generation." if source.modelled else ""
+    return f"“Measured” values are modelled (source: {source.source})." if source.modelled else ""
 
 
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:

@@ -27,7 +27,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     expected = len(steps.grid(first, last))
     first, last = (end.tz_convert(steps.CALENDAR) for end in (first, last))
     period = f"{first:%d %b %Y} to {last:%d %b %Y}"
-    hint = f"{len(frame):,} of {expected:,} {steps.NAMES}, {period}. The squares count missing {steps.NAMES}."
+    hint = f"{len(frame):,} of {expected:,} {steps.NAMES}, {period}. Each square counts missing {steps.NAMES}."
     graph = parts.graph("missing", missing, f"Missing {steps.NAMES} by month", "chart middle")
     hours = parts.panel("hours", "Coverage", hint, [graph])
     origin = origin_of(frame)

@@ -36,7 +36,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     explained = []
     for name, (title, hint) in EXPLANATIONS.items():
         if figure := snapshot.record.explanations.get(name):
-            layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}  # of the panel
+            layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}  # in the panel
             figure = {**figure, "layout": layout | {"margin": {"l": 48, "r": 12, "t": 40, "b": 44}}}
             graph = parts.graph(name, figure, title, "chart" if name == "responses" else "chart middle")
             explained.append(parts.panel(f"{name}-panel", title, hint, [graph]))

@@ -53,7 +53,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         about += " later ones, right of the dotted line, by its refit in production (training data to that line)."
     about = about or f"All {steps.NAMES}, since the training data of the model are not recorded."
     about += " The first and the last month may be incomplete."
-    outside = "Predictions outside the training range are unreliable: tree models stay at their last value."
+    outside = "Predictions outside the training range are unreliable: tree models predict a constant there."
     return [
         parts.panel("state", monitoring.summarize(qualities), days, [*advice, table]),
         parts.panel("months", "By month", about, [parts.graph("by-month", figure, label, "chart tall")]),

@@ -32,7 +32,7 @@ LIGHT = [each.name for each in problem.INPUTS if each.unit == "W/m²"]
 POINTS = 33  # of a curve; curves over time or a category have one point per value
 SIMILARITY = 0.1  # of a slider's range: training rows with all other inputs within this distance are similar
 TRIM_ROWS, TRIM_SHARE = 10, 0.01  # similar rows left out of the dark range at either end
-COMMON_YEAR = 2015  # no leap year
+COMMON_YEAR = 2015  # not a leap year
 # Suffix the name of a time slider if an input has the same name.
 HOUR, DAY, YEAR = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day", "year"))
 TIME = {} if steps.IS_DAY else {HOUR: "Hour of the day"}
@@ -73,7 +73,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     ]
     return [
         dcc.Store(id="what-if-first", data=[*DEFAULTS.items()]),
-        dcc.Store(id="what-if-rest"),  # set when the sliders rest, so that dragging draws no curves
+        dcc.Store(id="what-if-rest"),  # set when the sliders stop, so that dragging draws no curves
         html.Div(panels, className="columns narrow-first"),
     ]
 
@@ -142,7 +142,7 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def within_range(values: Iterable[Any]) -> dict[str, float]:
-    """Return the sliders' values by name, clipped to their ranges; the default in place of what is no number."""
+    """Return the sliders' values by name, clipped to their ranges; the default for anything that is not a number."""
     return {
         name: float(min(max(float(value), slider.low), slider.high) if _is_number(value) else slider.first)
         for (name, slider), value in zip(SLIDERS.items(), values, strict=True)

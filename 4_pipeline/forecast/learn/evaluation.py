@@ -135,7 +135,7 @@ def is_night(utc_timestamp: pd.Series) -> np.ndarray:
 def evaluate(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
     """Return the scores that the gate checks, from a processed frame; the blocks are weeks.
 
-    Raises DataError if the model does not know the installed capacity of the time: rows to predict do not include it.
+    Raises DataError if the model does not know the installed capacity at that time: rows to predict do not include it.
     """
     frame = held_out.reset_index(drop=True)
     row, _ = assume_capacity(frame[INPUTS].head(1), model.year_ends if model.takes_time else {})
@@ -158,7 +158,7 @@ def _milliseconds(model: LoadedModel, row: pd.DataFrame) -> float:
 
 # -- the effect of the inputs ------------------------------------------------------------------------------------------
 def importance(model: LoadedModel, frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Return the permutation importance of each input: the drop of R2 when its values are shuffled.
+    """Return the permutation importance of each input: the drop in R2 when its values are shuffled.
 
     There is a row for `utc_timestamp` (hour and season) and each weather feature; columns are the targets and, as
     `<target>_spread`, the standard deviation of five shuffles. Correlated inputs, such as direct and diffuse radiation,

@@ -75,7 +75,7 @@ class TrainingData:
         self.timestamps = to_utc(X["utc_timestamp"])
         if not self.timestamps.is_monotonic_increasing:
             raise DataError(
-                "The rows are not in order of time.",
+                "The rows are not in chronological order.",
                 expected="rows sorted by utc_timestamp: the last ones are for early stopping and calibration",
                 next_step='frame.sort_values("utc_timestamp")',
             )
@@ -93,7 +93,7 @@ class TrainingData:
         self._levels: dict[int, list[np.ndarray]] = {}
 
     def levels(self, level_days: int | None) -> list[np.ndarray]:
-        """Return the level of each row (`find_levels`), one array a target; 1 without ``level_days``."""
+        """Return the level of each row (`find_levels`), one array per target; 1 without ``level_days``."""
         if not level_days:
             return [np.ones(len(self.timestamps))] * len(self.factors)
         if level_days not in self._levels:
@@ -119,7 +119,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     With ``validation_fraction`` (histogram gradient boosting only) the last rows validate early stopping; with
     ``refit`` the same number of trees is then fitted on all rows.
 
-    ``band`` is a histogram gradient boosting for the quantiles of the error band. These are too narrow for later years,
+    ``band`` is a histogram gradient booster for the quantiles of the error band. These are too narrow for later years,
     so they are calibrated to the promised ``coverage`` on ``folds`` of the training data; a change of the level is not
     covered.
     """
@@ -140,7 +140,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         self.folds = folds
 
     def fit(self, X: pd.DataFrame, y: pd.DataFrame) -> CapacityFactorRegressor:
-        """Fit on ``X`` (columns `INPUTS`, in order of time) and ``y`` (`TARGETS`).
+        """Fit on ``X`` (columns `INPUTS`, in time order) and ``y`` (`TARGETS`).
 
         Raises DataError if columns are missing, rows are unordered or too few, or capacities are unknown.
         """
@@ -240,7 +240,7 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, timestamps: pd.Datetime
 
     ``factor`` has the shape (rows,), ``derived`` (rows, features); ``timestamps`` are in order. Periods have
     ``level_days`` days, counted from the end; the first one also has the rest. The expectation is a small gradient
-    boosting on all rows, fitted a second time after division by the first levels.
+    boosting model of all rows, fitted again after division by the first levels.
     """
     days = (timestamps[-1] - timestamps).days.to_numpy()
     period = np.minimum(days // level_days, max(0, days[0] // level_days - 1))
@@ -282,7 +282,7 @@ def search(
 ) -> Search:
     """Search hyperparameters: score ``candidates`` sampled from ``distributions`` (scikit-learn's `ParameterSampler`).
 
-    Each candidate is cross-validated on ``folds`` of ``train``, a processed frame in order of time (`TimeSeriesSplit`),
+    Each candidate is cross-validated on ``folds`` of ``train``, a processed frame in time order (`TimeSeriesSplit`),
     by the mean R2 of the targets. The fits run on the workers of ``client``, or on the cores of this machine, with the
     same result. Raises ServiceError if the workers are lost.
     """

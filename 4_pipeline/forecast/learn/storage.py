@@ -39,7 +39,7 @@ TRUSTED_TYPES = {
 }
 SKOPS_FILE = "model.skops"  # its name in MLflow's model folder
 PROBLEM = UNITS | {"step": f"{steps.HOURS:g} h"}  # logged with a model
-LOG_IT = "log it with forecast.learn.storage.log_model; if it was logged so, find out who can write to the store"
+LOG_IT = "log it with forecast.learn.storage.log_model; if that was done, find out who can write to the store"
 MAX_CHARACTERS = 200  # of a signature in the history
 # A prediction may exceed the possible range by this factor: a linear model extrapolates in a storm.
 MAX_FACTOR = 50
@@ -204,7 +204,7 @@ def _interface(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
 
 # -- loading -----------------------------------------------------------------------------------------------------------
 def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
-    """Download a model from the tracking server, load it, and test a prediction; raise ModelError if that fails.
+    """Download a model from the tracking server, load it and make a test prediction; raise ModelError on failure.
 
     ``model_uri`` is a logged model (`models:/m-...`), or a version by its number or alias.
     """
@@ -230,21 +230,21 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
 def load_files(folder: Path, name: str) -> LoadedModel:
     """Load a model from its local folder (`load_folder`), with the size of its files and its signature.
 
-    Raises ModelError also for a model of another step or other units; without such metadata the current ones apply.
+    Also raises ModelError for a model of another step or other units; without such metadata the current ones apply.
     """
     from mlflow.models import Model
 
     logged = Model.load(folder)
     trained = PROBLEM | (logged.metadata or {})
     if changed := ", ".join(f"{key} {trained[key]}, not {now}" for key, now in PROBLEM.items() if trained[key] != now):
-        what, step = "The model was trained on another step or other units.", "promote a model of the current ones"
+        what, step = "The model was trained with another step or other units.", "promote a model with the current ones"
         raise ModelError(what, value=f"{name}: {changed}", next_step=step)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return replace(load_folder(folder, name), size_bytes=size, signature=_signature(logged))
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:
-    """Load a model from its local folder and test a prediction; errors call it ``name``.
+    """Load a model from its local folder and make a test prediction; errors call it ``name``.
 
     The files decide how it is loaded, never the model's own metadata. Raises ModelError.
     """
@@ -295,7 +295,7 @@ def _read_skops(file: Path) -> Any:
 
 
 def _check_prediction(model: LoadedModel) -> LoadedModel:
-    """Return the model after a test prediction of noon and midnight in a year of known capacity."""
+    """Return the model after a test prediction for noon and midnight in a year of known capacity."""
     noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
     weather = {name: QUANTITIES[name].usual_mean or QUANTITIES[name].possible for name in FEATURES}
     try:

@@ -1,4 +1,4 @@
-"""Read a user's CSV file as described in params.yaml: columns, units, and times of any zone."""
+"""Read a user's CSV file as described in params.yaml: columns, units, and times in any zone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from forecast.terms import steps
 from forecast.terms.errors import ParameterError
 from forecast.terms.parameters import OwnFile, TimeColumn
 
-SCRIPT = "by a script in own/ (see own/README.md)"
+SCRIPT = "with a script in own/ (see own/README.md)"
 MOVE = f"move each time to the start of its {steps.NAME}, {SCRIPT}"
 _CORRECT = "correct the file, or its description in params.yaml (fetch.csv)"
 _MIDNIGHT = r"(?<![\d:])24(?=:00(?::00)?(?![\d:]))"

@@ -28,7 +28,7 @@ from forecast.terms.parameters import OwnFile
 logger = logging.getLogger(__name__)
 JOIN = "if date and time are in separate columns, join them"
 OR_SUMS = "or sums of amounts such as MWh"
-MIN_RUN, MIN_END_RUN = 10, 4  # rows with the same distance: a change of frequency, no gaps (shorter at either end)
+MIN_RUN, MIN_END_RUN = 10, 4  # rows with the same distance: a change of frequency, not gaps (fewer at either end)
 # Column names in the files of Open Power System Data (and the sample), by file.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
@@ -126,7 +126,7 @@ def _suggest_fix(step: pd.Timedelta) -> str:
     name = {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
     fixes = {
         f'set STEP = "{name}" in forecast/problem.py': not steps.DAY % step,
-        f'make means, such as table.resample("{steps.STEP}").mean(), {OR_SUMS}, {SCRIPT}': step < steps.LENGTH,
+        f'take means, such as table.resample("{steps.STEP}").mean(), {OR_SUMS}, {SCRIPT}': step < steps.LENGTH,
         f"{JOIN}, {SCRIPT}": step == steps.DAY,
         f"use a file of {steps.OFTEN} values: these cannot be resampled": step > steps.LENGTH and steps.DAY % step,
     }
@@ -147,10 +147,10 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
     if len(frequencies) > 1:
         first, later = (f"{distance / steps.HOUR:.7g} h" for distance in frequencies.iloc[:2])
         raise DataError(
-            f"{path}, line {frequencies.index[1]}: from here on the rows are {later} apart, before {first}.",
+            f"{path}, line {frequencies.index[1]}: from here on the rows are {later} apart, before this {first}.",
             value=f"{stamps[frequencies.index[1]]:{STAMP}}",
             expected=f"one row per {steps.NAME}",
-            next_step=f"split it into two files and use one; or make means over the longer step, {OR_SUMS}, {SCRIPT}",
+            next_step=f"split it into two files and use one; or take means over the longer step, {OR_SUMS}, {SCRIPT}",
         )
     if len(distances) > 1 and (step := distances.mode()[0]) != steps.LENGTH:
         raise DataError(
@@ -276,7 +276,7 @@ def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def summarize(findings: Mapping[str, Any]) -> str:
-    """Return a line on the steps that were kept, and on those left out, by reason."""
+    """Summarize in one line the steps that were kept and those left out, by reason."""
     kept = f"{findings['steps_kept']:,} of {findings['steps_expected']:,} {steps.NAMES} kept"
     ends = (
         f"{pd.Timestamp(findings[name]).tz_convert(steps.CALENDAR):%Y-%m-%d}" for name in ("first_step", "last_step")

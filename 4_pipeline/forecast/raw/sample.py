@@ -5,7 +5,7 @@ The weather is from the test reference years TRY 2010 of the German weather serv
 are four *disjoint* groups of three stations, so that no year is a copy of another. The generation is simulated with
 power curves of `windpowerlib` and the solar geometry of `pvlib`. Constants marked "calibrated" were tuned by hand to
 resemble Open Power System Data. The sample says nothing about real hours or real forecasting skill; the labels
-2013-2016 do not denote historic weather.
+2013-2016 do not denote historical weather.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIRST_YEAR, LAST_YEAR = 2013, 2016
 SEED = 2013
 _INSTALL_AGAIN = "pip install --force-reinstall -r requirements.txt"
 
-# Three stations per year, none used twice; stations with the same historic days share a year, and the first of each has
+# Three stations per year, none used twice; stations with the same original days share a year, and the first of each has
 # measured radiation. Rostock, Bremerhaven, Potsdam; Chemnitz, Hof, Essen; Hamburg, Braunlage, Bad Marienberg;
 # Mannheim, Stoetten, Muehldorf.
 STATIONS = {2013: (2, 1, 4), 2014: (9, 10, 5), 2015: (3, 8, 6), 2016: (12, 14, 13)}
@@ -270,7 +270,7 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
 
     Radiation at the middle of each UTC hour, interpolated in true solar time; four orientations of panels under an
     isotropic sky (Liu and Jordan), above ground of albedo 0.2; cells warmer than the air by 28 K at 800 W/m2 and losing
-    0.4 % a kelvin; performance ratio 0.84; 60 % on days below -1 degree Celsius (snow).
+    0.4 % per kelvin; performance ratio 0.84; 60 % on days below -1 degree Celsius (snow).
     """
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
     cosine, zenith, azimuth = sun(day, hour + 0.5 + hours_ahead(hours))

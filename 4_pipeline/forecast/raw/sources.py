@@ -55,7 +55,7 @@ class Release(NamedTuple):
         return self.url.rsplit("/", 1)[-1]
 
 
-# Only these releases hold wind speed, temperature and both radiations; later ones lack wind speed.
+# Only these releases hold wind speed, temperature and both kinds of radiation; later ones lack wind speed.
 RELEASES = {
     POWER_FILE: Release(
         "https://data.open-power-system-data.org/time_series/2019-06-05/time_series_60min_singleindex.csv",

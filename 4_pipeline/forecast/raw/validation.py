@@ -34,7 +34,7 @@ WHOLE_YEAR = 0.9 * steps.A_YEAR
 # Distance from the median of the step and its two neighbours (a Hampel identifier: Davies and Gather, The
 # Identification of Multiple Outliers, 1993), in units of its 99 % quantile. The maximum in the sample is 8.
 MAX_SPIKE = 10.0
-# A constant value for that long (of daily data for a week) means a frozen sensor or a filled gap.
+# A constant value for that long (a week in daily data) means a frozen sensor or a filled gap.
 MAX_CONSTANT_HOURS, MIN_CONSTANT_STEPS = 24, 7
 # Rank correlation (Spearman) of a target with its driver by year; for a target that follows the sun, by day only. In
 # the sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared

@@ -357,7 +357,7 @@ def missing(table: pd.DataFrame) -> go.Figure:
 def _add_band(
     figure: go.Figure, low: pd.Series, high: pd.Series, target: str, coverage: float | None, row: int
 ) -> None:
-    """Fill the area between two series, each run without gaps by itself, since plotly would fill the gaps, too."""
+    """Fill the area between two series, separately for each gapless run: plotly would fill the gaps, too."""
     known = low.notna()
     runs = known.ne(known.shift()).cumsum()[known]
     for number, (_, hours) in enumerate(low[known].groupby(runs)):

@@ -40,7 +40,7 @@ def max_bias_percent() -> float:
 
 
 def state_rule(max_bias_percent: float, *, band: bool) -> str:
-    """Return the rule of the state in words; with ``band``, including that of the coverage."""
+    """Return the rule for the state in words; with ``band``, it includes the coverage."""
     share = f", and the coverage of the band within {MAX_COVERAGE_POINTS:.0f} percentage points of the nominal one"
     return (
         f"Good: the bias is at most {max_bias_percent:g} % of the mean{share * band}. Bad: more than twice as much, or"

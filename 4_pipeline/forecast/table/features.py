@@ -17,7 +17,7 @@ from forecast.terms.quantities import YearEnds
 
 INPUTS = ["utc_timestamp", *FEATURES]
 GIVE_CAPACITY = (
-    "make the table with these columns: python -m forecast csv FILE; for an own file, set fetch.csv.capacity in"
+    "make the table with these columns: python -m forecast csv FILE; for your own file, set fetch.csv.capacity in"
     " params.yaml (see own/README.md)"
 )
 LATER_YEARS = 2  # after the last known capacity, which is assumed to hold for them
@@ -61,7 +61,7 @@ def derive(frame: DataFrame) -> DataFrame:
 
 
 def check_derived(frame: DataFrame) -> None:
-    """Raise DataError if `derive` gives a single row another value than in its table (tried on twenty rows)."""
+    """Raise DataError if `derive` gives a single row a different value than in its table (tried on twenty rows)."""
     rows = frame.sample(min(20, len(frame)), random_state=0)
     whole, alone = derive(frame).loc[rows.index], pd.concat([derive(rows.loc[[row]]) for row in rows.index])
     for row, column in np.argwhere(~np.isclose(alone, whole, equal_nan=True)):
@@ -141,7 +141,7 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
             value=str(first),
             expected=years or ", ".join(CAPACITIES[target] for target in known),
             next_step=f"set the capacity at the ends of {year - 1} and {year} in fetch.csv.capacity of params.yaml (the"
-            " planned one for a running year); see own/README.md",
+            " planned one for the current year); see own/README.md",
         )
     return capacities
 

@@ -155,7 +155,7 @@ def _find_header(lines: list[bytes], line: bytes, number: int, columns: list[str
                 f"{name}, line {number}: the header is in line {before + 1}.",
                 value=repr(line[:80].decode(errors="replace")),
                 expected=", ".join(columns),
-                next_step=f"for an own file, set lines_before_header: {before} in params.yaml (fetch.csv); or remove"
+                next_step=f"for your own file, set lines_before_header: {before} in params.yaml (fetch.csv); or remove"
                 " the lines before the header",
             )
 
@@ -169,7 +169,7 @@ def _require_separator(header: list[str], columns: list[str], separator: str, pl
                 f"{place}: the columns are not separated by {SEPARATORS[separator]}.",
                 value=f"{joined[:80]} (probably separated by {description})",
                 expected=f"{len(columns)} or more columns",
-                next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for an own file, set"
+                next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for your own file, set"
                 f" separator {other!r} in params.yaml (fetch.csv)",
             )
 
@@ -266,9 +266,9 @@ def _find_keys(wrong: Series, decimal: str) -> str | None:
     for keys in ({"decimal": other}, *marks, {"decimal": other, "thousands": decimal}) if len(numeric) else ():
         if _convert(numeric, **{"decimal": decimal, **keys}).notna().all():
             settings = ", ".join(f"{key}: {value!r}" for key, value in keys.items())
-            return f"the numbers have another format: for an own file, set {settings} in params.yaml (fetch.csv)"
+            return f"the numbers have another format: for your own file, set {settings} in params.yaml (fetch.csv)"
     mark = f"{wrong.iloc[0].strip()!r}"
-    step = f"if {mark} is a missing value in an own file, set no_value: [{mark}] in params.yaml (fetch.csv)"
+    step = f"if {mark} is a missing value in your own file, set no_value: [{mark}] in params.yaml (fetch.csv)"
     if wrong.nunique() > 1:
         step = f"encode categories as numbers (see Visitors in another_problem.md); {step}"
     return None if len(numeric) else step
@@ -280,7 +280,7 @@ def utc_times(text: Series, name: str) -> Series:
     # pandas accepts "today" and "now"
     expected = "a timestamp such as 2013-01-31T23:00:00Z"
     require(values.notna() & text.str.match(r"\d{4}-", na=False), text, name, expected)
-    next_step = "write the times with Z or an offset; for an own file: fetch.csv.time.zone in params.yaml"
+    next_step = "write the times with Z or an offset; for your own file: fetch.csv.time.zone in params.yaml"
     require(has_zone(text), text, name, f"{expected}, with an offset", next_step)
     return values
 

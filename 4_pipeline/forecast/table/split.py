@@ -19,7 +19,7 @@ MIN_WEEK_ROWS = 0.9 * steps.A_WEEK  # weeks with fewer rows are not reported
 
 
 def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, DataFrame]:
-    """Return training and held-out rows: the last ``test_fraction`` of the rows, in order of time, is held out.
+    """Return training and held-out rows: the last ``test_fraction`` of the rows, in time order, is held out.
 
     As in production, a model is evaluated on rows later than its training rows. Both frames are sorted by time, with a
     new index. Raises ParameterError unless 0 < ``test_fraction`` < 1, and DataError if either would be empty.

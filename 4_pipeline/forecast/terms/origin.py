@@ -17,7 +17,7 @@ _KEY = "origin"  # in DataFrame.attrs
 class Origin(BaseModel):
     """The origin of data: its source, the attribution to show, and whether it is modelled (None if unknown).
 
-    ``csv`` holds the settings by which an own file is read.
+    ``csv`` holds the settings by which a user's own file is read.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)

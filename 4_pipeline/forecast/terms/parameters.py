@@ -93,7 +93,7 @@ def _check_unit(quantity: Quantity, unit: str) -> str:
 
 
 def _columns() -> Any:
-    """Return the section class of an own file's columns; the default is the quantity's name and unit."""
+    """Return the section class of your own file's columns; the default is the quantity's name and unit."""
     fields: dict[str, Any] = {}
     for name, quantity in QUANTITIES.items():
         unit: Any = Annotated[str, AfterValidator(partial(_check_unit, quantity))]
@@ -119,14 +119,14 @@ _YEAR = str(dict.fromkeys(problem.CAPACITY, 1.2)).replace("'", "")
 
 
 class OwnFile(Section):
-    """An own file with its columns and units; the defaults describe a processed table (germany.csv)."""
+    """Your own file with its columns and units; the defaults describe a processed table (germany.csv)."""
 
     file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
     separator: Literal[",", ";", "\t", "|"] = ","
     decimal: Literal[".", ","] = "."
     thousands: Literal[".", ",", " ", "'"] | None = Field(None, description="the thousands separator, as in 1.234.567")
     no_value: list[str] = Field(
-        [], description="texts for missing values, such as '-' or k.A.; empty cells are always missing"
+        [], description="strings for missing values, such as '-' or k.A.; empty cells are always missing"
     )
     lines_before_header: int = Field(0, ge=0, le=1000)
     negative_as_zero: bool = Field(False, description="treat small negative values, as meters record at night, as zero")
@@ -169,7 +169,7 @@ class Fetch(Section):
     """The source of the raw files."""
 
     source: Literal["sample", "opsd", "csv"] = Field(
-        description="the modelled sample, Open Power System Data, or an own file"
+        description="the modelled sample, Open Power System Data, or your own file"
     )
     sha256: dict[Literal["time_series_60min_singleindex.csv", "weather_data.csv"], str] | None = Field(
         None, description="for `opsd`: {FILE: CHECKSUM}, instead of the published ones"
@@ -203,7 +203,7 @@ class Split(Section):
 
 
 class Limit(Section):
-    """The type and limits of a training's parameter; the keys are those of pydantic's `Field`."""
+    """The type and limits of a training stage's parameter; the keys are those of pydantic's `Field`."""
 
     type: Literal["bool", "float", "int", "str"]
     ge: int | float | None = None
@@ -215,7 +215,7 @@ class Limit(Section):
 
 
 class Training(Section):
-    """The keys of a training's section besides its parameters."""
+    """The keys of a training stage's section besides its parameters."""
 
     title: str = Field(description="the model's name in the dashboard")
     limits: dict[str, Limit] = Field(description="of each parameter: {alpha: {type: float, gt: 0}}")
@@ -259,9 +259,7 @@ class Report(Section):
 STAGES: dict[str, type[Section]] = {
     "fetch": Fetch, "prepare": Prepare, "split": Split, "compare": Compare, "promote": Promote, "report": Report,
 }  # fmt: skip
-NEW_STAGE = (
-    "for a training add a stage `train_...` to dvc.yaml, for another stage a class to forecast/terms/parameters.py"
-)
+NEW_STAGE = "for a training stage, add `train_...` to dvc.yaml; for another, a class to forecast/terms/parameters.py"
 
 
 def trainings(folder: Path) -> list[str]:
@@ -289,7 +287,7 @@ def read_stage(file: Path, stage: str) -> Any:
 def check(stage: str, values: object, file: Path = Path(FILE)) -> Any:
     """Return a stage's validated parameters; raise ParameterError with key, value and allowed values.
 
-    A training's parameters are validated against the `limits` in its section.
+    A training stage's parameters are validated against the `limits` in its section.
     """
     model = STAGES.get(stage, Training)
     try:

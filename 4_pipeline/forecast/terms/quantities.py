@@ -22,7 +22,7 @@ YearEnds = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Slider:
-    """A slider of the dashboard: its range, its step and its first value."""
+    """A slider of the dashboard: its range, its step and its initial value."""
 
     low: float
     high: float
@@ -169,7 +169,7 @@ def _parse(text: str, new_unit: str) -> Any:
         raise ParameterError(
             "Unknown unit.",
             value=repr(text),
-            expected="a unit of pint, such as MW, kWh (also per step), km/h, J/cm2 or m3/h; case matters",
+            expected="a unit that pint knows, such as MW, kWh (also per step), km/h, J/cm2 or m3/h; case matters",
             next_step="correct it; for a count or a currency set new_unit of that quantity in forecast/problem.py",
         ) from None
 

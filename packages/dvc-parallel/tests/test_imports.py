@@ -127,7 +127,7 @@ def test_code_that_cannot_be_read_is_named(tmp_path, name, text):
     (place / name).write_text(text)
     done = program(place, "dvc-parallel", "check")
     assert done.returncode == 1
-    assert f"{name} cannot be read as Python" in done.stderr
+    assert f"{name} cannot be parsed as Python" in done.stderr
 
 
 def test_check_prints_what_the_readme_shows(tmp_path):

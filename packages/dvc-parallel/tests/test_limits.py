@@ -63,7 +63,7 @@ def test_failed_stage_gives_back_what_it_used(tmp_path):
     place = new_repository(tmp_path / "place", stages)
     done = program(place, "dvc-parallel", "repro", "--limit", "gpu=1", "--force")
     assert done.returncode == 1
-    assert "1 of 3 stages failed: bad. Not run, because they need stages that failed: c." in done.stderr
+    assert "1 of 3 stages failed: bad. Not run, because they depend on failed stages: c." in done.stderr
     assert (place / "good.txt").exists()
 
 

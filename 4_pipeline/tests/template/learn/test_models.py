@@ -129,7 +129,7 @@ def test_more_capacity_is_more_power(parts, fitted):
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        (lambda rows: rows.iloc[::-1], "not in order of time"),
+        (lambda rows: rows.iloc[::-1], "not in chronological order"),
         (lambda rows: rows.head(100), "too few hours"),
         (lambda rows: rows.drop(columns="utc_timestamp"), "lacks 1 column: utc_timestamp"),
         (lambda rows: rows.assign(utc_timestamp="noon"), "column utc_timestamp has an invalid time"),

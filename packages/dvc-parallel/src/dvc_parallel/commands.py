@@ -90,7 +90,7 @@ class Command:
 
 
 class Commands:
-    """Start commands, which ignore the signals ``ignored``; preload the console scripts in ``lines``."""
+    """Starts commands that ignore the signals ``ignored``; preloads the console scripts in ``lines``."""
 
     def __init__(self, ignored: Sequence[int] = (), lines: Sequence[str] = ()) -> None:
         self._ignored, self._lines = ignored, lines
@@ -121,7 +121,7 @@ class Commands:
         return self._servers[*modules,][0]
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path) -> Command:
-        """Start a command; it waits for the lock of ``log``, and the first console script for the imports."""
+        """Start a command, which waits for the lock on ``log`` and, as the first console script, for imports."""
         arguments, shell = (cwd, environment, str(log), self._ignored), shell_words(get_executable(), line)
         with contextlib.suppress(OSError):  # the fork server was killed
             if self.modules and (program := console_script(line, environment)):

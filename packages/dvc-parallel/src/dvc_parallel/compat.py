@@ -1,4 +1,4 @@
-"""Private interfaces of DVC for the single steps of `dvc repro`."""
+"""Private interfaces of DVC for the individual steps of `dvc repro`."""
 
 # ruff: noqa: F401
 from operator import attrgetter
@@ -10,7 +10,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro  # stages and their order
-from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError, rwlock  # DVC's lock table of files
+from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError, rwlock  # DVC's read/write locks
 from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.run import _enforce_cmd_list as split_commands  # shell, folder and environment of commands

@@ -85,7 +85,7 @@ def _imported(program: tuple[Code, ...], folders: tuple[str, ...]) -> dict[Path,
 
 @functools.cache
 def _find(name: str, folders: tuple[str, ...]) -> tuple[Code, ...]:
-    """Return the files below this folder that Python runs to import a module, or the part of the name that is one."""
+    """Return the files in this folder that Python runs to import ``name``, or as much of it as is a module."""
     codes, package, path = [], "", [*folders, *sys.path]
     for part in name.split("."):
         spec = PathFinder.find_spec(part, path)
@@ -102,19 +102,19 @@ def _find(name: str, folders: tuple[str, ...]) -> tuple[Code, ...]:
 
 
 def _names(file: Path, package: str) -> Iterator[str]:
-    """Return the names that a file imports, within functions too."""
+    """Yield the names that a file imports, also inside functions."""
     for node in (node for statement in _statements(file) for node in ast.walk(statement)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            with contextlib.suppress(ImportError):  # beyond the package, where Python fails, too
+            with contextlib.suppress(ImportError):  # beyond the top-level package: Python fails, too
                 module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 @functools.cache
 def _statements(file: Path) -> list[ast.stmt]:
-    """Return what Python executes of a file or notebook: no texts, and no imports for checks of types."""
+    """Return the statements of a file or notebook, without docstrings and TYPE_CHECKING blocks."""
     try:
         code: bytes | str = file.read_bytes()
         if file.suffix == ".ipynb":
@@ -125,7 +125,7 @@ def _statements(file: Path) -> list[ast.stmt]:
             code = "\n".join(MAGIC.sub(r"\g<1>0", cell) for cell in cells if not re.match("%%(?!time|capture)", cell))
         tree = ast.parse(code)
     except (KeyError, SyntaxError, TypeError, ValueError) as error:
-        text = f"{os.path.relpath(file)} cannot be read as Python."
+        text = f"{os.path.relpath(file)} cannot be parsed as Python."
         raise ReproError(text, found=error, next="correct the file, then check again") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and re.fullmatch(r"(\w+\.)?TYPE_CHECKING", ast.unparse(node.test)):

@@ -80,7 +80,7 @@ class Pipeline:
         self, targets: Sequence[str], *, single_item: bool = False, pipeline: bool = False, all_pipelines: bool = False,
         recursive: bool = False, downstream: bool = False, glob: bool = False,
     ) -> tuple[Mapping[Stage, Iterable[Stage]], list[Stage]]:  # fmt: skip
-        """Return the graph and the stages in DVC's order; enter their files in DVC's lock table."""
+        """Return the graph and the stages in DVC's order; lock their files in DVC's rwlock file."""
         names = () if all_pipelines else targets or [compat.PROJECT_FILE]
         steps = compat.collect_stages(self._repo, names, recursive=recursive, glob=glob)
         graph = compat.get_active_graph(self._repo.index.graph)
@@ -97,7 +97,7 @@ class Pipeline:
         except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # truncated by a full disk
             Path(self._repo.tmp_dir, compat.RWLOCK_FILE).unlink()
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
-        # DVC reads and writes the whole table several times for each stage: from now on use an empty one.
+        # DVC rewrites the whole rwlock file several times for each stage: from now on use an empty one.
         self._repo.tmp_dir = str(self._folder)
         Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # left by a killed run
         return graph, steps
@@ -213,7 +213,7 @@ def _text_of(name: str, entry: object) -> str:
 
 
 def _put_in_place(new: Path, file: Path) -> None:
-    """Replace ``file`` atomically; links and owner of an existing file are kept, as with DVC."""
+    """Replace ``file``, atomically if possible; keep an existing file's links and owner, as DVC does."""
     old, fresh = file.lstat() if os.path.lexists(file) else None, new.stat()
     is_alone = not old or (stat.S_ISREG(old.st_mode) and old.st_nlink == 1)
     if is_alone and (not old or (old.st_uid, old.st_gid) == (fresh.st_uid, fresh.st_gid)):

@@ -24,7 +24,7 @@ def reproduce(
 ) -> dict[str, State]:
     """Bring stages up to date like `dvc repro`, but independent ones in parallel.
 
-    The output of each stage goes to a log in `.dvc/tmp/dvc-parallel`. Finished stages are recorded in any case.
+    The output of each stage goes to a log in `.dvc/tmp/dvc-parallel`. Finished stages are always recorded.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ def run_stages(
         for name, level in {
             "dvc": logging.WARNING,
             "dvc.progress": logging.CRITICAL,
-        }.items():  # no messages and progress bars
+        }.items():  # no messages or progress bars
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
@@ -115,7 +115,7 @@ class _Reproduction:
 
     def _start_ready(self, jobs: int) -> None:
         """Start the stages that are ready, and skip those that depend on a failed stage."""
-        # In DVC's order, dependencies first; but before all, stages that always run: they look for changes.
+        # In DVC's order, dependencies first; but stages that always run precede all: they look for changes.
         for stage in sorted(self._states, key=lambda stage: not stage.always_changed):
             state = self._states[stage]
             if state is State.WAITING and len(self._running) < jobs:

@@ -114,7 +114,7 @@ def _run_program(program: EntryPoint, words: list[str], environment: dict[str, s
     sys.path[:0] = [] if sys.flags.safe_path else [os.path.dirname(words[0])]  # noqa: PTH120
     importlib.invalidate_caches()
     if process := sys.modules.get("multiprocessing.process"):
-        vars(process)["ORIGINAL_DIR"] = os.getcwd()  # noqa: PTH109 - the folder of its processes
+        vars(process)["ORIGINAL_DIR"] = os.getcwd()  # noqa: PTH109 - its working directory
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # otherwise all forks would draw the same random numbers
     sys.exit(program.load()())

@@ -14,7 +14,7 @@ class Stopped(Exception):
 
 
 def ignored_signals() -> tuple[int, ...]:
-    """Return those of SIGINT and SIGTERM that this program ignores."""
+    """Return which of SIGINT and SIGTERM this program ignores."""
     return tuple(each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is signal.SIG_IGN)
 
 
@@ -27,7 +27,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Count signals while the block runs; outside the main thread Python allows no handlers: do nothing."""
+        """Count signals while the block runs; do nothing outside the main thread, where Python allows no handlers."""
         self.ignored = ignored_signals()
         with contextlib.ExitStack() as handlers:
             if threading.current_thread() is threading.main_thread():

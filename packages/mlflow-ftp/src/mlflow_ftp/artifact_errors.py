@@ -42,7 +42,7 @@ class StoreSilent(ArtifactError):
 
 
 class StoreFull(ArtifactError):
-    """The FTP server has reached its limit of clients, per user or in total, for a minute."""
+    """The FTP server has been at its client limit, per user or in total, for a minute."""
 
     code = codes.TEMPORARILY_UNAVAILABLE
 

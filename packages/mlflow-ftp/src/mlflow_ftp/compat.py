@@ -39,7 +39,7 @@ class TransferHandler(TLS_DTPHandler):
             super().close()
         elif isinstance(self.file_obj, Upload):
             self.ioloop.unregister(self._fileno)
-            is_cut = not isinstance(sys.exception(), SSL.ZeroReturnError | None)  # the client did not end TLS
+            is_cut = not isinstance(sys.exception(), SSL.ZeroReturnError | None)  # no TLS close_notify from the client
             self._work = THREADS.submit(self.file_obj.sync, not is_cut)
             self.ioloop.call_later(END_SECONDS, self._wait)
         else:

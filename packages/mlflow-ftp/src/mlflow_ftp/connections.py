@@ -25,7 +25,7 @@ TIMEOUT_SECONDS = 8  # for a reply, or a block of a file
 IDLE_SECONDS = 1  # a connection idle for longer is checked before use
 KEEP_SECONDS = 4  # a connection idle for longer is closed
 FULL_SECONDS = 60  # to wait for a server that has reached its limit of clients
-ALIVE_SECONDS = 1  # for the reply to that check
+ALIVE_SECONDS = 1  # for the reply to NOOP
 END_SECONDS = 2  # for the server's TLS close_notify, which some servers never send
 BURST_SECONDS = 2  # for each reply to the first two pipelined commands
 BLOCK_BYTES = 256 * 1024
@@ -104,7 +104,7 @@ class Connection(ftplib.FTP):
         return False
 
     def makepasv(self) -> tuple[str, int]:
-        """Return host and port for a data connection; ftplib tries EPSV, which replaces PASV, only with IPv6."""
+        """Return host and port for a data connection; if PASV fails, try EPSV, which ftplib uses only with IPv6."""
         with suppress(ftplib.error_perm):
             return super().makepasv()
         self.af = socket.AF_INET6
@@ -246,7 +246,7 @@ os.register_at_fork(after_in_child=_forget)  # processes that share a connection
 def acquire(address: Address) -> Iterator[Connection]:
     """Yield a connection and keep it unless an error is raised; network errors become ArtifactErrors.
 
-    At the server's limit of clients, wait for a connection of this process or, without one, for up to a minute.
+    At the server's client limit, wait for one of this process's connections; if it has none, up to a minute.
     """
     pool, start = _pools.setdefault(address, _Pool()), time.monotonic()
     while not (connection := pool.take()):

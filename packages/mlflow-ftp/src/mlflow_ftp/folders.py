@@ -121,7 +121,7 @@ def make_folder(connection: Connection, folder: str) -> None:
 
 
 def remove_folder(connection: Connection, folder: str) -> None:
-    """Remove a folder with its contents, but only the link if it is one; a missing folder is not an error."""
+    """Remove a folder with its contents, or only the link if it is a symlink; a missing folder is not an error."""
     connection.burst(f"DELE {folder}")  # removes a link, but not a folder
     entries = list_folder(connection, folder)
     for entry in entries:

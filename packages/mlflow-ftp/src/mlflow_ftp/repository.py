@@ -38,7 +38,7 @@ _logger = logging.getLogger(__name__)
 class FTPArtifactRepository(ArtifactRepository):
     """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
 
-    User and password are environment variables. Temporary errors are retried. Failures of the store raise
+    User and password come from the environment. Temporary errors are retried. Failures of the store raise
     ArtifactError, those of local files OSError.
     """
 
@@ -101,7 +101,7 @@ class FTPArtifactRepository(ArtifactRepository):
             temporary.unlink(missing_ok=True)
 
     def _store(self, local_file: Path, remote: str) -> None:
-        """Upload a file to a temporary name, verify, mark and rename it, so that readers never see a part."""
+        """Upload a file to a temporary name, verify, mark and rename it, so that readers never see a partial file."""
         folder, name = posixpath.split(remote)
         temporary, old = names.new_temporary(name), posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
@@ -163,7 +163,7 @@ def _normalize(path: str | None) -> str:
         raise errors.ArtifactNameRefused(
             "Invalid artifact name.",
             value=ascii(path),
-            expected="a relative path in UTF-8, without '..', line breaks and reserved names, "
+            expected="a relative path in UTF-8, without '..', line breaks or reserved names, "
             "of less than 1500 bytes, 256 per name, and at most 100 folders deep",
         )
     return "" if normal == "." else normal
@@ -192,7 +192,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old:
         )
     renaming = f"RNFR {temporary}", f"RNTO {remote}"
     replies = connection.burst(*renaming)
-    if isinstance(replies[0], ftplib.Error) and part[0] == ".":  # a server that renames no hidden files
+    if isinstance(replies[0], ftplib.Error) and part[0] == ".":  # a server that cannot rename hidden files
         connection.burst(f"DELE {temporary}")
         _upload(connection, file, remote, part[1:], old)
         return

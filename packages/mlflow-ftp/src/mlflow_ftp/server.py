@@ -53,7 +53,7 @@ class Handler(TLS_FTPHandler):
 class Server(FTPServer):
     """The listening server and its folder; raises OSError if the port is in use.
 
-    The limits of connections are far above the needs of a tracking server.
+    The connection limits are far above the needs of a tracking server.
     """
 
     max_cons = 512
@@ -106,7 +106,7 @@ SETTINGS = {"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True, "help_opti
 @click.command(context_settings=SETTINGS)
 @click.version_option(package_name="mlflow-ftp")
 @_option("--folder", default="mlflow-ftp", help="Folder for artifacts and the generated certificate.", type=FOLDER)
-@_option("--host", default="127.0.0.1", help="Address to listen on; other than on loopback, logins require TLS.")
+@_option("--host", default="127.0.0.1", help="Address to listen on; except on loopback, logins require TLS.")
 @_option("--port", default=2121, help="Port for commands.")
 @_option("--passive-ports", default=(60100, 60139), help="First and last port for data connections.", nargs=2, type=int)
 def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> None:
@@ -120,7 +120,7 @@ def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> 
     """
     first, last = passive_ports
     if not (ports := range(first, last + 1)):
-        raise click.UsageError(f"The passive ports {first} {last} are in the wrong order: the lower one is first.")
+        raise click.UsageError(f"The passive ports {first} {last} are in the wrong order: put the lower one first.")
     credentials = os.environ.get("MLFLOW_FTP_USERNAME", ""), os.environ.get("MLFLOW_FTP_PASSWORD", "")
     if not all(credentials):
         raise click.UsageError("Set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD.")

@@ -61,11 +61,11 @@ class WholeFiles(AbstractedFS):
         if mode == "wb":
             return Incoming(Path(filename), filename) if is_part else Upload(Path(filename))
         if mode != "rb" and not is_part:
-            raise FilesystemError("Files are stored as a whole: send it from the start")
+            raise FilesystemError("Partial uploads are not supported: send the whole file")
         return super().open(filename, mode)
 
     def remove(self, path: str) -> None:
-        """Delete a file in the served folder, but only the link if it is one."""
+        """Delete a file in the served folder, or only the link if it is a symlink."""
         file = Path(self.ftp2fs(path))
         if not self.validpath(str(file.parent)):
             raise FilesystemError("The folder of the file is outside the served folder")

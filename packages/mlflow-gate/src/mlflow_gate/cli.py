@@ -52,7 +52,7 @@ def main() -> None:
 
 name_argument = click.argument("name", required=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-gate_option = click.option("--gate", "module", metavar="MODULE:OBJECT", help="The gate, and with it the registry.")
+gate_option = click.option("--gate", "module", metavar="MODULE:OBJECT", help="The gate, which also sets the registry.")
 
 
 def find_gate(gate_path: str | None = None) -> Gate | None:
@@ -205,7 +205,7 @@ def status(name: str | None, decision: Path | None, module: str | None) -> None:
 def lineage(subject: str | None, as_json: bool, module: str | None) -> None:
     """Show a model's lineage: data, commit, run, version, decision, time in production.
 
-    The default is the version in production. VERSION or NAME alone are allowed, too; NAME is required without settings.
+    The default is the version in production. VERSION or NAME alone works, too; NAME is required without settings.
 
     \b
     Example:  mlflow-gate lineage reviews/3

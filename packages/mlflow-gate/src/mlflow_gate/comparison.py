@@ -96,13 +96,13 @@ class Comparison:
 
 
 def p_value(candidate: Mapping[str, float], champion: Mapping[str, float]) -> float | None:
-    """Return the p-value of the hypothesis that the candidate's block errors are smaller; None below six blocks.
+    """Return the p-value for the alternative that the candidate's block errors are smaller; None below six blocks.
 
     Blocks with equal errors are dropped: with ties SciPy uses the normal approximation, and four blocks could already
     fall below 0.05. If fewer than six blocks differ, the p-value is 1.
     """
     if candidate.keys() != champion.keys():
-        what, step = "The models were scored on different blocks.", "let `evaluate` name blocks by the data alone"
+        what, step = "The models were scored on different blocks.", "let `evaluate` base block names on the data alone"
         raise ConfigError(
             what, value=", ".join(sorted(map(str, candidate.keys() ^ champion.keys()))[:3]), next_step=step
         )

@@ -1,4 +1,4 @@
-"""The decision whether a candidate replaces the champion, without access to the server."""
+"""Decide whether a candidate replaces the champion, without access to the server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Evaluation:
     seen_rows : int
         Number of held-out rows among the training rows.
     unknown : str
-        Why they cannot be counted, if they cannot.
+        Why the seen rows cannot be counted; else empty.
     exists : bool
         False if the model's files were deleted.
     are_renumbered : bool
@@ -64,7 +64,7 @@ class Decision:
     promoted : bool
         Whether the candidate goes into production.
     reason : str
-        The decision in a line.
+        The decision in one line.
     findings : tuple of Finding
         The result of each rule.
     candidate, champion : Scores, optional
@@ -239,7 +239,7 @@ def _candidate_findings(candidate: Evaluation, scores: Scores, rules: Rules) -> 
     if not candidate.is_declared:
         value, step = UNDECLARED, "call mlflow_gate.log_learned(keys) in the run that trains it"
     elif candidate.unknown:
-        value, step = candidate.unknown, "declare keys of the same kind as the held-out rows have"
+        value, step = candidate.unknown, "declare keys of the same kind as the held-out rows"
     elif count := candidate.seen_rows:
         value, step = f"it was trained on {count} of {scores.rows}", "hold out rows that it was not trained on"
         step += RENUMBERED * candidate.are_renumbered

@@ -33,7 +33,7 @@ class ConfigError(GateError):
 
 
 class ServerError(GateError):
-    """The tracking server does not answer."""
+    """The tracking server or store cannot be used."""
 
 
 class ModelError(GateError):

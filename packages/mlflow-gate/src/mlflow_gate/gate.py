@@ -88,7 +88,7 @@ class Gate:
         """Evaluate a run's model and return the decision and the champion, without promoting.
 
         If the alias was removed, the last version in the history is the champion. If the champion was trained on some
-        held-out rows, both models are scored on the others, provided that these form six blocks. Raises ModelError if
+        held-out rows, both models are scored on the others, if these form six or more blocks. Raises ModelError if
         the run or model does not exist, ConfigError for invalid rules, ServerError if a model cannot be read.
         """
         return self._decide(self._find(run_id, model_uri, "candidate"))[:2]
@@ -202,7 +202,7 @@ class Gate:
             model.source,
             model.run_id,
             description=decision.reason[:DESCRIPTION_CHARACTERS],
-            await_creation_for=0,  # the response says that it exists
+            await_creation_for=0,  # it exists once the call returns
             model_id=model.source.removeprefix("models:/"),
         )
         run = model.run if version.run_id == model.run_id else registry.find_run(version.run_id)
@@ -225,7 +225,7 @@ class Gate:
         return registry.move(move, check_lock)
 
     def _find(self, run_id: str, model_uri: str | None, what: str) -> EvaluatedModel:
-        """Return a model that the run logged, also by `runs:/RUN/NAME`; raise ModelError for any other model."""
+        """Return a model that the run logged (`runs:/RUN/NAME` works, too); raise ModelError for any other."""
         client = self.registry.client
         if (run := self.registry.find_run(run_id)) is None:
             step = "look for it in MLflow; MLFLOW_TRACKING_URI selects the server"

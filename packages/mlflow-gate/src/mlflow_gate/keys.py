@@ -30,9 +30,9 @@ DATE = re.compile(r"(?!.*[.,]\d{7})\d{4}-\d\d-\d\d([T ]\d\d.*)?")  # Python woul
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of rows, normalized to texts, and the kind of each part of a key.
+    """Row keys, normalized to strings, and the kind of each part of a key.
 
-    A key is a number, a time, a text, or a tuple of these, such as a site and a time. Texts are times if all of them
+    A key is a number, time, string, or a tuple of these, such as a site and a time. Strings are times if all of them
     are ISO 8601 dates; they are never numbers: "007" is not 7.
 
     >>> Keys.of(["2016-01-01 01:00+01:00"])
@@ -103,7 +103,7 @@ class TrainingRows:
     problem: str = ""
 
     def find(self, keys: Keys) -> tuple[list[bool], str]:
-        """Return for each key whether the model was trained on its row, and an empty text or why that is unknown."""
+        """Return for each key whether the model was trained on its row, and "" or why that is unknown."""
         if self.problem or self.kinds != keys.kinds:
             trained, held_out = (" and ".join(kinds) for kinds in (self.kinds, keys.kinds))
             mismatch = f"the keys of its training rows are {trained}, those of the held-out rows {held_out}"
@@ -125,10 +125,10 @@ def log_learned(keys: Iterable[Any], *, span: bool = False, source: str = "", po
     keys : iterable
         The key of each training row, such as the index of a DataFrame.
     span : bool
-        Count every row between the first and the last key as a training row, which suits time series. Otherwise the
+        Treat every row between the first and the last key as a training row, which suits time series. Otherwise the
         digest of each key is logged as an artifact.
     source : str
-        The data's name, for people.
+        A readable name of the data.
     population : str
         Rows of different populations (modelled and measured hours, say) differ, even if their keys are equal.
 
@@ -147,7 +147,7 @@ def log_learned(keys: Iterable[Any], *, span: bool = False, source: str = "", po
 
     training_keys = Keys.of(keys)
     if (run := mlflow.active_run()) is None:
-        step = "call log_learned inside of `with mlflow.start_run():`"
+        step = "call log_learned inside `with mlflow.start_run():`"
         raise ConfigError("There is no active run.", next_step=step)
     if not training_keys.texts:
         raise ConfigError("There are no training rows to declare.", expected="the key of each row")
@@ -212,7 +212,7 @@ def hash_rows(held_out: Any, keys: Keys) -> str:
 
 
 def _column(column: Any) -> tuple[str, list[str]]:
-    """Return the kind of one part of the keys, and its values as texts."""
+    """Return the kind of one part of the keys, and its values as strings."""
     import numpy as np
     from pandas import Timestamp, isna
     from pandas.api.types import infer_dtype
@@ -249,7 +249,7 @@ def _column(column: Any) -> tuple[str, list[str]]:
 
 
 def _floats(numbers: Any, dtype: Any) -> tuple[str, list[str]]:
-    """Return floats as texts; if the dtype rounds some of them (ids above 2**53, say), the kind says so."""
+    """Return floats as strings; if the dtype rounds some of them (ids above 2**53, say), the kind says so."""
     import numpy as np
 
     is_whole, end = np.isfinite(numbers) & (numbers == np.round(numbers)), 2 ** (np.finfo(dtype).nmant + 1)
@@ -259,7 +259,7 @@ def _floats(numbers: Any, dtype: Any) -> tuple[str, list[str]]:
 
 
 def _order_of(kind: str) -> Callable[[str], Any]:
-    """Return the sort key for texts of one kind."""
+    """Return the sort key for strings of one kind."""
     if NUMBER in kind:
         return lambda text: int(text) if text.lstrip("-").isdecimal() else float(text)
     return datetime.fromisoformat if kind in (AWARE, NAIVE) else str

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DATA_TAG = "mlflow_gate.data."  # followed by a file's path; the value is its MD5, as in dvc.lock
 COMMIT_TAG = "mlflow.source.git.commit"
-EXPERIMENT_FACTS = {"mlflow_gate.experiment": "experiment of DVC", "mlflow_gate.overrides": "parameters changed"}
+EXPERIMENT_FACTS = {"mlflow_gate.experiment": "DVC experiment", "mlflow_gate.overrides": "parameters changed"}
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,6 @@ def load(model_uri: str, read: Callable[[Path], Any] | None, seconds: float) -> 
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error of a model in a line."""
+    """Return a model's error as one line."""
     what = getattr(error, "what", None)
     return f"{what} {error.value}" if what and hasattr(error, "value") else f"{type(error).__name__}: {error!s:.300}"

@@ -210,7 +210,7 @@ class Record:
             self.moves.append(replace(by_hand, alias=alias, recorded=False))
 
     def is_unchanged_since(self, other: Record) -> bool:
-        """Return whether the alias has not moved since another reading, not even forth and back."""
+        """Return whether the alias has not moved since ``other`` was read, not even back and forth."""
         return (self.current, self.next_number) == (other.current, other.next_number)
 
     def last_move_to(self, version: str) -> Move | None:

@@ -35,7 +35,7 @@ class Registry:
     alias : str
         The alias of the version in production.
     client : callable
-        Returns the MLflow client; called at the first use.
+        Returns the MLflow client; called on first use.
     load : callable, optional
         ``load(folder)`` returns the model in a folder; by default `mlflow.pyfunc` loads it.
     links : callable, optional
@@ -78,7 +78,7 @@ class Registry:
 
     @property
     def client(self) -> MlflowClient:
-        """The client of the tracking server, created at the first use.
+        """The client of the tracking server, created on first use.
 
         Raises ConfigError if MLflow does not allow the name or the alias, ServerError if the server is down.
         """
@@ -117,7 +117,7 @@ class Registry:
     def status(self, decision: Path | str | None = None) -> str:
         """Return a line with the version in production, and whether this working tree's decision agrees.
 
-        ``decision`` is a JSON file written from `Decision.as_dict`; by default the registry's own.
+        ``decision`` is a JSON file written from `Decision.as_dict`; by default the registry's file.
         """
         read, decided = self.record(), read_decision(decision or self._decision_file)
         line = summarize(self.describe(read)) if read.version else f"{self.name}: no version is in production"
@@ -271,13 +271,13 @@ def _check_names(name: str, alias: str) -> None:
         # In MLflow 3.1 the check above includes the reserved names.
         getattr(validation, "_validate_model_alias_name_reserved", str)(alias)
     except (MlflowException, TypeError) as error:
-        expected = "a name without / and :; an alias of letters, digits, - and _, other than `latest` or `v1`"
+        expected = "a name without / or :; an alias of letters, digits, - and _, other than `latest` or `v1`"
         what = f"MLflow does not allow the model name {name!r} or the alias {alias!r:.60}."
         raise ConfigError(what, value=f"{error!s:.200}", expected=expected) from None
 
 
 def summarize(production: Production) -> str:
-    """Return a line on the version in production: its last move, commit and score."""
+    """Summarize the version in production in one line: last move, commit and score."""
     commit, branch = production.tags.get(COMMIT_TAG, "")[:10], production.move.run.get("branch")
     parts = [f"{production.move.action} {production.move.when or ''}".strip()]
     parts += [f"from commit {commit or 'unknown'}" + (f" (branch {branch})" if branch else "")]

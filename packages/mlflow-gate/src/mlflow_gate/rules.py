@@ -71,7 +71,7 @@ class Scores:
 
 
 def _number(value: Any) -> float:
-    """Return a number; raise TypeError for a text and for an array or a Series, even of length 1."""
+    """Return a number; raise TypeError for a string, an array or a Series, even of length 1."""
     if isinstance(value, str | bytes) or getattr(value, "ndim", None):
         raise TypeError(f"{value!r:.60} is not a single number")
     return float(value)

@@ -111,7 +111,7 @@ def is_not_found(error: BaseException) -> bool:
 
 
 def find(getter: Callable[..., Any], *names: str) -> Any:
-    """Call a getter of MLflow's client; return None if the entity does not exist, raise ServerError if it is down."""
+    """Call a getter of MLflow's client; return None if the entity does not exist, raise ServerError on an outage."""
     try:
         return getter(*names)
     except Exception as error:

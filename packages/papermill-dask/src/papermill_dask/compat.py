@@ -31,7 +31,7 @@ CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
 def new_client(address: Any, seconds: float) -> Client:
     """Connect to the scheduler at ``address`` (or to a cluster object) and return the client.
 
-    Let Dask's errors pass if the connection takes longer than ``seconds``.
+    Dask's errors propagate if the connection takes longer than ``seconds``.
 
     The scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that a client's first batch
     holds a single message, and fails if it also holds such a report. After a ConnectionAbortedError Dask cleans up, and
@@ -142,7 +142,7 @@ def patch_ipykernel(folder: Path) -> None:
     """Patch ipykernel where it has no option: drop no output, open no TCP port, and do not list all modules.
 
     Only a debugger needs the list of module files, and none is attached. In a forked kernel, building it would copy the
-    memory pages of every module: half of all pages copied until the kernel is ready.
+    memory pages of every module: half of all pages copied before the kernel is ready.
     ipykernel opens a TCP port for the output of forked children even if its other sockets are Unix sockets; use a Unix
     socket in ``folder``. ZeroMQ drops outputs when a reader is 1,000 messages behind
     (https://github.com/nteract/papermill/issues/426); remove this limit.

@@ -60,7 +60,7 @@ class TaskContext:
 
 
 class NotebookRuns:
-    """MLflow ``runs`` of a task in order of their start, with id, status and metrics."""
+    """A task's MLflow ``runs``, by start time, with id, status and metrics."""
 
     def __init__(self, task: str, environment: Mapping[str, str]) -> None:
         self._task, self._uri = task, environment.get(URI_VARIABLE) if is_installed() else None

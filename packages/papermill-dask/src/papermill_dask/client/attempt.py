@@ -37,7 +37,7 @@ PROBE_SECONDS = 1.5
 
 
 class Attempt:
-    """One attempt to run a notebook, as a Dask task on one worker; ``runs`` are its MLflow runs afterwards."""
+    """One attempt to run a notebook, as a Dask task on one worker; ``runs`` then holds its MLflow runs."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Attempt:
                 if not declaration.deps and not declaration.outs:
                     logger.warning(
                         "The worker %s does not see this folder, and no files are declared: the notebook runs in an "
-                        "empty folder. Declare files by the options deps and outs, or in the stage's dvc.yaml.", address
+                        "empty folder. Declare files in the options deps and outs, or in the stage's dvc.yaml.", address
                     )  # fmt: skip
                 task.folder = stack.enter_context(transfer.scratch_folder(client, address, Path.cwd(), declaration))
                 task.is_scratch = True

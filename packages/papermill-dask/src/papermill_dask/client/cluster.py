@@ -345,7 +345,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
                         raise WorkerLost(problem, value=", ".join(addresses), **LOST) from None
                     addresses, lender = tasks.keys(), _lender(workers, request)
                 free = sorted((w for w in workers if w.address in tasks), key=lambda worker: len(tasks[worker.address]))
-                # Dask gives the resources that the lender holds to no other notebook.
+                # Dask does not give the lender's resources to another notebook.
                 for worker in [*([] if request and lender else free), *filter(None, [lender])]:
                     name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
                     if name not in semaphores:

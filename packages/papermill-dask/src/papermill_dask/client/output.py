@@ -47,7 +47,7 @@ class ExecutedNotebook(NotebookExecutionManager):
     def save(self, **_: Any) -> None:
         """Write the notebook to a hidden file, then replace the output; raise EngineError if writing fails."""
         start, target, file = time.monotonic(), self.output_path, _local_file(self.output_path)
-        partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # the output's own name may have maximum length
+        partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # the output's name may have the maximum length
         try:
             if partial:
                 self.output_path = str(partial)
@@ -126,7 +126,7 @@ def replace_file(new: Path, file: Path) -> None:
 
 
 def _local_file(path: str | None) -> Path | None:
-    """Return the local file that papermill writes for ``path``; None if it is no regular local file."""
+    """Return the local file that papermill writes for ``path``; None if it is not a regular local file."""
     if not path or path == "-" or not isinstance(papermill_io.get_handler(path), LocalHandler):
         return None
     file = Path(compat.papermill_cwd() or os.curdir, path).absolute()

@@ -25,7 +25,7 @@ WATCH_SECONDS = 0.5
 class Declaration:
     """Files for a worker without shared disk, relative to the working folder: send ``deps``, fetch ``outs``.
 
-    ``partial`` allows missing outs: other commands of a stage may write them, and DVC checks them in the end.
+    ``partial`` allows missing outs: other commands of a stage may write them, and DVC checks them at the end.
     Symbolic links may point into the folder or into ``links_to``.
     """
 
@@ -102,7 +102,7 @@ def read_declaration(folder: Path, stage: str, *, client_outs: Iterable[Path] = 
             return _to_declaration(repo, _find_stage(repo, folder, stage), folder, outs)
     except Exception as error:  # noqa: BLE001 - no DVC, no such stage, or any other error from DVC
         raise EngineError(
-            f"DVC cannot read the stage `{stage}`, needed for the files to send to a worker without shared disk.",
+            f"DVC cannot read the stage `{stage}`, whose files a worker without shared disk needs.",
             value=f"{type(error).__name__}: {error}",
             expected=f"DVC installed with papermill ('papermill-dask[dvc]'), and this stage in a dvc.yaml in {folder}",
             next_step="run `dvc stage list` to find the problem; outside of a stage, unset DVC_STAGE",

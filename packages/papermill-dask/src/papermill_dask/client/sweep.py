@@ -191,7 +191,7 @@ def run_many(
     parameter_sets : iterable of mapping
         Parameters of each run, by name.
     report : callable
-        Called with lines about the progress.
+        Called with progress messages.
     **options
         Options for every notebook, as in `papermill.execute_notebook`.
 

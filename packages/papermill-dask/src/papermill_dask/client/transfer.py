@@ -336,7 +336,7 @@ class Store:
     def fill(self, scratch: str, inputs: list[Entry]) -> None:
         """Cache the received contents, then copy all ``inputs`` to the scratch folder: a notebook may change them.
 
-        Raises EngineError if a content does not match its hash.
+        Raises EngineError if a file does not match its hash.
         """
         files, incoming = Path(scratch), Path(scratch).parent / "incoming"
         with self._lock:

@@ -98,7 +98,7 @@ class KernelClient(PapermillNotebookClient):
             try:
                 yield
             except CellTimeoutError:
-                # As papermill's own engine: the traceback shows the current line, and `with` blocks exit.
+                # As in papermill's own engine: the traceback shows the current line, and `with` blocks exit.
                 run_sync(self.km.interrupt_kernel)()
                 time.sleep(INTERRUPT_SECONDS)
                 raise

@@ -1,7 +1,7 @@
 """The fork server with preloaded modules, and the start of a kernel.
 
 A worker starts `serve_forks`, which imports modules and serves all workers of the user. For each connection that a
-worker sends, the server forks a supervisor, which forks the kernel. To make a forked kernel behave as a cold one, the
+worker sends, the server forks a supervisor, which forks the kernel. To make a forked kernel behave like a cold one, the
 side effects of the imports are undone or repeated.
 """
 
@@ -96,7 +96,7 @@ class KernelForked(BaseException):
 
 
 def serve_forks() -> NoReturn:
-    """Run the fork server given by the command line, until its last worker disconnects."""
+    """Run the fork server given on the command line, until its last worker disconnects."""
     starter, modules, path, descriptor = sys.argv[1:]
     listener = socket.socket(fileno=int(descriptor))
     listener.set_inheritable(False)
@@ -243,7 +243,7 @@ class Imports:
         raise KernelForked(request["argv"], self._apply_to_shell)
 
     def _reset_process_state(self) -> None:
-        """Reset state that each process must have for itself."""
+        """Reset state that processes must not share."""
         multiprocessing.current_process().authkey = os.urandom(32)
         sys.path[:] = self._path
         linecache.cache.pop("<string>", None)  # Python 3.13 caches the code of `-c` here

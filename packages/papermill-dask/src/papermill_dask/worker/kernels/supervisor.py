@@ -37,7 +37,7 @@ class ForkUnsafe(Exception):
 
 
 def main() -> NoReturn:
-    """Supervise a kernel of any language, for the connection given by the command line."""
+    """Supervise a kernel of any language, for the connection given on the command line."""
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     supervise(Connection(descriptor), _run_command)
@@ -79,7 +79,7 @@ def supervise(
 
 
 def die_with_parent(parent: int) -> None:
-    """Let Linux kill this process when the parent's thread that started it ends."""
+    """Make Linux kill this process when the parent's thread that started it ends."""
     _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(127)
