@@ -306,7 +306,7 @@ def test_hours_of_a_half_hour_zone_are_an_error_with_a_fix(put):
     summer = [f"0{day}.{month}.2015 00:00" for day in (1, 2) for month in ("01", "07")]
     with pytest.raises(DataError, match="column Zeit") as caught:
         own_file.read(put(summer), _own(time=GERMAN["time"] | {"zone": "Australia/Adelaide"}))
-    assert "by a script" in caught.value.next_step  # a fixed offset cannot express summer time
+    assert "with a script" in caught.value.next_step  # a fixed offset cannot express summer time
 
 
 def test_second_header_is_an_error_and_a_minus_sign_is_valid(put):
