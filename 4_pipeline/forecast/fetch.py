@@ -30,13 +30,13 @@ def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
 
     base = project()
     options: Any = None if source == "sample" else read_stage(base / FILE, "fetch")
-    own = (base / "own").resolve()
-    if options and options.source == "csv" and own not in (base / options.csv.file).absolute().parents:
+    own_folder = (base / "own").resolve()
+    if options and options.source == "csv" and own_folder not in (base / options.csv.file).absolute().parents:
         raise ParameterError(
             f"{FILE}: fetch.csv.file must be in own/, since DVC tracks changes there.",
             value=options.csv.file,
             expected="a file in own/, a dependency of the stage in dvc.yaml; a symbolic link is enough",
-            next_step=f"ln -s {base / options.csv.file} {own}, and set fetch.csv.file to the link",
+            next_step=f"ln -s {base / options.csv.file} {own_folder}, and set fetch.csv.file to the link",
         )
     settings: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}
     files = sources.fetch(source or options.source, folder, options, **settings)

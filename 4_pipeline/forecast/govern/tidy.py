@@ -29,11 +29,11 @@ def unreferenced_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     runs = mlflow.search_runs(
         None, tag, order_by=["start_time"], output_format="list", experiment_names=[tracking.EXPERIMENT]
     )
-    kept, prepared = set(), ""
+    kept_ids, prepared = set(), ""
     for run in runs:
         prepared = run.info.run_id if run.data.tags[tracking.STAGE_TAG] == "prepare" else prepared
         models = run.outputs.model_outputs  # type: ignore[union-attr] # responses of a server have outputs
         if referenced & {run.info.run_id, *(model.model_id.removeprefix("m-") for model in models)}:
-            kept |= {run.info.run_id, prepared}
+            kept_ids |= {run.info.run_id, prepared}
     end = 1000 * (time.time() - 86400 * days)
-    return [run for run in runs if run.info.start_time < end and run.info.run_id not in kept]
+    return [run for run in runs if run.info.start_time < end and run.info.run_id not in kept_ids]

@@ -143,10 +143,10 @@ def _origin(source: str, options: Fetch) -> Origin:
             expected="fetch.csv.file, and its columns and units unless it is a processed table",
             next_step="see own/README.md, then edit params.yaml",
         )
-    own = options.csv
-    if own.attribution == EXAMPLE_ATTRIBUTION:
+    file_options = options.csv
+    if file_options.attribution == EXAMPLE_ATTRIBUTION:
         logger.warning("fetch.csv.attribution is still the example of own/README.md: name the owner of the data.")
-    return Origin(source=source, csv=own, attribution=own.attribution, modelled=own.modelled)
+    return Origin(source=source, csv=file_options, attribution=file_options.attribution, modelled=file_options.modelled)
 
 
 def _hash_own_file(file: Path) -> str:

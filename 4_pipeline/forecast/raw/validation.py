@@ -191,19 +191,19 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
     Means, changes, outliers and comparisons of columns need 28 days. Raises DataError if the installed capacity is not
     known for some steps.
     """
-    known = frame.set_index("utc_timestamp", drop=False)
-    table = known[[*TARGETS, *FEATURES]].reindex(steps.grid(*known.index[[0, -1]])).rename_axis("utc_timestamp")
+    rows = frame.set_index("utc_timestamp", drop=False)
+    table = rows[[*TARGETS, *FEATURES]].reindex(steps.grid(*rows.index[[0, -1]])).rename_axis("utc_timestamp")
     has_means = len(frame) >= steps.A_MONTH
     spikes = DataFrame({name: _spikes(table[name]) * (has_means and name in USUAL_MEANS) for name in table})
-    known = known[_by_year(known[TARGETS[0]]).transform("size") >= steps.A_MONTH]
+    rows = rows[_by_year(rows[TARGETS[0]]).transform("size") >= steps.A_MONTH]
     full_years = [int(year) for year, of in findings["by_year"].items() if of["steps_kept"] >= WHOLE_YEAR]
-    rules = [*_rules_of_rows(findings), *_rules_of_capacity(known, full_years, findings)]
+    rules = [*_rules_of_rows(findings), *_rules_of_capacity(rows, full_years, findings)]
     for name in table:
         rules += _rules_of_runs(table[name])
         if has_means and name in USUAL_MEANS:
             rules += _rules_of_means(table[name], spikes[name], full_years)
     for target in problem.TARGETS:
-        rules += [*_rules_of_time(table, target), *_rules_of_driver(known, target)]
+        rules += [*_rules_of_time(table, target), *_rules_of_driver(rows, target)]
     values = {name: _by_year(table[name]).agg(["min", "mean", "max"]) for name in table}
     for name, by_year in values.items():
         by_year["outliers"] = _by_year(spikes[name] > MAX_SPIKE).sum()

@@ -126,10 +126,10 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
     if year_ends is None:
         columns = {target: CAPACITIES[target] for target in problem.CAPACITY}
         require_columns(frame.columns, list(columns.values()), "The frame", GIVE_CAPACITY)
-        known = {target: frame[column].to_numpy() for target, column in columns.items()}
+        by_target = {target: frame[column].to_numpy() for target, column in columns.items()}
     else:
-        known = _capacities(frame, year_ends)
-    capacities = DataFrame({target: known.get(target, 1.0) for target in TARGETS}, frame.index)
+        by_target = _capacities(frame, year_ends)
+    capacities = DataFrame({target: by_target.get(target, 1.0) for target in TARGETS}, frame.index)
     unknown = np.isnan(capacities.to_numpy()).any(axis=1)
     if unknown.any():
         first = frame.loc[unknown, "utc_timestamp"].iloc[0]
@@ -139,7 +139,7 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
         raise DataError(
             f"The installed capacity of {unknown.sum()} of {len(frame)} {steps.NAMES} is unknown.",
             value=str(first),
-            expected=years or ", ".join(CAPACITIES[target] for target in known),
+            expected=years or ", ".join(CAPACITIES[target] for target in by_target),
             next_step=f"set the capacity at the ends of {year - 1} and {year} in fetch.csv.capacity of params.yaml (the"
             " planned one for the current year); see own/README.md",
         )
@@ -162,8 +162,8 @@ def _capacities(frame: DataFrame, year_ends: YearEnds) -> dict[str, np.ndarray]:
         }
         first, column = min(ends), CAPACITIES[target]
         seconds = [(end - first).total_seconds() for end in ends]
-        known = np.interp((stamps - first).total_seconds(), seconds, list(ends.values()), left=np.nan, right=np.nan)
-        capacities[target] = np.where(frame[column].isna(), known, frame[column]) if column in frame else known
+        values = np.interp((stamps - first).total_seconds(), seconds, list(ends.values()), left=np.nan, right=np.nan)
+        capacities[target] = np.where(frame[column].isna(), values, frame[column]) if column in frame else values
     return capacities
 
 

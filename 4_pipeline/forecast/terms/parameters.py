@@ -269,10 +269,10 @@ def trainings(folder: Path) -> list[str]:
 
 def read(file: Path) -> dict[str, Section]:
     """Return the validated parameters of all stages; raise ParameterError for the first invalid one."""
-    content, known = load(file), [*STAGES, *trainings(file.parent)]
+    content, stages = load(file), [*STAGES, *trainings(file.parent)]
     for stage in content:
-        if stage not in known:
-            raise _unknown(stage, known, file, f"; {NEW_STAGE}")
+        if stage not in stages:
+            raise _unknown(stage, stages, file, f"; {NEW_STAGE}")
     return {stage: check(stage, content.get(stage), file) for stage in content | STAGES}
 
 
@@ -330,19 +330,19 @@ def allowed(model: type[Section], *place: str | int) -> str:
 
 def of_notebook(stage: str, variables: Mapping[str, Any]) -> Any:
     """Return a stage's validated parameters from the variables of its notebook (`globals()`), set by papermill."""
-    known = STAGES[stage].model_fields if stage in STAGES else load(project() / FILE).get(stage) or {}
-    about = {name: known[name] for name in Training.model_fields if name in known}
-    return check(stage, {name: variables[name] for name in known if name in variables} | about)
+    fields = STAGES[stage].model_fields if stage in STAGES else load(project() / FILE).get(stage) or {}
+    about = {name: fields[name] for name in Training.model_fields if name in fields}
+    return check(stage, {name: variables[name] for name in fields if name in variables} | about)
 
 
 def _schema(model: type[Section], place: Sequence[str | int]) -> dict[str, Any]:
     """Return the JSON schema of a key, given by its path, such as ("csv", "columns", "solar_GW", "unit")."""
     schema = model.model_json_schema()
-    named = schema.get("$defs", {})
+    definitions = schema.get("$defs", {})
     for word in place:
         schema = schema["properties"][word] if "properties" in schema else schema["additionalProperties"]
         schema = schema.get("anyOf", [{}])[0] | schema  # unwrap an optional type
-        schema = named.get(schema.get("$ref", "").removeprefix("#/$defs/"), {}) | schema
+        schema = definitions.get(schema.get("$ref", "").removeprefix("#/$defs/"), {}) | schema
     return schema
 
 

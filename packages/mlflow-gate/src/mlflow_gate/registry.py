@@ -208,27 +208,27 @@ class Registry:
         """Describe a version, by default the one at the alias or, without an alias, the last one in the history."""
         number = str(version.version) if version else read.moves[-1].version
         version = version or read.version or find(self.client.get_model_version, self.name, number)
-        kept = read.last_move_to(number) or Move(0, record.BY_HAND, number)
+        last_move = read.last_move_to(number) or Move(0, record.BY_HAND, number)
         run_id, source = (
             (version.run_id or "", record.model_source(version, self.client))
             if version
-            else (kept.run_id, kept.model_uri)
+            else (last_move.run_id, last_move.model_uri)
         )
         run, refit_of = self.find_run(run_id), None
-        if kept.model_uri not in ("", source):
-            evaluated = self.find_run(kept.run_id)
-            tags = kept.judged | (evaluated.data.tags if evaluated else {})
-            refit_of = EvaluatedModel(kept.run_id, kept.model_uri, tags, kept.model_uri, evaluated)
+        if last_move.model_uri not in ("", source):
+            evaluated = self.find_run(last_move.run_id)
+            tags = last_move.judged | (evaluated.data.tags if evaluated else {})
+            refit_of = EvaluatedModel(last_move.run_id, last_move.model_uri, tags, last_move.model_uri, evaluated)
         return Production(
             run_id,
             f"models:/{self.name}/{number}" if version else source,
-            kept.run | (run.data.tags if run else {}),
+            last_move.run | (run.data.tags if run else {}),
             source,
             run,
             name=self.name,
             version=number,
             run_url=self._page(run),
-            move=[kept, *(move for move in read.moves if move.version == number)][-1],
+            move=[last_move, *(move for move in read.moves if move.version == number)][-1],
             refit_of=refit_of,
             has_alias=read.version is not None,
         )
