@@ -272,7 +272,7 @@ def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
         ("3a", 0.0016, "not a run of the project `rf`", theirs, lr),
         ("3.1", rf, "not a run of the project `lr`"),
         ("3.1", "0" * 32, "has no run"),
-        ("3.2", (lr, "0" * 40), "another commit"),
+        ("3.2", (lr, "0" * 40), "a different commit"),
         ("3.2", (lr, theirs.data.tags["mlflow.source.git.commit"][:8]), "only the beginning of the right commit"),
         ("3.3", lr, "entry point `validate`"),
     ]

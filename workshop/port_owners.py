@@ -33,7 +33,7 @@ class Owner:
 
     def __str__(self) -> str:
         """Describe the owner in a phrase for messages."""
-        who = "a process that the system hides (of another user)"
+        who = "another user's process, which the system hides"
         with contextlib.suppress(psutil.Error):
             if self.process is not None:
                 who = f"{self.process.name()} (process {self.process.pid})"
@@ -68,7 +68,7 @@ def require_own(settings: Settings, *ports: int) -> None:
 
 
 def describe_other_users(settings: Settings) -> str | None:
-    """Return a sentence that names the other users of this machine and what they can reach; None without others.
+    """Return a sentence that names the other users of this machine and what they can reach; None if there are none.
 
     Users are login accounts with a process in the same network namespace.
     """
@@ -83,7 +83,7 @@ def describe_other_users(settings: Settings) -> str | None:
         return None
     return (
         f"other users of this machine: {', '.join(sorted(names))}. Without a password they can read and change "
-        f"everything in MLflow (http://{settings.host}:{settings.mlflow_port}), and see the dashboard and Dask's page"
+        f"everything in MLflow (http://{settings.host}:{settings.mlflow_port}), and see the dashboard and Dask's"
     )
 
 

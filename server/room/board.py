@@ -222,7 +222,7 @@ async def guard_disks(was_low: bool) -> bool:
         if person.growth >= MIN_GROWTH:
             if person.flagged_at > started - 60:
                 if person.disk_MB is not None:
-                    person.baseline = person.usage  # do not end the person's next log-in, to delete files
+                    person.baseline = person.usage  # let the person log in again to delete files
                 await run(PERSON, "leave", person.name)
                 if person.user["servers"]:  # else the hub would offer the dead server for half a minute
                     await call_hub(f"users/{person.name}/server", "DELETE")

@@ -1,4 +1,4 @@
-"""Run commands as a person of the room or about one, with a timeout, limited output and no input."""
+"""Run commands as or for a person of the room, with a timeout, limited output and no input."""
 
 import asyncio
 import contextlib

@@ -118,7 +118,7 @@ def read(path: Path, database: sqlite_utils.Database) -> int:
     """Add the next complete lines of a file to the database; return their number."""
     with open_log(path) as log:
         if os.pread(log.fileno(), 8, 0).startswith(COMPRESSED):
-            raise OSError(errno.EINVAL, "it is compressed; use delaycompress, so that its lines are collected before")
+            raise OSError(errno.EINVAL, "it is compressed; use delaycompress, so that its lines are collected first")
         if not (record := identify(log, path, database)):
             return 0
         content, rows = os.pread(log.fileno(), BATCH_BYTES, record["position"]), []
@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the log files")
     parser.add_argument("database", type=Path, help="SQLite file")
-    parser.add_argument("--days", type=float, default=30, help="delete lines that are older (default: %(default)s)")
+    parser.add_argument("--days", type=float, default=30, help="delete older lines (default: %(default)s)")
     parser.add_argument("--megabytes", type=float, default=1000, help="maximum database size (default: %(default)s)")
     options = parser.parse_args()
     logging.config.dictConfig(yaml.safe_load(Path(__file__).with_name("logging.yaml").read_text(encoding="utf-8")))

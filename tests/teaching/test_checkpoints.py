@@ -211,7 +211,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
     with attendee.ticks("Back at the start, and committed"):
         commit_lock("2020-06-02T00:00:00Z")
     lost, trees = pytest.raises(ServiceError), {"n_estimators": 300}
-    with attendee.ticks("A training that lost its worker"), lost, start_run("train_rf", parameters=trees):
+    with attendee.ticks("A training run that lost its worker"), lost, start_run("train_rf", parameters=trees):
         raise ServiceError("The worker was lost.")
 
 

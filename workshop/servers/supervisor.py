@@ -319,7 +319,7 @@ def _log_file(service: Service, settings: Settings) -> Path:
 
 
 def _log_lines(service: Service, settings: Settings) -> list[str]:
-    """Return the lines of a service's log without empty ones; none if there is no log."""
+    """Return the non-empty lines of a service's log; none if there is no log."""
     try:
         return list(filter(str.strip, _log_file(service, settings).read_text(errors="replace").splitlines()))
     except OSError:

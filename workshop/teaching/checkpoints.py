@@ -401,7 +401,7 @@ STEPS = {
             "After step 5, type `git checkout params.yaml` and `dvc repro`, and commit dvc.lock.",
         ),
         Step(
-            "A training that lost its worker", "4_pipeline/README.md#7. Break something",
+            "A training run that lost its worker", "4_pipeline/README.md#7. Break something",
             lambda state: state.runs(f"tags.`{STAGE_TAG}` = 'train_rf' AND params.n_estimators = '300'", "FAILED"),
             "Set `n_estimators: 300` under `train_rf`, type `dvc repro`, and kill the worker while the forest trains.",
         ),

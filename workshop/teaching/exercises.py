@@ -311,7 +311,7 @@ def _check_logged_parameter(answer: str, test: DataFrame) -> None:
     is_changed = any(repr(fitted[name]) != repr(defaults[name]) for name in used)  # 1 is one feature, and 1.0 are all
     expect(is_changed, f"{', '.join(used)} has its default value, which changes nothing: choose another value.")
     r2 = sum(r2_of(test[TARGETS], forest.predict(test))) / 2
-    hint = f"this run has another `r2` than its forest on `test` ({r2:.3f}): let `track` log it, not your own code."
+    hint = f"this run has a different `r2` from its forest on `test` ({r2:.3f}): let `track` log it, not your own code."
     expect(abs(run.data.metrics["r2"] - r2) < TOLERANCE, hint)
 
 
@@ -437,7 +437,7 @@ def _check_commit(answer: tuple[str, str]) -> None:
     right = project_run(run_id).data.tags.get(COMMIT_TAG, "")
     is_short = len(right) > len(commit) >= 4 and right.startswith(commit)
     expect(not is_short, "this is only the beginning of the right commit: give the full hash.")
-    expect(commit and commit == right, "the run has another commit: which of `run.data.tags` ends in `commit`?")
+    expect(commit and commit == right, "the run has a different commit: which of `run.data.tags` ends in `commit`?")
 
 
 def _check_floor(answer: str) -> None:
@@ -514,8 +514,8 @@ EXERCISES = {
         "the line is right, but does not say which hours were held out: nobody can reproduce its R2"),
     "1d": Exercise("the R2 of solar and of wind", "model_keras", _check_r2_of_targets,
         "one R2 for both hid that the network predicts solar power much better than wind power"),
-    "1.1": Exercise("the report's week, learned and new", "exercises",
-        lesson="R2 is about 0.99 for solar in the learned week and 0.90 in the new one, for wind 0.91 and 0.74: "
+    "1.1": Exercise("the report's week, trained on and held out", "exercises",
+        lesson="R2 is about 0.99 for solar if the week is trained on and 0.90 if not, for wind 0.91 and 0.74: "
         "a report on training data promises too much",
         solution={
             name: [Number(r2, 0.02, WEEK, {hint: wrong}) for r2, wrong in zip(R2_OF_WEEK[name], wrong, strict=True)]
@@ -529,7 +529,7 @@ EXERCISES = {
         "one lag for the whole year would not show that the winter is right",
         solution={month: Number(int(4 <= month <= 10), 0, "which shift of the radiation gives the highest correlation?")
             for month in range(1, 13)}),
-    "1.3": Exercise("how much a score on learned hours overestimates", "exercises",
+    "1.3": Exercise("how much a score on training hours overestimates", "exercises",
         lesson="0.11 of the training R2 comes from memorized hours: on new hours the model is not that good",
         solution=Number(0.1141, TOLERANCE, "subtract one R2 of the task's forest from the other.", {
             "subtract the unrounded R2, and round the difference.": (0.1195, 0.1205),
@@ -586,7 +586,7 @@ EXERCISES = {
         "and 0.005 from the hour, which distinguishes morning and afternoon. Your winner of step 5 has an R2 of "
         "0.927 without either"),
     "3.1": Exercise("`lr` run with a tenth of the hours held out", "exercises", _check_fraction,
-        "the run records the fraction: its R2 is on other hours than in step 2, so the two cannot be compared"),
+        "the run records the fraction: its R2 is on different hours from step 2, so the two cannot be compared"),
     "3.2": Exercise("the commit of a run, from its tags", "exercises", _check_commit,
         "the commit identifies the code, unless there were uncommitted changes: with the run's parameters and the "
         "same data, anyone can repeat it"),

@@ -17,7 +17,7 @@ DISK_GB = 5.0  # 2.5 GB for the environment, the rest for unpacking packages, la
 def find_problems(folder: str = ".") -> list:
     """Return a list of (problem, next step), empty if the machine is ready."""
     if sys.platform == "win32":
-        linux = "install WSL: type `wsl --install` in PowerShell, then clone the repository inside that Linux"
+        linux = "install WSL: type `wsl --install` in PowerShell, then clone the repository inside WSL"
         return [("the servers do not run on Windows", linux)]
     problems = find_place_problems(os.path.realpath(folder), " ".join(os.uname()))
     version = "{}.{}".format(*sys.version_info[:2])

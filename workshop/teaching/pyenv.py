@@ -34,7 +34,7 @@ def main() -> int:
         sys.exit(f"No tracking server is set in this terminal. At the top of the repository, type: {EXPORT_COMMAND}")
     if real is None:
         sys.exit(f"Only Python {VERSION} is available here. For others, install https://github.com/pyenv/pyenv")
-    return os.execv(real, [str(real), *arguments])  # noqa: S606 -- replaces this process by the real pyenv
+    return os.execv(real, [str(real), *arguments])  # noqa: S606 -- replaces this process with the real pyenv
 
 
 def find_real(path: str) -> Path | None:

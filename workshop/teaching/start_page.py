@@ -55,7 +55,7 @@ def write(settings: Settings, checkpoints: list[Checkpoint] | None = None) -> Pa
 
 
 def render(checkpoints: list[Checkpoint], following: Checkpoint | None) -> str:
-    """Return the start page as Markdown; links are relative to the repository's top."""
+    """Return the start page as Markdown; links are relative to the repository root."""
     if following is None:
         line = "**All steps are done.** Next: [your own data](4_pipeline/own/README.md)."
     else:
