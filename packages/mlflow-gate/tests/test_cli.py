@@ -52,7 +52,7 @@ def test_commands_tell_a_story(run, name):
     assert "failed" in refused.out
     assert "next: mae gained over the model in production: worse" in refused.out
     assert "evaluating the candidate" in refused.err
-    assert "needs a reason" in run("promote", runs[2], "--force", code=1).err
+    assert "requires a reason" in run("promote", runs[2], "--force", code=1).err
     assert "forced; the gate said" in run("promote", runs[2], "--force", "--why", "a test").out
     assert "in production again: rolled back from version 3 to version 2" in run("rollback", "--why", "worse").out
     assert "was never in production" in run("rollback", name, "--to", "9", code=1).err
