@@ -1,6 +1,6 @@
-"""What the three projects share: the hours, how they are split and measured, and which parameters all have.
+"""Code that the projects share: read the data, split it, score predictions, parse parameters.
 
-Like the projects it needs what their `python_env.yaml` name, and nothing else of this repository.
+It imports only packages that every project's `python_env.yaml` names, and nothing else from this repository.
 """
 
 from __future__ import annotations
@@ -25,83 +25,83 @@ FACTORS = ["solar_capacity_factor", "wind_capacity_factor"]
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser of where the data is; a value out of range ends it with exit code 2."""
+    """Return a parser with the option `--data`; it exits with code 2 on an invalid value."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--data", default="../germany.csv", help="the processed CSV file")
     return parser
 
 
 def make_training_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser of the parameters that every training has."""
+    """Return a parser with the options that every training shares."""
     parser = make_parser(description)
-    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="the part held out, the latest in time")
+    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="share of the hours held out, the latest")
     return parser
 
 
-def truth(text: str) -> bool:
-    """Return ``text`` as true or false."""
+def boolean(text: str) -> bool:
+    """Return the boolean that ``text`` names."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+        raise argparse.ArgumentTypeError(f"{text} is not true or false")
     return text.lower() == "true"
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return a function that reads a whole number of at least ``least`` and at most ``most``."""
-    allowed = f"of at least {least}" if most is None else f"between {least} and {most}"
+def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """Return a function that parses an integer between ``minimum`` and ``maximum``."""
+    allowed = f"of at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
 
-    def read(text: str) -> int:
+    def parse(text: str) -> int:
         with contextlib.suppress(ValueError):
-            if int(text) >= least and (most is None or int(text) <= most):
+            if int(text) >= minimum and (maximum is None or int(text) <= maximum):
                 return int(text)
         raise argparse.ArgumentTypeError(f"{text} is not a whole number {allowed}")
 
-    return read
+    return parse
 
 
-positive = whole(1)
-seed = whole(0, 2**32 - 1)  # as NumPy has it
+positive = integer(1)
+seed = integer(0, 2**32 - 1)  # the range that NumPy accepts
 
 
 def fraction(text: str) -> float:
-    """Return ``text`` as a number between 0 and 1, both left out."""
+    """Return ``text`` as a number between 0 and 1, both excluded."""
     with contextlib.suppress(ValueError):
         if 0 < float(text) < 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text} is not a number between 0 and 1")
 
 
-def stop(sentence: str, exit_code: int) -> NoReturn:
-    """End the program with ``sentence`` on stderr."""
-    print(sentence, file=sys.stderr)
+def stop(message: str, exit_code: int) -> NoReturn:
+    """Print ``message`` to stderr and exit."""
+    print(message, file=sys.stderr)
     raise SystemExit(exit_code)
 
 
 def require_tracking_server() -> None:
-    """End with exit code 2 when the run would go to a file of this folder and not to a server."""
-    address = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not address.startswith(("http://", "https://")):
+    """Exit with code 2 if no tracking server is set and the run would go to a local file."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith(("http://", "https://")):
         stop(
-            f"No tracking server is set in this terminal, so the run would go to {address or 'a file of this folder'}. "
-            'Type at the top of the repository: eval "$(.venv/bin/workshop config --export)"',
+            f"No tracking server is set in this terminal, so the run would go to {uri or 'a file in this folder'}. "
+            'Run at the top of the repository: eval "$(.venv/bin/workshop config --export)"',
             2,
         )
 
 
 def read_frame(path: str, *, with_capacity: bool = False) -> pd.DataFrame:
-    """Return the hours of a processed CSV file in the order of time; end with exit code 1 when it cannot be used.
+    """Return the rows of a processed CSV file, sorted by time; exit with code 1 if the file is missing or invalid.
 
-    Columns: `utc_timestamp` (text), windspeed (m/s), temperature (deg C), radiation (W/m2), power (GW), and on request
-    the installed capacity (GW), which not every such file has.
+    Columns: `utc_timestamp` (text), windspeed (m/s), temperature (deg C), radiation (W/m2), power (GW), and with
+    ``with_capacity`` the installed capacity (GW), which some files lack.
     """
     import pandas as pd
 
     file = Path(path).resolve()
-    advice = "Type at the top of the repository: python -m forecast csv 3_projects/germany.csv"
+    advice = "Run at the top of the repository: python -m forecast csv 3_projects/germany.csv"
     if not file.is_file():
         stop(f"There is no data file {file}. {advice}", 1)
-    numbers = [*FEATURES, *TARGETS, *(CAPACITIES if with_capacity else [])]
+    columns = [*FEATURES, *TARGETS, *(CAPACITIES if with_capacity else [])]
     try:
-        frame = pd.read_csv(file, usecols=["utc_timestamp", *numbers], dtype=dict.fromkeys(numbers, float))
+        frame = pd.read_csv(file, usecols=["utc_timestamp", *columns], dtype=dict.fromkeys(columns, float))
     except ValueError as error:
         stop(f"The data file {file} cannot be used: {error}. {advice}", 1)
     if frame.isna().any(axis=None):
@@ -110,28 +110,28 @@ def read_frame(path: str, *, with_capacity: bool = False) -> pd.DataFrame:
 
 
 def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the earlier hours and the last ``test_fraction`` of them.
+    """Return training and test rows: the test set is the last ``test_fraction`` of the hours.
 
-    With hours held out at random, the model would have learned later hours than those that it is scored on. The border
-    is that of chapter 4's `forecast.table.split`.
+    A random split would train the model on hours later than those it is scored on. Chapter 4's
+    `forecast.table.split` cuts at the same row.
     """
-    border = math.floor(len(frame) * (1 - test_fraction))
-    train, test = frame[:border], frame[border:]
+    cut = math.floor(len(frame) * (1 - test_fraction))
+    train, test = frame[:cut], frame[cut:]
     if min(len(train), len(test)) < 2:
-        stop(f"Of {len(frame)} hours a test_fraction of {test_fraction} leaves too few to train or to test on.", 2)
+        stop(f"With {len(frame)} hours, a test_fraction of {test_fraction} leaves too few for training or testing.", 2)
     return train, test
 
 
 def capacity_factors(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the power of each hour divided by the installed capacity; the columns are `FACTORS`."""
+    """Return each hour's power divided by the installed capacity, in the columns `FACTORS`."""
     return (frame[TARGETS] / frame[CAPACITIES].to_numpy()).set_axis(FACTORS, axis="columns")
 
 
 def score(measured, predicted):
-    """Return R2 (of both, of solar, of wind), mean absolute error, mean error (bias) and lowest prediction, in GW.
+    """Return R2 (overall, solar, wind), mean absolute error, bias (mean error) and lowest prediction, in GW.
 
-    It is the function that chapter 2 writes in its first notebook. Both tables have the columns `TARGETS`; a negative
-    bias means that too little is predicted.
+    The reader writes this function in chapter 2's first notebook. Both frames have the columns `TARGETS`; a negative
+    bias means that the model predicts too little.
     """
     from sklearn.metrics import mean_absolute_error, r2_score
 
@@ -145,10 +145,10 @@ def score(measured, predicted):
     return numbers
 
 
-def measure(test: pd.DataFrame, predicted: np.ndarray, *, by_capacity: bool = False) -> dict[str, float]:
-    """Return the `score` of what a model predicts for the hours of ``test``, (hours, 2), in the order of `TARGETS`.
+def evaluate(test: pd.DataFrame, predicted: np.ndarray, *, by_capacity: bool = False) -> dict[str, float]:
+    """Return the `score` of the predictions for ``test``, an array (hours, 2) in the order of `TARGETS`.
 
-    With ``by_capacity`` it predicts capacity factors: they are multiplied by the capacity of each hour.
+    With ``by_capacity`` the predictions are capacity factors, and are multiplied by each hour's capacity.
     """
     import pandas as pd
 

@@ -1,6 +1,6 @@
 """Fit a small neural network to the weather and log it in MLflow.
 
-It needs what `python_env.yaml` names and `hourly.py` beside the projects, and nothing else of this repository.
+It imports the packages in `python_env.yaml` and `hourly.py`, and nothing else from this repository.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-import hourly  # what the projects share lies beside them
+import hourly  # shared by the projects
 
 if TYPE_CHECKING:
     import keras
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Train one model and log it, with the parameters of the command line."""
+    """Train one model and log it with its parameters."""
     parameters = read_parameters()
     hourly.require_tracking_server()
     frame = hourly.read_frame(parameters["data"])
@@ -30,13 +30,13 @@ def main() -> None:
     import mlflow
 
     model = fit(train, parameters["epochs"], parameters["hidden_units"], parameters["seed"])
-    metrics = hourly.measure(test, model.predict(test[hourly.FEATURES].to_numpy(), verbose=0))
-    packages = ["keras", "pandas", *packages_distributions()["tensorflow"]]  # of that, the name depends on the platform
+    metrics = hourly.evaluate(test, model.predict(test[hourly.FEATURES].to_numpy(), verbose=0))
+    packages = ["keras", "pandas", *packages_distributions()["tensorflow"]]  # tensorflow or tensorflow-cpu
     with mlflow.start_run() as run:
-        # `mlflow run` has logged its parameters already, as they were typed.
+        # `mlflow run` has already logged the parameters that the user typed.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
-        # Not `mlflow.keras.log_model`: with an input example it fails (MLflow 3.17). Both write the .keras format.
+        # `mlflow.keras.log_model` fails with an input example (MLflow 3.17). Both write the .keras format.
         mlflow.tensorflow.log_model(
             model,
             name="model",
@@ -44,21 +44,21 @@ def main() -> None:
                 train[hourly.FEATURES].to_numpy(), train[hourly.TARGETS].to_numpy()
             ),
             input_example=train[hourly.FEATURES].head(3).to_numpy(),
-            # Named, since MLflow would otherwise take seconds to find them out.
+            # Without this list MLflow takes seconds to infer the packages.
             pip_requirements=[f"{name}=={version(name)}" for name in packages],
         )
     print(f"R2 {metrics['r2']:.3f} on the last {len(test)} hours; run {run.info.run_id}")
 
 
 def fit(train: pd.DataFrame, epochs: int, hidden_units: int, seed: int) -> keras.Model:
-    """Return a network with two hidden layers: weather in, (hours, 4); power out, (hours, 2), in GW."""
+    """Return a fitted network with two hidden layers: weather (hours, 4) in, power (hours, 2) out, in GW."""
     import keras
 
     keras.utils.set_random_seed(seed)
     inputs, outputs = train[hourly.FEATURES].to_numpy(), train[hourly.TARGETS].to_numpy()
     normalization = keras.layers.Normalization()
     normalization.adapt(inputs)
-    # Power is never negative, hence relu; it starts at the mean, since a relu that starts below zero learns nothing.
+    # Power is never negative, hence relu. The bias starts at the mean: a relu that outputs only zeros does not learn.
     mean_GW = keras.initializers.Constant(float(outputs.mean()))
     model = keras.Sequential(
         [
@@ -75,11 +75,11 @@ def fit(train: pd.DataFrame, epochs: int, hidden_units: int, seed: int) -> keras
 
 
 def read_parameters() -> dict[str, str | float]:
-    """Return the parameters by name; end with exit code 2 when one is out of range."""
+    """Return the parameters by name; exit with code 2 if one is invalid."""
     parser = hourly.make_training_parser("Fit a small neural network and log it.")
-    parser.add_argument("--epochs", type=hourly.positive, default=20, help="how often the network sees each hour")
-    parser.add_argument("--hidden_units", type=hourly.positive, default=32, help="the units of each hidden layer")
-    parser.add_argument("--seed", type=hourly.seed, default=0, help="the start of the random numbers")
+    parser.add_argument("--epochs", type=hourly.positive, default=20, help="passes over the training data")
+    parser.add_argument("--hidden_units", type=hourly.positive, default=32, help="units of each hidden layer")
+    parser.add_argument("--seed", type=hourly.seed, default=0, help="random seed")
     return vars(parser.parse_args())
 
 

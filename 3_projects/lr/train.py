@@ -1,6 +1,6 @@
 """Fit a linear regression to the weather and log it in MLflow.
 
-It needs what `python_env.yaml` names and `hourly.py` beside the projects, and nothing else of this repository.
+It imports the packages in `python_env.yaml` and `hourly.py`, and nothing else from this repository.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-import hourly  # what the projects share lies beside them
+import hourly  # shared by the projects
 
 
 def main() -> None:
-    """Train one model and log it, with the parameters of the command line."""
+    """Train one model and log it with its parameters."""
     parameters = read_parameters()
     hourly.require_tracking_server()
     frame = hourly.read_frame(parameters["data"])
@@ -26,9 +26,9 @@ def main() -> None:
     model = LinearRegression(fit_intercept=parameters["fit_intercept"]).fit(
         train[hourly.FEATURES], train[hourly.TARGETS]
     )
-    metrics = hourly.measure(test, model.predict(test[hourly.FEATURES]))
+    metrics = hourly.evaluate(test, model.predict(test[hourly.FEATURES]))
     with mlflow.start_run() as run:
-        # `mlflow run` has logged its parameters already, as they were typed.
+        # `mlflow run` has already logged the parameters that the user typed.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
         mlflow.sklearn.log_model(
@@ -36,7 +36,7 @@ def main() -> None:
             name="model",
             signature=mlflow.models.infer_signature(train[hourly.FEATURES], train[hourly.TARGETS]),
             input_example=train[hourly.FEATURES].head(3),
-            # Named, since MLflow would otherwise take seconds to find them out.
+            # Without this list MLflow takes seconds to infer the packages.
             pip_requirements=[f"{name}=={version(name)}" for name in ("pandas", "scikit-learn", "skops")],
             skops_trusted_types=[],
         )
@@ -44,9 +44,9 @@ def main() -> None:
 
 
 def read_parameters() -> dict[str, str | float | bool]:
-    """Return the parameters by name; end with exit code 2 when one is out of range."""
+    """Return the parameters by name; exit with code 2 if one is invalid."""
     parser = hourly.make_training_parser("Fit a linear regression and log it.")
-    parser.add_argument("--fit_intercept", type=hourly.truth, default=True, help="true or false")
+    parser.add_argument("--fit_intercept", type=hourly.boolean, default=True, help="true or false")
     return vars(parser.parse_args())
 
 

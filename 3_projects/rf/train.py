@@ -1,6 +1,6 @@
 """Fit a random forest to the weather and log it in MLflow.
 
-It needs what `python_env.yaml` names and `hourly.py` beside the projects, and nothing else of this repository.
+It imports the packages in `python_env.yaml` and `hourly.py`, and nothing else from this repository.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-import hourly  # what the projects share lies beside them
+import hourly  # shared by the projects
 
 
 def main() -> None:
-    """Train one model and log it, with the parameters of the command line."""
+    """Train one model and log it with its parameters."""
     parameters = read_parameters()
     hourly.require_tracking_server()
     by_capacity = parameters["by_capacity"]
@@ -31,12 +31,12 @@ def main() -> None:
         max_depth=parameters["max_depth"],
         random_state=parameters["seed"],
     ).fit(train[hourly.FEATURES], targets)
-    metrics = hourly.measure(test, model.predict(test[hourly.FEATURES]), by_capacity=by_capacity)
+    metrics = hourly.evaluate(test, model.predict(test[hourly.FEATURES]), by_capacity=by_capacity)
     with mlflow.start_run() as run:
         mlflow.set_tag("target", "capacity_factor" if by_capacity else "GW")
-        # The run's commit does not show a change of this file that is not committed.
+        # Step 5 of the README changes MLproject without a commit, which the run's commit does not show.
         mlflow.set_tag("MLproject", Path(__file__).with_name("MLproject").read_text())
-        # `mlflow run` has logged its parameters already, as they were typed.
+        # `mlflow run` has already logged the parameters that the user typed.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
         mlflow.sklearn.log_model(
@@ -44,22 +44,24 @@ def main() -> None:
             name="model",
             signature=mlflow.models.infer_signature(train[hourly.FEATURES], targets),
             input_example=train[hourly.FEATURES].head(3),
-            # Named, since MLflow would otherwise take seconds to find them out.
+            # Without this list MLflow takes seconds to infer the packages.
             pip_requirements=[f"{name}=={version(name)}" for name in ("pandas", "scikit-learn", "skops")],
-            # A model file is opened only when it holds nothing but these types (and scikit-learn's plainer ones).
+            # skops refuses other types, except scikit-learn's simpler ones.
             skops_trusted_types=["sklearn.tree._tree.Tree"],
         )
     print(f"R2 {metrics['r2']:.3f} on the last {len(test)} hours; run {run.info.run_id}")
 
 
 def read_parameters() -> dict[str, str | float | bool]:
-    """Return the parameters by name; end with exit code 2 when one is out of range."""
+    """Return the parameters by name; exit with code 2 if one is invalid."""
     parser = hourly.make_training_parser("Fit a random forest and log it.")
-    parser.add_argument("--n_estimators", type=hourly.positive, default=100, help="the number of trees")
-    parser.add_argument("--max_depth", type=hourly.positive, default=10, help="the levels of a tree, at most")
-    parser.add_argument("--seed", type=hourly.seed, default=0, help="the start of the random numbers")
-    parser.add_argument("--last_hours", type=hourly.whole(0), default=0, help="the latest hours to learn from; 0: all")
-    parser.add_argument("--by_capacity", type=hourly.truth, default=False, help="true: learn capacity factors")
+    parser.add_argument("--n_estimators", type=hourly.positive, default=100, help="number of trees")
+    parser.add_argument("--max_depth", type=hourly.positive, default=10, help="maximum depth of a tree")
+    parser.add_argument("--seed", type=hourly.seed, default=0, help="random seed")
+    parser.add_argument(
+        "--last_hours", type=hourly.integer(0), default=0, help="train on the last N hours only; 0: all"
+    )
+    parser.add_argument("--by_capacity", type=hourly.boolean, default=False, help="true: train on capacity factors")
     return vars(parser.parse_args())
 
 

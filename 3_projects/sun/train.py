@@ -1,6 +1,6 @@
 """Fit a random forest to the weather and the height of the sun, and log it in MLflow: a colleague's project.
 
-It runs where it was written. What it needs is not said anywhere: `reproduce.ipynb` finds it out.
+It runs on the colleague's machine and lists no requirements: `reproduce.ipynb` finds them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-import hourly  # what the projects share lies beside them
+import hourly  # shared by the projects
 
 if TYPE_CHECKING:
     import pandas as pd
 
 INPUTS = [*hourly.FEATURES, "sun_elevation"]
-MIDDLE_OF_GERMANY = (51.0, 10.4)  # degrees north, degrees east
+MIDDLE_OF_GERMANY = (51.0, 10.4)  # latitude, longitude
 
 
 def main() -> None:
-    """Train one model and log it, with the parameters of the command line."""
-    parameters = vars(hourly.make_training_parser("Fit a random forest that knows the sun, and log it.").parse_args())
+    """Train one model and log it with its parameters."""
+    parameters = vars(
+        hourly.make_training_parser("Fit a random forest with the height of the sun, and log it.").parse_args()
+    )
     hourly.require_tracking_server()
     frame = hourly.read_frame(parameters["data"])
     frame = frame.assign(sun_elevation=elevation(frame["utc_timestamp"]))
@@ -32,11 +34,11 @@ def main() -> None:
 
     model = RandomForestRegressor(n_estimators=20, max_depth=10, random_state=0)
     model.fit(train[INPUTS], train[hourly.TARGETS])
-    metrics = hourly.measure(test, model.predict(test[INPUTS]))
+    metrics = hourly.evaluate(test, model.predict(test[INPUTS]))
     with mlflow.start_run() as run:
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
-        mlflow.sklearn.log_model(  # which packages the model needs is left to MLflow to find out
+        mlflow.sklearn.log_model(  # MLflow infers the packages
             model,
             name="model",
             input_example=train[INPUTS].head(3),
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def elevation(utc_timestamp: pd.Series) -> pd.Series:
-    """Return the height of the sun above the horizon of the middle of Germany, in degrees, at each hour."""
+    """Return the height of the sun above the horizon in the middle of Germany, in degrees, for each hour."""
     import pandas as pd
     import pvlib
 

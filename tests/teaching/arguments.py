@@ -112,16 +112,16 @@ def forests(seed: int) -> dict:
     """Depth helps solar power, hardly wind; 40 trees more help the deep forest; all miss nearly 3 GW of wind power."""
     it = after("2_tracking/model_rf", "imports-of-all data fit", seed=seed)
     each = {(trees, depth): it.fit(n_estimators=trees, max_depth=depth) for trees in (10, 50) for depth in (6, 12)}
-    scores = {key: hourly.measure(it.test, forest.predict(it.test[FEATURES])) for key, forest in each.items()}
+    scores = {key: hourly.evaluate(it.test, forest.predict(it.test[FEATURES])) for key, forest in each.items()}
     return pd.DataFrame(scores).loc[["r2", "r2_solar", "r2_wind", "bias_wind"]].unstack().to_dict()
 
 
 def lines(seed: int) -> dict:
     """The line's bias of wind is -2.9 GW of 8.7; without intercept R2 of wind is 0.50, of wind speed alone 0.59."""
     it = after("2_tracking/model_linreg", "imports-of-all split fit", seed=seed)
-    scores = hourly.measure(it.test, it.predicted.to_numpy()) | {"measured": it.test["wind_GW"].mean()}
+    scores = hourly.evaluate(it.test, it.predicted.to_numpy()) | {"measured": it.test["wind_GW"].mean()}
     model = it.LinearRegression(fit_intercept=False).fit(it.train[FEATURES], it.train[TARGETS])
-    scores["without intercept"] = hourly.measure(it.test, model.predict(it.test[FEATURES]))["r2_wind"]
+    scores["without intercept"] = hourly.evaluate(it.test, model.predict(it.test[FEATURES]))["r2_wind"]
     alone = it.LinearRegression().fit(it.train[["windspeed"]], it.train["wind_GW"])
     return scores | {"wind speed alone": r2_score(it.test["wind_GW"], alone.predict(it.test[["windspeed"]]))}
 
@@ -130,7 +130,7 @@ def last_year(seed: int) -> dict:
     """A forest of GW of the last year has an R2 of 0.90, of capacity factors about 0.93, and a smaller bias."""
     it = after("2_tracking/capacity_factor", "imports-of-all data figure fit predict", seed=seed)
     scores = {
-        name: hourly.measure(it.test, table.to_numpy())
+        name: hourly.evaluate(it.test, table.to_numpy())
         for name, table in (("GW", it.in_GW), ("factors", it.shares_in_GW))
     }
     return pd.DataFrame(scores).loc[["r2", "bias_wind"]].unstack().to_dict()
@@ -142,7 +142,7 @@ def epochs(seed: int) -> dict:
     scores = [0]
     for more in (12, 18, 15):
         it.model.fit(it.x, it.y, epochs=more, batch_size=256, validation_split=0.1, verbose=0)
-        scores.append(hourly.measure(it.test, it.model.predict(it.test[FEATURES].to_numpy(), verbose=0))["r2"])
+        scores.append(hourly.evaluate(it.test, it.model.predict(it.test[FEATURES].to_numpy(), verbose=0))["r2"])
     return dict(zip(("12 epochs", "gain to 30", "gain to 45"), np.diff(scores), strict=True)) | {"30": scores[2]}
 
 
