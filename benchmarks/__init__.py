@@ -1,1 +1,1 @@
-"""How fast the engine is, measured against the plain way in the same run."""
+"""Benchmarks of this repository's tools against standard tools, both measured in the same run."""

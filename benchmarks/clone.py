@@ -1,4 +1,4 @@
-"""The place of the benchmarks: a clone of this tree in a temporary folder, with servers and a cluster of its own."""
+"""A clone of this tree in a temporary folder, with separate servers and a separate cluster, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -15,35 +15,33 @@ from workshop.exports import exports_of
 
 TIMEOUT_SECONDS = 900
 WARM_SECONDS = 120
-LAST_IMPORT = "mlflow_gate.registry"  # of the modules that the workers import once
+LAST_IMPORT = "mlflow_gate.registry"  # the last module that workers import in advance
 TAIL_CHARACTERS = 3000
 
 
 class Clone(Servers):
-    """The clone and its servers; ``fresh_environment`` is that of a shell which knows no server yet."""
+    """The clone and its servers; ``fresh_environment`` is the environment without the servers' addresses."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         root, environment = new_workplace(folder / "clone")
-        del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # a workplace of tests warms no kernels
-        environment.pop(
-            "PYTHONDONTWRITEBYTECODE", None
-        )  # else each start compiles all its imports again, on both sides
+        del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # tests turn the kernel imports off
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise both sides compile their imports at each start
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "dvc")
         self.fresh_environment = environment
         super().__init__(root, dict(environment))
 
     def do(self, *command: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
-        """Run a program to its end and return what it printed; raise RuntimeError when it fails."""
+        """Run a program and return its output; raise RuntimeError if it fails."""
         options = {"env": environment or self.environment, "timeout": TIMEOUT_SECONDS, "exit_code": None}
         done = self.run(*command, cwd=cwd, **options)
         if done.returncode:
-            words = (done.stdout + done.stderr)[-TAIL_CHARACTERS:]
-            raise RuntimeError(f"{' '.join(map(str, command))} exited with {done.returncode}:\n{words}")
+            output = (done.stdout + done.stderr)[-TAIL_CHARACTERS:]
+            raise RuntimeError(f"{' '.join(map(str, command))} exited with {done.returncode}:\n{output}")
         return done.stdout
 
     def up(self) -> None:
-        """Start the servers and learn their addresses, as `eval "$(workshop config --export)"` does in a shell."""
+        """Start the servers and set their addresses, as `eval "$(workshop config --export)"` does in a shell."""
         self.do("workshop", "up", environment=self.fresh_environment)
         self.environment = self.fresh_environment | exports_of(self.settings)
 
@@ -52,11 +50,11 @@ class Clone(Servers):
         self.do("workshop", "down", environment=self.fresh_environment)
 
     def wait_until_warm(self) -> None:
-        """Run a notebook on each worker until their kernels are forked with the imports done; raise RuntimeError."""
+        """Wait until each worker forks kernels with the imports done; raise RuntimeError after `WARM_SECONDS`."""
         folder, deadline = self.new_folder("warm"), time.monotonic() + WARM_SECONDS
-        # A cell that reads `sys.modules` would get a cold kernel.
-        timed = f"import time\nbegin = time.monotonic()\nimport {LAST_IMPORT}\nassert time.monotonic() - begin < 0.1"
-        cell = nbformat.v4.new_code_cell(timed)
+        # A cell that reads `sys.modules` would get a kernel without the imports.
+        code = f"import time\nbegin = time.monotonic()\nimport {LAST_IMPORT}\nassert time.monotonic() - begin < 0.1"
+        cell = nbformat.v4.new_code_cell(code)
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
         nbformat.write(notebook, folder / "warm.ipynb")
@@ -78,7 +76,7 @@ class Clone(Servers):
 
 @contextlib.contextmanager
 def running_clone() -> Iterator[Clone]:
-    """Yield a clone whose servers run; leave no process and no file."""
+    """Yield a clone with running servers; stop them and delete the clone."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         clone = Clone(Path(folder))
         try:
@@ -86,5 +84,5 @@ def running_clone() -> Iterator[Clone]:
             yield clone
         finally:
             clone.down()
-            if left := processes_of(Path(folder)):
-                raise RuntimeError(f"the benchmarks left processes: {left}")
+            if processes := processes_of(Path(folder)):
+                raise RuntimeError(f"the benchmarks left processes running: {processes}")

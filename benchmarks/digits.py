@@ -1,4 +1,4 @@
-"""The search of examples/digits_search: joblib's own processes, two local Dask workers, and two machines by SSH."""
+"""The search of examples/digits_search: joblib's own processes, two local Dask workers, and two machines over SSH."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from laptops import ssh_cluster, two_nodes
 
 TITLE = "A grid search"
 LOKY, LOCAL, SSH = "joblib's own two processes", "two local Dask workers", "two Dask workers by SSH"
-# A third of the larger space, after a small search: the workers have imported what they need by then.
+# A third of the larger space, after a small search that makes the workers import their packages.
 CODE = """
 import itertools, sys, time
 import joblib, search
@@ -28,15 +28,15 @@ loky = joblib.parallel_config("loky", n_jobs=2)
 with loky if sys.argv[1] == "loky" else search.workers(sys.argv[1], data):
     search.new_search("small", folds).fit(images, digits)
     del search.SPACES["large"]["deskew__kw_args"]
-    began = time.perf_counter()
+    start = time.perf_counter()
     search.new_search("large", folds).fit(images, digits)
-    print("seconds", time.perf_counter() - began)
+    print("seconds", time.perf_counter() - start)
 """
 ROWS = tuple(Row("a search of 98 combinations, 294 trainings", LOKY, ours) for ours in (LOCAL, SSH))
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return the three ways, each with two processes on the same cores; only the search itself is timed."""
+    """Return three backends, each with two processes on the same cores; only the search itself is timed."""
     folder = clone.root / "examples" / "digits_search"
     return [
         Side(LOKY, lambda: seconds(clone.do(BIN / "python", "-c", CODE, "loky", cwd=folder))),
@@ -45,21 +45,21 @@ def sides(clone: Clone) -> list[Side]:
     ]
 
 
-def settle(clone: Clone) -> None:
-    """Run nothing before it counts: each side begins with a small search that is not timed."""
+def warm_up(clone: Clone) -> None:
+    """Run nothing: each side starts with a small search that is not timed."""
 
 
 def search_by_ssh() -> float:
-    """Search on two machines, which share this one's cores; return the seconds."""
+    """Search on two simulated machines, which share this machine's cores; return the seconds."""
     with (
         tempfile.TemporaryDirectory() as folder,
         two_nodes(Path(folder)) as (laptop, _),
         ssh_cluster(laptop) as command,
     ):
-        laptop.machine.path("/root/digits_search/measured.py").write_text(CODE)
-        return seconds(laptop.types(f"python measured.py {command.split()[-1]}"))
+        laptop.machine.path("/root/digits_search/timed.py").write_text(CODE)
+        return seconds(laptop.types(f"python timed.py {command.split()[-1]}"))
 
 
-def seconds(printed: str) -> float:
-    """Return the seconds that the code printed."""
-    return float(printed.rsplit("seconds", 1)[1])
+def seconds(output: str) -> float:
+    """Return the seconds that `CODE` printed."""
+    return float(output.rsplit("seconds", 1)[1])

@@ -1,8 +1,8 @@
-"""The floor of the pipeline: the cells of its notebooks alone, each in a fork of one process with all imports done.
+"""The pipeline's minimum time: only the cells of its notebooks, each in a fork of one process with all imports done.
 
-`python -m benchmarks.floor` runs in the folder of the pipeline, with the addresses of the servers in its environment,
-and prints the seconds that two processors need at least: of each group of stages that wait for the same ones, the
-longest, or half of the processor seconds of all, whichever is more.
+`python -m benchmarks.floor` runs in the pipeline's folder, with the servers' addresses in its environment, and prints
+the minimum seconds on two processors. Stages are grouped by their depth in the DAG. A group takes as long as its
+longest stage, or half of its CPU seconds, whichever is more; the result is the sum over the groups.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ MODULES = (
 
 
 def main() -> None:
-    """Run the stages one after another and print the floor, in seconds."""
+    """Run the stages one after another and print the minimum, in seconds."""
     os.environ["MPLBACKEND"] = INLINE
     imports = yaml.safe_load(Path("../workshop/servers/dask.yaml").read_text())["papermill-dask"]["kernel-imports"]
     for module in (*imports, *MODULES):
         importlib.import_module(module)
     parameters = yaml.safe_load(Path("params.yaml").read_text())
-    levels: dict[str, int] = {}  # of each output
-    walls, processors = defaultdict[int, list[float]](list), defaultdict[int, float](float)
+    levels: dict[str, int] = {}  # by output
+    walls, cpu_seconds = defaultdict[int, list[float]](list), defaultdict[int, float](float)
     for name, stage in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
         level = 1 + max((levels.get(dep, 0) for dep in stage.get("deps", [])), default=0)
         levels |= {next(iter(out)) if isinstance(out, dict) else out: level for out in stage["outs"]}
-        wall, busy = _measure([stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"], parameters.get(name))
-        print(f"  {name}: {wall:.2f} s, {busy:.2f} s of processor", file=sys.stderr)
+        wall, cpu = _measure([stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"], parameters.get(name))
+        print(f"  {name}: {wall:.2f} s, {cpu:.2f} CPU seconds", file=sys.stderr)
         walls[level].append(wall)
-        processors[level] += busy
-    print(sum(max(*walls[level], processors[level] / PROCESSORS) for level in walls))
+        cpu_seconds[level] += cpu
+    print(sum(max(*walls[level], cpu_seconds[level] / PROCESSORS) for level in walls))
 
 
 def _measure(commands: list[str], parameters: dict | None) -> tuple[float, float]:
-    """Run a stage in a fork; return its seconds, and those of all processors, which include the workers'."""
-    before, began = _busy_seconds(), time.perf_counter()
+    """Run a stage in a fork; return its seconds and the machine's CPU seconds, which include the workers."""
+    before, start = _busy_seconds(), time.perf_counter()
     if (child := os.fork()) == 0:
         with contextlib.suppress(SystemExit):
             for command in commands:
@@ -59,7 +59,7 @@ def _measure(commands: list[str], parameters: dict | None) -> tuple[float, float
         os._exit(0)
     if os.waitpid(child, 0)[1]:
         raise RuntimeError(f"a stage failed: {commands}")
-    return time.perf_counter() - began, _busy_seconds() - before
+    return time.perf_counter() - start, _busy_seconds() - before
 
 
 def _busy_seconds() -> float:
@@ -67,8 +67,8 @@ def _busy_seconds() -> float:
     return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
 
 
-def _run(words: list[str], parameters: dict) -> None:
-    program, *arguments = words
+def _run(command: list[str], parameters: dict) -> None:
+    program, *arguments = command
     if program == "papermill":
         _run_cells(Path(arguments[0]), parameters)
     elif program == "python":
@@ -86,9 +86,9 @@ def _run_cells(notebook: Path, parameters: dict) -> None:
     shell = InteractiveShell.instance()
     configure_inline_support(shell, INLINE)  # figures are drawn
     with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
+        Path(os.devnull).open("w") as devnull,
+        contextlib.redirect_stdout(devnull),
+        contextlib.redirect_stderr(devnull),
     ):
         for cell in nbformat.read(notebook, 4).cells:
             if cell.cell_type == "code":

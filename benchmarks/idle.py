@@ -1,4 +1,4 @@
-"""The servers while nobody uses them: processor seconds of a minute."""
+"""Idle servers: CPU seconds per minute."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from benchmarks.measure import Side
 from benchmarks.table import Row
 from tests.workplace import free_port, processes_of
 
-TITLE = "Idle servers, processor seconds of a minute"
+TITLE = "Idle servers, CPU seconds per minute"
 STOCK, OURS = "`mlflow server`, `dask scheduler` and two workers", "all servers of `workshop up`"
-ROWS = (Row("a minute with nothing to do, seconds of processor", STOCK, OURS),)
-SETTLE_SECONDS, SECONDS = 90, 60  # longer than the dashboard takes a reader to be there
+ROWS = (Row("idle servers for a minute, CPU seconds", STOCK, OURS),)
+SETTLE_SECONDS, SECONDS = 90, 60  # longer than the dashboard waits for a reader
 
 
-def settle(_clone: Clone) -> None:
-    """Run nothing before it counts: each side waits until its servers have settled."""
+def warm_up(_clone: Clone) -> None:
+    """Run nothing: each side waits until its servers are idle."""
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return the servers as their own pages say to start them, and ours, which are a dashboard and FTP more."""
+    """Return the servers started as their documentation says, and ours, which include a dashboard and FTP."""
 
     def run_stock() -> float:
         with contextlib.ExitStack() as stack:
@@ -49,7 +49,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def _seconds(processes: list[psutil.Process]) -> float:
-    """Return the processor seconds of these processes in the next minute."""
+    """Return the CPU seconds of the processes in the next minute."""
     before = {each: sum(each.cpu_times()[:2]) for each in processes}
     time.sleep(SECONDS)
     return sum(sum(each.cpu_times()[:2]) - before[each] for each in processes if each.is_running())

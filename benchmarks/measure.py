@@ -1,4 +1,4 @@
-"""Measures the sides of a comparison in turn, each when the machine is quiet."""
+"""Measure the sides of a comparison in turn, each when the machine is idle."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ QUIET_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Side:
-    """One way to do the work: ``ready`` is not timed, ``run`` is.
+    """One side of a comparison: ``prepare`` is not timed, ``run`` is.
 
-    A number that ``run`` returns replaces the time of the call. With ``at_once`` it runs right after ``ready``, also
-    while the machine is still busy with that.
+    If ``run`` returns a number, it replaces the time of the call. With ``wait`` false, ``run`` starts right after
+    ``prepare``, even if the machine is still busy.
     """
 
     name: str
     run: Callable[[], float | None]
-    ready: Callable[[], None] = lambda: None
-    at_once: bool = False
+    prepare: Callable[[], None] = lambda: None
+    wait: bool = True
 
 
 def measure(sides: Sequence[Side], runs: int, report: Callable[[str], None]) -> Mapping[str, dict[str, list[float]]]:
-    """Run the sides in turn, A B A B, ``runs`` times each, and report a line for each run.
+    """Run the sides in turn, A B A B, ``runs`` times each, and report each run in a line.
 
-    Returns `figures`, the seconds of each side by its name, and `busy_percent`, how busy the machine was before.
+    Returns `figures`, the seconds by side, and `busy_percent`, the CPU load before each run.
     """
     figures = {side.name: [] for side in sides}
     busy_percent = {side.name: [] for side in sides}
     for turn in range(1, runs + 1):
         for side in sides:
-            side.ready()
-            busy = psutil.cpu_percent(interval=0.1) if side.at_once else wait_until_quiet()
-            began = time.perf_counter()
+            side.prepare()
+            busy = wait_until_quiet() if side.wait else psutil.cpu_percent(interval=0.1)
+            start = time.perf_counter()
             seconds = side.run()
-            seconds = time.perf_counter() - began if seconds is None else seconds
+            seconds = time.perf_counter() - start if seconds is None else seconds
             figures[side.name].append(round(seconds, 4))
             busy_percent[side.name].append(busy)
-            report(f"{turn}/{runs}  {side.name}: {seconds:.2f} s  (machine {busy:.0f} % busy before)")
+            report(f"{turn}/{runs}  {side.name}: {seconds:.2f} s  (CPU load before: {busy:.0f} %)")
     return {"figures": figures, "busy_percent": busy_percent}
 
 
-def run_once(sides: Sequence[Side]) -> None:
-    """Run each side once without measuring: files read from disk the first time are in memory then."""
+def run_each_once(sides: Sequence[Side]) -> None:
+    """Run each side once untimed, so that files are in the page cache."""
     for side in sides:
-        side.ready()
+        side.prepare()
         side.run()
 
 
 def wait_until_quiet() -> float:
-    """Wait some seconds at most for an idle machine; return how busy it is then, in percent."""
+    """Wait up to `QUIET_SECONDS` for an idle machine; return its CPU load in percent."""
     deadline = time.monotonic() + QUIET_SECONDS
     busy = psutil.cpu_percent(interval=1.0)
     while busy > QUIET_PERCENT and time.monotonic() < deadline:

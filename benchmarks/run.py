@@ -1,4 +1,4 @@
-"""The command line: measures benchmarks, and writes the results and the table."""
+"""The command line: run benchmarks, and write the results and the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 
 from benchmarks import artifacts, digits, idle, serving, small_notebooks, whole_pipeline
 from benchmarks.clone import Clone, running_clone
-from benchmarks.measure import measure, run_once
+from benchmarks.measure import measure, run_each_once
 from benchmarks.table import table, write_table
 
 BENCHMARKS = {
@@ -26,25 +26,25 @@ BENCHMARKS = {
     "digits": digits,
     "idle": idle,
 }
-ADDITIONS = 10_000_000  # by a loop of Python's, to tell how fast the machine is
+ADDITIONS = 10_000_000  # in a Python loop, to compare machines
 RESULTS = Path(__file__).with_name("results.json")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
-@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="How often each side runs.")
-@click.option("--table-only", is_flag=True, help="Measure nothing; write the table of the results that are kept.")
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Runs per side.")
+@click.option("--table-only", is_flag=True, help="Write the table from results.json without measuring.")
 def main(names: tuple[str, ...], runs: int, table_only: bool) -> None:
-    """Measure against the plain way: all benchmarks, or those of these NAMES.
+    """Compare with the standard tools: all benchmarks, or the given NAMES.
 
     \b
     Example:  python -m benchmarks.run notebooks --runs 5
     """
-    has_hosts = not os.geteuid() and Path("/usr/sbin/sshd").exists()
-    if "digits" in (names or BENCHMARKS) and not has_hosts and not table_only:
+    can_start_hosts = not os.geteuid() and Path("/usr/sbin/sshd").exists()
+    if "digits" in (names or BENCHMARKS) and not can_start_hosts and not table_only:
         others = " ".join(name for name in BENCHMARKS if name != "digits")
-        raise click.UsageError(f"digits starts hosts, for which it needs root and openssh-server; the others: {others}")
-    # Terminated, too, it stops its servers before it ends.
+        raise click.UsageError(f"digits needs root and openssh-server to start SSH hosts; run the others: {others}")
+    # Also stop the servers on SIGTERM.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not table_only:
@@ -58,13 +58,13 @@ def main(names: tuple[str, ...], runs: int, table_only: bool) -> None:
 
 
 def _measure(name: str, clone: Clone, runs: int) -> dict:
-    """Run one benchmark; return its figures and the circumstances."""
+    """Run one benchmark; return its figures, date and machine."""
     benchmark = BENCHMARKS[name]
     click.echo(benchmark.TITLE, err=True)
     clone.wait_until_warm()
     sides = benchmark.sides(clone)
-    # Once before it counts: all sides, or what a benchmark says is enough.
-    getattr(benchmark, "settle", lambda _: run_once(sides))(clone)
+    # A benchmark without `warm_up` runs each side once, untimed.
+    getattr(benchmark, "warm_up", lambda _: run_each_once(sides))(clone)
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, ten million additions"
     machine += f" in {min(timeit.repeat('i += 1', 'i = 0', number=ADDITIONS, repeat=3)):.2f} s"
     about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine, "runs": runs}

@@ -1,4 +1,4 @@
-"""Small notebooks: one through the program `papermill`, and twenty that import pandas and sleep half a second."""
+"""Small notebooks: one run by the command `papermill`, and twenty that import pandas and sleep half a second."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ROWS = (
     Row("20 tiny notebooks", STOCK, OURS),
     Row("20 tiny notebooks", STOCK_PAIR, OURS),
     Row("20 tiny notebooks", PEER, OURS),
-    Row("20 tiny notebooks, a program each", STOCK_PAIR, OURS_PAIR),
-    Row("20 tiny notebooks, stages of DVC", STOCK_STAGES, OURS_STAGES),
+    Row("20 tiny notebooks, a process each", STOCK_PAIR, OURS_PAIR),
+    Row("20 tiny notebooks as DVC stages", STOCK_STAGES, OURS_STAGES),
 )
 STAGES = """
 stages:
@@ -40,7 +40,7 @@ stages:
       cmd: papermill {notebook} ${{item}}.ipynb -p i ${{item}} {options}
       outs: ["${{item}}.ipynb"]
 """
-# One more side by side than there are workers: the next notebook's client has connected when a worker becomes free.
+# One job more than there are workers: the next client is connected when a worker becomes free.
 STAGES_SIDE_BY_SIDE = ("dvc-parallel", "repro", "--jobs", "3")
 SNAKEMAKE = "snakemake==9.27.1"
 SNAKEFILE = """
@@ -55,7 +55,7 @@ rule run:
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return papermill alone, Snakemake, and ours."""
+    """Return papermill alone, Snakemake, and our engine and commands."""
     folder = clone.new_folder("notebooks")
     empty = write_notebook(folder / "empty.ipynb", "", "print(1 + 1)")
     imports = write_notebook(folder / "imports.ipynb", import_lines(clone.pipeline / TRAINING), "print(1 + 1)")
@@ -63,32 +63,32 @@ def sides(clone: Clone) -> list[Side]:
     tiny = write_notebook(folder / "tiny.ipynb", *cells, parameters="i = 0")
     snakemake = install_snakemake(clone)
 
-    def one(notebook: Path, *options: str) -> None:
-        papermill(clone, notebook, notebook.with_suffix(".out.ipynb"), *options)
+    def run_one(notebook: Path, *options: str) -> None:
+        run_papermill(clone, notebook, notebook.with_suffix(".out.ipynb"), *options)
 
-    def sweep() -> None:
+    def run_sweep() -> None:
         values = f"i={','.join(map(str, VALUES))}"
         clone.do("papermill-sweep", tiny.name, "--sweep", values, cwd=tiny.parent)
 
     dask = ("--engine", "dask")
     warm = clone.wait_until_warm
     return [
-        Side(ONE, lambda: one(empty)),
-        Side(ONE_DASK, lambda: one(empty, *dask), warm),
-        Side(IMPORTS, lambda: one(imports)),
-        Side(IMPORTS_DASK, lambda: one(imports, *dask), warm),
-        Side(STOCK, lambda: papermill_each(clone, tiny, VALUES, 1)),
-        Side(STOCK_PAIR, lambda: papermill_each(clone, tiny, VALUES, 2)),
+        Side(ONE, lambda: run_one(empty)),
+        Side(ONE_DASK, lambda: run_one(empty, *dask), warm),
+        Side(IMPORTS, lambda: run_one(imports)),
+        Side(IMPORTS_DASK, lambda: run_one(imports, *dask), warm),
+        Side(STOCK, lambda: run_papermill_each(clone, tiny, VALUES, 1)),
+        Side(STOCK_PAIR, lambda: run_papermill_each(clone, tiny, VALUES, 2)),
         Side(PEER, lambda: run_snakemake(clone, snakemake, tiny)),
-        Side(OURS, sweep, warm),
-        Side(OURS_PAIR, lambda: papermill_each(clone, tiny, VALUES, 2, *dask), warm),
+        Side(OURS, run_sweep, warm),
+        Side(OURS_PAIR, lambda: run_papermill_each(clone, tiny, VALUES, 2, *dask), warm),
         Side(STOCK_STAGES, lambda: run_stages(clone, ("dvc", "repro"), tiny)),
         Side(OURS_STAGES, lambda: run_stages(clone, STAGES_SIDE_BY_SIDE, tiny, *dask), warm),
     ]
 
 
 def write_notebook(file: Path, *cells: str, parameters: str | None = None) -> Path:
-    """Write a notebook of code cells, one tagged `parameters` before them if asked for; return its file."""
+    """Write a notebook with these code cells, after a cell tagged `parameters` if given; return its file."""
     notebook = nbformat.v4.new_notebook()
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
@@ -99,39 +99,38 @@ def write_notebook(file: Path, *cells: str, parameters: str | None = None) -> Pa
 
 
 def import_lines(file: Path) -> str:
-    """Return the imports of a notebook, as the text of one cell."""
+    """Return a notebook's import lines."""
     lines = "\n".join(cell.source for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code")
     return "\n".join(line for line in lines.splitlines() if line.startswith(("import ", "from ")))
 
 
-def papermill(clone: Clone, notebook: Path, output: Path, *options: object) -> None:
-    """Run a notebook through the program `papermill`, with its own engine unless the options name another."""
+def run_papermill(clone: Clone, notebook: Path, output: Path, *options: object) -> None:
+    """Run a notebook with the command `papermill`."""
     clone.do("papermill", notebook, output, *map(str, options), cwd=notebook.parent)
 
 
-def papermill_each(clone: Clone, notebook: Path, values: Iterable[int], jobs: int, *options: object) -> None:
-    """Run a notebook once for each value of its parameter `i`, ``jobs`` programs at a time.
+def run_papermill_each(clone: Clone, notebook: Path, values: Iterable[int], jobs: int, *options: object) -> None:
+    """Run a notebook once for each value of its parameter `i`, ``jobs`` processes at a time.
 
-    papermill's own engine loses a kernel start now and then to a port that another kernel has taken; as a person
-    would, this runs such a notebook once more.
+    With papermill's own engine a kernel sometimes fails to start because another kernel has taken its port: retry once.
     """
     outputs = clone.new_folder("outputs")
 
     def run(i: int) -> None:
-        words = (clone, notebook, outputs / f"{i}.ipynb", "-p", "i", i, *options)
+        arguments = (clone, notebook, outputs / f"{i}.ipynb", "-p", "i", i, *options)
         try:
-            papermill(*words)
+            run_papermill(*arguments)
         except RuntimeError:
             if "dask" in options:
                 raise
-            papermill(*words)
+            run_papermill(*arguments)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(run, values))
 
 
 def install_snakemake(clone: Clone) -> Path:
-    """Install Snakemake, the best peer, in an environment beside the clone; return its program."""
+    """Install Snakemake, the best alternative, in a separate environment; return its program."""
     environment = clone.folder / "snakemake"
     if not environment.exists():
         clone.do("uv", "venv", "--quiet", "--python", BIN / "python", environment)
@@ -139,17 +138,17 @@ def install_snakemake(clone: Clone) -> Path:
         clone.do("uv", "pip", "install", *options, SNAKEMAKE)
     for packages in (environment, BIN.parent):
         if not next(packages.glob("lib/*/site-packages/yaml/__pycache__/*.pyc"), None):
-            raise RuntimeError(f"the imports of {packages} would be compiled at each start; that is not measured")
+            raise RuntimeError(f"{packages} has no compiled modules (.pyc): each start would compile its imports")
     return environment / "bin" / "snakemake"
 
 
 def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
-    """Run a notebook for each value of its parameter `i`, two jobs at a time, each our `papermill`."""
+    """Run a notebook for each value of its parameter `i`, two jobs at a time, each with the clone's `papermill`."""
     folder = clone.new_folder("snakemake-run")
     (folder / "Snakefile").write_text(SNAKEFILE.format(count=len(VALUES), notebook=notebook))
     clone.do(snakemake, "--cores", "2", "--retries", "1", "--quiet", "all", cwd=folder)
     if len(list(folder.glob("*.ipynb"))) != len(VALUES):
-        raise RuntimeError("Snakemake ran something else")
+        raise RuntimeError("Snakemake did not write all notebooks")
 
 
 def run_stages(clone: Clone, program: tuple[str, ...], notebook: Path, *options: str) -> float:
@@ -158,9 +157,9 @@ def run_stages(clone: Clone, program: tuple[str, ...], notebook: Path, *options:
     values = ", ".join(map(str, VALUES))
     (folder / "dvc.yaml").write_text(STAGES.format(values=values, notebook=notebook, options=" ".join(options)))
     clone.do("dvc", "init", "--quiet", "--no-scm", cwd=folder)
-    began = time.perf_counter()
+    start = time.perf_counter()
     clone.do(*program, cwd=folder)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     if len(list(folder.glob("*.ipynb"))) != len(VALUES):
-        raise RuntimeError(f"`{' '.join(program)}` ran something else")
+        raise RuntimeError(f"`{' '.join(program)}` did not write all notebooks")
     return seconds

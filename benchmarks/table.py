@@ -1,4 +1,4 @@
-"""The table in README.md and its rows, made from the results."""
+"""The table in README.md, generated from the results."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from types import ModuleType
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-HEADER = ("what", "plain way", "this repository", "times faster")
+HEADER = ("task", "standard tools", "this repository", "speedup")
 
 
 @dataclass(frozen=True)
 class Row:
-    """How many times faster the side ``ours`` is than the side ``base``."""
+    """The speedup of the side ``ours`` over the side ``base``."""
 
-    what: str
+    task: str
     base: str
     ours: str
 
     def cells(self, figures: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
-        """Return the row's cells; ratios are taken round by round, as both sides of a round saw the same machine."""
+        """Return the row's cells; speedups are per round, as both sides of a round had the same machine load."""
         ratios = [slow / fast for slow, fast in zip(figures[self.base], figures[self.ours], strict=True)]
         return (
-            self.what,
+            self.task,
             *(f"{name}: {_seconds(figures[name])}" for name in (self.base, self.ours)),
             f"**{statistics.median(ratios):.2g}** ({min(ratios):.2g} to {max(ratios):.2g})",
         )
 
 
 def table(results: Mapping[str, dict], benchmarks: Mapping[str, ModuleType]) -> str:
-    """Return the table in Markdown, with a line on each benchmark under it."""
+    """Return the table in Markdown, followed by a line about each benchmark."""
     measured = {name: module for name, module in benchmarks.items() if name in results}
     rows = []
     for name, module in measured.items():
         figures = results[name]["figures"]
-        # A row that was added since is not measured yet.
+        # A row added since then is not measured yet.
         rows += [row.cells(figures) for row in module.ROWS if {row.base, row.ours} <= figures.keys()]
     lines = ["| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *rows)] + [""]
     for name, module in measured.items():
         result = results[name]
         busy = max(value for values in result["busy_percent"].values() for value in values)
         lines.append(
-            f"- {module.TITLE} (`{name}`): {result['runs']} runs, {result['date']}, {result['machine']}; the machine "
-            f"was at most {busy:.0f} % busy when a run began."
+            f"- {module.TITLE} (`{name}`): {result['runs']} runs, {result['date']}, {result['machine']}; CPU "
+            f"load before a run at most {busy:.0f} %."
         )
     return "\n".join(lines)
 
 
 def write_table(text: str) -> None:
-    """Put the table between its markers in README.md."""
+    """Replace the table between the markers in README.md."""
     before, rest = README.read_text().split(BEGIN)
     _, after = rest.split(END)
     README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")

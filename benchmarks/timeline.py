@@ -1,7 +1,7 @@
-"""A timeline of one warm run of the pipeline: what each stage waits for, and which processes keep the processors busy.
+"""A timeline of one warm run of the pipeline: the phases of each stage, and the CPU use of each kind of process.
 
-`python -m benchmarks.timeline` forces a run in a clone of its own, prints seconds, and draws `timeline.png`. The bounds
-of a stage's parts are the life of its command, and the times that papermill writes into the executed notebook.
+`python -m benchmarks.timeline` forces a run in a temporary clone, prints seconds, and draws `timeline.png`. The phases
+come from the start and end of a stage's command, and from the times that papermill writes into the executed notebook.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from benchmarks.measure import wait_until_quiet
 from benchmarks.whole_pipeline import run, stages
 from tests.workplace import processes_of
 
-TICK_SECONDS, BIN_SECONDS = 0.05, 0.5
-PARTS = ["papermill connects", "kernel starts", "cells", "kernel ends", "MLflow gets the notebook"]
-KINDS = {  # of processes, by a part of their command line
+SAMPLE_SECONDS, BIN_SECONDS = 0.05, 0.5
+PHASES = ["papermill connects", "kernel starts", "cells", "kernel ends", "MLflow gets the notebook"]
+KINDS = {  # of processes, with a substring of their command line
     "kernels": "serve_forks", "workers: fits, pages": "spawn_main", "commands of stages": "dvc_parallel.runner",
     "scheduler": "dask", "tracking server": "mlflow", "FTP server": "ftpserver",
     "workshop repro": "workshop repro", "dashboard": "dashboard",
@@ -33,67 +33,67 @@ KINDS = {  # of processes, by a part of their command line
 
 
 def main() -> None:
-    """Measure one run, print its seconds and draw it."""
+    """Measure one run, print its seconds, and draw it."""
     with running_clone() as clone:
-        run(clone, "workshop")  # a model in production, and tables of the chapters
+        run(clone, "workshop")  # puts a model into production
         clone.wait_until_warm()
         wait_until_quiet()
-        parts, used = _watch(clone)
-    print(parts.round(2).to_string(), used.sum().round(1).to_string(), sep="\n\n")
+        phases, cpu_seconds = _watch(clone)
+    print(phases.round(2).to_string(), cpu_seconds.sum().round(1).to_string(), sep="\n\n")
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(11, 7), sharex=True, layout="constrained")
-    for number, name in enumerate(PARTS):
-        top.barh(parts.index, parts.iloc[:, number + 1] - parts.iloc[:, number], left=parts.iloc[:, number], label=name)
+    for name in PHASES:
+        top.barh(phases.index, phases.shift(-1, axis=1)[name] - phases[name], left=phases[name], label=name)
     top.invert_yaxis()
     top.legend(loc="lower left")
-    names = [f"{kind}: {seconds:.1f} s" for kind, seconds in used.sum().items()]
-    bottom.stackplot(used.index, (used / BIN_SECONDS).T, labels=names, step="post")
+    names = [f"{kind}: {seconds:.1f} s" for kind, seconds in cpu_seconds.sum().items()]
+    bottom.stackplot(cpu_seconds.index, (cpu_seconds / BIN_SECONDS).T, labels=names, step="post")
     bottom.legend(loc="upper left", bbox_to_anchor=(1, 1))
     bottom.set(xlabel="seconds", ylabel="busy processors")
     figure.savefig(Path(__file__).with_name("timeline.png"), dpi=80)
 
 
 def _watch(clone: Clone) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Force a run; return when the parts of each stage begin and end, and seconds of processor by kind and time."""
-    busy = {process: sum(process.cpu_times()[:2]) for process in processes_of(clone.folder)}
-    roots = [process for process in busy if process.ppid() == 1]
-    used: dict[float, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    commands: dict[str, list[float]] = {}  # of stages: when they begin and end
+    """Force a run; return the start of each stage's phases, and the CPU seconds by time and kind of process."""
+    previous = {process: sum(process.cpu_times()[:2]) for process in processes_of(clone.folder)}
+    roots = [process for process in previous if process.ppid() == 1]
+    cpu_seconds: dict[float, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    commands: dict[str, list[float]] = {}  # start and end, by stage
     kinds: dict[psutil.Process, str] = {}
-    began, command = time.time(), ["workshop", "repro", "--force"]
+    start, command = time.time(), ["workshop", "repro", "--force"]
     with subprocess.Popen(command, cwd=clone.pipeline, env=clone.environment, stderr=subprocess.DEVNULL) as program:
         roots.append(psutil.Process(program.pid))
         while program.poll() is None:
-            now = time.time() - began
+            now = time.time() - start
             for process in [*roots, *(each for root in roots for each in root.children(recursive=True))]:
                 with contextlib.suppress(psutil.Error, OSError):
                     kind = kinds.get(process) or kinds.setdefault(process, _kind(process))
                     seconds = sum(process.cpu_times()[:2])
-                    used[now // BIN_SECONDS * BIN_SECONDS][kind] += seconds - busy.get(process, 0)
-                    busy[process] = seconds
+                    cpu_seconds[now // BIN_SECONDS * BIN_SECONDS][kind] += seconds - previous.get(process, 0)
+                    previous[process] = seconds
                     if (log := Path(f"/proc/{process.pid}/fd/1").readlink()).suffix == ".log" and ":" in log.name:
                         commands.setdefault(log.stem.rpartition(":")[2], [now, 0])[1] = now
-            time.sleep(TICK_SECONDS)
-    rows = {name: _parts(clone, name, began, *commands[name]) for name in stages(clone) if name in commands}
-    table = pd.DataFrame(used).T.fillna(0).sort_index()
-    return pd.DataFrame(rows, index=[*PARTS, "end"]).T, table[table.sum().sort_values(ascending=False).index]
+            time.sleep(SAMPLE_SECONDS)
+    rows = {name: _phases(clone, name, start, *commands[name]) for name in stages(clone) if name in commands}
+    table = pd.DataFrame(cpu_seconds).T.fillna(0).sort_index()
+    return pd.DataFrame(rows, index=[*PHASES, "end"]).T, table[table.sum().sort_values(ascending=False).index]
 
 
 def _kind(process: psutil.Process) -> str:
-    words = " ".join(process.cmdline())
-    return next((kind for kind, part in KINDS.items() if part in words), "Python of stages")
+    command = " ".join(process.cmdline())
+    return next((kind for kind, part in KINDS.items() if part in command), "Python of stages")
 
 
-def _parts(clone: Clone, name: str, began: float, start: float, end: float) -> list[float]:
-    """Return when each part of a stage begins, and its end, in seconds; all of a stage without cells is `cells`."""
+def _phases(clone: Clone, name: str, run_start: float, start: float, end: float) -> list[float]:
+    """Return the start of each phase of a stage and its end; a stage without a notebook is all `cells`."""
     file = clone.pipeline / "executed" / f"{name}.ipynb"
     if not file.exists():
         return [start] * 3 + [end] * 3
     notebook = nbformat.read(file, 4)
     cells = [cell.metadata.papermill for cell in notebook.cells if cell.cell_type == "code"]
-    whole = notebook.metadata.papermill
-    times = (whole.start_time, cells[0].start_time, cells[-1].end_time, whole.end_time)
-    read = (datetime.datetime.fromisoformat(each).replace(tzinfo=datetime.UTC).timestamp() for each in times)
-    return [start, *(each - began for each in read), end]
+    run = notebook.metadata.papermill
+    times = (run.start_time, cells[0].start_time, cells[-1].end_time, run.end_time)
+    seconds = (datetime.datetime.fromisoformat(each).replace(tzinfo=datetime.UTC).timestamp() for each in times)
+    return [start, *(each - run_start for each in seconds), end]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pipeline of chapter 4: from nothing made, and with nothing changed. What it does is read from `dvc.yaml`."""
+"""The pipeline of chapter 4: from scratch, and with nothing changed. Its stages are read from `dvc.yaml`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.clone import Clone
 from benchmarks.measure import Side
 from benchmarks.table import Row
 
-TITLE = "The pipeline, from nothing made and with nothing changed"
+TITLE = "The pipeline, from scratch and with nothing changed"
 STOCK, STOCK_UNCHANGED = "`dvc repro`, papermill's own engine", "`dvc repro`"
 FLOOR = "the cells alone, in one warm process, packed onto two processors"
 WARM_DVC = "`dvc repro`, engine, warm"
@@ -18,58 +18,58 @@ WARM, COLD, UNCHANGED = "`workshop repro`, warm", "`workshop repro`, cold", "`wo
 STOCK_MANY, MANY = "`dvc repro`, 200 stages", "`dvc-parallel repro`, 200 stages"
 ROWS = (
     Row("pipeline, warm workers", STOCK, WARM),
-    Row("pipeline, warm workers, against its floor", FLOOR, WARM),
+    Row("pipeline, warm workers, against the minimum", FLOOR, WARM),
     Row("pipeline, cluster just started", STOCK, COLD),
     Row("pipeline with plain DVC, warm workers", STOCK, WARM_DVC),
-    Row("pipeline, nothing to do", STOCK_UNCHANGED, UNCHANGED),
-    Row("200 stages, nothing to do", STOCK_MANY, MANY),
+    Row("pipeline, nothing changed", STOCK_UNCHANGED, UNCHANGED),
+    Row("200 stages, nothing changed", STOCK_MANY, MANY),
 )
 ENGINE = " --engine dask"
-STAGE = {"cmd": "cp given ${item}.made", "deps": ["given"], "outs": ["${item}.made"]}
+STAGE = {"cmd": "cp input ${item}.copy", "deps": ["input"], "outs": ["${item}.copy"]}
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return the plain way and ours, with warm workers and with a cluster that was just started."""
+    """Return DVC alone and our tools, with warm workers and with a cluster that was just started."""
 
-    def stock_ready() -> None:
-        forget(clone)
+    def prepare_stock() -> None:
+        remove_results(clone)
         file = clone.pipeline / "dvc.yaml"
         text = file.read_text()
         if ENGINE not in text:
-            raise RuntimeError("dvc.yaml names no engine")
+            raise RuntimeError(f"dvc.yaml has no command with{ENGINE}")
         file.write_text(text.replace(ENGINE, ""))
         clone.wait_until_warm()
 
-    def warm_ready() -> None:
-        forget(clone)
+    def prepare_warm() -> None:
+        remove_results(clone)
         clone.wait_until_warm()
 
-    def cold_ready() -> None:
-        forget(clone)
+    def prepare_cold() -> None:
+        remove_results(clone)
         clone.down()
-        clone.up()  # no worker has anything imported that it does not import when it starts
+        clone.up()  # new workers, without imports
 
     def run_unchanged(program: str) -> None:
         lock = (clone.pipeline / "dvc.lock").read_bytes()
         run(clone, program)
         if (clone.pipeline / "dvc.lock").read_bytes() != lock:
-            raise RuntimeError(f"`{program} repro` found something to do")
+            raise RuntimeError(f"`{program} repro` changed dvc.lock")
 
     def run_many(program: str) -> None:
         clone.do(program, "repro", cwd=many)
 
     many = clone.new_folder("stages")
-    (many / "given").write_text("given")
+    (many / "input").write_text("input")
     (many / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"many": {"foreach": list(range(200)), "do": STAGE}}}))
     clone.do("dvc", "init", "--quiet", "--no-scm", cwd=many)
     clone.do("dvc", "repro", cwd=many)
     return [
-        Side(STOCK, lambda: run(clone, "dvc"), stock_ready),
-        Side(WARM_DVC, lambda: run(clone, "dvc"), warm_ready),
-        Side(FLOOR, lambda: run_floor(clone), warm_ready),
-        Side(COLD, lambda: run(clone, "workshop"), cold_ready, at_once=True),
-        Side(WARM, lambda: run(clone, "workshop"), warm_ready),
-        # on what the side before has made
+        Side(STOCK, lambda: run(clone, "dvc"), prepare_stock),
+        Side(WARM_DVC, lambda: run(clone, "dvc"), prepare_warm),
+        Side(FLOOR, lambda: run_floor(clone), prepare_warm),
+        Side(COLD, lambda: run(clone, "workshop"), prepare_cold, wait=False),
+        Side(WARM, lambda: run(clone, "workshop"), prepare_warm),
+        # on the results of the previous side
         Side(STOCK_UNCHANGED, lambda: run_unchanged("dvc"), lambda: run(clone, "dvc")),
         Side(UNCHANGED, lambda: run_unchanged("workshop"), lambda: run(clone, "workshop")),
         Side(STOCK_MANY, lambda: run_many("dvc")),
@@ -77,23 +77,23 @@ def sides(clone: Clone) -> list[Side]:
     ]
 
 
-def settle(clone: Clone) -> None:
-    """Run the pipeline once: in each measured run there is a model in production that must be beaten."""
+def warm_up(clone: Clone) -> None:
+    """Run the pipeline once: each measured run then compares with a model in production."""
     run(clone, "workshop")
 
 
 def run(clone: Clone, program: str) -> None:
-    """Run the pipeline; raise RuntimeError when an output of `dvc.yaml` is not there afterwards."""
+    """Run the pipeline; raise RuntimeError if an output of `dvc.yaml` is missing."""
     clone.do(program, "repro", cwd=clone.pipeline)
     outputs = [out for stage in stages(clone).values() for out in paths(stage["outs"])]
     if missing := [out for out in outputs if not (clone.pipeline / out).exists()]:
-        raise RuntimeError(f"the pipeline did not make {missing}")
+        raise RuntimeError(f"the pipeline did not write {missing}")
 
 
 def run_floor(clone: Clone) -> float:
-    """Return the seconds that the cells of the pipeline's notebooks need at least; see `benchmarks.floor`."""
-    places = {"PYTHONPATH": str(clone.root), "OMP_NUM_THREADS": "1"}  # a thread each, as on the workers
-    output = clone.do("python", "-m", "benchmarks.floor", cwd=clone.pipeline, environment=clone.environment | places)
+    """Return the minimum seconds that the notebooks' cells take; see `benchmarks.floor`."""
+    variables = {"PYTHONPATH": str(clone.root), "OMP_NUM_THREADS": "1"}  # one thread, as on the workers
+    output = clone.do("python", "-m", "benchmarks.floor", cwd=clone.pipeline, environment=clone.environment | variables)
     return float(output.split()[-1])
 
 
@@ -103,14 +103,14 @@ def stages(clone: Clone) -> dict[str, dict]:
 
 
 def paths(entries: list) -> list[str]:
-    """Return the paths of a stage's entries, each of which is a path or a mapping from a path to its flags."""
+    """Return the paths of a stage's entries; an entry is a path or a mapping from a path to its flags."""
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
-def forget(clone: Clone) -> None:
-    """Remove all that the pipeline has made, and all that DVC knows of it."""
+def remove_results(clone: Clone) -> None:
+    """Remove the pipeline's results and DVC's records of them."""
     clone.do("git", "checkout", "--quiet", "--", "4_pipeline")
     clone.do("git", "clean", "-dfxq", "--", "4_pipeline")
     (clone.pipeline / "dvc.lock").unlink(missing_ok=True)
-    for kept in (clone.root / ".dvc" / "cache", clone.root / ".dvc" / "tmp", clone.folder / "dvc"):
-        shutil.rmtree(kept, ignore_errors=True)
+    for folder in (clone.root / ".dvc" / "cache", clone.root / ".dvc" / "tmp", clone.folder / "dvc"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -21,9 +21,7 @@ MIDDLE_OF_GERMANY = (51.0, 10.4)  # latitude, longitude
 
 def main() -> None:
     """Train one model and log it with its parameters."""
-    parameters = vars(
-        hourly.make_training_parser("Fit a random forest with the height of the sun, and log it.").parse_args()
-    )
+    parameters = vars(hourly.make_training_parser("Fit a forest with the height of the sun, and log it.").parse_args())
     hourly.require_tracking_server()
     frame = hourly.read_frame(parameters["data"])
     frame = frame.assign(sun_elevation=elevation(frame["utc_timestamp"]))
