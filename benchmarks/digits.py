@@ -11,7 +11,7 @@ from benchmarks.measure import Side
 from benchmarks.table import Row
 from tests.workplace import BIN, ROOT
 
-sys.path += [str(ROOT / "tests"), str(ROOT / "examples" / "digits_search" / "tests")]
+sys.path.append(str(ROOT / "examples" / "digits_search" / "tests"))
 
 from laptops import ssh_cluster, two_nodes
 
