@@ -1,4 +1,4 @@
-"""Judge the model on the test images, and log it: metrics, confusion of classes, a picture of the hardest images."""
+"""Evaluate the model on the test images and log it, with metrics, confusion matrix and the hardest images."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ WORST = 12
 
 arrays = np.load("arrays.npz")
 images, classes, names = arrays["test_images"], arrays["test_classes"], arrays["names"]
-model = keras.saving.load_model("model.keras")  # in safe mode: no code of the file runs
+model = keras.saving.load_model("model.keras")  # in safe mode: runs no code from the file
 probabilities = model.predict(images, batch_size=256)
 predicted = probabilities.argmax(axis=1)
-of_truth = probabilities[np.arange(len(classes)), classes]
+true_probabilities = probabilities[np.arange(len(classes)), classes]
 
 metrics = {
     "accuracy": float((predicted == classes).mean()),
-    "loss": float(-np.log(np.maximum(of_truth, 1e-7)).mean()),
+    "loss": float(-np.log(np.maximum(true_probabilities, 1e-7)).mean()),
     "mistakes": int((predicted != classes).sum()),
 }
 Path("metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 pd.DataFrame({"actual": names[classes], "predicted": names[predicted]}).to_csv("predictions.csv", index=False)
 
 mistakes = Figure(figsize=(6, 5.4), layout="constrained")
-for axis, index in zip(mistakes.subplots(3, WORST // 3).flat, of_truth.argsort()[:WORST], strict=True):
+for axis, index in zip(mistakes.subplots(3, WORST // 3).flat, true_probabilities.argsort()[:WORST], strict=True):
     axis.imshow(images[index])
     is_wrong = predicted[index] != classes[index]
-    certainty = f"predicted {names[predicted[index]]} ({probabilities[index].max():.0%})"
-    axis.set_title(f"{names[classes[index]]}, {certainty}", size=8, color="red" if is_wrong else "black")
+    prediction = f"predicted {names[predicted[index]]} ({probabilities[index].max():.0%})"
+    axis.set_title(f"{names[classes[index]]}, {prediction}", size=8, color="red" if is_wrong else "black")
     axis.axis("off")
 mistakes.suptitle(f"The {WORST} hardest of {len(classes)} test images; {metrics['mistakes']} mistakes, in red")
 mistakes.savefig("mistakes.png", dpi=100)
@@ -51,7 +51,7 @@ ConfusionMatrixDisplay.from_predictions(
 mlflow.set_experiment("cifar10")
 try:
     run = mlflow.start_run(run_id=Path("mlflow_run").read_text())
-except mlflow.MlflowException:  # the training's run is on another tracking server
+except mlflow.MlflowException:  # the training run is on another tracking server
     run = mlflow.start_run()
     log_learned(arrays["train_keys"])
 with run:

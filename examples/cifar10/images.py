@@ -1,6 +1,6 @@
-"""Images in the binary layout of CIFAR-10: in a file, each image is its class (a byte) and 3 x 32 x 32 bytes.
+"""Images in the binary layout of CIFAR-10: each image is a byte for its class and 3 x 32 x 32 bytes.
 
-Layout and hash: https://www.cs.toronto.edu/~kriz/cifar.html. There is no pickle in it.
+Layout and hash: https://www.cs.toronto.edu/~kriz/cifar.html. It contains no pickle.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ CLASSES = "batches.meta.txt"
 
 
 def read(folder: Path, pattern: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (n, 32, 32, 3) and classes (n,), uint8, of the files that match; raise ValueError if cut off."""
+    """Return images (n, 32, 32, 3) and classes (n,), uint8, of all matching files; raise ValueError if truncated."""
     size, batches = 1 + int(np.prod(SHAPE)), sorted(folder.glob(pattern))
     for file in batches:
         if file.stat().st_size % size:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes: {size} an image were expected. Fetch it again.")
+            raise ValueError(f"{file} has {file.stat().st_size} bytes, not a multiple of {size}. Download it again.")
     if not batches:
-        raise ValueError(f"{folder} has no file {pattern}. Fetch it: python images.py {folder.name} {folder}")
+        raise ValueError(f"{folder} has no file {pattern}. Run: python images.py {folder.name} {folder}")
     rows = np.concatenate([np.fromfile(file, np.uint8) for file in batches]).reshape(-1, size)
     return rows[:, 1:].reshape(-1, *SHAPE).transpose(0, 2, 3, 1), rows[:, 0]
 
@@ -37,22 +37,22 @@ def write(file: Path, images: np.ndarray, classes: np.ndarray) -> None:
 
 
 def write_digits(folder: Path) -> None:
-    """Write the 1,797 handwritten digits of scikit-learn, 8 x 8 grey pixels each, enlarged; a fifth is the test."""
+    """Write scikit-learn's 1,797 handwritten digits (8 x 8 grey pixels), enlarged; a fifth is the test set."""
     digits = load_digits()
     enlarged = np.kron(digits.images, np.ones((4, 4))) * (255 / digits.images.max())
     images, classes = np.repeat(enlarged.astype(np.uint8)[..., np.newaxis], 3, axis=-1), digits.target.astype(np.uint8)
-    parts = train_test_split(images, classes, test_size=0.2, stratify=classes, random_state=0)
+    split = train_test_split(images, classes, test_size=0.2, stratify=classes, random_state=0)
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "data_batch_1.bin", parts[0], parts[2])
-    write(folder / "test_batch.bin", parts[1], parts[3])
+    write(folder / "data_batch_1.bin", split[0], split[2])
+    write(folder / "test_batch.bin", split[1], split[3])
     (folder / CLASSES).write_text("".join(f"{digit}\n" for digit in digits.target_names))
 
 
 def download_cifar10(folder: Path, url: str = URL, md5: str = MD5) -> None:
-    """Download CIFAR-10 (163 MB) with a progress bar, check it, and unpack it; the archive stays in pooch's cache."""
+    """Download CIFAR-10 (163 MB), verify its hash and unpack it; the archive stays in pooch's cache."""
     unpack = pooch.Untar(extract_dir=folder.absolute())
     for file in pooch.retrieve(url, f"md5:{md5}", processor=unpack, progressbar=True):
-        Path(file).replace(folder / Path(file).name)  # not in the archive's folder
+        Path(file).replace(folder / Path(file).name)  # out of the archive's folder
     (folder / "cifar-10-batches-bin").rmdir()
 
 
@@ -60,5 +60,5 @@ SOURCES = {"digits": write_digits, "cifar10": download_cifar10}
 
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[1] not in SOURCES:
-        sys.exit(f"Type: python images.py {'|'.join(SOURCES)} FOLDER")
+        sys.exit(f"Usage: python images.py {'|'.join(SOURCES)} FOLDER")
     SOURCES[sys.argv[1]](Path(sys.argv[2]))

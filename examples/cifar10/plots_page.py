@@ -1,6 +1,6 @@
-"""Write DVC's page of plots with Vega in it, so that it shows its figures without a network.
+"""Write DVC's plots page with Vega embedded, so that it needs no network.
 
-python plots_page.py [REVISION ...]    compares as `dvc plots diff` does, and writes dvc_plots/index.html
+python plots_page.py [REVISION ...]    runs `dvc plots diff` and writes dvc_plots/index.html
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import vl_convert
 
-VEGA_LITE = "5.20"  # of the templates of DVC 3: 5.x
+VEGA_LITE = "5.20"  # DVC 3's templates need 5.x
 
 with tempfile.TemporaryDirectory() as folder:
     template = Path(folder, "page.html")

@@ -1,4 +1,4 @@
-"""Read the images and keep them as arrays."""
+"""Read the images and save them as arrays."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ try:
 except ValueError as error:
     sys.exit(str(error))
 hashes = ([hashlib.sha256(image.tobytes()).hexdigest() for image in part] for part in (train_images, test_images))
-train_keys, test_keys = map(np.array, hashes)  # the same image has the same key wherever it lies
-new = ~np.isin(test_keys, train_keys)  # an image that is learned tests nothing
+train_keys, test_keys = map(np.array, hashes)  # equal images have equal keys
+new = ~np.isin(test_keys, train_keys)  # exclude training images from the test set
 np.savez(
     "arrays.npz",
     train_images=train_images,
@@ -29,4 +29,4 @@ np.savez(
     test_keys=test_keys[new],
     names=(source / CLASSES).read_text().split(),
 )
-print(f"{len(train_images)} images for training, {new.sum()} for the test; left out {(~new).sum()} that both have")
+print(f"{len(train_images)} training images, {new.sum()} test images; {(~new).sum()} test images dropped as duplicates")

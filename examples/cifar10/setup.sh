@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Points a fork at its own backup, fetches the images, and makes the first commit. Run twice, it changes nothing.
+# Configure a fork's backup, download the images, and make the first commit. A second run changes nothing.
 #   ./setup.sh BUCKET [DATA_FOLDER]
-# BUCKET       s3://name/folder, or a folder of a shared disk; credentials come from the environment or ~/.aws
-# DATA_FOLDER  where this machine keeps images and weights (DVC's cache), instead of in the repository
+# BUCKET       s3://name/folder, or a folder on a shared disk; credentials come from the environment or ~/.aws
+# DATA_FOLDER  folder for images and weights (DVC's cache) outside the repository
 set -euo pipefail
 cd "$(dirname "$0")"
 [ $# -ge 1 ] && [ $# -le 2 ] || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
 if [ -n "$(git status --porcelain)" ]; then
   git status --short >&2
-  echo "These files have changed. Commit them, or put them aside (git stash), then run this again." >&2
+  echo "These files have uncommitted changes. Commit or stash them, then run this again." >&2
   exit 1
 fi
 git var GIT_COMMITTER_IDENT >/dev/null 2>&1 || {
-  echo 'git does not know who commits. Type: git config user.name "..."; git config user.email "..."' >&2
+  echo 'git has no name and email for commits. Run: git config user.name "..."; git config user.email "..."' >&2
   exit 1
 }
 
@@ -36,7 +36,7 @@ fi
 git add .dvc/config data
 git diff --cached --quiet || git commit --quiet --message "Keep ${images#data/} in $bucket"
 dvc push "$images.dvc" || {
-  echo "The commit is made, but $bucket could not be written. Set the credentials, then type: dvc push" >&2
+  echo "The commit was made, but writing to $bucket failed. Set the credentials, then run: dvc push" >&2
   exit 1
 }
-echo "Ready: dvc repro"
+echo "Ready. Next: dvc repro"

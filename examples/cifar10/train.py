@@ -1,4 +1,4 @@
-"""Train a convolutional network; a training that was killed continues after its last finished epoch."""
+"""Train a convolutional network; a killed training continues after its last finished epoch."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ import yaml
 from keras import layers
 from mlflow_gate import log_learned
 
-SHIFT = 3  # pixels, at most
+MAX_SHIFT = 3  # pixels
 
 
 def batches(
     images: np.ndarray, classes: np.ndarray, size: int, seed: int, epoch: int, *, flip: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield shuffled, shifted images, epoch by epoch; seed and epoch alone decide, so a restart repeats them."""
-    padded = np.pad(images, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")
+    """Yield batches of shuffled and shifted images, from ``epoch`` on; a restart with the same seed repeats them."""
+    padded = np.pad(images, ((0, 0), (MAX_SHIFT, MAX_SHIFT), (MAX_SHIFT, MAX_SHIFT), (0, 0)), mode="edge")
     while True:
         random = np.random.default_rng([seed, epoch])
-        order, shifts = random.permutation(len(images)), random.integers(2 * SHIFT + 1, size=(len(images), 2))
-        for chosen in order[: len(images) // size * size].reshape(-1, size):
+        order, shifts = random.permutation(len(images)), random.integers(2 * MAX_SHIFT + 1, size=(len(images), 2))
+        for batch in order[: len(images) // size * size].reshape(-1, size):
             steps = np.where(random.random(size) < 0.5, -1, 1) if flip else np.ones(size, int)
-            corners = zip(chosen, shifts[chosen], steps, strict=True)
+            corners = zip(batch, shifts[batch], steps, strict=True)
             yield (
                 np.stack([padded[i, y : y + 32, x : x + 32][:, ::step] for i, (y, x), step in corners]),
-                classes[chosen],
+                classes[batch],
             )
         epoch += 1
 
 
-# -- networks: without random layers, whose state Keras' backup does not hold ------------------------------------------
+# -- networks: without random layers, whose state Keras' backup does not include ---------------------------------------
 def convolve(x: keras.KerasTensor, filters: int, stride: int = 1) -> keras.KerasTensor:
-    """Return the feature maps of a 3 x 3 convolution, normalised."""
+    """Apply a 3 x 3 convolution and batch normalisation."""
     x = layers.Conv2D(filters, 3, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
     return layers.BatchNormalization(momentum=0.9)(x)
 
 
 def small(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Return the features of three convolutions."""
+    """Return the features after three convolutions."""
     for filters in (16, 32, 64):
         x = layers.MaxPooling2D()(layers.ReLU()(convolve(x, filters)))
     return layers.Flatten()(x)
 
 
 def resnet20(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Return the features of the residual network of 20 layers: https://arxiv.org/abs/1512.03385, section 4.2."""
+    """Return the features of a 20-layer residual network: https://arxiv.org/abs/1512.03385, section 4.2."""
     x = layers.ReLU()(convolve(x, 16))
     for filters in (16, 32, 64):
         for block in range(3):
             stride = 2 if filters > 16 and block == 0 else 1
-            change = convolve(layers.ReLU()(convolve(x, filters, stride)), filters)
-            if stride == 2:  # a shortcut without weights
+            residual = convolve(layers.ReLU()(convolve(x, filters, stride)), filters)
+            if stride == 2:  # shortcut without weights
                 x = keras.ops.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (filters // 4, filters // 4)))
-            x = layers.ReLU()(layers.add([x, change]))
+            x = layers.ReLU()(layers.add([x, residual]))
     return layers.GlobalAveragePooling2D()(x)
 
 
@@ -70,27 +70,27 @@ NETWORKS = {"small": small, "resnet20": resnet20}
 
 
 def build(network: str, learning_rate: float, steps: int) -> keras.Model:
-    """Return one of `NETWORKS`, to be trained in ``steps`` batches."""
+    """Return a compiled network from `NETWORKS`; ``steps`` is the length of its learning rate schedule."""
     inputs = layers.Input((32, 32, 3))
     features = NETWORKS[network](layers.Rescaling(1 / 255)(inputs))
     model = keras.Model(inputs, layers.Dense(10, activation="softmax", dtype="float32")(features))
     optimizer = keras.optimizers.Adam(learning_rate)
     if network == "resnet20":
         rates = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        # The paper's 1e-4 goes through the momentum, which makes it ten times as strong; this one does not.
+        # The paper applies weight decay of 1e-4 through the momentum: ten times as strong as Keras' direct decay.
         optimizer = keras.optimizers.SGD(rates, momentum=0.9, weight_decay=1e-3)
     model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
 def log_epoch(epoch: int, logs: dict[str, float]) -> None:
-    """Log the scores of an epoch, each with the images that it was computed on."""
+    """Log an epoch's metrics, prefixed with train_ or val_."""
     named = {name if name.startswith("val_") else f"train_{name}": value for name, value in logs.items()}
     mlflow.log_metrics(named, step=epoch)
 
 
 def main() -> None:
-    """Train, and leave the best model, the curves, and the identifier of the run in MLflow."""
+    """Train, and write the best model, the learning curves, and the MLflow run's id."""
     params = yaml.safe_load(Path("params.yaml").read_text())["train"]
     if params["network"] not in NETWORKS:
         sys.exit(f"params.yaml: network is {params['network']}; allowed: {', '.join(NETWORKS)}")
@@ -102,17 +102,17 @@ def main() -> None:
     first, size = int(len(images) * params["validation_split"]), params["batch_size"]
     steps = (len(images) - first) // size
 
-    # What a killed training left counts only for the same parameters and images.
+    # Resume a killed training only with the same parameters and images.
     key = hashlib.sha256(json.dumps(params).encode() + Path("arrays.npz").read_bytes()).hexdigest()[:16]
     backup = Path("backup", key)
     curves, run_file, state = (backup / name for name in ("training.csv", "mlflow_run", "keras/training_metadata.json"))
     if state.exists():
-        done = json.loads(state.read_text())["epoch"]
-        past = pd.read_csv(curves).head(done)
-        past.to_csv(curves, index=False)
-        print(f"Continuing after epoch {done} of at most {params['max_epochs']}")
+        epochs_done = json.loads(state.read_text())["epoch"]
+        history = pd.read_csv(curves).head(epochs_done)
+        history.to_csv(curves, index=False)
+        print(f"Continuing after epoch {epochs_done} of at most {params['max_epochs']}")
     else:
-        done, past = 0, pd.DataFrame({"val_loss": []})
+        epochs_done, history = 0, pd.DataFrame({"val_loss": []})
         for folder in ("backup", "tensorboard"):
             shutil.rmtree(folder, ignore_errors=True)
         backup.mkdir(parents=True)
@@ -120,7 +120,7 @@ def main() -> None:
     stopping = keras.callbacks.EarlyStopping(patience=params["patience"], verbose=1)
 
     def count_finished_epochs(_: dict | None) -> None:
-        for epoch, loss in enumerate(past["val_loss"]):
+        for epoch, loss in enumerate(history["val_loss"]):
             stopping.on_epoch_end(epoch, {"val_loss": loss})
 
     mlflow.set_experiment("cifar10")
@@ -128,9 +128,9 @@ def main() -> None:
     with mlflow.start_run(run_id=run_file.read_text() if run_file.exists() else None, run_name=name) as run:
         run_file.write_text(run.info.run_id)
         mlflow.log_params(params)
-        log_learned(arrays["train_keys"])  # those of the validation, too
+        log_learned(arrays["train_keys"])  # with the validation images
         build(params["network"], params["learning_rate"], steps * params["max_epochs"]).fit(
-            batches(images[first:], classes[first:], size, params["seed"], done, flip=params["flip"]),
+            batches(images[first:], classes[first:], size, params["seed"], epochs_done, flip=params["flip"]),
             steps_per_epoch=steps,
             validation_data=(images[:first], classes[:first]),
             epochs=params["max_epochs"],
@@ -141,11 +141,11 @@ def main() -> None:
                 keras.callbacks.ModelCheckpoint(
                     backup / "best.keras",
                     save_best_only=True,
-                    initial_value_threshold=past["val_loss"].min() if done else None,
+                    initial_value_threshold=history["val_loss"].min() if epochs_done else None,
                 ),
-                keras.callbacks.CSVLogger(curves, append=bool(done)),
+                keras.callbacks.CSVLogger(curves, append=bool(epochs_done)),
                 keras.callbacks.TensorBoard("tensorboard"),
-                keras.callbacks.BackupAndRestore(backup / "keras", double_checkpoint=True),  # the last: it says "done"
+                keras.callbacks.BackupAndRestore(backup / "keras", double_checkpoint=True),  # last: ends the epoch
             ],
         )
     for source, target in ((backup / "best.keras", "model.keras"), (curves, curves.name), (run_file, run_file.name)):

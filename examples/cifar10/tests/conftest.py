@@ -1,3 +1,3 @@
-"""Privileged tests are skipped where their powers are missing."""
+"""Skip privileged tests without the required privileges."""
 
 from workplace import pytest_runtest_setup  # noqa: F401 - a hook

