@@ -25,7 +25,7 @@ images, digits = (values[:1257] for values in search.load_digits(return_X_y=True
 folds = list(search.StratifiedKFold(3).split(images, digits))
 data = [images, digits, *itertools.chain(*folds)]
 loky = joblib.parallel_config("loky", n_jobs=2)
-with loky if sys.argv[1] == "loky" else search.workers(sys.argv[1], data):
+with loky if sys.argv[1] == "loky" else search.parallel_backend(sys.argv[1], data):
     search.new_search("small", folds).fit(images, digits)
     del search.SPACES["large"]["deskew__kw_args"]
     start = time.perf_counter()
@@ -57,7 +57,7 @@ def search_by_ssh() -> float:
         ssh_cluster(laptop) as command,
     ):
         laptop.machine.path("/root/digits_search/timed.py").write_text(CODE)
-        return seconds(laptop.types(f"python timed.py {command.split()[-1]}"))
+        return seconds(laptop.run(f"python timed.py {command.split()[-1]}"))
 
 
 def seconds(output: str) -> float:

@@ -1,4 +1,4 @@
-"""Search a support vector machine for handwritten digits: in one process, on this machine's cores, or on a cluster."""
+"""Tune a support vector machine for handwritten digits in one process, on this machine's cores, or on a cluster."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
 
-SOURCE = Path(__file__).with_name("src")
-sys.path.insert(0, str(SOURCE))
+SRC = Path(__file__).with_name("src")
+sys.path.insert(0, str(SRC))
 
 from strokes import deskew  # noqa: E402
 
-# scikit-learn sends this process's warning filters to the workers. MLflow's name classes of packages that they lack.
+# scikit-learn sends this process's warning filters to the workers. MLflow's filters need packages that workers lack.
 with warnings.catch_warnings():
     import mlflow
 
@@ -42,18 +42,18 @@ SPACES = {
         "svc__gamma": np.logspace(-5, 1, 7).tolist(),
     },
 }
-NO_CLUSTER = "There is no Dask cluster at {!r}: {}\nGive --cluster none, local, or an address: tcp://HOST:8786."
+NO_CLUSTER = "There is no Dask cluster at {!r}: {}\nUse --cluster none, local, or an address: tcp://HOST:8786."
 
 
 @contextlib.contextmanager
-def workers(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
-    """Let joblib work in this process (`none`), on this machine's cores (`local`) or on the Dask cluster at an address.
+def parallel_backend(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
+    """Set joblib's backend: this process (`none`), this machine's cores (`local`), or the Dask cluster at an address.
 
-    Each of a cluster's workers gets the ``data`` once, and keeps it: no array is lost with a worker that dies.
+    Each worker of a cluster gets its own copy of the ``data`` once, so no array is lost when a worker dies.
     """
     with contextlib.ExitStack() as stack:
         if cluster == "local":
-            # For this user alone: with a key, and not in the folder that Dask shares among all users of a machine.
+            # For this user only: TLS, and no files in the folder that Dask shares among the machine's users.
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(dask.config.set({"temporary-directory": folder}))
             options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "security": True}
@@ -66,42 +66,42 @@ def workers(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
             except (OSError, ValueError) as error:
                 raise click.ClickException(NO_CLUSTER.format(cluster, error)) from None
             check_python(client)
-            print(f"{client}\nDask's page: {client.dashboard_link}", flush=True)
-            for file in SOURCE.glob("*.py"):  # as they are now; workers that join later get them, too
+            print(f"{client}\nDask dashboard: {client.dashboard_link}", flush=True)
+            for file in SRC.glob("*.py"):  # the current version, also for workers that join later
                 client.upload_file(str(file))
-            client.amm.stop()  # would leave one copy of what several workers have
+            client.amm.stop()  # Dask's memory manager would delete copies
             stack.callback(client.amm.start)
             stack.enter_context(joblib.parallel_config("dask", verbose=20, scatter=data))
         yield
 
 
 def check_python(client: Client) -> None:
-    """Raise ClickException when the cluster runs another Python, before anything is sent to it."""
-    here = platform.python_version_tuple()[:2]
+    """Raise ClickException if the cluster runs another Python version, before anything is sent to it."""
+    client_python = platform.python_version_tuple()[:2]
     scheduler_python = tuple(client.get_versions()["scheduler"]["host"]["python"].split(".")[:2])
-    if scheduler_python != here:
-        text = "The cluster runs Python {}.{}, and this is {}.{}: what one pickles the other may not read.".format(
-            *scheduler_python, *here
+    if scheduler_python != client_python:
+        text = "The cluster runs Python {}.{}, and this is {}.{}: pickles may not load across versions.".format(
+            *scheduler_python, *client_python
         )
-        raise click.ClickException(f"{text}\nTake this one there: `BASE` of the Containerfile, or another environment.")
+        raise click.ClickException(f"{text}\nUse one version: set `BASE` in the Containerfile, or change this Python.")
 
 
 def new_search(space: str, folds: list) -> GridSearchCV:
-    """Return the search over a space: the model is our own step, then the support vector machine."""
+    """Return the grid search over a space; the model is `deskew`, then the support vector machine."""
     model = Pipeline([("deskew", FunctionTransformer(deskew)), ("svc", SVC(kernel="rbf"))])
     grid = SPACES[space] | {"svc__class_weight": [None, "balanced"]}
-    return GridSearchCV(model, grid, cv=folds, pre_dispatch="all")  # workers that join later find work
+    return GridSearchCV(model, grid, cv=folds, pre_dispatch="all")  # keeps tasks for workers that join later
 
 
-def table(search: GridSearchCV) -> pd.DataFrame:
-    """Return a row for each combination, the best first: its parameters, mean and spread of the accuracy, seconds."""
+def results_table(search: GridSearchCV) -> pd.DataFrame:
+    """Return a row per combination, the best first: parameters, mean and std of the accuracy, fit seconds."""
     results = pd.DataFrame(search.cv_results_).sort_values("rank_test_score", kind="stable")
     columns = [name for name in results if name.startswith("param_")]
     return results[[*columns, "mean_test_score", "std_test_score", "mean_fit_time"]]
 
 
 def heatmap(results: pd.DataFrame) -> plt.Figure:
-    """Draw the best accuracy for each C and gamma."""
+    """Plot the best accuracy for each C and gamma."""
     best = results.pivot_table("mean_test_score", "param_svc__C", "param_svc__gamma", aggfunc="max")
     figure, axes = plt.subplots(figsize=(1.2 + 0.9 * best.shape[1], 1.2 + 0.6 * best.shape[0]), layout="constrained")
     axes.imshow(best, vmin=0, vmax=1, aspect="auto")
@@ -128,12 +128,12 @@ def main(cluster: str, space: str) -> None:
         images, digits, test_size=0.3, random_state=0, stratify=digits
     )
     folds = list(StratifiedKFold(3).split(images, digits))
-    with workers(cluster, [images, digits, *itertools.chain(*folds)]):
-        began = time.perf_counter()
+    with parallel_backend(cluster, [images, digits, *itertools.chain(*folds)]):
+        start = time.perf_counter()
         search = new_search(space, folds).fit(images, digits)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
     accuracy = search.score(test_images, test_digits)
-    results = table(search)
+    results = results_table(search)
     print(results.head(10).to_string(index=False))
     print(f"best: {search.best_params_}\nheld-out accuracy: {accuracy:.4f}")
     mlflow.set_experiment("digits_search")
@@ -144,10 +144,10 @@ def main(cluster: str, space: str) -> None:
         mlflow.sklearn.log_model(
             search.best_estimator_,
             name="model",
-            code_paths=[str(SOURCE / "strokes.py")],
+            code_paths=[str(SRC / "strokes.py")],
             serialization_format="skops",
             skops_trusted_types=["strokes.deskew"],
-            pip_requirements=str(SOURCE.with_name("requirements.txt")),
+            pip_requirements=str(SRC.with_name("requirements.txt")),
         )
         mlflow.log_text(results.to_csv(index=False), "cv_results.csv")
         mlflow.log_figure(heatmap(results), "heatmap.png")

@@ -1,4 +1,4 @@
-"""Embedded data: docstrings of installed libraries, written as posts in the format of Stack Exchange's dumps."""
+"""Built-in data: docstrings of installed libraries as posts in the format of Stack Exchange's dumps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 LIBRARIES = ("pandas", "numpy", "sklearn", "matplotlib", "dask", "distributed", "pyarrow")
-LEAST_CHARACTERS = 200
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters that XML cannot hold
+MIN_CHARACTERS = 200
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters that XML does not allow
 DATE = "2020-01-01T00:00:00.000"
 
 
 def write_xml(file: Path) -> None:
-    """Write a Posts.xml: the same bytes wherever the same versions of the libraries are installed."""
+    """Write a Posts.xml; its bytes depend only on the versions of the libraries."""
     with file.open("w", encoding="utf-8", newline="\n") as output:
         output.write('<?xml version="1.0" encoding="utf-8"?>\n<posts>\n')
         number = 0
@@ -32,7 +32,7 @@ def write_xml(file: Path) -> None:
 
 
 def _docstrings(library: str) -> Iterator[tuple[str, str]]:
-    """Yield name and docstring of classes and functions; the files are read, and nothing of them is run."""
+    """Yield name and docstring of classes and functions; the files are parsed, not imported."""
     folder = Path(importlib.util.find_spec(library).submodule_search_locations[0])
     for file in sorted(folder.rglob("*.py")):
         if "tests" in file.relative_to(folder).parts:
@@ -40,12 +40,12 @@ def _docstrings(library: str) -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 text = ast.get_docstring(node) or ""
-                if len(text) >= LEAST_CHARACTERS:
+                if len(text) >= MIN_CHARACTERS:
                     yield node.name, text
 
 
 def _html(text: str) -> str:
-    """Return a text as HTML: its paragraphs, and code where a paragraph starts with a prompt."""
+    """Return a text as HTML: a paragraph that starts with `>>>` becomes code."""
     tags = {True: ("<pre><code>", "</code></pre>"), False: ("<p>", "</p>")}
     paragraphs = [paragraph.strip() for paragraph in text.split("\n\n")]
     return "\n".join(escape(each).join(tags[each.startswith(">>>")]) for each in paragraphs if each)

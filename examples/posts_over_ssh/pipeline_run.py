@@ -1,4 +1,4 @@
-"""MLflow: one run for each state of the pipeline, with a nested run for each stage."""
+"""MLflow: one run per commit and parameters, with a nested run per stage."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ EXPERIMENT = "posts_over_ssh"
 
 
 def start(stage: str) -> None:
-    """Start the run of a stage, within that of the pipeline: the run with these parameters at this commit."""
+    """Start a stage's run inside the pipeline's run for this commit and these parameters."""
     mlflow.set_experiment(EXPERIMENT)
-    tags = resolve_tags()  # the commit, and the task on the cluster: if that is killed, these runs are ended
+    tags = resolve_tags()  # commit and cluster task; if the task is killed, its runs are ended
     text = Path("params.yaml").read_text()
     state = hashlib.md5(f"{tags.get('mlflow.source.git.commit')} {text}".encode()).hexdigest()  # noqa: S324
     runs = mlflow.search_runs(filter_string=f"tags.posts_state = '{state}'", output_format="list", max_results=1)
@@ -23,19 +23,19 @@ def start(stage: str) -> None:
         mlflow.start_run(runs[0].info.run_id, tags=tags)
     else:
         mlflow.start_run(run_name="pipeline", tags=tags | {"posts_state": state})
-        mlflow.log_params(_flat(yaml.safe_load(text)))
+        mlflow.log_params(_flatten(yaml.safe_load(text)))
     mlflow.start_run(run_name=stage, nested=True)
 
 
 def end(**metrics: float) -> None:
-    """Log metrics to both runs, and end them."""
+    """Log metrics to both runs and end them."""
     while mlflow.active_run():
         mlflow.log_metrics(metrics)
         mlflow.end_run()
 
 
-def _flat(params: dict, prefix: str = "") -> dict[str, object]:
+def _flatten(params: dict, prefix: str = "") -> dict[str, object]:
     flat = {}
     for name, value in params.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

@@ -1,4 +1,4 @@
-"""Posts of Stack Exchange's dumps: from XML with a row a line to text with a label, in constant memory."""
+"""Convert Stack Exchange dumps (XML, one row per line) to labelled text, in constant memory."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ import pandas as pd
 from defusedxml.common import DefusedXmlException, DTDForbidden
 from defusedxml.ElementTree import fromstring
 
-LONGEST_ROW = 2**24  # bytes
-FRAME = re.compile(rb"(\xef\xbb\xbf)?(<\?xml [^<>]*\?>)?\s*(</?posts>)?\s*")  # the lines that are no rows
-DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # also one that continues in the next line
-REPORTED = 5  # broken rows
+MAX_ROW_BYTES = 2**24
+FRAME = re.compile(rb"(\xef\xbb\xbf)?(<\?xml [^<>]*\?>)?\s*(</?posts>)?\s*")  # lines without a row
+DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # even if it continues in the next line
+MAX_REPORTED = 5  # broken rows
 
 
 class PostsError(Exception):
-    """Posts cannot be read; the text says why, and where."""
+    """The posts cannot be read; the message has file, line and reason."""
 
 
 def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
-    """Write id, label and text of each question, a line each; return the counts, broken rows among them.
+    """Write id, label and text of each question, one per line; return the counts of rows by kind.
 
-    The label is 1 for a question with the tag ``about``. A broken row is left out, counted, and for the first few
-    printed with its line. Raises PostsError for a document type, a row that is too long, and when no row is a question.
+    The label is 1 for a question with the tag ``about``. Broken rows are skipped and counted, the first few printed.
+    Raise PostsError for a document type, a row that is too long, or if only one of the two labels occurs.
     """
     counts = Counter(questions=0, positive=0, answers=0, broken=0)
     with xml.open("rb") as lines, tsv.open("w", encoding="utf-8", newline="\n") as output:
         output.write("id\tlabel\ttext\n")
         number = 0
-        while line := lines.readline(LONGEST_ROW):
+        while line := lines.readline(MAX_ROW_BYTES):
             number += 1
-            if len(line) == LONGEST_ROW:
-                raise PostsError(f"{xml}, line {number}: longer than {LONGEST_ROW} bytes, so not one row a line.")
+            if len(line) == MAX_ROW_BYTES:
+                raise PostsError(f"{xml}, line {number}: longer than {MAX_ROW_BYTES} bytes; expected one row per line.")
             if FRAME.fullmatch(line):
                 continue
             try:
                 question = _question(line, about)
             except DefusedXmlException:
-                raise PostsError(f"{xml}, line {number}: a document type or an entity, which no dump has.") from None
-            except (ParseError, KeyError, ValueError) as problem:
+                raise PostsError(f"{xml}, line {number}: a document type or entity, which no dump has.") from None
+            except (ParseError, KeyError, ValueError) as error:
                 counts["broken"] += 1
-                if counts["broken"] <= REPORTED:
-                    print(f"line {number} is broken and left out: {problem!r}")
+                if counts["broken"] <= MAX_REPORTED:
+                    print(f"line {number} is broken, skipped: {error!r}")
                 continue
             if question is None:
                 counts["answers"] += 1
@@ -55,12 +55,12 @@ def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
             counts["positive"] += question[1]
             output.write("{}\t{}\t{}\n".format(*question))
     if not counts["positive"] or counts["positive"] == counts["questions"]:
-        raise PostsError(f"{xml}: {dict(counts)}; a question needs posts with the tag {about}, and others.")
+        raise PostsError(f"{xml}: {dict(counts)}; expected questions with the tag {about}, and questions without it.")
     return counts
 
 
 def _question(line: bytes, about: str) -> tuple[int, int, str] | None:
-    """Return id, label and text of a row; None for an answer, which has no tags."""
+    """Return id, label and text of a row, or None for an answer."""
     if DECLARATION.search(line):
         raise DTDForbidden(None, None, None)
     row = fromstring(line, forbid_dtd=True)
@@ -74,8 +74,8 @@ def _question(line: bytes, about: str) -> tuple[int, int, str] | None:
 
 
 def split(tsv: Path, train: Path, test: Path, test_fraction: float, seed: int) -> None:
-    """Write each line of a file to one of two others, by chance; both start with the header."""
-    random = Random(seed)  # noqa: S311 - a split is no secret
+    """Split a file's lines at random into two files; both get the header."""
+    random = Random(seed)  # noqa: S311 - not security-relevant
     with tsv.open("rb") as lines, train.open("wb") as training, test.open("wb") as testing:
         header = next(lines)
         training.write(header)
@@ -85,5 +85,5 @@ def split(tsv: Path, train: Path, test: Path, test_fraction: float, seed: int) -
 
 
 def read(tsv: Path) -> pd.DataFrame:
-    """Return the posts of a file: the columns id, label and text."""
+    """Return a file's posts, with the columns id, label and text."""
     return pd.read_csv(tsv, sep="\t", quoting=3, dtype={"text": str}, keep_default_na=False)

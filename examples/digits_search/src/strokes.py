@@ -1,4 +1,4 @@
-"""The model's own step: it makes handwriting upright."""
+"""A preprocessing step: deskew handwriting."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ SIDE = 8  # pixels
 
 
 def deskew(images: np.ndarray, strength: float = 0.5) -> np.ndarray:
-    """Shear images (rows of 64 pixels) until their strokes are upright: wholly with ``strength`` 1, not at all with 0.
+    """Shear images (rows of 64 pixels) upright: fully with ``strength`` 1, not at all with 0.
 
     The slant is the covariance of x and y over the variance of y, both weighted by the ink.
     """
-    return np.array([_upright(image.reshape(SIDE, SIDE), strength).ravel() for image in images])
+    return np.array([_deskew(image.reshape(SIDE, SIDE), strength).ravel() for image in images])
 
 
-def _upright(image: np.ndarray, strength: float) -> np.ndarray:
+def _deskew(image: np.ndarray, strength: float) -> np.ndarray:
     y, x = np.mgrid[:SIDE, :SIDE]
     y = y - np.average(y, weights=image)
     x = x - np.average(x, weights=image)

@@ -1,4 +1,4 @@
-"""A laptop with the example, and machines that it reaches by SSH: each has its own files, processes and network."""
+"""A laptop with the example, and machines reached over SSH, each with its own files, processes and network."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ EXAMPLE = Path(__file__).parent.parent
 NOT_COPIED = shutil.ignore_patterns("tests", "__pycache__", "mlflow.db", "mlruns")
 PROGRAMS = ("ip", "unshare", "setpriv", "nsenter", "ssh", "/usr/sbin/sshd")
 NODES = ("node1.example.org", "node2.example.org")
-MOST_SECONDS = 1800  # for one command, on a busy machine
+TIMEOUT_SECONDS = 1800  # per command, on a busy machine
 
 
 @dataclass
 class Laptop:
-    """A machine with the example, and one terminal, which keeps its variables."""
+    """A machine with the example, and one terminal whose variables persist."""
 
     machine: Machine
 
     def command(self, text: str) -> list[str]:
-        """Return the words that type commands in the terminal, in the example's folder."""
+        """Return the command line that runs ``text`` in the terminal, in the example's folder."""
         state = "~/.terminal"
         script = f"set -eao pipefail; . {state}; cd ~/digits_search; {text}\nexport -p > {state}"
         return self.machine.command("bash", "-c", script)
 
-    def types(self, text: str, *, code: int = 0) -> str:
-        """Type commands; return what they print."""
-        done = subprocess.run(self.command(text), **PIPES, check=False, timeout=MOST_SECONDS)
+    def run(self, text: str, *, code: int = 0) -> str:
+        """Run commands; return their output."""
+        done = subprocess.run(self.command(text), **PIPES, check=False, timeout=TIMEOUT_SECONDS)
         assert done.returncode == code, f"{text}\n{done.stdout}"
         return done.stdout
 
 
 @contextlib.contextmanager
 def new_laptop(folder: Path, *shared: Path) -> Iterator[Laptop]:
-    """Start a laptop; it sees the folders that are ``shared``, too."""
+    """Start a laptop with access to the ``shared`` folders."""
     for program in PROGRAMS:
         required(program, shutil.which(program))
     with machine("laptop", folder / "laptop", *shared) as laptop:
@@ -54,7 +54,7 @@ def new_laptop(folder: Path, *shared: Path) -> Iterator[Laptop]:
 
 @contextlib.contextmanager
 def two_nodes(folder: Path, *shared: Path) -> Iterator[tuple[Laptop, list[Machine]]]:
-    """Start a laptop and two nodes that it reaches by SSH; all have one key, and packets pass through the laptop."""
+    """Start a laptop and two nodes reached over SSH; all share a key, and the laptop routes packets between them."""
     with (
         new_laptop(folder) as laptop,
         machine("node1", folder / "node1", *shared) as first,
@@ -62,9 +62,7 @@ def two_nodes(folder: Path, *shared: Path) -> Iterator[tuple[Laptop, list[Machin
     ):
         nodes = [first, second]
         connect(laptop.machine, nodes)
-        laptop.types(
-            "echo 1 > /proc/sys/net/ipv4/ip_forward; mkdir ~/.ssh; ssh-keygen -q -N '' -f ~/.ssh/id_rsa -t rsa"
-        )
+        laptop.run("echo 1 > /proc/sys/net/ipv4/ip_forward; mkdir ~/.ssh; ssh-keygen -q -N '' -f ~/.ssh/id_rsa -t rsa")
         for number, node in enumerate(nodes, start=1):
             shutil.copytree(laptop.machine.path("/root/.ssh"), node.path("/root/.ssh"))
             node.run(f"ip route add default via 10.98.{number}.1; cp ~/.ssh/id_rsa.pub ~/.ssh/authorized_keys")
@@ -73,16 +71,16 @@ def two_nodes(folder: Path, *shared: Path) -> Iterator[tuple[Laptop, list[Machin
         for each in (laptop.machine, *nodes):
             for number, name in enumerate(NODES, start=1):
                 each.run(f"echo 10.98.{number}.2 {name} >> /etc/hosts")
-        laptop.types(f"echo {','.join(NODES)} $(cat ~/.ssh/id_rsa.pub) > ~/.ssh/known_hosts")
+        laptop.run(f"echo {','.join(NODES)} $(cat ~/.ssh/id_rsa.pub) > ~/.ssh/known_hosts")
         yield laptop, nodes
 
 
 @contextlib.contextmanager
 def ssh_cluster(laptop: Laptop) -> Iterator[str]:
-    """Type `python ssh_cluster.py`; yield the command that it prints, and press Enter at the end."""
-    words = laptop.command("mkfifo ~/keyboard; exec python ssh_cluster.py <> ~/keyboard")
+    """Run `python ssh_cluster.py`; yield the command that it prints, and press Enter at the end."""
+    command = laptop.command("mkfifo ~/keyboard; exec python ssh_cluster.py <> ~/keyboard")
     pattern = re.compile(r"^python search.py --cluster tcp://10\.98\.1\.2:8786$", re.MULTILINE)
-    with running(words, dict(os.environ), EXAMPLE, pattern.search) as cluster:
+    with running(command, dict(os.environ), EXAMPLE, pattern.search) as cluster:
         yield cluster.ready[0]
-        laptop.types("echo > ~/keyboard; rm ~/keyboard")
+        laptop.run("echo > ~/keyboard; rm ~/keyboard")
         assert cluster.process.wait(60) == 0, cluster.log.read_text()

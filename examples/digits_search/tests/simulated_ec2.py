@@ -1,6 +1,6 @@
-"""moto's server, whose instances are containers: each does what its user data says, at its private address.
+"""moto's server with containers as instances: each runs its user data, at its private address.
 
-Typed as `python simulated_ec2.py PORT CGROUP`; two things that moto does otherwise than Amazon are mended.
+Usage: `python simulated_ec2.py PORT CGROUP`. Two differences between moto and Amazon are patched.
 """
 
 import base64
@@ -26,18 +26,18 @@ PODMAN = (
 
 
 def update_group(cls, original_resource, cloudformation_json, **_):
-    """Give a group another size, and keep the instances that run; moto replaces all of them."""
+    """Resize a group and keep its running instances; moto replaces all of them."""
     original_resource.set_desired_capacity(int(cloudformation_json["Properties"]["DesiredCapacity"]))
     return original_resource
 
 
 def update_instance(cls, original_resource, **_):
-    """Leave an instance alone; moto has no update of instances."""
+    """Leave an instance unchanged; moto does not implement updates of instances."""
     return original_resource
 
 
-def start(instance, script: str) -> None:
-    """Run the user data of an instance, with podman, a host name and a registry's log-in of its own."""
+def run_user_data(instance, script: str) -> None:
+    """Run an instance's user data with podman, with a separate host name and registry login."""
     script = DOCKER.sub(PODMAN.format(instance=instance, cgroup=CGROUP), script).replace("docker", "podman")
     role = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORT}",
@@ -52,16 +52,16 @@ def start(instance, script: str) -> None:
     subprocess.run(["sh", "-c", f"{hostname}\n{script}"], env=os.environ | role | attributes, check=False)
 
 
-def follow() -> None:
+def sync_containers() -> None:
     """Start a container for each instance, with its user data, and remove it when the instance ends."""
     started = set()
     while True:
         for instance in list(ec2_backends[DEFAULT_ACCOUNT_ID]["eu-central-1"].all_instances()):
             if instance.state == "running" and instance.id not in started:
                 started.add(instance.id)
-                data = instance.user_data  # text for an instance of the template, an object for one of the group
+                data = instance.user_data  # str for the template's instance, an object for the group's
                 script = base64.b64decode(data if isinstance(data, str) else data.as_bytes()).decode()
-                threading.Thread(target=start, args=(instance, script), daemon=True).start()
+                threading.Thread(target=run_user_data, args=(instance, script), daemon=True).start()
             if instance.state == "terminated" and instance.id in started:
                 started.remove(instance.id)
                 subprocess.run(["podman", "rm", "--force", "--time=0", instance.id], check=True)
@@ -70,5 +70,5 @@ def follow() -> None:
 
 FakeAutoScalingGroup.update_from_cloudformation_json = classmethod(update_group)
 Instance.update_from_cloudformation_json = classmethod(update_instance)
-threading.Thread(target=follow, daemon=True).start()
+threading.Thread(target=sync_containers, daemon=True).start()
 main(["--port", PORT])

@@ -1,4 +1,4 @@
-"""The search on every kind of cluster, with the commands of the README."""
+"""The search on every kind of cluster, with the README's commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from laptops import EXAMPLE, MOST_SECONDS, NOT_COPIED, Laptop, ssh_cluster, two_nodes
+from laptops import EXAMPLE, NOT_COPIED, TIMEOUT_SECONDS, Laptop, ssh_cluster, two_nodes
 from machines import Machine
 from workplace import BIN, ROOT, clean_environment, running, wait_for
 
@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILI
 PARAMETERS = "{'svc__C': 1, 'svc__class_weight': None, 'svc__gamma': 0.001}"
 BEST = f"best: {PARAMETERS}\nheld-out accuracy: 0.9926\n"
 IMAGES_BYTES = 1257 * 64 * 8
-# The bytes that the workers have sent, most of them to one another; and whether they imported what others may lack.
+# The bytes that the workers have sent, mostly to one another; whether they imported packages that others may lack.
 WORKERS = """python -c 'import os, sys; from distributed import Client
 with Client(os.environ["DASK_SCHEDULER_ADDRESS"]) as client:
     print(sum(client.run(lambda dask_worker: dask_worker.transfer_outgoing_bytes_total).values()))
@@ -38,7 +38,7 @@ for run in mlflow.search_runs(experiment_names=["digits_search"], output_format=
           (files / "heatmap.png").read_bytes()[:4],
           run.data.metrics["search_seconds"] > 0 and (model.predict(images) == digits).mean() > 0.99)'"""
 PROCESSES = "pgrep --full '[d]istributed' || true"
-# Instead of making digits upright: each call is noted, and the tenth on one machine kills its worker.
+# Instead of deskewing, count the calls; the tenth on one machine kills its worker.
 FATAL_STEP = """
 import os, signal, socket
 from pathlib import Path
@@ -54,10 +54,10 @@ def deskew(images):
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory) -> Iterator[tuple[Laptop, list[Machine]]]:
-    """A laptop, and two machines with a Dask cluster, of one worker each; Enter ends it, and all its processes."""
+    """A laptop, and a Dask cluster on two machines with one worker each; Enter stops it and all its processes."""
     with two_nodes(tmp_path_factory.mktemp("machines")) as (laptop, nodes):
         with ssh_cluster(laptop) as command:
-            laptop.types(f"DASK_SCHEDULER_ADDRESS={command.split()[-1]}")
+            laptop.run(f"DASK_SCHEDULER_ADDRESS={command.split()[-1]}")
             assert all(node.run(PROCESSES) for node in nodes)
             yield laptop, nodes
         for node in nodes:
@@ -65,101 +65,101 @@ def machines(tmp_path_factory) -> Iterator[tuple[Laptop, list[Machine]]]:
 
 
 @pytest.mark.privileged
-def test_search_finds_the_same_everywhere(machines):
-    """In one process, on the laptop's cores, on machines by SSH: the same best parameters, and a run with its files.
+def test_search_has_the_same_result_on_every_cluster(machines):
+    """In one process, on local cores, on machines over SSH: the same best parameters, and a run with its files.
 
-    The machines get the images once each, not with each of 54 trainings; packages beyond requirements.txt are not used.
+    Each machine gets the images once, not with each of 54 fits, and uses no packages beyond requirements.txt.
     """
     laptop, _ = machines
-    before, _ = laptop.types(WORKERS).split()
+    before, _ = laptop.run(WORKERS).split()
     commands = "".join(BLOCKS[:2]).splitlines()
     for command in commands:
-        printed = laptop.types(command)
-        assert "Done  54 out of  54" in printed
-        assert BEST in printed
-    sent, others = laptop.types(WORKERS).split()[-2:]
+        output = laptop.run(command)
+        assert "Done  54 out of  54" in output
+        assert BEST in output
+    sent, has_other_imports = laptop.run(WORKERS).split()[-2:]
     assert int(sent) - int(before) < 1.5 * 2 * IMAGES_BYTES
-    assert others == "False"
-    runs = [line.split() for line in laptop.types(RUNS).splitlines() if " FINISHED " in line][-3:]  # the latest
+    assert has_other_imports == "False"
+    runs = [line.split() for line in laptop.run(RUNS).splitlines() if " FINISHED " in line][-3:]  # the latest
     assert [run[0] for run in runs] == ["none", "local", "tcp://10.98.1.2:8786"]
     assert all(run[2:] == ["1", "0.001", "0.9926", "19", r"b'\x89PNG'", "True"] for run in runs)
 
 
 @pytest.mark.privileged
-def test_changed_step_and_killed_worker(machines):
-    """The step is used as it is now, and a worker that dies in mid-search costs the training that it was at."""
+def test_search_uses_the_changed_step_and_survives_a_killed_worker(machines):
+    """The workers use the current step; a worker killed during the search costs only its current fit."""
     laptop, nodes = machines
     step = laptop.machine.path("/root/digits_search/src/strokes.py")
     original = step.read_text()
     step.write_text(FATAL_STEP)
     try:
-        printed = laptop.types(BLOCKS[1])
+        output = laptop.run(BLOCKS[1])
     finally:
         step.write_text(original)
-    assert f"best: {PARAMETERS}" in printed
-    # Each of the 54 trainings calls the step twice, and so may those that were lost; the laptop calls it, too.
+    assert f"best: {PARAMETERS}" in output
+    # Each of the 54 fits calls the step twice, and repeated fits may; the laptop calls it, too.
     calls = sum(node.path("/tmp/calls").read_text().count("call") for node in nodes)
     assert 1 <= calls - 2 * 54 <= 8
 
 
 @pytest.mark.privileged
 @pytest.mark.soak
-def test_machines_are_installed_as_the_readme_says(tmp_path):
-    """The README's loop makes what the cluster needs on each machine; packages come from a folder in place of PyPI."""
+def test_readme_installs_the_machines(tmp_path):
+    """The README's loop installs the cluster's packages on each machine, from a folder in place of PyPI."""
     wheels = tmp_path / "wheels"
-    typed(f"python -m pip download --quiet --dest '{wheels}' --requirement requirements.txt", EXAMPLE)
+    run_in(f"python -m pip download --quiet --dest '{wheels}' --requirement requirements.txt", EXAMPLE)
     with two_nodes(tmp_path / "machines", wheels) as (laptop, nodes):
         for node in nodes:
             node.installs_from(wheels)
             node.run("rm -r ~/digits_search")
-        laptop.types(re.search(r"^```text\n(for host.*?)^```", README, flags=re.DOTALL | re.MULTILINE)[1])
+        laptop.run(re.search(r"^```text\n(for host.*?)^```", README, flags=re.DOTALL | re.MULTILINE)[1])
         assert all("sklearn" in node.run("ls ~/digits_search/.venv/lib/*/site-packages") for node in nodes)
         with ssh_cluster(laptop) as command:
-            assert BEST in laptop.types(command)
+            assert BEST in laptop.run(command)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense"])
-def test_wrong_address_is_an_error_in_words(address):
-    """An address without a cluster: exit 1, the address, and what to give instead."""
-    done = typed(f"python search.py --cluster {address}", EXAMPLE)
+def test_wrong_address_is_an_error(address):
+    """An address without a cluster: exit 1; the message has the address and the allowed values."""
+    done = run_in(f"python search.py --cluster {address}", EXAMPLE)
     assert done.returncode == 1
     assert f"There is no Dask cluster at '{address}'" in done.stdout
     assert "Traceback" not in done.stdout
 
 
-def test_other_python_is_refused_before_anything_is_sent(tmp_path):
-    """A cluster with another Python: exit 1, both versions, and what to take instead."""
+def test_cluster_with_another_python_is_refused(tmp_path):
+    """A cluster with another Python: exit 1; the message has both versions and the next step."""
     paths = filter(None, map(shutil.which, OTHER_PYTHONS))
     other = next((each for each in paths if subprocess.run([each, "-c", ""], check=False).returncode == 0), None)
     if other is None:
-        pytest.skip("no other Python is on this machine")
+        pytest.skip("this machine has no other Python")
     subprocess.run([BIN / "uv", "venv", "--quiet", "--python", other, tmp_path / "venv"], check=True)
     package = f"distributed=={version('distributed')}"
     subprocess.run([BIN / "uv", "pip", "install", "--quiet", "--python", tmp_path / "venv", package], check=True)
     command = [tmp_path / "venv/bin/dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
     find_address = functools.partial(re.search, r"tcp://127\.0\.0\.1:[1-9]\d*")
     with running(command, clean_environment(), tmp_path, find_address) as scheduler:
-        done = typed(f"python search.py --cluster {scheduler.ready[0]}", EXAMPLE)
+        done = run_in(f"python search.py --cluster {scheduler.ready[0]}", EXAMPLE)
     assert done.returncode == 1
     assert re.search(r"The cluster runs Python 3\.\d+, and this is 3\.\d+", done.stdout)
 
 
-def test_template_is_clean():
-    """cfn-lint finds nothing in the template."""
-    done = typed("cfn-lint cluster.yaml", EXAMPLE)
+def test_template_passes_its_linter():
+    """cfn-lint reports no problems in the template."""
+    done = run_in("cfn-lint cluster.yaml", EXAMPLE)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_workers_have_the_versions_of_this_repository():
-    """Every pin of requirements.txt is the repository's."""
+def test_requirements_pin_the_repositorys_versions():
+    """Every pin in requirements.txt equals the repository's."""
     pins = {line.split()[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
     assert {line for line in (EXAMPLE / "requirements.txt").read_text().splitlines() if line[0] != "#"} <= pins
 
 
-def test_notebook_runs_and_is_a_talk(tmp_path):
-    """The notebook runs from top to bottom, finds the same twice, and becomes slides."""
+def test_notebook_runs_and_converts_to_slides(tmp_path):
+    """The notebook runs, both searches have the same result, and nbconvert writes slides."""
     folder = shutil.copytree(EXAMPLE, tmp_path / "example", ignore=NOT_COPIED)
-    done = typed(re.search("`(jupyter nbconvert .*)`", README)[1], folder)
+    done = run_in(re.search("`(jupyter nbconvert .*)`", README)[1], folder)
     assert done.returncode == 0, done.stdout
     page = html.unescape((folder / "digits_search.slides.html").read_text())
     assert page.count(PARAMETERS) == 2
@@ -167,7 +167,7 @@ def test_notebook_runs_and_is_a_talk(tmp_path):
     assert page.count("<img ") >= 3
 
 
-def typed(command: str, folder: Path) -> subprocess.CompletedProcess:
-    """Type a command in a folder; return it with what it prints."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": MOST_SECONDS}
+def run_in(command: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a command in a folder; return the completed process with its output."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": TIMEOUT_SECONDS}
     return subprocess.run(["bash", "-euc", command], cwd=folder, env=clean_environment(), check=False, **options)

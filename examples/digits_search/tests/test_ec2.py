@@ -1,6 +1,6 @@
-"""The README's commands for EC2, typed from top to bottom against a simulation whose instances are containers.
+"""The README's commands for EC2, run in order against a simulation with containers as instances.
 
-It takes some minutes, and needs root, podman and PyPI: `python -m pytest -m soak` starts it; no other command does.
+The test takes some minutes and needs root, podman and PyPI: only `python -m pytest -m soak` runs it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from laptops import EXAMPLE, MOST_SECONDS, Laptop, new_laptop
+from laptops import EXAMPLE, TIMEOUT_SECONDS, Laptop, new_laptop
 from test_digits_search import BLOCKS
 from workplace import BIN, required, running, wait_for
 
-wait = functools.partial(wait_for, seconds=MOST_SECONDS)
+wait = functools.partial(wait_for, seconds=TIMEOUT_SECONDS)
 PROGRAMS = ("podman", "buildah", "runc", "mmdebstrap", "docker-registry")
 PREPARE = """
 python -m pip download --quiet --only-binary :all: --dest wheels --requirement {example}/requirements.txt
@@ -34,7 +34,7 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-# It knows one user, with the password that the simulated Amazon hands out.
+# One user, with the password that the simulated Amazon issues.
 REGISTRY = r"""
 {shared}/aws/bin/python > htpasswd <<'END'
 import bcrypt
@@ -43,7 +43,7 @@ END
 export REGISTRY_AUTH_HTPASSWD_PATH=$PWD/htpasswd
 exec docker-registry serve /etc/docker/registry/config.yml
 """
-# What exists before the README's commands; the image has the packages, since a laptop here has no network.
+# The resources that the README expects; the image has the packages, since the laptop has no network.
 SETUP = r"""
 printf '[[registry]]\nlocation = "127.0.0.1:5000"\ninsecure = true\n' > /etc/containers/registries.conf
 mount -t tmpfs tmpfs /dev/shm
@@ -71,14 +71,14 @@ NAMES = HOSTS.replace('["workers"])', '["workers"].values())')
 
 @pytest.fixture
 def laptop(tmp_path) -> Iterator[Laptop]:
-    """A laptop with podman, a registry and a simulated EC2; afterwards no container, process or file is left."""
+    """A laptop with podman, a registry and a simulated EC2; all containers, processes and files are removed."""
     for program in PROGRAMS:
         required(program, shutil.which(program))
     required("Python 3.11, as in Debian 12", sys.version_info[:2] == (3, 11))
     shared = tmp_path / f"digits-{os.getpid()}"
     shared.mkdir()
     prepare = f"PATH={BIN}:$PATH; {PREPARE.format(example=EXAMPLE, bin=BIN)}"
-    subprocess.run(["bash", "-euc", prepare], cwd=shared, check=True, timeout=MOST_SECONDS)
+    subprocess.run(["bash", "-euc", prepare], cwd=shared, check=True, timeout=TIMEOUT_SECONDS)
     try:
         with new_laptop(tmp_path, shared) as laptop:
             laptop.machine.path("/etc/containers/containers.conf").write_text(CONTAINERS)
@@ -88,7 +88,7 @@ def laptop(tmp_path) -> Iterator[Laptop]:
                 running(registry, dict(os.environ), tmp_path, lambda log: "listening on" in log),
                 running(ec2, dict(os.environ), tmp_path, lambda log: "Running on" in log),
             ):
-                laptop.types(SETUP.format(shared=shared))
+                laptop.run(SETUP.format(shared=shared))
                 yield laptop
     finally:
         shutil.rmtree(shared)
@@ -96,52 +96,52 @@ def laptop(tmp_path) -> Iterator[Laptop]:
             wait_for(lambda group=group: subprocess.run(["rmdir", group], check=False).returncode == 0)
 
 
-def hosts(laptop: Laptop) -> set[str]:
-    """Return the addresses of the instances that have workers."""
-    return set(re.findall(r"tcp://([\d.]+):", laptop.types(HOSTS)))
+def worker_addresses(laptop: Laptop) -> set[str]:
+    """Return the addresses of the instances with workers."""
+    return set(re.findall(r"tcp://([\d.]+):", laptop.run(HOSTS)))
 
 
 def instances(laptop: Laptop) -> dict[str, str]:
-    """Return the user data of each instance that runs, by its identifier."""
-    return dict(line.split(maxsplit=1) for line in laptop.types(INSTANCES).splitlines())
+    """Return the user data of each running instance, by its id."""
+    return dict(line.split(maxsplit=1) for line in laptop.run(INSTANCES).splitlines())
 
 
 @pytest.mark.soak
 @pytest.mark.privileged
 def test_stack_from_creation_to_deletion(laptop):
-    """Build, push, create, search, scale, lose an instance, delete: as the README says, and nothing is left."""
+    """The README's commands build, push, create, search, scale and delete; a lost instance is replaced."""
     build, create, search, update, delete = BLOCKS[-5:]
-    assert "authentication required" in laptop.types(build.replace("podman login", "cat >/dev/null; :"), code=125)
-    laptop.types(build.replace("aws ecr create-repository", "true"))
-    laptop.types("podman rmi --all --force")  # what runs was pulled from the registry
+    assert "authentication required" in laptop.run(build.replace("podman login", "cat >/dev/null; :"), code=125)
+    laptop.run(build.replace("aws ecr create-repository", "true"))
+    laptop.run("podman rmi --all --force")  # the instances must pull from the registry
     create = create.replace(
         "ParameterKey=Contact", "ParameterKey=IdleTimeout,ParameterValue='3 minutes' ParameterKey=Contact"
     )
-    assert re.search(r"tcp://172\.31\.\d+\.\d+:8786", laptop.types(create))
-    laptop.types(search.split("python")[0])
-    (first,) = wait(lambda: hosts(laptop))
+    assert re.search(r"tcp://172\.31\.\d+\.\d+:8786", laptop.run(create))
+    laptop.run(search.split("python")[0])
+    (first,) = wait(lambda: worker_addresses(laptop))
     with running(laptop.command(search), dict(os.environ), EXAMPLE, lambda log: "Using backend" in log) as program:
         wait(lambda: re.search(r"Done +\d+ out of 882", program.log.read_text()))
-        laptop.types(update)
-        wait(lambda: len(hosts(laptop)) == 3)
-        assert first in hosts(laptop)
+        laptop.run(update)
+        wait(lambda: len(worker_addresses(laptop)) == 3)
+        assert first in worker_addresses(laptop)
         before = instances(laptop)
         lost = next(name for name, data in reversed(before.items()) if "dask worker" in data)
-        laptop.types(f"aws ec2 terminate-instances --instance-ids {lost}")
+        laptop.run(f"aws ec2 terminate-instances --instance-ids {lost}")
         wait(lambda: len(instances(laptop)) == 4)
-        wait(lambda: len(hosts(laptop)) == 3)
+        wait(lambda: len(worker_addresses(laptop)) == 3)
         assert lost not in instances(laptop)
-        program.process.wait(2 * MOST_SECONDS)
-        printed = program.log.read_text()
-    assert "Done 882 out of 882" in printed
-    assert "'svc__C': 1.0, 'svc__class_weight': None, 'svc__gamma': 0.001" in printed
+        program.process.wait(2 * TIMEOUT_SECONDS)
+        output = program.log.read_text()
+    assert "Done 882 out of 882" in output
+    assert "'svc__C': 1.0, 'svc__class_weight': None, 'svc__gamma': 0.001" in output
     assert not re.search("secret|AKIA|auth-token", str(instances(laptop)))
-    assert "ip-172-31-" in laptop.types(NAMES)
-    listed = laptop.types("""eval "$(aws cloudformation describe-stacks --stack-name digits --output text \\
+    assert "ip-172-31-" in laptop.run(NAMES)
+    workers = laptop.run("""eval "$(aws cloudformation describe-stacks --stack-name digits --output text \\
       --query "Stacks[0].Outputs[?OutputKey=='ListWorkers'].OutputValue")" """)
-    assert len(re.findall(r"172\.31\.\d+\.\d+ *\| *running", listed)) == 3
-    # Nobody searches: the scheduler ends, and its instance makes the group empty.
+    assert len(re.findall(r"172\.31\.\d+\.\d+ *\| *running", workers)) == 3
+    # After the idle timeout the scheduler stops, and its instance scales the group to zero.
     wait(lambda: not any("dask worker" in data for data in instances(laptop).values()))
-    laptop.types(delete)
+    laptop.run(delete)
     assert instances(laptop) == {}
-    wait(lambda: laptop.types("podman ps --all --quiet") == "")
+    wait(lambda: laptop.run("podman ps --all --quiet") == "")

@@ -1,4 +1,4 @@
-"""A server with SSH and two accounts, two laptops, and the README typed on one of them."""
+"""A server with SSH and two accounts, two laptops, and the README's commands run on one of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workplace import pytest_runtest_setup  # noqa: F401 - a hook
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory) -> Iterator[tuple[Person, Person]]:
-    """Alice and Bob, with the packages that are installed here."""
+    """Alice and Bob, with the packages of this environment."""
     with alice_and_bob(tmp_path_factory.mktemp("machines")) as people:
         yield people
 
@@ -32,11 +32,11 @@ END"""
 
 
 @dataclass
-class Typed:
-    """What the README's commands printed, and what went over the link meanwhile."""
+class Session:
+    """The output of the README's commands, and the bytes sent over the link."""
 
     alice: Person
-    printed: dict[str, str]
+    outputs: dict[str, str]
     bytes_on_link: int
 
     def receipt(self, name: str) -> dict:
@@ -45,15 +45,15 @@ class Typed:
 
 
 @pytest.fixture(scope="session")
-def typed(people) -> Typed:
-    """Alice types the README from the top, up to the linear model, and pushes."""
+def session(people) -> Session:
+    """Alice runs the README's commands in order, up to the linear model, and pushes."""
     alice, _ = people
-    printed = {"install": alice.installs()}
+    outputs = {"install": alice.install()}
     before = alice.laptop.bytes_on_link()
-    printed["run"] = alice.types(blocks("Run it")[0])
+    outputs["run"] = alice.run(blocks("Run it")[0])
     sent = alice.laptop.bytes_on_link() - before
-    printed["commit"] = alice.types(blocks("Run it")[1])
-    printed["look"] = "".join(map(alice.types, blocks("Look at it")))
-    printed["mlflow"] = alice.types(MLFLOW_RUNS)
-    alice.types(blocks("Two people on one server")[0])
-    return Typed(alice, printed, sent)
+    outputs["commit"] = alice.run(blocks("Run it")[1])
+    outputs["look"] = "".join(map(alice.run, blocks("Look at it")))
+    outputs["mlflow"] = alice.run(MLFLOW_RUNS)
+    alice.run(blocks("Two people on one server")[0])
+    return Session(alice, outputs, sent)

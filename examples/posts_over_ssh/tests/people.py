@@ -1,4 +1,4 @@
-"""People with a laptop and an account on the server, who type what the README says."""
+"""People with a laptop and an account on the server, who run the README's commands."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SSHD = r"""HostKey /etc/ssh/ssh_host_ed25519_key
 UsePAM no
 SetEnv WORKSHOP_DASK_WORKERS=1 "DASK_PAPERMILL_DASK__KERNEL_IMPORTS=[\"mlflow\",\"pandas\",\"sklearn.ensemble\"]"
 """
-# Answers what SSH asks: with the fingerprint that the administrator told, or the password of the account.
+# Answers SSH's prompts with the administrator's fingerprint or the account's password.
 ANSWERS = '#!/bin/sh\ncase "$1" in *fingerprint*) cat ~/fingerprint ;; *passphrase*) echo ;; *) echo secret ;; esac\n'
 STORE = "/scratch/dvc_data_cache"
 FOLDER = "workshop/examples/posts_over_ssh"
-MOST_SECONDS = 1800  # for one block, on a busy machine
+TIMEOUT_SECONDS = 1800  # per block, on a busy machine
 KEY = "/etc/ssh/ssh_host_ed25519_key"
 
 
@@ -38,60 +38,60 @@ def blocks(heading: str) -> list[str]:
 
 @dataclass
 class Person:
-    """Somebody with an account on the server and a laptop."""
+    """A person with an account on the server and a laptop."""
 
     name: str
     laptop: Machine
     server: Machine
-    linked: bool = True  # takes the installed packages in place of new ones
+    linked: bool = True  # links the installed packages instead of installing
     ports: dict[str, str] = field(default_factory=dict)
 
-    def starts(self, text: str) -> subprocess.Popen:
-        """Start commands in this person's one terminal, and on the server what stands after `ssh posts`."""
-        text = self.adapted(text)
+    def start(self, text: str) -> subprocess.Popen:
+        """Start commands in this person's terminal; lines after `ssh posts` run on the server."""
+        text = self.adapt(text)
         if self.linked:
             text = text.replace(INSTALL, f"ln -s {shlex.quote(sys.prefix)} .venv")
         text = re.sub(
             r"^ssh posts\n(.*?)^exit$", r"ssh posts <<'END'\nset -e\n\1END", text, flags=re.DOTALL | re.MULTILINE
         )
         state = '{ export -p; printf "cd %q\\n" "$PWD"; } > ~/.terminal'
-        words = self.laptop.command("bash", "-c", f"cd; . ~/.terminal; set -e; {text}\n{state}", user=self.name)
-        return subprocess.Popen(words, **PIPES)
+        command = self.laptop.command("bash", "-c", f"cd; . ~/.terminal; set -e; {text}\n{state}", user=self.name)
+        return subprocess.Popen(command, **PIPES)
 
-    def types(self, text: str, *, fails: bool = False) -> str:
-        """Type commands and wait for their end; return what they print."""
-        process = self.starts(text)
+    def run(self, text: str, *, fails: bool = False) -> str:
+        """Run commands; return their output."""
+        process = self.start(text)
         try:
-            printed, _ = process.communicate(timeout=MOST_SECONDS)
+            output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
         finally:
             process.kill()
-        assert bool(process.returncode) == fails, f"{self.name}: {text}\n{printed}"
-        return printed
+        assert bool(process.returncode) == fails, f"{self.name}: {text}\n{output}"
+        return output
 
-    def adapted(self, text: str) -> str:
-        """Return a text of the README with this person's name and ports."""
+    def adapt(self, text: str) -> str:
+        """Return a text from the README with this person's name and ports."""
         text = re.sub(r"\b(8786|8787|5000)\b", lambda port: self.ports.get(port[0], port[0]), text)
         return text.replace("alice", self.name)
 
-    def installs(self) -> str:
-        """Follow the README's first section on laptop and server; return what it printed."""
-        self.learns_fingerprint()
-        printed = ""
+    def install(self) -> str:
+        """Follow the README's first section on laptop and server; return the output."""
+        self.receive_fingerprint()
+        output = ""
         for block in blocks("What you need on the server"):
-            if block.startswith("sudo"):  # the administrator; there is one group
+            if block.startswith("sudo"):  # the administrator; both people share the group
                 lines = block.replace("sudo ", "").replace("alice", self.name).replace("groupadd", "groupadd --force")
                 self.server.run(lines)
             else:
-                printed += self.types(block)
+                output += self.run(block)
             for port, server in {"8786": "Dask scheduler", "8787": "Dask workers", "5000": "MLflow tracking"}.items():
-                if match := re.search(rf"{server}: .*127\.0\.0\.1:(\d+)", printed):
+                if match := re.search(rf"{server}: .*127\.0\.0\.1:(\d+)", output):
                     self.ports[port] = match[1]
             if (folder := self.laptop.path(f"/home/{self.name}/.ssh")).exists():
-                (folder / "config").write_text(self.adapted(CONFIG))
-        return printed
+                (folder / "config").write_text(self.adapt(CONFIG))
+        return output
 
-    def learns_fingerprint(self) -> None:
-        """Be told the fingerprint of the server's key."""
+    def receive_fingerprint(self) -> None:
+        """Store the fingerprint of the server's key for the prompts."""
         fingerprint = self.server.run(f"ssh-keygen -lf {KEY}.pub").split()[1]
         self.laptop.path(f"/home/{self.name}/fingerprint").write_text(fingerprint)
 
@@ -100,11 +100,11 @@ def start_ssh(server: Machine) -> None:
     """Start the SSH server with a new host key."""
     server.path("/etc/ssh/sshd_config").write_text(SSHD)
     server.run(f"rm -f {KEY}*; ssh-keygen -q -t ed25519 -N '' -f {KEY}; pkill -F /run/sshd.pid || true")
-    server.run("until /usr/sbin/sshd; do sleep 0.2; done", timeout=60)  # once the one before has left the port
+    server.run("until /usr/sbin/sshd; do sleep 0.2; done", timeout=60)  # once the previous server has released the port
 
 
-def new_account(person: Person) -> None:
-    """Make a person's accounts on server and laptop; on the laptop all that SSH asks is answered."""
+def create_accounts(person: Person) -> None:
+    """Create a person's accounts on server and laptop; a script answers SSH's prompts."""
     add = f"useradd --create-home --shell /bin/bash {person.name}"
     person.server.run(f"{add} --password $(openssl passwd -6 secret)")
     person.laptop.run(add)
@@ -119,9 +119,9 @@ def new_account(person: Person) -> None:
 
 @contextlib.contextmanager
 def alice_and_bob(folder: Path, wheels: Path | None = None) -> Iterator[tuple[Person, Person]]:
-    """Start a server and two laptops that have SSH and git; the server knows both passwords.
+    """Start a server and two laptops with SSH and git.
 
-    With ``wheels``, a folder of packages, each installs for themselves.
+    With ``wheels``, a folder of packages, both people install separately.
     """
     for program in ("ip", "unshare", "setpriv", "ssh", "/usr/sbin/sshd"):
         required(program, shutil.which(program))
@@ -135,7 +135,7 @@ def alice_and_bob(folder: Path, wheels: Path | None = None) -> Iterator[tuple[Pe
         start_ssh(server)
         people = Person("alice", first, server, not wheels), Person("bob", second, server, not wheels)
         for person in people:
-            new_account(person)
+            create_accounts(person)
         if wheels:
             for each in (server, first, second):
                 each.installs_from(wheels)

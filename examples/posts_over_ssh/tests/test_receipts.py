@@ -1,4 +1,4 @@
-"""Receipts: what is kept, what is found again, and what is left when something breaks."""
+"""Receipts: kept files, lookups, and the state after failures."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ import receipts
 
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> Path:
-    """An empty folder to keep files in; the current folder is another empty one."""
+    """An empty store; the current folder is another empty folder."""
     for name in ("store", "laptop"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "laptop")
     return tmp_path / "store"
 
 
-def kept(store: Path, text: str, name: str = "a") -> Path:
-    """Keep a text, and return where it is."""
+def keep_text(store: Path, text: str, name: str = "a") -> Path:
+    """Keep a text file and return its path."""
     with receipts.keep(f"receipts/{name}.json", store, "some_stage") as file:
         file.write_text(text)
     return receipts.locate(f"receipts/{name}.json", store)
 
 
-def test_same_content_is_kept_once(store):
-    """A file is kept under its md5, read-only; its receipt says nothing of when and by whom."""
-    file = kept(store, "text\n")
-    assert file == kept(store, "text\n", "b") == store / "e1" / "cbb0c3879af8347246f12c559a86b5"
+def test_same_content_is_stored_once(store):
+    """A file is stored under its md5, read-only; its receipt has neither time nor user."""
+    file = keep_text(store, "text\n")
+    assert file == keep_text(store, "text\n", "b") == store / "e1" / "cbb0c3879af8347246f12c559a86b5"
     assert [path for path in store.rglob("*") if path.is_file()] == [file]
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o7777) == (0o444, 0o2775)
     content = json.loads(Path("receipts/a.json").read_text())
@@ -41,29 +41,29 @@ def test_same_content_is_kept_once(store):
     assert Path("receipts/a.json").read_text() == Path("receipts/b.json").read_text()
 
 
-def test_killed_process_leaves_nothing_for_long(store):
-    """The unfinished file of a killed process goes when the next is kept; that of a living one stays."""
+def test_unfinished_file_of_a_killed_process_is_removed(store):
+    """The next `keep` removes the unfinished file of a killed process, and not that of a living one."""
     code = "import receipts, sys\nwith receipts.keep('r.json', sys.argv[1], 's'): print(flush=True); input()"
     folder = Path(receipts.__file__).parent
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r}); exec({code!r})", store]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        kept(store, "text")
+        keep_text(store, "text")
         assert len(list(store.glob(".unfinished*"))) == 1
         process.send_signal(signal.SIGKILL)
-    kept(store, "text")
+    keep_text(store, "text")
     assert list(store.glob(".unfinished*")) == []
 
 
-def test_damaged_file_is_noticed_and_replaced(store):
-    """The error names the stage that made it; keeping the same content again mends it."""
-    file = kept(store, "text")
+def test_damaged_file_is_detected_and_replaced(store):
+    """The error names the stage that wrote it; keeping the same content again repairs it."""
+    file = keep_text(store, "text")
     for damage in (lambda: file.write_text("tex!"), file.unlink):
         file.chmod(0o644)
         damage()
         with pytest.raises(receipts.ReceiptError, match="dvc repro --force -s some_stage"):
             receipts.locate("receipts/a.json", store)
-        kept(store, "text")
+        keep_text(store, "text")
 
 
 CHANGES = {
@@ -74,19 +74,19 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "7", "{}", "[" * 100_000, "\xff", "gone"])
-def test_receipt_that_is_none_is_an_error(store, text):
-    """What is no receipt at all ends in a ReceiptError that names it and the next step."""
-    if text != "gone":
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "7", "{}", "[" * 100_000, "\xff", "missing"])
+def test_invalid_receipt_is_an_error(store, text):
+    """The ReceiptError names the file and the next step."""
+    if text != "missing":
         Path("receipt.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(receipts.ReceiptError, match=r"receipt\.json is no receipt of a file in .*\n  next: rm receipt"):
+    with pytest.raises(receipts.ReceiptError, match=r"receipt\.json is not a receipt of a file in .*\n  next: rm"):
         receipts.locate("receipt.json", store)
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field in CHANGES for value in CHANGES[field]])
 def test_receipt_with_another_value_is_an_error(store, field, value):
-    """A receipt leads to no other file than the one in the store that has its md5."""
-    kept(store, "text\n")
+    """A receipt resolves only to the file in the store with its md5."""
+    keep_text(store, "text\n")
     content = json.loads(Path("receipts/a.json").read_text())
     for changed in (content | {field: value}, {key: content[key] for key in content if key != field}):
         Path("receipts/a.json").write_text(json.dumps(changed))
@@ -96,8 +96,8 @@ def test_receipt_with_another_value_is_an_error(store, field, value):
 
 @pytest.mark.parametrize("place", ["store", "outside"])
 @pytest.mark.parametrize("path", ["/etc/passwd", "store/../outside"])
-def test_receipt_of_a_file_outside_of_the_store_is_refused(store, path, place):
-    """The md5 of a file elsewhere fits, by its path or by a link in the store: it is refused all the same."""
+def test_receipt_of_a_file_outside_the_store_is_an_error(store, path, place):
+    """The md5 of a file outside matches, by its path or by a link in the store: still an error."""
     (store.parent / "outside").write_text("outside\n")
     file = store.parent / path
     md5 = hashlib.md5(file.read_bytes()).hexdigest()
@@ -112,9 +112,9 @@ def test_receipt_of_a_file_outside_of_the_store_is_refused(store, path, place):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link"])
-def test_kept_file_that_is_none_is_an_error_at_once(store, kind):
-    """A pipe, a device that never ends, a folder in place of a kept file, a link in place of its folder: not read."""
-    file, moved = kept(store, "text\n"), store.parent / "moved"
+def test_kept_file_that_is_not_regular_is_an_error(store, kind):
+    """A pipe, an endless device or a folder in place of a kept file, or a link in place of its folder, is not read."""
+    file, moved = keep_text(store, "text\n"), store.parent / "moved"
     file.parent.rename(moved)
     if kind == "link":
         file.parent.symlink_to(moved)
