@@ -1,4 +1,4 @@
-"""The book: the pages of this repository and its executed notebooks, as one site. `make book` builds it."""
+"""Sphinx configuration of the book: this repository's pages and executed notebooks. `make book` builds it."""
 
 import re
 from importlib.metadata import metadata
@@ -18,20 +18,20 @@ extensions = ["myst_nb", "sphinx_external_toc", "sphinx_copybutton", "sphinxcont
 extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 external_toc_path = "docs/_toc.yml"
 external_toc_exclude_missing = True
-exclude_patterns = ["**/.environment", "book"]  # installed by a notebook of chapter 3; built
+exclude_patterns = ["**/.environment", "book"]  # an environment of chapter 3; the build
 copybutton_selector = "div:not(.output):not(.highlight-text) > div.highlight > pre"
 
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
 mermaid_height, mermaid_fullscreen = "auto", False
-nb_execution_mode = "off"  # the notebooks were executed in their order, by the pipeline or by `make book`
+nb_execution_mode = "off"  # the pipeline and `make book` have executed the notebooks
 
 default_role = "code"
 autodoc_member_order = "bysource"
 
 
-def draw_offline(_app, _page, _template, context, _doctree):
-    """Take plotly's program from this site, so that figures need no network."""
+def use_local_plotly(_app, _page, _template, context, _doctree):
+    """Load plotly.js from this site, so that figures need no network."""
     script = f'<script src="{context["pathto"]("_static/plotly.min.js", resource=True)}">'
     scripts = r'<script[^>]*src="https://cdn\.plot\.ly[^>]*>'
     loaders = r'<script type="module">import "https://cdn\.plot\.ly.*?</script>|<script src="https://cdnjs[^>]*MathJax[^>]*></script>'
@@ -39,5 +39,5 @@ def draw_offline(_app, _page, _template, context, _doctree):
 
 
 def setup(app):
-    """Register the hook; Sphinx calls this function."""
-    app.connect("html-page-context", draw_offline)
+    """Register the hook."""
+    app.connect("html-page-context", use_local_plotly)
