@@ -191,7 +191,7 @@ def test_runs_are_whole(typed, servers):
     before, after = (run["metrics"]["r2_wind"] for run in (first, lr))
     assert f"`r2_wind` falls from {before:.2f} to {after:.2f}" in README
     assert f"`bias_wind` is {first['metrics']['bias_wind']:.2f}:" in README
-    assert f"R2 is {winner['metrics']['r2']:.3f}, the number of" in README
+    assert f"R2 is {winner['metrics']['r2']:.3f}, as in chapter 2's notebook" in README
     assert winner["tags"]["target"] == "capacity_factor"
     assert ["{by_capacity}" in run["tags"]["MLproject"] for run in (rf, plain, winner)] == [False, False, True]
     assert [run["tags"]["target"] for run in (rf, plain)] == ["GW", "GW"]

@@ -120,7 +120,7 @@ def test_link_leads_to_a_heading_where_text_is_clear_of_code(page):
     page.locator(".lm-TabBar-tabLabel", has_text="START.md").click()
     page.locator(".jp-RenderedMarkdown:visible a", has_text="Data pushed to a remote").click()
     text = page.locator(".jp-RenderedMarkdown:visible", has_text="Share data")
-    expect(text.locator("h3", has_text="Keep data where")).to_be_in_viewport()
+    expect(text.locator("h3", has_text="Share data")).to_be_in_viewport()
     expect(text.locator("h1")).not_to_be_in_viewport()
     expect(text.locator("li > pre").first).to_have_css("margin-bottom", re.compile(r"1[0-9.]+px"))
 
