@@ -1,1 +1,1 @@
-"""What all tests share; those in `template` are about sun and wind, and can be deleted with the sample."""
+"""Shared by all tests; those in `template` are about solar and wind power and can be deleted with the sample."""

@@ -1,4 +1,4 @@
-"""The problem: names, units, ranges, sliders and presets fit together, and params.yaml has a limit for each target."""
+"""problem.py has consistent names, units, ranges, sliders and presets; params.yaml has limits for each target."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ INPUTS = {each.name: each for each in problem.INPUTS}
 SUN = {"sun_elevation", "sun_azimuth"}
 
 
-def test_names_differ():
-    """Each column has a name of its own, and each score."""
+def test_names_are_unique():
+    """Column names are unique, and so are the keys of targets."""
     names = [*schema.COLUMNS, *schema.CAPACITIES.values(), *problem.COMPUTED, *SUN]
     for each in (names, [target.key for target in problem.TARGETS]):
         assert len(set(each)) == len(each)
 
 
 @pytest.mark.parametrize("quantity", schema.QUANTITIES.values(), ids=lambda each: each.name)
-def test_ranges_and_units_of_a_quantity_fit_together(quantity):
-    """What is usual, and a slider, are within what is possible; pint reads the unit."""
+def test_ranges_and_units_of_a_quantity_are_consistent(quantity):
+    """Usual values and sliders are within the possible range; pint knows the unit."""
     (low, high), (first, last) = quantity.possible, quantity.usual_mean or quantity.possible
     assert low <= first < last <= high
     assert quantity.conversion(quantity.unit, of_days=False) == (1, 0, 0)
@@ -35,7 +35,7 @@ def test_ranges_and_units_of_a_quantity_fit_together(quantity):
 
 
 def test_models_and_drivers_use_inputs():
-    """Models learn from inputs, from what is computed of them and from the sun, which a target `by_day` needs."""
+    """Features are inputs, computed columns and the position of the sun, which a target `by_day` needs."""
     assert set(problem.DERIVED) <= {*INPUTS, *problem.COMPUTED, *SUN}
     for target in problem.TARGETS:
         assert set(target.driver.inputs) <= set(INPUTS)
@@ -52,15 +52,15 @@ def test_presets_are_within_the_sliders():
             assert limits[name][0] <= value <= limits[name][1]
 
 
-def test_capacity_is_that_of_plants():
-    """At least two figures, all above zero, of targets that name their plants."""
+def test_capacities_are_positive():
+    """A target with installed capacity has at least two figures, all above zero."""
     assert set(problem.CAPACITY) <= set(schema.CAPACITIES)
     for ends in problem.CAPACITY.values():
         assert len(ends) >= 2
         assert min(ends.values()) > 0
 
 
-def test_parameters_are_allowed_and_limit_each_target():
+def test_gate_has_rules_for_each_target_and_limit():
     """The gate has a rule for R2, mean error and lowest prediction of each target, and a rule for each limit."""
     policy = read(PROJECT / FILE)["promote"]
     limits = rules(policy)

@@ -31,11 +31,11 @@ def section(stage: str):
 
 
 def way_to(file: str, folder: Path = PROJECT) -> str:
-    """Return what brings the own file to a machine that does not have it."""
+    """Return the command that restores or creates a missing own file."""
     if (folder / f"{file}.dvc").exists():
         return f"`dvc pull {file}` brings it"
-    made = file in (folder / "dvc.yaml").read_text()
-    return "`dvc repro fetch` makes it" if made else f"put it there, then type `dvc add {file}`"
+    is_output = file in (folder / "dvc.yaml").read_text()
+    return "`dvc repro fetch` makes it" if is_output else f"put it there, then type `dvc add {file}`"
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def table(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judged(table):
-    """A model with a band, small, that has learned the hours before the held-out ones; the test weeks; its scores."""
+def evaluated(table):
+    """A small model with a band, fitted on the training rows; the test weeks; the model's scores on them."""
     train, held_out = split_by_time(table[0], section("split").test_fraction)
     trees = HistGradientBoostingRegressor(max_iter=20, random_state=0)
     model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(train), targets(train)))
@@ -63,23 +63,23 @@ def judged(table):
 
 
 def decision_on(scores, **changes):
-    """Return what the gate decides on scores, with some facts changed, if nothing is in production."""
+    """Return the gate's decision on scores with some fields changed, without a champion."""
     policy = section("promote")
     comparison = Comparison("r2", **policy.model_dump(include={"min_gain", "near_tie", "alpha", "max_gain"}))
     return decide(Evaluation(replace(scores, **changes)), None, rules(policy), comparison)
 
 
-def test_data_become_the_table(table):
-    """It is whole and within range; the checks of the data have an answer, whatever it is."""
+def test_data_become_a_valid_table(table):
+    """The table is complete and within range, and the checks of the data have results."""
     frame, findings = table
     assert schema.check(frame) is frame
     assert np.isfinite(derive(frame)).all(axis=None)
     assert validate(frame, findings).checks
 
 
-def test_gate_refuses_what_breaks_a_limit(judged):
-    """Each limit is judged, and broken at either end it refuses: the reason names the rule, and what is wrong."""
-    scores, limits = judged[2], rules(section("promote"))
+def test_gate_refuses_a_model_beyond_a_limit(evaluated):
+    """A metric below its minimum or above its maximum is refused, with the rule and what is wrong."""
+    scores, limits = evaluated[2], rules(section("promote"))
     assert np.isfinite([*scores.metrics.values()]).all()
     assert len(decision_on(scores).findings) >= len(limits)
     cases = [({"facts": {"signature": "anything"}}, "inputs and outputs", "log_model")]
@@ -97,14 +97,14 @@ def test_gate_refuses_what_breaks_a_limit(judged):
 
 
 @pytest.mark.skipif(not (PROJECT / "dashboard" / "app.py").exists(), reason="the dashboard was deleted")
-def test_pages_of_the_dashboard_are_made(judged):
-    """With data and a model in production the page of each module is there, and names the problem."""
+def test_pages_of_the_dashboard_render(evaluated):
+    """With data and a model in production, the page of each module has the title of the problem."""
     from dashboard import layout
     from dashboard.follower import Snapshot
     from dashboard.pages import PAGES, PATHS
     from dashboard.predictions import Champion
 
-    model, test, _ = judged
+    model, test, _ = evaluated
     move = Move(1, "promoted", "1", when="2026-11-20T10:00:00+00:00", scores={"r2": 0.9})
     production = Production(name=problem.REGISTERED_MODEL, version="1", run_id="a1", model_uri="models:/a/1", move=move)
     served = {"frame": test, "predictions": model.predict_with_band(test), "max_bias_percent": 5.0}

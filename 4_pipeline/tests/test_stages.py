@@ -1,4 +1,4 @@
-"""What dvc.yaml says of a stage is what its notebook does: DVC, and a worker without this disk, see nothing else."""
+"""dvc.yaml declares all that a notebook reads, writes and imports: DVC and remote workers use nothing else."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ NOTEBOOKS = [name for name, stage in STAGES.items() if f"{name}.ipynb" in stage.
 
 
 def paths(stage: str, *kinds: str) -> set[str]:
-    """The paths that a stage declares; each is a text, or a mapping from the path to its flags."""
+    """Return the paths that a stage declares; an entry is a string, or a mapping from the path to its flags."""
     entries = [entry for kind in kinds for entry in STAGES[stage].get(kind, [])]
     return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
 
 
 def code(notebook: str) -> str:
-    """The code cells of a notebook, as one program."""
+    """Return the code cells of a notebook as one program."""
     cells = json.loads((PROJECT / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 def modules(dep: str) -> list[str]:
-    """The files with code of a dependency, a file or a folder."""
+    """Return the Python files of a dependency, which is a file or a folder."""
     files = [PROJECT / dep] if dep.endswith(".py") else (PROJECT / dep).rglob("*.py")
     return [str(file.relative_to(PROJECT)) for file in files if file.name != "__init__.py"]
 
 
 def missing(folder: Path) -> list[list[str]]:
-    """Stage and file of each line of `dvc-parallel check`: code that a stage imports and does not declare."""
+    """Return stage and file of each undeclared import that `dvc-parallel check` reports."""
     program = Path(sys.executable).with_name("dvc-parallel")
     done = subprocess.run([program, "check"], cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (int(bool(done.stdout)), "")
@@ -46,7 +46,7 @@ def missing(folder: Path) -> list[list[str]]:
 
 
 def test_code_of_a_stage_is_among_its_dependencies(tmp_path):
-    """Whatever a stage imports of the package is declared, so that changed code runs it again, and nothing else is."""
+    """A stage declares exactly the modules that it imports, so that only changes of its code run it again."""
     assert missing(PROJECT) == []
     for file in PROJECT.glob("*.ipynb"):
         shutil.copy(file, tmp_path)
@@ -66,7 +66,7 @@ def test_code_of_a_stage_is_among_its_dependencies(tmp_path):
 
 @pytest.mark.parametrize("stage", NOTEBOOKS)
 def test_paths_of_a_notebook_are_declared(stage):
-    """Each file of data or results that a notebook names is a dependency or an output of its stage."""
+    """Each path in data/ or results/ that a notebook uses is a dependency or an output of its stage."""
     named = {re.sub(r"{[^}]*}", "*", path) for path in re.findall(r'"((?:data|results)/[^"]*)"', code(stage))}
     declared = paths(stage, "deps", "outs", "metrics")
     assert named
@@ -76,7 +76,7 @@ def test_paths_of_a_notebook_are_declared(stage):
 
 @pytest.mark.parametrize("stage", NOTEBOOKS)
 def test_command_sets_each_parameter_of_its_notebook(stage):
-    """A notebook gets what its section of params.yaml holds, and no parameter keeps its default unseen."""
+    """The command sets all parameters of the notebook from params.yaml, so that none silently keeps its default."""
     cells = json.loads((PROJECT / f"{stage}.ipynb").read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     names = set(re.findall(r"^(\w+):", "\n".join(sources), re.MULTILINE))

@@ -1,6 +1,6 @@
 """The sample's raw files and processed table, made once for all tests; no test changes them.
 
-These tests are about sun and wind: with another `problem` they are skipped.
+The tests in this folder are about solar and wind power, and are skipped for another `problem`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SUN_AND_WIND = ["solar_GW", "wind_GW", "windspeed", "temperature", "rad_horizont
 
 
 class Skipped(pytest.Module):
-    """A file of tests that is not imported."""
+    """A test file that is skipped without being imported."""
 
     def collect(self):
-        """Give the reason, which `pytest -ra` prints once for all files."""
+        """Skip with a reason, which `pytest -ra` prints once for all files."""
         pytest.skip("these tests are about sun and wind, and forecast/problem.py is not: tests/template can be deleted")
 
 
 def pytest_pycollect_makemodule(module_path, parent):
-    """Skip each file if the problem is another."""
+    """Skip each file if the columns of problem.py are others."""
     if [*TARGETS, *FEATURES] != SUN_AND_WIND:
         return Skipped.from_parent(parent, path=module_path)
     return None
@@ -38,7 +38,7 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory) -> Path:
-    """A folder with the raw files of the sample, to read only."""
+    """The folder of the sample's raw files; tests only read it."""
     folder = tmp_path_factory.mktemp("raw")
     fetch("sample", folder)
     return folder
@@ -46,7 +46,7 @@ def raw(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def raw_copy(raw, tmp_path) -> Path:
-    """A folder of raw files for a test to damage."""
+    """A copy of the raw files that a test may damage."""
     return shutil.copytree(raw, tmp_path / "raw")
 
 
@@ -58,21 +58,21 @@ def prepared(raw):
 
 @pytest.fixture
 def web():
-    """A web server for the test to fill, and to disturb."""
-    served = Web()
-    yield served
-    served.close()
+    """An HTTP server whose files and faults a test sets."""
+    server = Web()
+    yield server
+    server.close()
 
 
 @pytest.fixture
 def frame(prepared):
-    """A processed frame for a test to change."""
+    """A copy of the processed frame that a test may change."""
     return prepared[0].copy()
 
 
 @pytest.fixture(scope="session")
 def later_hours(prepared):
-    """Some hours of the sample, re-dated: of years, and of a capacity, that only what comes with the data knows."""
+    """Hours of the sample, moved by ten years, with installed capacities that only the data contain."""
     hours = prepared[0].iloc[4000:6000].reset_index(drop=True)
     hours["utc_timestamp"] += pd.DateOffset(years=10)
     figures = {"solar_GW": {"2022": 100.2, "2023": 100.3}, "wind_GW": {"2022": 60.0, "2023": 60.0}}

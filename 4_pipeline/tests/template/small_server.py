@@ -1,4 +1,4 @@
-"""A tracking server for the tests of learn and govern, with two models that may be promoted."""
+"""A tracking server with two candidates, for the tests of learn and govern."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 
 @pytest.fixture(scope="session")
 def small_server(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """The environment in which an empty tracking server answers; its artifacts lie in the folder `SMALL_ARTIFACTS`."""
+    """The environment variables of an empty tracking server, whose artifacts are in the folder `SMALL_ARTIFACTS`."""
     folder = tmp_path_factory.mktemp("tracking")
     state = {"SMALL_ARTIFACTS": str(folder / "artifacts")}
     with tracking_server(folder) as uri:
@@ -27,7 +27,7 @@ def small_server(tmp_path_factory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def small_hours() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Hours to learn from, and held-out ones, whose generation follows wind and radiation."""
+    """Training and held-out rows whose generation is a function of wind speed and radiation."""
     random, count = np.random.default_rng(0), 3000
     rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
     rows["solar_GW"], rows["wind_GW"] = rows["rad_horizontal"], 2 * rows["windspeed"] + random.normal(0, 1, count)
@@ -39,7 +39,7 @@ def small_hours() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 @pytest.fixture(scope="session")
 def logged(small_server, small_hours, tmp_path_factory) -> list[str]:
-    """Two logged models, each as its run's id and its address, with a comma between."""
+    """Two logged models, each as `run_id,model_uri`."""
     from forecast import tracking
     from forecast.learn import evaluation, storage
 
@@ -66,4 +66,4 @@ def candidates(small_server, logged, tmp_path, monkeypatch) -> Iterator[list[str
     with environment_of(small_server):
         monkeypatch.chdir(tmp_path)
         yield logged
-        monkeypatch.undo()  # later it would put back variables of this environment into the one before
+        monkeypatch.undo()  # a later undo would restore variables into the wrong environment

@@ -1,4 +1,4 @@
-"""What the experiment is."""
+"""params.yaml: validation and error messages."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BOTH = {"solar_GW": 1, "wind_GW": 1}
 
 
 def columns(**described):
-    """The columns of an own file, as a part of the section `fetch.csv`."""
+    """Return the columns of an own file, as part of the section `fetch.csv`."""
     return {"columns": described}
 
 
 @pytest.fixture
 def changed(tmp_path):
-    """A function that writes the committed parameters with one of them changed."""
+    """A function that writes the committed parameters with one value changed."""
 
     def write(stage, key, value):
         content = yaml.safe_load(COMMITTED.read_text())
@@ -56,7 +56,7 @@ def changed(tmp_path):
         ("promote", "max_night", {"solar": 1, "wind": 1}, r"max_night\.wind is unknown\.\n  expected: solar\n"),
     ],
 )
-def test_parameter_that_is_not_allowed_is_named(changed, stage, key, value, where):
+def test_invalid_parameter_is_named(changed, stage, key, value, where):
     """The error names the key, for one stage and for the whole file."""
     file = changed(stage, key, value)
     for look in (lambda: read(file), lambda: read_stage(file, stage)):
@@ -64,8 +64,8 @@ def test_parameter_that_is_not_allowed_is_named(changed, stage, key, value, wher
             look()
 
 
-def test_parameter_of_another_stage_does_not_matter(changed):
-    """A stage looks at its own section alone."""
+def test_parameters_of_other_stages_are_not_validated(changed):
+    """A stage validates only its own section."""
     assert read_stage(changed("train_rf", "n_estimators", "many"), "split").test_fraction == 0.2
 
 
@@ -82,8 +82,8 @@ def test_parameter_of_another_stage_does_not_matter(changed):
         ("a: 1\nb: " + "[" * 5000 + "]" * 5000, r"depth(?s:.)*params\.yaml\", line 2"),
     ],
 )
-def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
-    """A file that is no mapping of stages is told in words."""
+def test_broken_params_file_is_an_error(tmp_path, content, words):
+    """Invalid YAML, a missing file and unknown stages are errors that name their place."""
     file = tmp_path / "params.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     shutil.copy(PROJECT / "dvc.yaml", tmp_path)
@@ -94,7 +94,7 @@ def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
 
 
 def times(**described):
-    """The column of times of an own file, as a part of the section `fetch.csv`."""
+    """Return the time column of an own file, as part of the section `fetch.csv`."""
     return {"time": {"column": "Zeit"} | described}
 
 
@@ -121,15 +121,15 @@ def times(**described):
         ({"capacity": {18: BOTH}}, r"csv\.capacity\.18"),
     ],
 )
-def test_description_of_an_own_file_is_refused_at_its_place(section, where):
-    """A missing unit, an unknown key, a wrong value. A column is read for one purpose."""
+def test_invalid_description_of_an_own_file_names_the_key(section, where):
+    """A missing unit, an unknown key, an invalid value, or a column that is used twice."""
     with pytest.raises(ParameterError, match=where):
         check("fetch", {"source": "csv", "csv": {"file": "own.csv"} | section})
 
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
-    """A function that changes a section of the parameters in a copy of the project, which is the current folder."""
+    """A function that replaces a section of params.yaml in a copy of the project, the current folder."""
     copy_project(tmp_path)
     monkeypatch.chdir(tmp_path)
 
@@ -155,7 +155,7 @@ def test_copied_pipeline_has_its_own_parameters(copied):
 @pytest.mark.parametrize("value", ["2016-02-30", "[" * 5000 + "]" * 5000, "2016-40"])
 @pytest.mark.parametrize("command", ["params", "state --to data"])
 def test_first_stage_checks_the_parameters(copied, value, command):
-    """Of a value that DVC ends at with a traceback, too, it names the file, and the line or the key."""
+    """The error names the file and the line or key, also for values that end DVC with a traceback."""
     copied("report", f"week: {value}")
     line = Path("params.yaml").read_text().splitlines().index(f"  week: {value}") + 1
     done = CliRunner().invoke(main, command)

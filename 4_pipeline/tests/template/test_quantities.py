@@ -1,4 +1,4 @@
-"""The units of a quantity: what pint's dimensions say of a rate, of the amount of a step, and of a sum."""
+"""Units of quantities: rates, amounts per step and sums over time, by pint's dimensions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from forecast.terms.errors import ParameterError
 
 
 def quantity(unit: str, new_unit: str = ""):
-    """A target in this unit, of which pint does not know a part."""
+    """Return a target with this unit, which may contain a unit that pint does not know."""
     return replace(TARGETS[0], name="amount", key="", unit=unit, new_unit=new_unit)
 
 
 def test_key_of_a_target_is_its_name_by_default():
-    """It names scores and limits."""
+    """The key is part of the names of scores and limits."""
     assert [target.key for target in (TARGETS[0], quantity("MWh/d"))] == ["solar", "amount"]
     assert quantity("MWh/d").metric("bias_percent") == "bias_amount_percent"
 
@@ -25,8 +25,8 @@ def test_key_of_a_target_is_its_name_by_default():
     [("GW", "GWh"), ("kW", "kWh"), ("bikes/h", "bikes"), ("MWh/d", "MWh"), ("m3/h", "m3"), ("mm/d", "mm"), ("°C", ""),
      ("m/s", ""), ("W/m²", ""), ("EUR/MWh", ""), ("%", ""), ("", "")],
 )  # fmt: skip
-def test_sum_over_time_has_a_unit_of_its_own(unit, sum_unit):
-    """Power adds up to energy and a rate to a count; a sum of temperatures, speeds or prices means nothing."""
+def test_unit_of_a_sum_over_time(unit, sum_unit):
+    """Power sums to energy and a rate to a count; temperatures, speeds and prices have no sum."""
     new_unit = next((name for name in ("bikes", "EUR") if name in unit), "")
     assert quantity(unit, new_unit).sum_unit == sum_unit
 
@@ -48,12 +48,12 @@ def test_sum_over_time_has_a_unit_of_its_own(unit, sum_unit):
     ],
 )  # fmt: skip
 def test_units_are_converted_by_their_dimensions(unit, ours, value, expected, exponent, of_day):
-    """The amount of a step becomes a rate, and nothing else does; for days a rate per day is the amount of that day."""
+    """Only an amount per step becomes a rate; with daily rows a rate per day is the amount of that day."""
     target = quantity(ours, next((name for name in ("bikes", "EUR") if name in ours), ""))
     for power, of_days in ((exponent, False), (of_day, True)):
         if power is not None:
-            factor, offset, found = target.conversion(unit, of_days=of_days)
-            assert (float(value * factor + offset), found) == (pytest.approx(expected, abs=1e-9), power)
+            factor, offset, actual = target.conversion(unit, of_days=of_days)
+            assert (float(value * factor + offset), actual) == (pytest.approx(expected, abs=1e-9), power)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_units_are_converted_by_their_dimensions(unit, ours, value, expected, ex
         ("visitors", "GW", "Unknown unit"), ("W/(m", "GW", "Unknown unit"), ("MW", "bikes/h", "Unknown unit"),
     ],
 )  # fmt: skip
-def test_other_dimension_is_refused_with_both(unit, ours, words):
-    """So is a unit that pint does not know."""
+def test_other_dimensions_and_unknown_units_are_errors(unit, ours, words):
+    """The error names the unit that cannot be converted."""
     with pytest.raises(ParameterError) as caught:
         quantity(ours, "EUR" * ("EUR" in ours)).conversion(unit, of_days=False)
     assert words in str(caught.value)

@@ -1,4 +1,4 @@
-"""The tracking store, and the lineage of runs."""
+"""The tracking store, and the tags of experiments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from places import clean_environment, environment_of, free_port, git
 
 
 def test_connect_to_a_dead_server_fails_within_seconds():
-    """The error names the address and the next step, long before MLflow itself would give up."""
+    """The error names the address and the next step, long before MLflow's own time-out."""
     address = f"http://127.0.0.1:{free_port()}"
     with environment_of(clean_environment() | {"MLFLOW_TRACKING_URI": address}):
         start = time.monotonic()
@@ -24,7 +24,7 @@ def test_connect_to_a_dead_server_fails_within_seconds():
     assert "mlflow server" in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, to MLflow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from SQLAlchemy, for MLflow
 def test_dvc_repository_needs_no_server(tmp_path, monkeypatch):
     """The SQLite store is beside dvc.yaml, also for `dvc exp run --temp`; other folders and files are errors."""
     temporary = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1"
@@ -45,7 +45,7 @@ def test_dvc_repository_needs_no_server(tmp_path, monkeypatch):
 
 
 def test_experiment_tags_have_the_changed_parameters(tmp_path, monkeypatch):
-    """In `dvc exp run -S split.test_fraction=0.3` with 0.2 in the commit, the tag has the 0.3 of the model."""
+    """After `dvc exp run -S split.test_fraction=0.3` with 0.2 in the commit, the tag has the 0.3."""
     git(tmp_path, "init", "--quiet")
     (tmp_path / "params.yaml").write_text("split: {test_fraction: 0.2}\ntrain_rf: {seed: 1}\n")
     git(tmp_path, "add", "--all")

@@ -1,4 +1,4 @@
-"""A web server with faults on demand: the standard library's, in a thread."""
+"""An HTTP server with faults on demand, in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile models: none of them runs anything, and none is in production afterwards."""
+"""Hostile models: loading them is an error, and runs none of their code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sklearn.linear_model import LinearRegression
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -30,7 +30,7 @@ class Trap:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A linear model as MLflow saves it: what each hostile model is made from."""
+    """A linear model saved by MLflow, from which the hostile ones are built."""
     import mlflow
 
     folder = tmp_path_factory.mktemp("good") / "line"
@@ -42,33 +42,33 @@ def good(tmp_path_factory):
 
 
 def describe(folder, **flavors):
-    """Replace what a model says about itself."""
+    """Replace the flavors in a model's MLmodel file."""
     (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": flavors}))
 
 
-# -- pickles, and code of the model's own ------------------------------------------------------------------------------
+# -- pickles and custom code -------------------------------------------------------------------------------------------
 def pickle_for_skops(folder, mark):
-    """The file has the good name, and the description asks for it to be unpickled."""
+    """A pickle named model.skops, with a serialization format of `pickle`."""
     (folder / "model.skops").write_bytes(pickle.dumps(Trap(mark)))
     describe(folder, sklearn={"pickled_model": "model.skops", "serialization_format": "pickle"})
 
 
 def pickle_alone(folder, mark):
-    """The model is a pickle, which is what scikit-learn models mostly are."""
+    """A pickle, the most common format of scikit-learn models."""
     (folder / "model.skops").unlink()
     (folder / "model.pkl").write_bytes(pickle.dumps(Trap(mark)))
     describe(folder, sklearn={"pickled_model": "model.pkl", "serialization_format": "cloudpickle"})
 
 
 def python_model(folder, mark):
-    """A pyfunc model: a pickle with methods of its own."""
+    """A pickled PythonModel of the pyfunc flavor."""
     (folder / "model.skops").unlink()
     (folder / "python_model.pkl").write_bytes(pickle.dumps(Trap(mark)))
     describe(folder, python_function={"loader_module": "mlflow.pyfunc.model", "python_model": "python_model.pkl"})
 
 
 def code_with_a_loader(folder, mark):
-    """The model brings a module, and names it as its loader."""
+    """A model with a module of its own, which is named as the loader."""
     (folder / "model.skops").unlink()
     (folder / "code").mkdir()
     (folder / "code" / "helper.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
@@ -76,46 +76,46 @@ def code_with_a_loader(folder, mark):
 
 
 def model_from_code(folder, mark):
-    """A script that MLflow runs to get the model."""
+    """A model from code: a script that MLflow would run."""
     (folder / "model.skops").unlink()
     (folder / "model.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
     describe(folder, python_function={"loader_module": "mlflow.pyfunc.model", "model_code_path": "model.py"})
 
 
 def yaml_tag(folder, mark):
-    """A description that builds objects when it is read carelessly; the model beside it is gone."""
+    """An MLmodel file with a YAML tag that an unsafe loader would execute; the model itself is deleted."""
     (folder / "model.skops").unlink()
     (folder / "MLmodel").write_text(f"flavors: !!python/object/apply:os.mkdir ['{mark}']")
 
 
-# -- what skops may build ----------------------------------------------------------------------------------------------
-def part(loader, kind, **fields):
-    """A part of a skops file."""
+# -- skops files -------------------------------------------------------------------------------------------------------
+def node(loader, kind, **fields):
+    """Return a node of a skops schema."""
     module, _, name = kind.rpartition(".")
     return {"__loader__": loader, "__module__": module, "__class__": name, **fields}
 
 
 def text(value):
-    """A text in a skops file."""
-    return part("JsonNode", "builtins.str", content=json.dumps(str(value)), is_json=True)
+    """Return the node of a string."""
+    return node("JsonNode", "builtins.str", content=json.dumps(str(value)), is_json=True)
 
 
-def several(*parts, loader="TupleNode", kind="builtins.tuple"):
-    """A tuple in a skops file, or what is said to be one."""
-    return part(loader, kind, content=list(parts))
+def sequence(*parts, loader="TupleNode", kind="builtins.tuple"):
+    """Return the node of a tuple, or of another type with the same content."""
+    return node(loader, kind, content=list(parts))
 
 
 def mapping(content, key="builtins.str"):
-    """A dict in a skops file."""
-    keys = several(*[part("TypeNode", key) for _ in content], loader="ListNode", kind="builtins.list")
-    return part("DictNode", "builtins.dict", content=content, key_types=keys)
+    """Return the node of a dict."""
+    keys = sequence(*[node("TypeNode", key) for _ in content], loader="ListNode", kind="builtins.list")
+    return node("DictNode", "builtins.dict", content=content, key_types=keys)
 
 
 def write_skops(folder, inside, arrays=()):
-    """Replace a model's file by a linear model, one of whose fields is ``inside``."""
+    """Replace a model's file by a linear model with the node ``inside`` as its ``coef_``."""
     from skops.io._protocol import PROTOCOL
 
-    schema = part("ObjectNode", "sklearn.linear_model._base.LinearRegression", content=mapping({"coef_": inside}))
+    schema = node("ObjectNode", "sklearn.linear_model._base.LinearRegression", content=mapping({"coef_": inside}))
     with zipfile.ZipFile(folder / "model.skops", "w") as archive:
         archive.writestr("schema.json", json.dumps({**schema, "protocol": PROTOCOL, "_skops_version": "0.16"}))
         for name, values in arrays:
@@ -124,28 +124,28 @@ def write_skops(folder, inside, arrays=()):
             archive.writestr(name, content.getvalue())
 
 
-# What is in the file, and the arrays beside it; each builds something when it is read carelessly.
+# A node, and the arrays beside the schema; a loader that trusts the file would run code.
 SKOPS = {
-    "constructor": lambda mark: [part("ConstructorFromReduceNode", "os.mkdir", content=several(text(mark)))],
+    "constructor": lambda mark: [node("ConstructorFromReduceNode", "os.mkdir", content=sequence(text(mark)))],
     "operator": lambda mark: [
-        part("OperatorFuncNode", "operator.call", attrs=several(part("TypeNode", "os.mkdir"), text(mark)))
+        node("OperatorFuncNode", "operator.call", attrs=sequence(node("TypeNode", "os.mkdir"), text(mark)))
     ],
-    "list": lambda mark: [several(text("mkdir"), text(mark), loader="ListNode", kind="subprocess.check_call")],
+    "list": lambda mark: [sequence(text("mkdir"), text(mark), loader="ListNode", kind="subprocess.check_call")],
     "array": lambda mark: [
-        part("NdArrayNode", "subprocess.check_call", type="numpy", file="words.npy"),
+        node("NdArrayNode", "subprocess.check_call", type="numpy", file="words.npy"),
         [("words.npy", ["mkdir", str(mark)])],
     ],
     "key": lambda mark: [mapping({str(mark): text(1)}, key="os.mkdir")],
-    "loss": lambda mark: [part("LossNode", "os.mkdir", __reduce__={"args": several(text(mark))}, content=mapping({}))],
+    "loss": lambda mark: [node("LossNode", "os.mkdir", __reduce__={"args": sequence(text(mark))}, content=mapping({}))],
     "pickle": lambda mark: [
-        part("NdArrayNode", "numpy.ndarray", type="numpy", file="x.npy"),
+        node("NdArrayNode", "numpy.ndarray", type="numpy", file="x.npy"),
         [("x.npy", np.array([Trap(mark)], dtype=object))],
     ],
 }  # fmt: skip
 
 
 def skops_that_trusts_itself(folder, mark):
-    """The description lists the types that are to be trusted."""
+    """An MLmodel file that declares its own trusted types."""
     write_skops(folder, *SKOPS["constructor"](mark))
     describe(folder, sklearn={"pickled_model": "model.skops", "skops_trusted_types": ["os.mkdir", "posix.mkdir"]})
 
@@ -159,7 +159,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("build", HOSTILE)
 def test_hostile_model_runs_nothing(good, tmp_path, monkeypatch, build):
-    """It is refused by a ModelError that names the model; six more, of Keras, are in test_network.py."""
+    """Loading raises a ModelError that names the model; hostile Keras models are in test_network.py."""
     assert len(HOSTILE) == 14
     monkeypatch.chdir(tmp_path)
     check_refusal(good, build, tmp_path)

@@ -1,4 +1,4 @@
-"""The regressor of capacity factors: what it gains, what it may look at, how sure it is of itself."""
+"""CapacityFactorRegressor: accuracy, levels, prediction band and threads; the hyperparameter search."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ BAND = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.2, max_leaf_no
 
 @pytest.fixture(scope="module", autouse=True)
 def joblib_processes():
-    """End the processes that joblib keeps for later searches."""
+    """Shut down the processes that joblib keeps for later searches."""
     yield
     get_reusable_executor().shutdown(wait=True)
 
 
 @pytest.fixture(scope="module")
 def parts(germany_csv):
-    """The hours of the sample to learn from, and the last fifth of time."""
+    """The sample's training rows, and its last fifth as test rows."""
     return split_by_time(load_or_make(germany_csv), 0.2)
 
 
 @pytest.fixture(scope="module")
 def fitted(parts):
-    """A model with a band; the benchmark `models` fits larger ones, on other samples, too."""
+    """A fitted model with a band; the benchmark `models` fits larger ones, also on other samples."""
     return _fit(CapacityFactorRegressor(TREES, level_days=182, validation_fraction=0.15, band=BAND), parts[0])
 
 
@@ -60,8 +60,8 @@ def _fit(model, train):
     return clone(model).fit(inputs(train), targets(train))
 
 
-def test_gain_over_four_features(parts, fitted):
-    """On the last fifth it is ahead of every model of the four weather features by more than 0.1."""
+def test_r2_is_higher_than_with_four_features(parts, fitted):
+    """On the last fifth its R2 is more than 0.1 above that of each model of the four weather features."""
     train, test = parts
     plain = [LinearRegression(), RandomForestRegressor(20, max_depth=12, random_state=0, n_jobs=-1)]
     others = [model.fit(features(train), targets(train)).predict(features(test)) for model in plain]
@@ -70,8 +70,8 @@ def test_gain_over_four_features(parts, fitted):
     assert fitted.score(inputs(test), targets(test)) > best + 0.1
 
 
-def test_levels_take_the_bias_away(parts, fitted):
-    """Without levels wind is predicted too low by more than 10 % on the last fifth, with them by less than 4 %."""
+def test_levels_remove_the_bias(parts, fitted):
+    """On the last fifth the bias of wind power is below -10 % without levels, and within 4 % with them."""
     train, test = parts
     plain = _fit(CapacityFactorRegressor(TREES), train)
     biases = [(model.predict(inputs(test)) - targets(test)).mean() / targets(test).mean() for model in (plain, fitted)]
@@ -79,8 +79,8 @@ def test_levels_take_the_bias_away(parts, fitted):
     assert biases[1].abs().max() < 0.04
 
 
-def test_levels_are_those_of_the_parts_of_time():
-    """Two parts and a rest, of which the last gives half as much more than the weather explains."""
+def test_levels_follow_a_change_of_output():
+    """In the last 100 days the output is 1.5 times what the weather explains, and so is the level."""
     random, hours = np.random.default_rng(0), 24 * 250
     weather = random.uniform(0, 1, (hours, 2))
     stamps = pd.date_range("2015-01-01", periods=hours, freq="h", tz="UTC")
@@ -90,17 +90,17 @@ def test_levels_are_those_of_the_parts_of_time():
     assert levels[-1] / levels[0] == pytest.approx(1.5, rel=0.02)
 
 
-def test_band_holds_as_many_hours_as_it_says(parts, fitted):
-    """On the last fifth, a band made for 80 % of the hours holds 76 to 84 % of them, of solar those of daylight."""
+def test_band_has_its_nominal_coverage(parts, fitted):
+    """On the last fifth a band of 80 % covers 76 to 84 % of the hours; for solar power, of the hours of daylight."""
     _, test = parts
-    held = coverage(
+    shares = coverage(
         test, *(pd.DataFrame(end, test.index, TARGETS) for end in fitted.predict_with_band(inputs(test))[1:])
     )
-    assert all(0.76 <= share <= 0.84 for share in held.values()), held
+    assert all(0.76 <= share <= 0.84 for share in shares.values()), shares
 
 
-def test_band_encloses_the_prediction_and_is_none_too_wide(parts, fitted):
-    """The prediction lies within, nothing is below zero, at night it has no width, and by day less than a quarter."""
+def test_band_contains_the_prediction_and_is_narrow(parts, fitted):
+    """The band is never negative; its width is zero at night and at noon less than a quarter of the capacity."""
     _, test = parts
     model = fitted
     predicted, (low, high) = model.predict(inputs(test)), model.predict_with_band(inputs(test))[1:]
@@ -115,8 +115,8 @@ def test_band_encloses_the_prediction_and_is_none_too_wide(parts, fitted):
     assert (np.quantile(low[noon, 0], 0.25)) > 0.5
 
 
-def test_more_capacity_is_more_power(parts, fitted):
-    """The same weather in the same hour of a later year gives as much more as was built."""
+def test_predictions_scale_with_the_capacity(parts, fitted):
+    """For the same weather two years later, predictions grow by the ratio of the installed capacities."""
     _, test = parts
     then = inputs(test)[test["utc_timestamp"].dt.day_of_year.between(100, 300)]
     before = then.assign(utc_timestamp=then["utc_timestamp"] - pd.DateOffset(years=2))
@@ -136,8 +136,8 @@ def test_more_capacity_is_more_power(parts, fitted):
         (lambda rows: rows.assign(wind_capacity_GW=np.nan), "installed capacity of .* is unknown"),
     ],
 )
-def test_hours_that_cannot_be_learned_from_are_errors(parts, change, where):
-    """Each error says what is wrong with the hours."""
+def test_invalid_training_data_is_an_error(parts, change, where):
+    """Each error says what is wrong with the rows."""
     train, _ = parts
     rows = change(train.head(400))
     with pytest.raises(DataError, match=where):
@@ -151,32 +151,32 @@ CHOICES = {"regressor__max_leaf_nodes": [2, 31], "regressor__learning_rate": [0.
 
 @pytest.fixture(scope="module")
 def simple_hours():
-    """Half a year of hours whose generation follows wind and radiation."""
+    """1000 hours whose generation is a function of wind speed and radiation."""
     random, count = np.random.default_rng(0), 1000
     stamps = pd.date_range("2014-01-01", periods=count, freq="h", tz="UTC")
     rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
-    made = {"solar_GW": rows["rad_horizontal"], "wind_GW": rows["windspeed"] ** 2 / 10}
-    return rows.assign(utc_timestamp=stamps, **made)[["utc_timestamp", *TARGETS, *FEATURES]].pipe(
+    generation = {"solar_GW": rows["rad_horizontal"], "wind_GW": rows["windspeed"] ** 2 / 10}
+    return rows.assign(utc_timestamp=stamps, **generation)[["utc_timestamp", *TARGETS, *FEATURES]].pipe(
         add_capacity, CAPACITY
     )
 
 
 class Threads(DummyRegressor):
-    """Notes how many threads of OpenMP its fit and its prediction may have."""
+    """A regressor that records how many OpenMP threads its fit and its predictions may use."""
 
     def fit(self, X, y):
-        """Note the number."""
+        """Record the limit, and fit."""
         self.counts_ = {each["num_threads"] for each in threadpool_info() if each["user_api"] == "openmp"}
         return super().fit(X, y)
 
     def predict(self, X):
-        """Note the number, too."""
+        """Record the limit, and predict."""
         self.counts_ |= {each["num_threads"] for each in threadpool_info() if each["user_api"] == "openmp"}
         return super().predict(X)
 
 
-def test_fits_and_predictions_have_one_thread(simple_hours):
-    """Those of OpenMP wait for each other actively: beside other programs a fit would take minutes."""
+def test_fits_and_predictions_use_one_thread(simple_hours):
+    """OpenMP threads busy-wait for each other: on a machine with other load a fit would take minutes."""
     with threadpool_limits(2, "openmp"):
         model = CapacityFactorRegressor(Threads()).fit(inputs(simple_hours), targets(simple_hours))
         model.predict(inputs(simple_hours))
@@ -184,7 +184,7 @@ def test_fits_and_predictions_have_one_thread(simple_hours):
 
 
 def kill_tree(program: psutil.Popen) -> None:
-    """Kill a program and the processes that it has started, if it runs."""
+    """Kill a program and its child processes, if it is running."""
     if program.is_running():
         for process in (program, *program.children(recursive=True)):
             process.kill()
@@ -192,13 +192,13 @@ def kill_tree(program: psutil.Popen) -> None:
 
 @pytest.fixture
 def cluster(tmp_path):
-    """The processes of a Dask scheduler and of its two workers, and the scheduler's address."""
+    """The processes of a Dask scheduler and its two workers, and the scheduler's address."""
     file, programs = tmp_path / "scheduler.json", []
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
     environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"
 
-    def start(*words: str) -> psutil.Popen:
-        command = [BIN / "dask", *words, "--scheduler-file", file, "--no-dashboard"]
+    def start(*arguments: str) -> psutil.Popen:
+        command = [BIN / "dask", *arguments, "--scheduler-file", file, "--no-dashboard"]
         programs.append(psutil.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL))
         return programs[-1]
 
@@ -211,8 +211,8 @@ def cluster(tmp_path):
         program.wait()
 
 
-def test_search_whose_cluster_is_lost_says_so(cluster, simple_hours):
-    """Killed under it, its workers end a search with words and a next step."""
+def test_search_on_a_lost_cluster_is_an_error(cluster, simple_hours):
+    """If the workers are killed, the search raises a ServiceError with a next step."""
     processes, address = cluster
     forest = CapacityFactorRegressor(RandomForestRegressor(200, random_state=0))
     client, pool = Client(address, set_as_default=False, timeout=60), ThreadPoolExecutor()
@@ -228,13 +228,13 @@ def test_search_whose_cluster_is_lost_says_so(cluster, simple_hours):
         with pytest.raises(ServiceError, match=r"hyperparameter search failed") as error:
             search(forest, choices, simple_hours, candidates=40, folds=5, seed=0, client=client, progress=False)
     finally:
-        with contextlib.suppress(TimeoutError):  # Dask may wait in vain for the scheduler
+        with contextlib.suppress(TimeoutError):  # the scheduler may not respond
             client.close(1)
         pool.shutdown()
     assert "dvc repro" in error.value.next_step
 
 
-# Prints the scores of a search on a cluster, and of the same search here.
+# Prints the R2 of a search on a cluster, and of the same search in this process.
 SEARCH = """
 import sys
 import pandas as pd
@@ -257,11 +257,11 @@ CHANGES = [
 ]
 
 
-def test_search_runs_the_code_of_its_client_on_living_workers(cluster, simple_hours, tmp_path):
-    """Code that is changed between two searches is what the workers compute with, though they imported the old one."""
+def test_search_runs_the_clients_code_on_running_workers(cluster, simple_hours, tmp_path):
+    """If the code changes between two searches, the workers compute with the new code, though they imported the old."""
     shutil.copytree(PROJECT / "forecast", tmp_path / "forecast")
     simple_hours.to_parquet(tmp_path / "hours.parquet")
-    # On one processor the search here starts no processes.
+    # With one CPU the local search starts no processes.
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path), "LOKY_MAX_CPU_COUNT": "1"}
 
     def score() -> str:
@@ -272,16 +272,16 @@ def test_search_runs_the_code_of_its_client_on_living_workers(cluster, simple_ho
 
     scores = [score()]
     for file, old, new in CHANGES:
-        changed = tmp_path / "forecast" / file
-        assert changed.read_text().count(old) == 1
-        changed.write_text(changed.read_text().replace(old, new))
+        module = tmp_path / "forecast" / file
+        assert module.read_text().count(old) == 1
+        module.write_text(module.read_text().replace(old, new))
         scores.append(score())
     assert len(set(scores)) == len(scores)
 
 
 @pytest.mark.walk
-def test_searches_in_a_row_do_not_take_data_from_one_another(cluster, simple_hours):
-    """Whenever Python frees what a search has left: Dask would wait forever for data that it takes to be there."""
+def test_consecutive_searches_do_not_share_data(cluster, simple_hours):
+    """Garbage collection at any moment does not make Dask wait forever for data that an earlier search released."""
     line, moments = CapacityFactorRegressor(LinearRegression()), np.random.default_rng(0).uniform(0, 0.02, 30)
     with Client(cluster[1], set_as_default=False, timeout=60) as client:
         client.wait_for_workers(2, timeout=300)
@@ -295,8 +295,8 @@ def test_searches_in_a_row_do_not_take_data_from_one_another(cluster, simple_hou
             gc.enable()
 
 
-def test_search_finds_the_better_choice(simple_hours, capfd):
-    """Larger and faster trees win where few are grown; the pipeline searches on its cluster."""
+def test_search_finds_the_better_hyperparameters(simple_hours, capfd):
+    """With few iterations, larger trees and a higher learning rate win."""
     result = search(ESTIMATOR, CHOICES, simple_hours, candidates=4, folds=2, seed=0)
     assert result.best == {"regressor__max_leaf_nodes": 31, "regressor__learning_rate": 0.3}
     assert list(result.table.columns) == ["max_leaf_nodes", "learning_rate", "r2", "spread"]

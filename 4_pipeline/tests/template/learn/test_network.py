@@ -1,4 +1,4 @@
-"""Networks: loaded without running anything of theirs, fitted again, and served by MLflow."""
+"""Networks: loading without running their code, refit, and serving by MLflow."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fit(frame: pd.DataFrame) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def saved(later_hours, tmp_path_factory):
-    """A network, saved as it is logged."""
+    """The folder of a network, saved as it is logged."""
     root = tmp_path_factory.mktemp("saved")
     model = fit(later_hours).fitted
     with warnings.catch_warnings():
@@ -48,8 +48,8 @@ def saved(later_hours, tmp_path_factory):
     return root / "network"
 
 
-def test_network_comes_back_as_it_was(saved, later_hours):
-    """Loaded safely it knows the time and its figures of capacity, and predicts finite GW; MLflow serves the same."""
+def test_network_is_loaded_unchanged(saved, later_hours):
+    """The loaded network takes times, has its own capacity figures and predicts finite GW; MLflow serves the same."""
     model = load_folder(saved, "test")
     assert model.takes_time
     assert model.year_ends == year_ends_of(later_hours) != CAPACITY
@@ -59,8 +59,8 @@ def test_network_comes_back_as_it_was(saved, later_hours):
     pd.testing.assert_frame_equal(served, model.predict(later_hours))
 
 
-def test_plain_network_comes_back_as_it_was(good):
-    """One that the chapters log, from weather to power, predicts the same; the pipeline logs none."""
+def test_plain_network_is_loaded_unchanged(good):
+    """A network from weather to power, as the chapters log, predicts the same; the pipeline cannot log one."""
     hours = pd.DataFrame(np.random.default_rng(0).random((8, len(FEATURES))), columns=FEATURES)
     plain = load_folder(good, "good")
     assert np.array_equal(plain.predict(hours), plain.fitted.predict(hours.to_numpy("float32"), verbose=0))
@@ -69,25 +69,25 @@ def test_plain_network_comes_back_as_it_was(good):
 
 
 def test_requirements_of_a_network_name_tensorflow_for_each_platform():
-    """Here it is pinned as it is installed; elsewhere by the name under which that platform has wheels."""
+    """The installed distribution is pinned; other platforms get the one that has wheels for them."""
     pins = [Requirement(pin) for pin in network.requirements() if pin.startswith("tensorflow")]
-    places = {}, {"platform_machine": "aarch64"}, {"sys_platform": "darwin", "platform_machine": "arm64"}
-    [here], [arm], [mac] = (
-        [pin for pin in pins if pin.marker is None or pin.marker.evaluate(place)] for place in places
+    platforms = {}, {"platform_machine": "aarch64"}, {"sys_platform": "darwin", "platform_machine": "arm64"}
+    [local], [arm], [mac] = (
+        [pin for pin in pins if pin.marker is None or pin.marker.evaluate(platform)] for platform in platforms
     )
-    assert str(here.specifier) == f"=={version(here.name)}"
+    assert str(local.specifier) == f"=={version(local.name)}"
     assert arm.name == mac.name == "tensorflow"
 
 
-def test_refit_is_what_the_recipe_makes_of_all_hours(later_hours):
-    """It predicts as a network that was fitted on all hours in the first place; without a recipe it is an error."""
+def test_refit_equals_a_fit_on_all_hours(later_hours):
+    """A refit predicts like a network that was fitted on all hours; without the run's parameters it is an error."""
     train, later = split_by_time(later_hours, 1 / 3)
-    judged, direct = fit(train), fit(later_hours)
-    again = LoadedModel.of(judged.refit(later_hours, RUN))
-    pd.testing.assert_frame_equal(again.predict(later), direct.predict(later))
-    assert not again.predict(later).equals(judged.predict(later))
+    evaluated, direct = fit(train), fit(later_hours)
+    refit = LoadedModel.of(evaluated.refit(later_hours, RUN))
+    pd.testing.assert_frame_equal(refit.predict(later), direct.predict(later))
+    assert not refit.predict(later).equals(evaluated.predict(later))
     with pytest.raises(ModelError, match="cannot be refitted") as caught:
-        judged.refit(later_hours, {})
+        evaluated.refit(later_hours, {})
     assert "epochs" in caught.value.value
     assert "promote.refit" in caught.value.next_step
 
@@ -95,7 +95,7 @@ def test_refit_is_what_the_recipe_makes_of_all_hours(later_hours):
 # -- hostile networks --------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A plain network as MLflow saves it: what each hostile one is made from."""
+    """A plain network saved by MLflow, from which the hostile ones are built."""
     folder = tmp_path_factory.mktemp("good") / "network"
     layered = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)])
     mlflow.keras.save_model(layered, str(folder), pip_requirements=[])
@@ -104,26 +104,26 @@ def good(tmp_path_factory):
 
 
 def keras_lambda(folder, mark):
-    """Save a network with a layer that is Python code."""
+    """Save a network with a Lambda layer of Python code."""
     source = f"lambda inputs: (__import__('os').makedirs({str(mark)!r}, exist_ok=True), inputs[:, :2])[1]"
     model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(eval(source))])
     model.save(folder / "data" / "model.keras")
     mark.rmdir()
 
 
-def inserted(layer):
-    """Return a function that adds a layer to a network's description, with the paths of a secret and of a mark."""
+def insert_layer(layer):
+    """Return a function that adds a layer to a network's config, with the paths of the secret and the mark."""
 
     def build(folder, mark):
         file, secret = folder / "data" / "model.keras", folder.parent / "secret.txt"
         with zipfile.ZipFile(file) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-        described = json.loads(members["config.json"])
+        config = json.loads(members["config.json"])
         paths = json.dumps(layer).replace("MARK", str(mark)).replace("SECRET", str(secret))
-        described["config"]["layers"].insert(
+        config["config"]["layers"].insert(
             1, json.loads(paths.replace("TRAP", f"cos\nmkdir\n(V{mark}\ntR.".encode().hex()))
         )
-        members["config.json"] = json.dumps(described)
+        members["config.json"] = json.dumps(config)
         with zipfile.ZipFile(file, "w") as archive:
             for name, content in members.items():
                 archive.writestr(name, content)
@@ -131,28 +131,28 @@ def inserted(layer):
     return build
 
 
-def of_keras(kind, **config):
-    """Return the description of a layer of Keras' own."""
-    return inserted({"module": "keras.layers", "class_name": kind, "config": config, "registered_name": None})
+def insert_keras_layer(kind, **config):
+    """Return a function that adds one of Keras' layers."""
+    return insert_layer({"module": "keras.layers", "class_name": kind, "config": config, "registered_name": None})
 
 
 HOSTILE = {
     "lambda": keras_lambda,
     # functions and classes of other modules (CVE-2025-1550)
-    "function": inserted({
+    "function": insert_layer({
         "module": "os", "class_name": "function", "config": "mkdir", "registered_name": "mkdir", "name": "layer",
         "inbound_nodes": [{"args": ["MARK"], "kwargs": {}}],
     }),
-    "class": inserted({"module": "subprocess", "class_name": "Popen", "config": {"args": ["mkdir", "MARK"]}}),
-    # layers that read another file (CVE-2025-12058), are a program of TensorFlow's, or unpickle a module of PyTorch
-    "reader": of_keras("StringLookup", vocabulary="SECRET", name="lookup"),
-    "saved model": of_keras("TFSMLayer", filepath="SECRET", name="other"),
-    "torch": of_keras("TorchModuleWrapper", module="TRAP", name="torch"),
+    "class": insert_layer({"module": "subprocess", "class_name": "Popen", "config": {"args": ["mkdir", "MARK"]}}),
+    # layers that read another file (CVE-2025-12058), run a TensorFlow program, or unpickle a PyTorch module
+    "reader": insert_keras_layer("StringLookup", vocabulary="SECRET", name="lookup"),
+    "saved model": insert_keras_layer("TFSMLayer", filepath="SECRET", name="other"),
+    "torch": insert_keras_layer("TorchModuleWrapper", module="TRAP", name="torch"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("build", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_network_runs_nothing(good, tmp_path, monkeypatch, build):
-    """It is refused by a ModelError that names the model."""
+    """Loading raises a ModelError that names the model."""
     monkeypatch.chdir(tmp_path)
     check_refusal(good, build, tmp_path)

@@ -1,4 +1,4 @@
-"""Models are loaded without running anything of theirs."""
+"""Models are loaded without running their code, and must fit the problem."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def save(model, folder):
     [LinearRegression(), RandomForestRegressor(3, random_state=0, n_jobs=-1)],
     ids=lambda model: type(model).__name__,
 )
-def test_sklearn_model_comes_back_as_it_was(hours, tmp_path, model):
-    """Saved and loaded it predicts the same, as a frame with the targets' names and the rows' index."""
+def test_sklearn_model_is_loaded_unchanged(hours, tmp_path, model):
+    """The loaded model predicts the same, as a frame with the targets as columns and the index of the rows."""
     model.fit(hours[FEATURES], hours[TARGETS])
     loaded = load_folder(save(model, tmp_path / "model"), "test")
     later = hours.set_index(hours.index + 100)
@@ -51,17 +51,17 @@ def test_sklearn_model_comes_back_as_it_was(hours, tmp_path, model):
     assert predicted.equals(LoadedModel.of(model).predict(later))
 
 
-def test_model_that_does_not_exist_is_an_error(candidates):
-    """A name, a version and an alias that lead nowhere: the address is named, and the next step."""
-    for address in ("models:/wind_solar@nobody", "models:/wind_solar/999", "models:/m-0", "wind_solar"):
+def test_missing_model_is_an_error(candidates):
+    """An unknown alias, version or model id, or a name alone, is an error with the URI."""
+    for uri in ("models:/wind_solar@nobody", "models:/wind_solar/999", "models:/m-0", "wind_solar"):
         with pytest.raises(ModelError, match="cannot be downloaded") as caught:
-            storage.load(address)
-        assert address in caught.value.value
+            storage.load(uri)
+        assert uri in caught.value.value
 
 
 @pytest.mark.parametrize("answer", [np.nan, np.inf, -1e6])
-def test_model_that_predicts_no_power_is_not_loaded(hours, tmp_path, answer):
-    """What is no number, or more than any country has, is refused by name when the model is tried out."""
+def test_model_with_implausible_predictions_is_not_loaded(hours, tmp_path, answer):
+    """A model that predicts NaN, infinity or impossible values at the trial is an error that names the model."""
     model = LinearRegression().fit(hours[FEATURES], hours[TARGETS])
     model.intercept_ = np.full(2, answer)
     with pytest.raises(ModelError, match="not plausible") as caught:
@@ -71,7 +71,7 @@ def test_model_that_predicts_no_power_is_not_loaded(hours, tmp_path, answer):
 
 # -- models that derive features --------------------------------------------------------------------------------------
 def fit(kind: str, frame: pd.DataFrame) -> LoadedModel:
-    """Return a model of a kind, fitted on a processed frame."""
+    """Return a model of this kind, fitted on a processed frame."""
     if kind == "forest":
         return LoadedModel.of(RandomForestRegressor(5, random_state=0).fit(features(frame), targets(frame)))
     trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
@@ -79,8 +79,8 @@ def fit(kind: str, frame: pd.DataFrame) -> LoadedModel:
     return LoadedModel.of(model.fit(inputs(frame), targets(frame)))
 
 
-def test_deriving_model_comes_back_as_it_was(later_hours, tmp_path):
-    """Loaded safely it knows the time and its figures of capacity, and predicts finite GW with a band."""
+def test_model_that_derives_features_is_loaded_unchanged(later_hours, tmp_path):
+    """The loaded model takes times, has its own capacity figures, and predicts finite GW with a band."""
     regressor = fit("boosting", later_hours).fitted
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in MLflow
@@ -94,60 +94,60 @@ def test_deriving_model_comes_back_as_it_was(later_hours, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["forest", "boosting"])
-def test_refit_is_what_the_recipe_makes_of_all_hours(later_hours, kind):
-    """It predicts as a model that was fitted on all hours in the first place, and not as the one on fewer.
+def test_refit_equals_a_fit_on_all_hours(later_hours, kind):
+    """A refit predicts like a model that was fitted on all hours, and unlike the evaluated one.
 
-    Hours up to the last one that it learned are predicted by the judged model, with its band, later ones by the refit.
+    Hours up to its last training row are predicted by the evaluated model, with its band; later ones by the refit.
     """
     train, later = split_by_time(later_hours, 1 / 3)
-    judged, direct = fit(kind, train), fit(kind, later_hours)
-    again = LoadedModel.of(judged.refit(later_hours, {}))
-    pd.testing.assert_frame_equal(again.predict(later), direct.predict(later))
-    assert not again.predict(later).equals(judged.predict(later))
-    assert (again.coverage, again.year_ends) == (judged.coverage, direct.year_ends)
+    evaluated, direct = fit(kind, train), fit(kind, later_hours)
+    refit = LoadedModel.of(evaluated.refit(later_hours, {}))
+    pd.testing.assert_frame_equal(refit.predict(later), direct.predict(later))
+    assert not refit.predict(later).equals(evaluated.predict(later))
+    assert (refit.coverage, refit.year_ends) == (evaluated.coverage, direct.year_ends)
     last = later["utc_timestamp"].iloc[99].isoformat()
-    predicted, band = predict_unseen(again, judged, last, later)
-    parts = judged.predict_with_band(later.iloc[:100]), again.predict_with_band(later.iloc[100:])
+    predicted, band = predict_unseen(refit, evaluated, last, later)
+    parts = evaluated.predict_with_band(later.iloc[:100]), refit.predict_with_band(later.iloc[100:])
     pd.testing.assert_frame_equal(predicted, pd.concat([parts[0][0], parts[1][0]]))
     for number, end in enumerate(band or ()):
         pd.testing.assert_frame_equal(end, pd.concat([parts[0][1][number], parts[1][1][number]]))
     assert (band is None) == (kind == "forest")
-    for without in ((None, last), (judged, None)):
-        pd.testing.assert_frame_equal(predict_unseen(again, *without, later)[0], again.predict(later))
+    for without in ((None, last), (evaluated, None)):
+        pd.testing.assert_frame_equal(predict_unseen(refit, *without, later)[0], refit.predict(later))
 
 
 @pytest.mark.parametrize(
     "columns", [(FEATURES[:3], TARGETS), (FEATURES, TARGETS[:1]), ([*FEATURES, TARGETS[0]], TARGETS)]
 )
-def test_model_of_another_problem_says_so(hours, tmp_path, columns):
-    """A change of inputs or targets leaves older versions unusable; the error suspects nobody."""
-    inputs_then, targets_then = columns
-    old = LinearRegression().fit(hours[inputs_then], hours[targets_then])
+def test_model_of_another_problem_is_an_error(hours, tmp_path, columns):
+    """After a change of inputs or targets older versions cannot be loaded; the error does not suggest tampering."""
+    old_inputs, old_targets = columns
+    old = LinearRegression().fit(hours[old_inputs], hours[old_targets])
     with pytest.raises(ModelError, match="does not fit the problem") as error:
         load_folder(save(old, tmp_path / "model"), "version 1")
     assert "who can write" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
-def test_model_of_another_step_or_unit_says_so(hours, tmp_path):
-    """Its columns have the same names; the error says what each was. A model without the record loads."""
+def test_model_of_another_step_or_unit_is_an_error(hours, tmp_path):
+    """Column names are the same; the error has the model's step or unit. A model without this metadata is loaded."""
     model = LinearRegression().fit(hours[FEATURES], hours[TARGETS])
     options = storage._sklearn_options(model, hours[FEATURES])
-    for then in ({}, {"step": "0.25 h"}, {"wind_GW": "MW", "windspeed": "km/h"}):
-        folder, metadata = tmp_path / "_".join(["model", *then]), options["metadata"] | then
-        mlflow.sklearn.save_model(model, folder, **options | {"metadata": metadata if then else None})
-        with pytest.raises(ModelError, match="another step") if then else contextlib.nullcontext() as error:
+    for changes in ({}, {"step": "0.25 h"}, {"wind_GW": "MW", "windspeed": "km/h"}):
+        folder, metadata = tmp_path / "_".join(["model", *changes]), options["metadata"] | changes
+        mlflow.sklearn.save_model(model, folder, **options | {"metadata": metadata if changes else None})
+        with pytest.raises(ModelError, match="another step") if changes else contextlib.nullcontext() as error:
             storage.load_files(folder, "version 1")
-        for name, value in then.items():
+        for name, value in changes.items():
             assert f"{name} {value}, not {options['metadata'][name]}" in error.value.value
 
 
 class Mean(DummyRegressor):
-    """A model of a type that nobody has listed."""
+    """A model of an untrusted type."""
 
 
-def test_type_that_is_not_listed_is_named_before_the_model_is_logged(hours):
-    """With the list that lacks it."""
+def test_untrusted_type_is_an_error_before_the_model_is_logged(hours):
+    """The error names the type and the list to add it to."""
     with pytest.raises(ModelError, match="untrusted") as error:
         storage._sklearn_options(Mean().fit(hours[FEATURES], hours[TARGETS]), hours[FEATURES])
     assert error.value.value == f"{__name__}.Mean"

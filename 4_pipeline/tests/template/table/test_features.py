@@ -1,4 +1,4 @@
-"""Features and targets: columns, order, types; installed capacity: published year-ends, and a line between them."""
+"""Derived features, and installed capacity: interpolation between published figures of year-ends."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from forecast.terms.errors import DataError
 from places import PROJECT
 
 
-def test_sun_stands_where_it_should():
-    """On the longest day at noon it is 62.4 degrees high in the south, and at midnight 15.6 degrees below the north.
+def test_position_of_the_sun():
+    """On the longest day the sun is 62.4 degrees high in the south at noon, and at midnight 15.6 below the north.
 
-    Noon over 10.4 degrees east is at 11:20 UTC: the stamp is half an hour before. 90 - 51 + 23.44; 23.44 - (90 - 51).
+    Noon at 10.4 degrees east is at 11:20 UTC, half an hour after the timestamp. 90 - 51 + 23.44; 23.44 - (90 - 51).
     """
     stamps = ["2016-06-20T10:50:00Z", "2016-06-20T22:50:00Z"]
     hours = pd.DataFrame({"utc_timestamp": stamps, **dict.fromkeys(["windspeed", "temperature"], 10.0)})
@@ -35,20 +35,20 @@ def test_sun_stands_where_it_should():
 
 
 @pytest.mark.parametrize("form", ["text", "no zone", "Berlin", "nanoseconds"])
-def test_derived_features_are_the_same_for_each_way_to_write_an_hour(frame, form):
-    """Text, times without a zone (which are UTC), of another zone and of another resolution are the same hours."""
+def test_derived_features_are_the_same_for_each_form_of_a_timestamp(frame, form):
+    """Strings, naive times (taken as UTC), other time zones and other resolutions are the same hours."""
     hours = frame.head(48)
-    written = {
+    stamps = {
         "text": hours["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "no zone": hours["utc_timestamp"].dt.tz_localize(None),
         "Berlin": hours["utc_timestamp"].dt.tz_convert("Europe/Berlin"),
         "nanoseconds": hours["utc_timestamp"].dt.as_unit("ns"),
     }[form]
-    pd.testing.assert_frame_equal(derive(hours.assign(utc_timestamp=written)), derive(hours))
+    pd.testing.assert_frame_equal(derive(hours.assign(utc_timestamp=stamps)), derive(hours))
 
 
 @pytest.mark.parametrize("wrong", ["noon", None, 7.5])
-def test_derive_tells_what_is_no_time(frame, wrong):
+def test_derive_rejects_invalid_times(frame, wrong):
     """A value that is not a time is an error with an example of a time."""
     hours = frame.head(3).assign(utc_timestamp=pd.Series([wrong] * 3, dtype="object"))
     with pytest.raises(DataError, match="2016-06-01T12:00:00Z"):
@@ -60,14 +60,14 @@ def _hours(*stamps: str) -> pd.DataFrame:
     return pd.DataFrame({"utc_timestamp": pd.to_datetime(stamps)})
 
 
-def test_capacity_is_the_published_figure_at_the_turn_of_the_year():
-    """1 January 2014 has 2013's year-end; half-way through the year it is half-way to the next."""
+def test_capacity_is_interpolated_between_year_ends():
+    """On 1 January 2014 it is the figure for the end of 2013, and in the middle of the year half-way to the next."""
     capacity = installed(_hours("2014-01-01T00:00Z", "2014-07-02T12:00Z", "2016-12-31T23:00Z"), CAPACITY)
     assert capacity["wind_GW"].round(2).tolist() == [34.2, 36.7, 50.0]
 
 
-def test_capacity_is_not_invented_for_other_years():
-    """An hour outside the table is an error with the first such hour, the range, and where to give the figures."""
+def test_capacity_is_not_extrapolated():
+    """Hours outside the figures are an error with the first hour, the range, and where to add figures."""
     with pytest.raises(DataError, match="1 of 2 hours") as caught:
         installed(_hours("2014-01-01T00:00Z", "2020-01-01T00:00Z"), CAPACITY)
     assert "2020-01-01" in caught.value.value
@@ -76,7 +76,7 @@ def test_capacity_is_not_invented_for_other_years():
 
 
 def test_own_capacity_is_a_column_of_the_table(tmp_path):
-    """Written, read, cut and joined, the table is divided by its own figures; a table without them is refused."""
+    """The table keeps its figures when it is written, read, merged and concatenated; without them it is an error."""
     frame = _hours("2020-01-01T00:00Z", "2020-07-01T12:00Z").assign(**dict.fromkeys([*FEATURES, *TARGETS], 1.0))
     figures = {"solar_GW": {"2019": 1.0, "2020": 2.0}, "wind_GW": {"2019": 5.0, "2020": 5.0}}
     write_csv(add_capacity(frame, figures), tmp_path / "own.csv")
@@ -89,8 +89,8 @@ def test_own_capacity_is_a_column_of_the_table(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(5000, 5002), slice(8000, 12000)])
-def test_figures_at_the_ends_of_years_come_back_from_the_columns(frame, rows):
-    """Of whole years, of two hours, and across the turn of a year."""
+def test_year_ends_are_recovered_from_the_columns(frame, rows):
+    """From whole years, from two hours, and across the turn of a year."""
     part = add_capacity(frame[rows], CAPACITY)
     year_ends = year_ends_of(part)
     for target, ends in year_ends.items():
@@ -98,9 +98,9 @@ def test_figures_at_the_ends_of_years_come_back_from_the_columns(frame, rows):
     assert last_year(year_ends) == part["utc_timestamp"].iloc[-1].year
 
 
-def test_figures_of_germany_in_the_page_on_own_files_are_the_published_ones():
-    """Who copies the page's first example divides by the same capacity as the sample."""
+def test_capacities_in_the_page_on_own_files_are_the_published_ones():
+    """The page's first example has the same capacities as the sample."""
     page = (PROJECT / "own" / "README.md").read_text()
     example = yaml.safe_load(page.split("```yaml")[1].split("```")[0])["fetch"]["csv"]["capacity"]
-    copied = {target: {str(year): ends[target] for year, ends in example.items()} for target in TARGETS}
-    assert copied == CAPACITY
+    documented = {target: {str(year): ends[target] for year, ends in example.items()} for target in TARGETS}
+    assert documented == CAPACITY

@@ -12,7 +12,7 @@ from forecast.terms.files import write_atomically
 
 
 def test_write_atomically_replaces_a_file_and_makes_its_folder(tmp_path):
-    """The file is whole, its folder is made, and no temporary file stays; a folder that cannot be made is an error."""
+    """The file is complete, its folder is created, and no temporary file stays; a file as parent folder is an error."""
     path = tmp_path / "new" / "file.csv"
     write_atomically(path, b"old")
     assert write_atomically(path, b"new") == path
@@ -24,10 +24,10 @@ def test_write_atomically_replaces_a_file_and_makes_its_folder(tmp_path):
 
 
 def test_write_atomically_keeps_the_old_file_when_the_disk_is_full(tmp_path):
-    """A write that the system refuses half-way leaves the old content and no other file."""
+    """A write that fails half-way leaves the old content and no other file."""
     path = tmp_path / "germany.csv"
     path.write_bytes(b"old")
-    # A limit on file size makes the system refuse a write as a full disk does, without filling one.
+    # With a limit on the file size a write fails as on a full disk.
     script = textwrap.dedent(f"""
         import resource
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the schema refuses, and how exactly it says so."""
+"""Frames that violate the schema, and their error messages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from forecast.terms.errors import DataError
 
 @pytest.fixture
 def small(frame):
-    """The first 48 hours, the index not the row number."""
+    """The first 48 hours, with an index that is not the row number."""
     return frame.head(48).set_index(np.arange(48) + 1000)
 
 
 def test_check_returns_a_good_frame_unchanged(frame):
-    """A processed frame passes, with further columns too, and is not changed."""
+    """A processed frame passes, also with additional columns, and is not changed."""
     before = frame.copy()
     assert schema.check(frame) is frame
     assert "predicted" in schema.check(frame.assign(predicted=1.0))
@@ -46,8 +46,8 @@ def test_check_names_row_column_value_and_rule(small, column, value, rule):
     pd.testing.assert_frame_equal(small, before)
 
 
-def test_check_tells_five_failures_and_counts_the_rest(small):
-    """With 20 failures, the first five are named and 15 counted."""
+def test_check_lists_five_failures_and_counts_the_rest(small):
+    """Of 20 failures, the first five are listed and 15 are counted."""
     small.loc[1010:1029, "wind_GW"] = -1.0
     with pytest.raises(DataError, match="20 failures") as caught:
         schema.check(small)
@@ -64,7 +64,7 @@ def test_read_gives_the_same_frame_from_csv_and_parquet(frame, tmp_path):
 
 
 def test_read_names_a_missing_file(tmp_path):
-    """A file that is not there is named, with what to do."""
+    """A missing file is an error with a next step."""
     for name in ("germany.csv", "germany.parquet"):
         with pytest.raises(DataError, match=f"The file .*{name} does not exist") as caught:
             processed.read(tmp_path / name)

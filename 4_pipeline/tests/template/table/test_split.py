@@ -1,4 +1,4 @@
-"""Splitting by time; weeks by their ISO names."""
+"""Splits by time and by alternate weeks; ISO weeks."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def test_split_by_time_holds_out_the_last_hours(frame):
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
-def test_split_refuses_a_fraction_that_leaves_nothing(frame, fraction):
-    """A share outside 0 to 1 is a ParameterError that shows it."""
+def test_split_rejects_an_invalid_fraction(frame, fraction):
+    """A fraction that is not between 0 and 1 is a ParameterError with the value."""
     with pytest.raises(ParameterError) as caught:
         split_by_time(frame, fraction)
     assert str(fraction) in caught.value.value
 
 
-def test_split_refuses_too_few_rows(frame):
+def test_split_rejects_too_few_rows(frame):
     """One row cannot be split."""
     with pytest.raises(DataError, match="too few rows"):
         split_by_time(frame.head(1), 0.2)
 
 
 def test_alternate_weeks_keep_their_part(frame):
-    """No row is lost or in both parts, weeks alternate, and hours that are added change no week's part."""
+    """Each row is in one part, weeks alternate, and added hours do not move a week to the other part."""
     earlier, held_out = split_by_time(frame, 0.5)
     validation, test = by_alternate_weeks(held_out)
     both = pd.concat([validation, test]).sort_values("utc_timestamp", ignore_index=True)
@@ -50,7 +50,7 @@ def test_alternate_weeks_keep_their_part(frame):
 
 
 def test_single_week_cannot_be_divided(hours):
-    """Without an hour to choose on, or to judge on, it is an error."""
+    """Without rows for validation or for the test, it is an error."""
     with pytest.raises(DataError, match="There are too few held-out rows"):
         by_alternate_weeks(hours.head(168))
 
@@ -63,33 +63,33 @@ def hours():
 
 
 def test_week_runs_from_monday_midnight(hours):
-    """Seven whole days, in UTC."""
+    """A week is seven whole days, in UTC."""
     name, rows = select_week(hours, "2016-W40")
     assert (name, len(rows)) == ("2016-W40", 168)
     assert rows.utc_timestamp.iloc[0] == pd.Timestamp("2016-10-03", tz="UTC")
 
 
 def test_latest_week_is_one_with_most_of_its_hours(hours):
-    """Two days are no basis for a report: the last whole week is taken, also when it lacks a few hours."""
+    """A week of two days is skipped; one that lacks a few hours is not."""
     assert select_week(hours, "latest")[0] == "2016-W40"
     gaps = hours.drop(index=range(200, 210))
     name, rows = select_week(gaps, "latest")
     assert (name, len(rows)) == ("2016-W40", 158)
 
 
-def test_week_without_hours_names_the_weeks_there_are(hours):
-    """A week outside the data: the range is said."""
+def test_week_outside_the_data_is_an_error(hours):
+    """The error names the range of weeks in the data."""
     with pytest.raises(ParameterError, match="2016-W39 to 2016-W41"):
         select_week(hours, "2014-W01")
 
 
 @given(st.text() | st.from_regex(r"\d{4}-W\d{2}", fullmatch=True))
 def test_any_text_is_a_week_or_an_error(text):
-    """Never another error, whatever is typed; digits of other scripts are none of ours."""
+    """No text raises another error; digits of other scripts are rejected."""
     try:
         start = monday(text)
     except ParameterError as error:
-        good = error.expected
+        is_valid = error.expected
     else:
-        good = name_of(start) == text
-    assert good
+        is_valid = name_of(start) == text
+    assert is_valid

@@ -1,4 +1,4 @@
-"""Other steps of time: own files of minutes and of days, read by a copy of the package with another `STEP`."""
+"""Other time steps: own files of minutes and of days, read by a copy of the package with another `STEP`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHERS = {"wind_GW": 1.0, "windspeed": 5.0, "temperature": 8.0, "rad_horizontal"
 
 @pytest.fixture
 def read(tmp_path):
-    """Read local times with a step as an own file; return the frame, or what is said against it."""
+    """Return a function that reads an own file of local times; it returns the frame, or the error message."""
 
     def read(step: str, times: list[str], values: object = 2.0, zone: str = "Europe/Berlin", unit: str = "GW"):
         shutil.copytree(PROJECT / "forecast", tmp_path / "forecast", dirs_exist_ok=True)
@@ -46,7 +46,7 @@ def read(tmp_path):
 
 
 def local(first: str, last: str, freq: str) -> list[str]:
-    """Return all times of Berlin's clock from ``first`` to before ``last``, without their offset."""
+    """Return the local times of Berlin from ``first`` to before ``last``, without their UTC offset."""
     times = pd.date_range(first, last, freq=freq, tz="Europe/Berlin", inclusive="left")
     return [f"{time:%Y-%m-%dT%H:%M}" for time in times]
 
@@ -55,8 +55,8 @@ def local(first: str, last: str, freq: str) -> list[str]:
 @pytest.mark.parametrize(
     ("first", "last", "hours"), [("2015-10-25", "2015-10-27", 49), ("2015-03-29", "2015-03-31", 47)]
 )
-def test_rows_of_a_clock_change_keep_their_order(read, step, first, last, hours):
-    """In autumn each time of an hour is there twice, in spring none of its times is."""
+def test_rows_keep_their_order_at_a_clock_change(read, step, first, last, hours):
+    """In autumn the times of one hour occur twice; in spring those of one hour do not occur."""
     times = local(first, last, step)
     frame = read(step, times, range(len(times)))
     assert len(frame) * pd.Timedelta(step) == pd.Timedelta(hours=hours)
@@ -64,8 +64,8 @@ def test_rows_of_a_clock_change_keep_their_order(read, step, first, last, hours)
     assert frame["solar_GW"].tolist() == list(range(len(times)))
 
 
-def test_day_is_one_of_the_zone(read):
-    """Dates begin at local midnight, in Chile too, whose clock skips it; GWh are divided by the day's own hours."""
+def test_days_start_at_local_midnight(read):
+    """A date is a day of the time zone; GWh are divided by the 23, 24 or 25 hours of their day."""
     days = local("2015-01-01", "2016-01-01", "D")
     frame = read("D", [day[:10] for day in days], 24.0, unit="GWh")
     starts = pd.date_range("2015-01-01", "2015-12-31", freq="D", tz="Europe/Berlin")
@@ -83,10 +83,10 @@ def test_day_is_one_of_the_zone(read):
         ("D", "7D", ["are 168 hours apart", "use a file of daily values: these"]),
     ],
 )
-def test_other_step_is_refused_with_the_line_that_would_change_it(read, step, of_file, words):
-    """Of finer rows means can be made; of coarser ones nothing can."""
-    said = read(step, local("2015-05-01", "2015-05-20", of_file))
-    assert [word for word in words if word not in said] == []
+def test_file_of_another_step_is_an_error_with_the_fix(read, step, of_file, words):
+    """The error shows how to resample finer rows, or which STEP fits; coarser rows need another file."""
+    message = read(step, local("2015-05-01", "2015-05-20", of_file))
+    assert [word for word in words if word not in message] == []
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_other_step_is_refused_with_the_line_that_would_change_it(read, step, of
         ("15min", "15min", "%Y-%m-%dT%H:%M:07", "UTC", '"%Y-%m-%dT%H:%M:07"'),
     ],
 )
-def test_times_off_the_step_are_refused_with_the_format_that_reads_them(read, step, freq, form, zone, words):
-    """Days stamped at noon, at their last second, at midnight of UTC or at six; zones of quarters; a late clock."""
+def test_times_off_the_step_are_errors_with_the_format_to_set(read, step, freq, form, zone, words):
+    """Days stamped at noon, at their last second, at UTC midnight or at six; zones with quarter hours; a late clock."""
     days = pd.date_range("2015-03-01", "2015-04-10", freq=freq, tz="UTC")
     assert words in read(step, days.strftime(form).tolist(), zone=zone)
