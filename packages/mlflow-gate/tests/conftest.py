@@ -1,4 +1,4 @@
-"""The server of `servers.py` for all tests, and names for registered models."""
+"""Fixtures: the tracking server of `servers.py`, a registered model for each test, and a gate."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from models import make_gate, train
 
 
 def pytest_configure(config):
-    """Register the server's fixture: one of a conftest.py would not reach the doctests in `src`."""
+    """Register the server's fixture as a plugin: one in this conftest.py would not reach the doctests in `src`."""
     config.pluginmanager.register(servers)
 
 
 @pytest.fixture
 def name(request):
-    """Return the name of a registered model of the test's own."""
+    """Return the name of a registered model that only this test uses."""
     return re.sub(r"\W+", "_", request.node.name)
 
 
 @pytest.fixture
 def gate(name):
-    """Return a gate with versions 1 and 2, of errors 1.0 and 0.5; version 2 is in production."""
+    """Return a gate with version 1 (error 1.0) and version 2 (error 0.5), which is in production."""
     gate = make_gate(name)
     gate.runs = [train(1.0), train(0.5)]
     for run_id in gate.runs:

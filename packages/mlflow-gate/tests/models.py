@@ -1,6 +1,6 @@
 """Small models that are trained, logged and loaded like any other, and a gate for them.
 
-A model predicts one number, which is its mean absolute error: the target is zero on average in eight blocks of rows.
+A model predicts a constant, which is its mean absolute error: the target is zero on average, in eight blocks of rows.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ LEARNED = range(100)
 
 
 def evaluate(model: Any, held_out: pd.DataFrame) -> Scores:
-    """Return the mean absolute error, of all rows and of each block of rows."""
+    """Return the mean absolute error of all rows and of each block of rows."""
     errors = (held_out["target"] - model.predict(held_out)).abs()
     return Scores({"mae": errors.mean()}, blocks=errors.groupby(errors.index // BLOCK_ROWS).mean())
 
 
 def train(constant: float, learned: Iterable[Any] | None = LEARNED, **declared: Any) -> str:
-    """Log a model that predicts a constant; return its run's id."""
+    """Log a model that predicts a constant; return its run id."""
     return train_models(constant, learned=learned, **declared)[0]
 
 
 def train_models(*constants: float, learned: Iterable[Any] | None = LEARNED, **declared: Any) -> list[str]:
-    """Log in one run models that predict constants; return the run's id, and the address of each model."""
+    """Log models that predict constants in one run; return the run id and the URI of each model."""
     with mlflow.start_run() as run:
         pins, uris = [f"scikit-learn=={sklearn.__version__}"], []
         for number, constant in enumerate(constants):
@@ -43,8 +43,8 @@ def train_models(*constants: float, learned: Iterable[Any] | None = LEARNED, **d
 
 
 def make_gate(name: str = "models", **options: Any) -> Gate:
-    """Return a gate that allows errors to 5, with a comparison with near-ties to 0.01."""
-    of_registry = {key: options.pop(key) for key in ("load", "decision", "time_limit") if key in options}
+    """Return a gate that allows errors up to 5; its comparison has near-ties up to 0.01."""
+    registry_options = {key: options.pop(key) for key in ("load", "decision", "time_limit") if key in options}
     comparison = Comparison("mae", higher_is_better=False, near_tie=0.01)
     gate = {"evaluate": evaluate, "held_out": HELD_OUT, "rules": {"mae": {"max": 5}}, "comparison": comparison}
-    return Gate(Registry(name, **of_registry), **(gate | options))
+    return Gate(Registry(name, **registry_options), **(gate | options))

@@ -1,4 +1,4 @@
-"""`mlflow server` as a person starts it, on a free port and in a temporary folder."""
+"""`mlflow server`, started as a user does, on a free port and in a temporary folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def tracking(tmp_path_factory):
-    """Start a server that MLFLOW_TRACKING_URI names, for the tests and for the examples in the docstrings."""
+    """Start a server and set MLFLOW_TRACKING_URI to it, for the tests and for the examples in docstrings."""
     folder = tmp_path_factory.mktemp("mlflow")
     with pytest.MonkeyPatch.context() as patch, programs.tracking_server(folder) as (uri, process):
         for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:

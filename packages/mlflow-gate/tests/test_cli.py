@@ -1,4 +1,4 @@
-"""The commands, as a person types them."""
+"""The command line, as a user types it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ SETTINGS = '[tool.mlflow-gate]\ngate = "gate:gate"\n'
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys, name):
-    """Return a function that runs a command in a folder with settings, and checks its exit code."""
+    """Return a function that runs a command in a folder with settings and checks its exit code."""
     Path(tmp_path / "gate.py").write_text(MODULE.format(name=name))
     Path(tmp_path / "pyproject.toml").write_text(SETTINGS)
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: str, code: int = 0):
+    def call(*arguments: str, code: int = 0):
         monkeypatch.delitem(sys.modules, "gate", raising=False)
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed
-        return printed
+        with pytest.raises(SystemExit) as error:
+            main(arguments)
+        output = capsys.readouterr()
+        assert (error.value.code or 0) == code, output
+        return output
 
     return call
 
 
-def test_commands_tell_a_story(run, name):
-    """Each command does what its help says, and the exit code of a refusal is 3."""
+def test_commands_from_promotion_to_rollback(run, name):
+    """Each command does what its help says; a refused candidate is exit code 3."""
     gate, runs = make_gate(name), [train(1.0), train(0.5), train(2.0)]
     assert f"No version of {name} was ever in production. Next: mlflow-gate promote" in run("history").out
     output = run("promote", runs[0], "--dry-run").out
@@ -71,13 +71,13 @@ def test_commands_tell_a_story(run, name):
 
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_help_of_each_command_has_an_example(run, command):
-    """The help of each command shows it in use, and `--help` is known as `-h`."""
+    """The help of each command has an example; `-h` is short for `--help`."""
     assert f"Example:  mlflow-gate {command}" in run(command, "-h").out
     assert command in run("--help").out
 
 
-def test_settings_are_searched_upwards(run, name, monkeypatch):
-    """A command in a subfolder uses the settings above, and the options of the command line come first."""
+def test_settings_are_found_in_parent_folders(run, name, monkeypatch):
+    """A command in a subfolder uses the settings of its parent; options of the command line take precedence."""
     Path("deep/er").mkdir(parents=True)
     monkeypatch.chdir("deep/er")
     assert f"{name}: no version is in production" in run("status").out
@@ -97,28 +97,28 @@ def test_settings_are_searched_upwards(run, name, monkeypatch):
         (SETTINGS.replace('"gate:gate"', "3"), "has invalid settings"),
     ],
 )
-def test_settings_that_cannot_be_used_are_explained(run, settings, words):
+def test_invalid_settings_are_explained(run, settings, words):
     """A mistake in the settings is an error that names the file or the object."""
     Path("pyproject.toml").write_text(settings)
     assert words in run("status", code=1).err
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"run": 1}'])
-def test_candidate_file_that_cannot_be_used_is_explained(run, content):
-    """A file that is missing or names no run is an error with what is expected."""
+def test_invalid_candidate_file_is_explained(run, content):
+    """A file that is missing or has no run id is an error with what is expected."""
     if content is not None:
         Path("candidate.json").write_text(content)
     assert "a run id of 32 characters, or a JSON file with run_id" in run("promote", code=1).err
     assert "The run does not exist" in run("promote", "0" * 32, code=1).err
 
 
-def test_misuse_and_dead_servers_are_told_apart(run, monkeypatch):
-    """An unknown option is exit 2; a server that does not answer is exit 1, with the next step and no password."""
+def test_exit_codes_of_misuse_and_a_server_that_is_down(run, monkeypatch):
+    """An unknown option is exit code 2; a server that is down is exit code 1, with a next step and no password."""
     assert "No such option" in run("history", "--unknown", code=2).err
     Path("pyproject.toml").unlink()
     assert "No gate specified" in run("promote", "1", code=1).err
     assert "CANDIDATE is missing" in run("promote", "--gate", "models:make_gate", code=2).err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    printed = run("history", "models", code=1).err
-    assert "set MLFLOW_TRACKING_URI" in printed
-    assert "secret" not in printed
+    message = run("history", "models", code=1).err
+    assert "set MLFLOW_TRACKING_URI" in message
+    assert "secret" not in message

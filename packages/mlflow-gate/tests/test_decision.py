@@ -14,7 +14,7 @@ from mlflow_gate.rules import check, read_rules
 
 
 def scored(score: float = 0.9, blocks: int = 8, *, shift: float = 0.0, held_out: str = "9f", **facts) -> Evaluation:
-    """Return the evaluation of a model with an accuracy, and with errors of blocks that differ from one another."""
+    """Return the evaluation of a model with this accuracy and with different errors in each block."""
     errors = {block: 0.1 + block / 100 + shift for block in range(blocks)}
     return Evaluation(Scores({"accuracy": score}, blocks=errors, held_out=held_out, rows=96), **facts)
 
@@ -30,7 +30,7 @@ def scored(score: float = 0.9, blocks: int = 8, *, shift: float = 0.0, held_out:
     ],
 )
 def test_limits_check_a_metric(limits, value, passed, limit, step):
-    """A value at the limit passes, NaN never does, and the next step names the direction."""
+    """A value at the limit passes, NaN never does; the next step depends on the side."""
     (finding,) = check(read_rules({"metric": limits}), Scores({"metric": value}))
     assert (finding.passed, finding.limit, finding.next_step) == (passed, limit, step)
     assert limits.get("unit", "") in str(finding)
@@ -48,7 +48,7 @@ def test_limits_check_a_metric(limits, value, passed, limit, step):
         ([{"r2": {"min": 0.5}}], "Invalid rules"),
     ],
 )
-def test_rules_that_cannot_be_read_are_named(rules, words):
+def test_invalid_rules_are_named(rules, words):
     """A mistake in YAML is an error that names the rule, its value and what is allowed."""
     with pytest.raises(ConfigError, match=words) as caught:
         read_rules(rules)
@@ -56,8 +56,8 @@ def test_rules_that_cannot_be_read_are_named(rules, words):
 
 
 @pytest.mark.parametrize(("rules", "comparison"), [({"r2": {"min": 0}}, None), ({}, Comparison("r2"))])
-def test_metric_that_was_not_scored_is_an_error(rules, comparison):
-    """A rule or comparison of an unknown metric raises ConfigError with the known ones, even without a champion."""
+def test_missing_metric_is_an_error(rules, comparison):
+    """A rule or comparison with an unknown metric raises ConfigError with the known ones, even without a champion."""
     with pytest.raises(ConfigError, match=r"(?s)r2.*one of accuracy"):
         decide(scored(), None, read_rules(rules), comparison)
 
@@ -89,7 +89,7 @@ def test_comparison_compares_a_metric(comparison, candidate, champion, promoted)
     [(-0.01, 8, 0, True), (0.01, 8, 0, False), (0, 8, 0, False), (-0.01, 5, 0, False), (-0.01, 8, 0.02, False)],
 )
 def test_near_tie_is_decided_by_the_paired_test(shift, blocks, min_gain, promoted):
-    """Within `near_tie` smaller errors in at least six blocks are needed, and `min_gain` if it is set."""
+    """A near-tie needs smaller errors in at least six blocks, and a gain of `min_gain` if it is set."""
     comparison = Comparison("accuracy", near_tie=0.05, min_gain=min_gain)
     decision = decide(scored(0.901, blocks, shift=shift), scored(0.90, blocks), {}, comparison)
     assert decision.promoted is promoted
@@ -102,17 +102,17 @@ def test_near_tie_is_decided_by_the_paired_test(shift, blocks, min_gain, promote
 
 
 def test_two_models_never_beat_each_other():
-    """Without `min_gain`, what beats a champion is not beaten by it: the alias could go back and forth forever."""
-    chance = random.Random(0)
+    """Without `min_gain`, a model never loses to one that it beats: the alias would move back and forth forever."""
+    rng = random.Random(0)
     for _ in range(300):
-        comparison = Comparison("accuracy", near_tie=chance.uniform(0, 0.1), alpha=chance.uniform(0.001, 0.4))
-        blocks = [{block: chance.uniform(0.01, 5) for block in range(8)} for _ in range(2)]
-        one, two = (Evaluation(Scores({"accuracy": chance.uniform(0.8, 1)}, each, held_out="9f")) for each in blocks)
+        comparison = Comparison("accuracy", near_tie=rng.uniform(0, 0.1), alpha=rng.uniform(0.001, 0.4))
+        blocks = [{block: rng.uniform(0.01, 5) for block in range(8)} for _ in range(2)]
+        one, two = (Evaluation(Scores({"accuracy": rng.uniform(0.8, 1)}, each, held_out="9f")) for each in blocks)
         assert not (decide(one, two, {}, comparison).promoted and decide(two, one, {}, comparison).promoted)
 
 
-def test_paired_test_leaves_equal_blocks_out():
-    """Fewer than six blocks that differ show nothing, whatever the number of equal ones; others are not comparable."""
+def test_paired_test_ignores_equal_blocks():
+    """With fewer than six blocks that differ the p-value is 1; different sets of blocks are an error."""
     errors = dict.fromkeys(range(20), 0.1)
     five, six = (errors | {block: 0.05 + block / 1000 for block in range(count)} for count in (5, 6))
     assert p_value(five, errors) == 1
@@ -126,8 +126,8 @@ def test_paired_test_leaves_equal_blocks_out():
     ("field", "value"),
     [("min_gain", -0.1), ("near_tie", math.nan), ("alpha", 1.1), ("alpha", None), ("alpha", "much"), ("max_gain", "1")],
 )
-def test_comparison_that_cannot_be_used_is_an_error(field, value):
-    """A number that is no limit, a text as YAML may hold it, and None where there must be a number are errors."""
+def test_invalid_comparison_is_an_error(field, value):
+    """Numbers out of range, strings and None are errors that name the field."""
     with pytest.raises(ConfigError, match=f"Invalid {field} of the comparison"):
         Comparison("accuracy", **{field: value})
 
@@ -140,14 +140,14 @@ def test_comparison_that_cannot_be_used_is_an_error(field, value):
     ],
 )
 def test_champion_without_a_score_is_disqualified(champion, reason):
-    """A champion that cannot predict is replaced without a comparison, and the reason says so."""
+    """A champion without a valid score is replaced without a comparison, and the reason says so."""
     decision = decide(scored(0.8), champion, {}, Comparison("accuracy"))
     assert (decision.promoted, decision.disqualified) == (True, reason)
     assert decision.reason.endswith(f"the champion is disqualified: {reason}")
 
 
 def test_decision_is_json_and_text():
-    """A decision becomes JSON without NaN; a refusal's words end with the way to overrule it; errors can be pickled."""
+    """The JSON has no NaN, the text of a refusal ends with how to override it, and errors can be pickled."""
     decision = decide(scored(math.nan), scored(), read_rules({"accuracy": {"min": 0.8}}), Comparison("accuracy"))
     content = json.loads(json.dumps(decision.as_dict(), allow_nan=False))
     assert content["candidate"]["metrics"] == {}

@@ -1,4 +1,4 @@
-"""The gate's word at the edges: what was taken away, what cannot be read, and models that misbehave."""
+"""Edge cases of the gate: a removed alias, deleted or damaged files, outages, and models that misbehave."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from models import HELD_OUT, make_gate, train
 
 
 @pytest.mark.parametrize("is_deleted", [False, True])
-def test_last_version_of_the_record_is_the_champion_without_the_alias(gate, is_deleted):
-    """A removed alias, or a deleted version, is no walk-over; status says what was there, and a way back is left."""
+def test_last_version_of_the_record_is_the_champion_if_the_alias_is_removed(gate, is_deleted):
+    """Without alias or version the candidate still has to beat the last champion; status and rollback still work."""
     gate.registry.client.delete_registered_model_alias(gate.registry.name, "production")
     if is_deleted:
         gate.registry.client.delete_model_version(gate.registry.name, "2")
@@ -38,11 +38,11 @@ def test_last_version_of_the_record_is_the_champion_without_the_alias(gate, is_d
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("reset"), requests.ReadTimeout("slow"), TimeoutError("late")])
-def test_outage_decides_nothing(gate, error, monkeypatch):
-    """A network that fails while a model is scored or fetched is no finding on it: an error, and the alias stays."""
+def test_outage_is_an_error_without_a_decision(gate, error, monkeypatch):
+    """A network error while a model is evaluated or downloaded raises ServerError, and the alias stays."""
     import mlflow.artifacts
 
-    def fail(*_words, **_options):
+    def fail(*_args, **_kwargs):
         raise RuntimeError("in between") from error
 
     with pytest.raises(ServerError, match="no decision was made"):
@@ -53,8 +53,8 @@ def test_outage_decides_nothing(gate, error, monkeypatch):
     assert gate.registry.production().version == "2"
 
 
-def test_champion_whose_files_are_gone_is_not_disqualified(gate, tracking):
-    """Without its files the champion cannot be compared: a refusal in words, which a person can overrule."""
+def test_champion_whose_files_were_deleted_is_not_disqualified(gate, tracking):
+    """Without its files the champion cannot be compared: the candidate is refused, unless it is forced."""
     (output,) = gate.registry.client.get_run(gate.runs[1]).outputs.model_outputs
     (folder,) = tracking.folder.rglob(output.model_id)
     shutil.rmtree(folder / "artifacts")
@@ -65,8 +65,8 @@ def test_champion_whose_files_are_gone_is_not_disqualified(gate, tracking):
     assert gate.promote(run_id, force=True, why="the store lost it").forced
 
 
-def test_champion_that_is_there_is_disqualified_by_its_second_failure(gate, capsys, monkeypatch):
-    """One failure may be chance, two are a finding: record, exit code and terminal say so."""
+def test_champion_is_disqualified_by_its_second_failure(gate, capsys, monkeypatch):
+    """The champion is evaluated again after one failure; record, exit code and terminal report the second."""
     failures = []
 
     def evaluate(model, rows):
@@ -81,29 +81,29 @@ def test_champion_that_is_there_is_disqualified_by_its_second_failure(gate, caps
     failures.clear()
     limit = 2
     monkeypatch.setattr("mlflow_gate.cli.find_gate", lambda *_: flaky)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as error:
         main(["promote", train(0.9)])
-    assert ended.value.code == 4
+    assert error.value.code == 4
     assert "the model in production was disqualified: RuntimeError: no memory" in capsys.readouterr().err
     assert "the champion is disqualified: RuntimeError: no memory" in gate.registry.history()[-1].reason
 
 
-def leave(_folder):
-    """End the process, as a model may try to."""
+def exit_process(_folder):
+    """Raise SystemExit, as the code of a model may."""
     raise SystemExit(3)
 
 
 def hang(_folder):
-    """Never return, as far as a test can wait."""
+    """Sleep longer than any time limit of a test."""
     time.sleep(600)
 
 
 @pytest.mark.parametrize(
     ("load", "words"),
-    [(leave, "tried to end the process. SystemExit: 3"), (hang, "did not respond in time. no result after 1 s")],
+    [(exit_process, "tried to end the process. SystemExit: 3"), (hang, "did not respond in time. no result after 1 s")],
 )
-def test_model_that_ends_or_hangs_is_a_finding(name, load, words):
-    """A model that raises SystemExit or hangs is refused; rollback and follower keep the model that works."""
+def test_model_that_exits_or_hangs_is_refused(name, load, words):
+    """A model that raises SystemExit or hangs is refused; rollback and follower keep the working model."""
     gate, bad = make_gate(name), make_gate(name, load=load)
     gate.promote(train(1.0))
     good = gate.registry.load
@@ -127,14 +127,14 @@ def test_rules_alone_decide_without_a_comparison(name):
 
 
 def test_champion_with_other_keys_is_not_compared(name):
-    """A champion whose training rows have keys of another kind cannot be compared: a refusal names both kinds."""
+    """If the champion's training rows have keys of another kind, the candidate is refused, with both kinds."""
     gate = make_gate(name)
     gate.promote(train(0.5, learned=["a"]), force=True, why="the first")
     assert "training rows are texts, those of the held-out rows numbers" in gate.promote(train(0.1)).reason
 
 
-def test_damaged_declarations_are_no_walk_over(gate, tracking):
-    """A champion whose declaration of training rows is damaged, or gone, stays."""
+def test_damaged_declaration_of_the_champion_is_a_refusal(gate, tracking):
+    """A champion whose declaration of training rows is damaged or was deleted stays in production."""
     (file,) = tracking.folder.glob(f"artifacts/*/{gate.runs[1]}/artifacts/mlflow_gate/*")
     content = file.read_bytes()
     file.write_bytes(content[:20])
@@ -148,8 +148,8 @@ def test_damaged_declarations_are_no_walk_over(gate, tracking):
         assert "declaration of training rows is damaged" in make_gate(gate.registry.name).promote(train(0.1)).reason
 
 
-def test_names_reasons_and_people_of_any_kind(monkeypatch, name):
-    """A name with a quote, a user without a name, 400 rules and a reason of 10,000 letters are recorded."""
+def test_unusual_names_users_and_reasons_are_recorded(monkeypatch, name):
+    """A name with a quote, a uid without a name, 400 rules and a reason of 10,000 letters are recorded."""
 
     def no_name():
         raise KeyError("getpwuid(): uid not found")

@@ -18,13 +18,13 @@ HOURS = pd.date_range("2020-01-01", periods=48, freq="h", tz="UTC")
 
 
 def declare(keys, *, span: bool = False) -> TrainingRows:
-    """Return the training rows that these keys declare."""
-    read = Keys.of(keys)
-    return TrainingRows(read.kinds, read.ends) if span else TrainingRows(read.kinds, None, frozenset(read.digests()))
+    """Return training rows declared by these keys."""
+    rows = Keys.of(keys)
+    return TrainingRows(rows.kinds, rows.ends) if span else TrainingRows(rows.kinds, None, frozenset(rows.digests()))
 
 
-def known(learned, held_out, *, span: bool = False) -> list[bool]:
-    """Return which held-out keys are known from training; fail if they cannot be compared."""
+def find(learned, held_out, *, span: bool = False) -> list[bool]:
+    """Return which held-out keys are training rows; fail if they cannot be compared."""
     rows, problem = declare(learned, span=span).find(Keys.of(held_out))
     assert not problem
     return rows
@@ -47,7 +47,7 @@ def known(learned, held_out, *, span: bool = False) -> list[bool]:
     ],
 )
 def test_equal_keys_have_one_text(key, kind, text):
-    """Times in any notation and zone, numbers of any type and texts become the same key."""
+    """Times in any notation and time zone, numbers of any type, and strings have one canonical text."""
     assert Keys.of([key]) == Keys((kind,), [(text,)])
 
 
@@ -68,10 +68,10 @@ def test_equal_keys_have_one_text(key, kind, text):
         ),
     ],
 )
-def test_rows_are_known_in_any_form_of_their_keys(learned, held_out):
-    """The same times, numbers and tuples are the same rows, whatever their zone, dtype or notation."""
-    assert all(known(learned, held_out))
-    assert all(known(learned, held_out, span=True))
+def test_training_rows_are_found_in_any_form_of_their_keys(learned, held_out):
+    """Equal times, numbers and tuples are the same rows, whatever their time zone, dtype or notation."""
+    assert all(find(learned, held_out))
+    assert all(find(learned, held_out, span=True))
 
 
 @pytest.mark.parametrize("span", [False, True])
@@ -89,7 +89,7 @@ def test_rows_are_known_in_any_form_of_their_keys(learned, held_out):
     ],
 )
 def test_keys_of_another_kind_cannot_be_compared(learned, held_out, kinds, span):
-    """Keys of different kinds are reported with both kinds, and never count as new."""
+    """Keys of different kinds are a problem that names both kinds."""
     rows, problem = declare(learned, span=span).find(Keys.of(held_out))
     assert not any(rows)
     assert problem == f"the keys of its training rows are {kinds[0]}, those of the held-out rows {kinds[1]}"
@@ -110,12 +110,10 @@ def test_keys_of_another_kind_cannot_be_compared(learned, held_out, kinds, span)
         (("A", 1), ("B", 9), ("A", 5), ("A", 10)),
     ],
 )
-def test_span_holds_all_keys_between_its_ends(first, last, inside, outside):
-    """A span knows its ends and what lies between, by time or number and not by letters, in each part of tuples."""
+def test_span_contains_all_keys_between_its_ends(first, last, inside, outside):
+    """A span includes its ends; keys are ordered as times or numbers, not as text, also in tuples."""
     for key, expected in ((first, True), (last, True), (inside, True), (outside, False)):
-        assert known([str(first), str(last)] if isinstance(last, str) else [first, last], [key], span=True) == [
-            expected
-        ]
+        assert find([str(first), str(last)] if isinstance(last, str) else [first, last], [key], span=True) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -131,14 +129,14 @@ def test_span_holds_all_keys_between_its_ends(first, last, inside, outside):
         ([HOURS[0], pd.NaT], "key of a row is missing"),
     ],
 )
-def test_keys_that_cannot_be_used_are_explained(rows, words):
-    """Mixed kinds, rows without keys and missing keys are errors in words."""
+def test_invalid_keys_are_explained(rows, words):
+    """Mixed kinds, rows without keys and missing keys raise ConfigError."""
     with pytest.raises(ConfigError, match=f"(?s){words}"):
         Keys.of(rows)
 
 
-def test_hash_names_held_out_data():
-    """The hash depends on keys and content, and not on the order of rows; arrays in cells do not count."""
+def test_hash_identifies_held_out_data():
+    """The hash depends on keys and values, but not on the order of rows; arrays in cells are ignored."""
     frame = pd.DataFrame({"target": [1.0, 2.0]}, index=["a", "b"])
     frames = (frame, frame + 1, frame.rename(index={"b": "c"}), ["a", "b"], ["a"])
     assert hash_rows(frame, Keys.of(frame)) == hash_rows(frame[::-1], Keys.of(frame[::-1]))
@@ -147,7 +145,7 @@ def test_hash_names_held_out_data():
     assert hash_rows(arrays, Keys.of(arrays)) == hash_rows(["a", "b"], Keys.of(["a", "b"]))
 
 
-def test_former_name_of_a_kind_is_read():
+def test_former_names_of_kinds_are_supported():
     """A run that declared its keys before their kinds were renamed can still be compared."""
     facts = {"kinds": ["times of a time zone"], "first": ["2020-01-01"], "last": ["2020-01-02"], "span": True}
     text = json.dumps(facts | {"source": "", "population": ""})
@@ -155,7 +153,7 @@ def test_former_name_of_a_kind_is_read():
 
 
 def test_declaration_needs_a_run():
-    """Without an active run nothing is logged to a run that MLflow would open by itself."""
+    """Without an active run it is an error, and MLflow does not start a run of its own."""
     with pytest.raises(ConfigError, match="no active run"):
         log_learned([1])
     assert mlflow.active_run() is None

@@ -1,4 +1,4 @@
-"""The distribution, in an environment of its own, prints what its README shows."""
+"""The wheel, in a new environment, prints what its README shows."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ TEXT = (PACKAGE / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
-def salient(text: str) -> list[str]:
-    """Return lines without what differs from one machine to another: spaces, times, hashes, second decimals."""
+def normalize(text: str) -> list[str]:
+    """Return lines without what differs between machines: spaces, times, hashes, second decimals."""
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00", "TIME", text)
-    text = re.sub(r"(\(p-value\): )[\d.]+", r"\1P", text)  # one image more or less doubles it
+    text = re.sub(r"(\(p-value\): )[\d.]+", r"\1P", text)  # one more wrong image doubles it
     text = re.sub(r"(\d\.\d)\d+", r"\1", text)
     text = re.sub(r"\(rows \w{16}\)", "(rows HASH)", text)
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def assert_shows(expected: str, printed: str) -> None:
-    """Fail unless the lines that the README shows are printed, in this order."""
-    rest = iter(salient(printed))
-    for line in salient(expected):
-        assert line in rest, f"{line!r} is not, or not in this place, in\n{printed}"
+def assert_shows(expected: str, output: str) -> None:
+    """Fail unless the output contains the lines of the README, in this order."""
+    rest = iter(normalize(output))
+    for line in normalize(expected):
+        assert line in rest, f"{line!r} is not, or not in this place, in\n{output}"
 
 
 @pytest.fixture
 def programs(tmp_path) -> Path:
-    """Install the wheel, and only what the README names, with the MLflow that is tested; return the folder `bin`."""
-    pins = [f"{name}=={version(name)}" for name in ("mlflow", "sqlalchemy")]  # MLflow says no highest SQLAlchemy
+    """Install the wheel and only what the README names, with the tested MLflow; return the folder `bin`."""
+    pins = [f"{name}=={version(name)}" for name in ("mlflow", "sqlalchemy")]  # MLflow has no upper bound for SQLAlchemy
     return install_alone(PACKAGE, tmp_path, *pins, "scikit-learn", "pandas", "flask", extra="[paired-test]")
 
 
 @pytest.mark.timeout(600)
-def test_story_prints_what_the_readme_shows(tmp_path, programs):
-    """The example runs as it stands, and then the commands, the service and the settings."""
+def test_examples_print_what_the_readme_shows(tmp_path, programs):
+    """The example files run unchanged, then the commands, the service and the settings."""
     files = {name: code for _, code in BLOCKS for name in re.findall(r"\A# (\w+\.py)\n", code)}
     assert list(files) == ["gate.py", "candidates.py", "serve.py"]
     for name, code in files.items():
@@ -82,8 +82,8 @@ def test_story_prints_what_the_readme_shows(tmp_path, programs):
         wait_for(lambda: health() == {"model": "digits version 2", "problem": None}, seconds=60)
 
 
-def test_rules_of_the_readme_are_read():
-    """The rules in YAML and the function are rules."""
+def test_rules_of_the_readme_are_valid():
+    """The rules in YAML and the function are valid, with the results that the README describes."""
     functions: dict = {}
     exec(next(code for kind, code in BLOCKS if kind == "python" and "def worst_block" in code), functions)
     rules = yaml.safe_load(next(text for kind, text in BLOCKS if kind == "yaml"))
@@ -94,8 +94,8 @@ def test_rules_of_the_readme_are_read():
     ]  # fmt: skip
 
 
-def test_import_loads_no_mlflow_and_names_are_there():
-    """`import mlflow_gate` loads neither MLflow nor SciPy; each public name is there when it is used."""
+def test_import_is_lazy():
+    """`import mlflow_gate` imports neither MLflow nor SciPy; each public name is imported on first use."""
     program = (
         "import sys, mlflow_gate; print({'mlflow', 'pandas', 'scipy'} & set(sys.modules)); "
         "print(all(hasattr(mlflow_gate, name) for name in mlflow_gate.__all__), hasattr(mlflow_gate, 'Unknown'))"

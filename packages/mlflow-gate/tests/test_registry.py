@@ -1,4 +1,4 @@
-"""The gate and its record on a real server."""
+"""The gate and its record on a real tracking server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HASH = hash_rows(HELD_OUT, Keys.of(HELD_OUT))
 
 
 def promote_often(name: str, runs: list[str], count: int) -> None:
-    """Promote two runs in turn, as one process among others."""
+    """Promote two runs alternately; called in parallel processes."""
     gate = make_gate(name, comparison=None)
     gate.registry.load = cache(gate.registry.load)
     for number in range(count):
@@ -35,7 +35,7 @@ def actions(gate: Gate) -> list[tuple[str, str]]:
 
 
 def test_better_model_is_promoted_and_recorded(gate):
-    """A better model moves the alias; the record has the reason, the person's words, and the scores of both."""
+    """A better model moves the alias; the record has the reason, the user's `why`, and the scores of both models."""
     now = gate.registry.production()
     assert (now.version, now.run_id, now.move.number) == ("2", gate.runs[1], 2)
     assert (now.move.scores, now.move.replaced_scores) == ({"mae": 0.5}, {"mae": 1.0})
@@ -46,8 +46,8 @@ def test_better_model_is_promoted_and_recorded(gate):
     assert gate.registry.load(now.model_uri).predict([[0]])[0] == 0.5
 
 
-def test_model_that_is_no_longer_used_leaves_no_file(gate, tmp_path, monkeypatch):
-    """A model's files stay as long as the model, which may read them when it predicts, and then go."""
+def test_files_of_a_model_are_deleted_with_it(gate, tmp_path, monkeypatch):
+    """A model may read its files when it predicts: they are deleted when the model is garbage-collected."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = gate.registry.load(gate.registry.production().model_uri)
     assert list(tmp_path.glob("*/MLmodel"))
@@ -58,8 +58,8 @@ def test_model_that_is_no_longer_used_leaves_no_file(gate, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("blocks", "promoted"), [(2, True), (3, False)])
-def test_contest_is_held_on_rows_that_neither_learned(name, blocks, promoted):
-    """Rows that the champion learned are left out; with fewer than six blocks the candidate is refused."""
+def test_comparison_uses_rows_that_neither_model_was_trained_on(name, blocks, promoted):
+    """The champion's training rows are left out; with fewer than six blocks the candidate is refused."""
     gate = make_gate(name)
     assert gate.promote(train(0.5, learned=range(1200 + 12 * blocks)), force=True, why="the first").forced
     decision = gate.promote(train(0.2))
@@ -68,8 +68,8 @@ def test_contest_is_held_on_rows_that_neither_learned(name, blocks, promoted):
     assert ("too few: the model in production was trained on 36 of 96" in decision.words) != promoted
 
 
-def test_candidate_that_learned_held_out_rows_is_refused(gate):
-    """Neither a span over held-out rows, nor one of them, nor silence passes."""
+def test_candidate_trained_on_held_out_rows_is_refused(gate):
+    """Training rows that span or contain held-out rows are refused, and so is a run that declares none."""
     for learned in ({"learned": [1, 1250], "span": True}, {"learned": [1, 1250]}, {"learned": None}):
         refused = gate.promote(train(0.2, **learned))
         assert "refused: held-out rows: it" in refused.reason
@@ -78,8 +78,8 @@ def test_candidate_that_learned_held_out_rows_is_refused(gate):
         train(0.2, learned=[])
 
 
-def test_rows_of_another_population_are_other_rows(name):
-    """A champion of another population learned none of the rows, even if the keys are the same; unnamed it did."""
+def test_rows_of_another_population_are_different_rows(name):
+    """Equal keys of two named populations are different rows; if the candidate names none, they are the same rows."""
     gate = make_gate(name)
     gate.promote(train(0.5, learned=range(2000), population="modelled"), force=True, why="the first")
     refused = gate.promote(train(0.3))
@@ -89,8 +89,8 @@ def test_rows_of_another_population_are_other_rows(name):
     assert (decision.promoted, decision.candidate.rows) == (True, len(HELD_OUT))
 
 
-def test_two_models_of_a_run_are_two_models(name, tmp_path):
-    """A better model of the run in production is compared, promoted, traced and blocked as a model of its own."""
+def test_models_of_one_run_are_told_apart(name, tmp_path):
+    """Two models of one run are compared, promoted, traced and blocked separately."""
     gate, (run_id, worse, better), file = make_gate(name), train_models(1.0, 0.5), tmp_path / "decision.json"
     with pytest.raises(ModelError, match="Which model of the run is the candidate"):
         gate.promote(run_id)
@@ -109,8 +109,8 @@ def test_two_models_of_a_run_are_two_models(name, tmp_path):
 
 
 @pytest.mark.parametrize("alias", ["latest", "v1", "V12", " ", "a b", "a/b", "a:b", "ü!", "x" * 300, None])
-def test_alias_that_mlflow_refuses_leaves_nothing(name, alias):
-    """A name or an alias that MLflow would refuse at the end is an error before anything is written."""
+def test_invalid_alias_or_name_is_an_error_before_anything_is_written(name, alias):
+    """A name or an alias that MLflow does not allow is an error at the start."""
     for registry in (Registry(name, alias), Registry(" ", name)):
         for use in (Gate(registry, models.evaluate, HELD_OUT).promote, registry.lineage):
             with pytest.raises(ConfigError, match=r"(?s)MLflow does not allow the model name.*an alias of letters"):
@@ -144,15 +144,15 @@ def test_alias_that_mlflow_refuses_leaves_nothing(name, alias):
         ({"held_out": []}, "There are no held-out rows"),
     ],
 )
-def test_setting_that_cannot_be_used_leaves_nothing(name, options, words):
-    """A mistake in the gate's settings is an error in words, for the first candidate too, and nothing is written."""
+def test_invalid_setting_is_an_error_before_anything_is_written(name, options, words):
+    """A mistake in the gate's settings is an error for the first candidate too, and nothing is written."""
     with pytest.raises((ConfigError, ModelError), match=f"(?s){words}"):
         make_gate(name, **options).promote(train(0.5))
     assert not mlflow.MlflowClient().search_registered_models(f"name = '{name}'")
 
 
-def test_champion_without_a_declaration_is_no_walk_over(name):
-    """Where the alias was set by hand, the champion's rows are declared later, or a person decides."""
+def test_champion_without_a_declaration_is_not_compared(name):
+    """For an alias that was set by hand, training rows are declared later, or a user forces the candidate."""
     gate, (champion, uri, _) = make_gate(name), train_models(0.5, 0.6, learned=None)
     client, better = gate.registry.client, train(0.1)
     client.set_registered_model_alias(name, "production", mlflow.register_model(uri, name).version)
@@ -165,8 +165,8 @@ def test_champion_without_a_declaration_is_no_walk_over(name):
     assert gate.promote(better).reason == "promoted: mae 0.1000 beats the champion's 0.5000"
 
 
-def test_renumbered_keys_are_named(name):
-    """Keys that count from 0 in both parts are what `reset_index` leaves: the refusal says so."""
+def test_keys_of_reset_index_are_suspected(name):
+    """If both training and held-out keys count from 0, the refusal suggests that `reset_index` made them."""
     renumbered, words = HELD_OUT.reset_index(drop=True), "the keys count from 0: if reset_index made them"
     gate = make_gate(name, held_out=renumbered)
     assert words in gate.promote(train(0.5)).words
@@ -176,7 +176,7 @@ def test_renumbered_keys_are_named(name):
 
 
 def test_champion_is_evaluated_again(gate):
-    """The model in production stays promoted, and the decision says how it does now."""
+    """The model in production stays promoted, and the decision has its current scores."""
     moves = gate.registry.history()
     again = gate.promote(gate.runs[1])
     assert (again.promoted, again.run_id, again.production["version"]) == (True, gate.runs[1], "2")
@@ -187,8 +187,8 @@ def test_champion_is_evaluated_again(gate):
     assert gate.registry.history() == moves
 
 
-def test_rollback_blocks_for_a_while(gate):
-    """The run that was rolled back from is refused until it is forced, or another candidate is promoted."""
+def test_rollback_blocks_the_model_temporarily(gate):
+    """The model that was rolled back is refused until it is forced or another candidate is promoted."""
     now = gate.registry.rollback(why="bad at noon")
     assert (now.version, now.move.action, now.move.replaced) == ("1", "rolled back", "2")
     refused = gate.promote(gate.runs[1])
@@ -205,7 +205,7 @@ def test_rollback_blocks_for_a_while(gate):
 
 
 def test_later_version_is_restored(gate):
-    """A move to a version that was rolled back from is `restored`, and unblocks the model."""
+    """A move to a version that was rolled back is `restored`, and unblocks its model."""
     gate.registry.rollback()
     assert gate.registry.rollback(to="2", why="it was right after all").move.action == "restored"
     assert blocking_rollback(gate.registry.production().evaluated.source, gate.registry.history()) is None
@@ -217,10 +217,10 @@ def test_later_version_is_restored(gate):
 
 
 def test_move_by_hand_is_recorded(gate):
-    """A move in MLflow's UI is seen, written down by `history(note=True)` or the next move, and a way back."""
+    """A move in MLflow's UI is recorded by `history(note=True)` or the next move, and can be rolled back."""
     gate.registry.client.set_registered_model_alias(gate.registry.name, "production", "1")
-    seen = gate.registry.history()[-1]
-    assert (seen.action, seen.version, seen.replaced, seen.recorded) == ("by hand", "1", "2", False)
+    move = gate.registry.history()[-1]
+    assert (move.action, move.version, move.replaced, move.recorded) == ("by hand", "1", "2", False)
     assert [move.version for move in gate.registry.history(note=True) if move.recorded] == ["1", "2", "1"]
     gate.registry.client.set_registered_model_alias(gate.registry.name, "production", "2")
     gate.promote(train(0.1))
@@ -231,14 +231,14 @@ def test_move_by_hand_is_recorded(gate):
     assert gate.registry.rollback().version == "2"
 
 
-def test_record_survives_deletions_and_strangers(gate):
-    """Record and rollbacks outlive runs and versions; tags of strangers are ignored."""
+def test_record_survives_deletions_and_foreign_tags(gate):
+    """Record and rollbacks still work after runs and versions were deleted; foreign tags are ignored."""
     smaller = train(0.1)
     gate.promote(smaller)
     gate.registry.client.delete_run(gate.runs[1])
     gate.registry.client.delete_model_version(gate.registry.name, "1")
-    strangers = {"move.000009.0": "{}", "move.000010.0": "no JSON", "move.x": "1", "move.000011.0": "[1]"}
-    for tag, text in (strangers | {"move.000012.0": '{"done": 1}', "move.13": "{}", "move.14.x": "{}"}).items():
+    foreign = {"move.000009.0": "{}", "move.000010.0": "no JSON", "move.x": "1", "move.000011.0": "[1]"}
+    for tag, text in (foreign | {"move.000012.0": '{"done": 1}', "move.13": "{}", "move.14.x": "{}"}).items():
         gate.registry.client.set_registered_model_tag(gate.registry.name, f"mlflow_gate.{tag}", text)
     assert [move.scores["mae"] for move in gate.registry.history()] == [1.0, 0.5, 0.1]
     with pytest.raises(ModelError, match=r"(?s)Version 1 was never in production, or was deleted.*versions 2"):
@@ -251,8 +251,8 @@ def test_record_survives_deletions_and_strangers(gate):
         gate.registry.rollback()
 
 
-def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
-    """The status line names version, commit and score, and whether the tree's decision left the same version."""
+def test_status_compares_the_decision_of_the_working_tree(gate, tmp_path):
+    """The status has version, commit and score, and says if another version was in production at the decision."""
     file = tmp_path / "decision.json"
     file.write_text(json.dumps(gate.promote(gate.runs[1]).as_dict()))
     assert "version 2 is in production: promoted 20" in (line := gate.registry.status(file))
@@ -269,8 +269,8 @@ def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
 
 
 @pytest.mark.parametrize("variable", ["DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"])
-def test_experiment_moves_nothing(gate, monkeypatch, variable):
-    """In an experiment of DVC the gate only decides."""
+def test_experiment_does_not_move_the_alias(gate, monkeypatch, variable):
+    """In a DVC experiment the gate only decides."""
     monkeypatch.setenv(variable, "dusty-lamp")
     run_id = train(0.2)
     for options in ({}, {"force": True, "why": "now"}):
@@ -281,7 +281,7 @@ def test_experiment_moves_nothing(gate, monkeypatch, variable):
 
 
 def test_candidate_that_cannot_be_evaluated_is_an_error(gate):
-    """A gate needs a run with one model, and force a reason; errors say so."""
+    """A run without a model, a model of another run and force without a reason are errors."""
     with mlflow.start_run() as run:
         mlflow.log_metric("mae", 0.1)
     for attempt, words in [
@@ -295,8 +295,8 @@ def test_candidate_that_cannot_be_evaluated_is_an_error(gate):
     assert failing.promote(gate.runs[0]).reason.startswith("refused: loading: KeyError: 'no such column'")
 
 
-def test_lineage_leads_from_data_to_production(gate):
-    """Each link is there with its facts; a deleted run says so."""
+def test_lineage_is_from_data_to_production(gate):
+    """The lineage has each link with its facts; a deleted run is marked."""
     chain = gate.registry.lineage()
     links = {link.kind: link.facts for link in chain}
     assert list(links) == ["data", "commit", "run", "model", "decision", "production"]
@@ -311,8 +311,8 @@ def test_lineage_leads_from_data_to_production(gate):
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.soak)])
-def test_two_processes_lose_no_record(name, count):
-    """Two processes that promote all the time leave a record of each move, unique numbers, the alias at the last."""
+def test_parallel_promotions_are_all_recorded(name, count):
+    """Two processes promote in parallel: each move has a record and a unique number; the alias is at the last one."""
     pairs = [[train(constant), train(constant + 0.1)] for constant in (0.1, 0.3)]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(promote_often, [name] * 2, pairs, [count] * 2))
@@ -326,15 +326,15 @@ def test_two_processes_lose_no_record(name, count):
     assert make_gate(name).registry.production().version == moves[-1].version
 
 
-def turn_tags(gate: Gate) -> list[str]:
-    """Return the tags of the processes that wait for their turn, or have it."""
+def lock_tags(gate: Gate) -> list[str]:
+    """Return the tags of the processes that hold the lock or wait for it."""
     tags = gate.registry.client.get_registered_model(gate.registry.name).tags
     return [tag for tag in tags if tag.startswith(lock.LOCK_TAG)]
 
 
-def test_process_that_was_killed_is_passed_over(gate, monkeypatch, caplog):
-    """A process that was killed while it had its turn delays the others only until its turn is stale; they say so."""
-    gate.registry.client.set_registered_model_tag(gate.registry.name, f"{lock.LOCK_TAG}killed", "1")  # which it leaves
+def test_stale_lock_of_a_killed_process_is_skipped(gate, monkeypatch, caplog):
+    """A process that was killed with the lock delays others only until the lock is stale; they log that they wait."""
+    gate.registry.client.set_registered_model_tag(gate.registry.name, f"{lock.LOCK_TAG}killed", "1")
     monkeypatch.setattr(lock, "WAIT_SECONDS", 0.5)
     monkeypatch.setattr(lock, "NOTICE_SECONDS", 0.1)
     with pytest.raises(Conflict, match="Another promotion or rollback is in progress"):
@@ -343,21 +343,21 @@ def test_process_that_was_killed_is_passed_over(gate, monkeypatch, caplog):
     monkeypatch.setattr(lock, "WAIT_SECONDS", 30)
     monkeypatch.setattr(lock, "STALE_SECONDS", 1)
     assert gate.registry.rollback().version == "1"
-    assert not turn_tags(gate)
+    assert not lock_tags(gate)
 
 
-def test_lost_turn_is_noticed(gate):
-    """A process whose turn was taken as stale does not move the alias."""
+def test_lost_lock_is_noticed(gate):
+    """A process whose lock was removed as stale does not move the alias."""
     with lock.locked(gate.registry.client, gate.registry.name) as check:
         check()
-        for tag in turn_tags(gate):
+        for tag in lock_tags(gate):
             gate.registry.client.delete_registered_model_tag(gate.registry.name, tag)
         with pytest.raises(Conflict, match="The lock on the alias was lost"):
             check()
 
 
-def test_decision_is_made_again_when_production_changed(gate, monkeypatch):
-    """A candidate is compared with the model that is in production when the alias moves, not with an earlier one."""
+def test_decision_is_repeated_if_the_champion_changed(gate, monkeypatch):
+    """A candidate is compared with the champion at the time when the alias moves, not with an earlier one."""
     decide, better = gate._decide, train(0.1)
 
     def interfere(*arguments):
@@ -373,23 +373,23 @@ def test_decision_is_made_again_when_production_changed(gate, monkeypatch):
 
 
 def test_rollback_during_a_decision_counts(gate, monkeypatch):
-    """A model that was promoted and rolled back while it was evaluated is refused, though the alias is where it was."""
+    """A model that was promoted and rolled back during its evaluation is refused, though the alias is the same."""
     decide, better = gate._decide, train(0.1)
 
     def interfere(*arguments):
-        decided = decide(*arguments)
+        decision = decide(*arguments)
         monkeypatch.undo()
         gate.promote(better)
         gate.registry.rollback(why="a person says no")
-        return decided
+        return decision
 
     monkeypatch.setattr(gate, "_decide", interfere)
     assert "a person says no" in gate.promote(better).reason
     assert gate.registry.production().version == "2"
 
 
-def test_copied_version_is_its_model(gate):
-    """A version that `copy_model_version` made has the identity of the model that was copied."""
+def test_copied_version_has_the_identity_of_its_model(gate):
+    """A version made by `copy_model_version` is the same model as the copied one."""
     client, name = gate.registry.client, gate.registry.name
     copy = client.copy_model_version(f"models:/{name}/2", f"{name}_copy")
     client.set_registered_model_alias(copy.name, "production", copy.version)
@@ -398,8 +398,8 @@ def test_copied_version_is_its_model(gate):
     assert make_gate(copy.name).promote(model.run_id).reason.startswith("already in production")
 
 
-def test_aliases_have_records_of_their_own(gate):
-    """A move of another alias of the model is not in the history of this one, and the numbers stay unique."""
+def test_each_alias_has_its_own_record(gate):
+    """Moves of another alias of the model are not in the history of this one."""
     other = Gate(Registry(gate.registry.name, "staging"), models.evaluate, HELD_OUT)
     assert (other.registry.production(), other.registry.history()) == (None, [])
     before = gate.registry.history()

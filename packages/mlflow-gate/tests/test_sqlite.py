@@ -1,4 +1,4 @@
-"""Records in SQLite, without a server: processes make and use them at once, and find artifacts beside them."""
+"""A SQLite store without a server: processes create and use it in parallel, and artifacts are next to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 from mlflow_gate import connect
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, to MLflow
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from SQLAlchemy, for MLflow
 WRITER = """
 import sys, mlflow_gate
 client = mlflow_gate.connect(sys.argv[1])
@@ -20,8 +20,8 @@ for _ in range(3):
 """
 
 
-def test_processes_that_start_at_once_lose_nothing(tmp_path):
-    """On a new file, too: all runs, metrics and versions are there, and nothing else is beside it."""
+def test_parallel_processes_lose_nothing(tmp_path):
+    """Parallel processes create one store with all runs, metrics and versions, and leave no other file."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, uri], cwd=tmp_path) for _ in range(3)]
     assert [writer.wait(200) for writer in writers] == [0, 0, 0]
@@ -31,8 +31,8 @@ def test_processes_that_start_at_once_lose_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
 
 
-def test_artifacts_are_beside_the_records_also_in_another_folder(tmp_path):
-    """What a server keeps in `mlartifacts` is written and read there."""
+def test_artifacts_are_found_when_the_store_is_moved(tmp_path):
+    """Artifacts of `mlflow-artifacts:` URIs are written to and read from `mlartifacts` next to the store."""
     first, second = tmp_path / "first place", tmp_path / "second place"
     client = connect(f"sqlite:///{first}/mlflow.db")
     run = client.create_run(client.create_experiment("e", "mlflow-artifacts:/e")).info.run_id
