@@ -1,4 +1,4 @@
-"""Privileged tests are skipped where their powers are missing."""
+"""Privileged tests are skipped without their privileges."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from programs import pytest_runtest_setup  # noqa: F401 - a hook
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory):
-    """What MLflow downloads without a target, and leaves, is below the folder that pytest removes."""
+    """Set the temporary folder, where MLflow leaves downloads without a target, to one that pytest removes."""
     tempfile.tempdir = str(tmp_path_factory.mktemp("downloads"))

@@ -1,4 +1,4 @@
-"""A relay to an FTP server, on another address of loopback and the same ports: it can be slow, and can cut off."""
+"""A TCP relay to an FTP server, on another loopback address and the same ports, with latency and faults."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ BLOCK_BYTES = 1 << 16
 
 
 class Relay:
-    """Passes on what comes, ``delay`` seconds later in each direction, a new connection's first answer likewise.
+    """A relay that forwards data in both directions with a latency of ``delay`` seconds.
 
-    ``cut_after``: so many bytes after it is set, the connection that brings the next one is cut, once.
+    ``cut_after``: the connection that exceeds this number of bytes is aborted, once.
     """
 
     def __init__(self, delay: float = 0.0) -> None:
@@ -25,11 +25,11 @@ class Relay:
         self._writers: set[asyncio.StreamWriter] = set()
 
     def forget(self, way: str) -> None:
-        """Forget the connections that are open, as a firewall does: "drop" what comes on them, or "reset" them then."""
+        """Forget all open connections, as a firewall does: "drop" their packets, or "reset" them on the next one."""
         self._forgotten = dict.fromkeys(self._writers, way)
 
     def close(self) -> None:
-        """Drop all connections."""
+        """Abort all connections."""
         for writer in self._writers:
             if not writer.transport.is_closing():
                 writer.transport.abort()
@@ -41,7 +41,7 @@ class Relay:
     def _accept(self, port: int):
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._writers.add(writer)
-            await asyncio.sleep(2 * self.delay)  # what opening a connection takes
+            await asyncio.sleep(2 * self.delay)  # a round trip to open the connection
             try:
                 their_reader, their_writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
@@ -70,7 +70,7 @@ class Relay:
                 writer.transport.abort()
                 other.transport.abort()
                 block = b""
-            if self.cut_after is not None and len(block) > 1000:  # data, not talk
+            if self.cut_after is not None and len(block) > 1000:  # data, not commands
                 self.cut_after -= len(block)
                 if self.cut_after < 0:
                     self.cut_after = None
@@ -100,7 +100,7 @@ class Relay:
 
 @contextmanager
 def relaying(ports: Iterable[int], delay: float = 0.0) -> Iterator[Relay]:
-    """Run a relay to ``ports``, in a thread of its own."""
+    """Run a relay to ``ports`` in a thread."""
     relay, loop, ready = Relay(delay), asyncio.new_event_loop(), threading.Event()
 
     def run() -> None:
@@ -115,7 +115,7 @@ def relaying(ports: Iterable[int], delay: float = 0.0) -> Iterator[Relay]:
             task.cancel()
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         relay.close()
-        loop.run_until_complete(asyncio.sleep(0.01))  # in which what was dropped is closed
+        loop.run_until_complete(asyncio.sleep(0.01))  # to close the aborted connections
         loop.close()
 
     thread = threading.Thread(target=run, name="relay", daemon=True)

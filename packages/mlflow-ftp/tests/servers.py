@@ -1,4 +1,4 @@
-"""The FTP server as a person starts it, `python -m mlflow_ftp.server`, on free ports and in a temporary folder."""
+"""The FTP server, started by `python -m mlflow_ftp.server`, on free ports and in a temporary folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PASSIVE_PORTS = 40
 
 @dataclass
 class Server:
-    """A server, which may be killed and started again; ``environment`` is its own."""
+    """A server that can be killed and restarted; ``environment`` has its settings."""
 
     folder: Path
     environment: dict[str, str]
@@ -29,32 +29,32 @@ class Server:
 
     @property
     def artifacts(self) -> Path:
-        """The folder that it serves."""
+        """The served folder."""
         return self.folder / "artifacts"
 
     @property
     def log(self) -> Path:
-        """What it writes to stderr."""
+        """The file of its stderr."""
         return self.folder.with_suffix(".log")
 
     @property
     def host(self) -> str:
-        """Where it listens."""
+        """The address on which it listens."""
         return self.environment["MLFLOW_FTP_HOST"]
 
     @property
     def port(self) -> int:
-        """Its port for commands."""
+        """The control port."""
         return int(self.environment["MLFLOW_FTP_PORT"])
 
     @property
     def passive_ports(self) -> range:
-        """Its ports for data."""
+        """The passive data ports."""
         first, last = self.environment["MLFLOW_FTP_PASSIVE_PORTS"].split()
         return range(int(first), int(last) + 1)
 
     def start(self, *program: str) -> None:
-        """Start it and wait until it is ready; ``program`` are other arguments of Python that start it."""
+        """Start the server and wait until it is ready; ``program`` are other arguments for Python."""
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *(program or ("-m", "mlflow_ftp.server"))],
@@ -66,12 +66,12 @@ class Server:
         assert f":{self.port}, files in {self.artifacts}" in self.process.stdout.readline(), self.log.read_text()
 
     def kill(self) -> None:
-        """End it without a chance to clean up."""
+        """Kill the server with SIGKILL."""
         with self.process:
             self.process.kill()
 
     def connect(self, user: str = USER, password: str = PASSWORD) -> ftplib.FTP:
-        """Return a connection that is logged in."""
+        """Return a logged-in connection."""
         connection = ftplib.FTP()
         connection.connect(self.host, self.port, timeout=10)
         try:
@@ -82,35 +82,35 @@ class Server:
         return connection
 
     def uri(self, scheme: str = "ftp", host: str | None = None) -> str:
-        """Return the address of a store on it."""
+        """Return the URI of an artifact store on the server."""
         host = host or self.host
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}/mlflow"
 
     def repository(self, folder: str = "", **address: str) -> FTPArtifactRepository:
-        """Return a store in a folder of the server."""
+        """Return an artifact store in a folder of the server."""
         return FTPArtifactRepository(f"{self.uri(**address)}/{folder}")
 
 
 def store_file(uri: str, source: Path) -> None:
-    """Store a file; a program of its own can be started with this."""
+    """Store a file; at module level, so that a process can run it."""
     FTPArtifactRepository(uri).log_artifact(str(source))
 
 
 def exchange_folder(uri: str, source: Path, target: Path) -> tuple[list[str], set[bytes]]:
-    """Store a folder, list it, fetch it and delete it, and stay for a while; return the names and the contents."""
+    """Store, list, download and delete a folder; return the names and the contents."""
     store = FTPArtifactRepository(uri)
     store.log_artifacts(str(source))
     names = [info.path for info in store.list_artifacts()]
     target.mkdir()
-    fetched = Path(store.download_artifacts("", str(target)))
-    contents = {file.read_bytes() for file in fetched.iterdir()}
+    downloaded = Path(store.download_artifacts("", str(target)))
+    contents = {file.read_bytes() for file in downloaded.iterdir()}
     store.delete_artifacts()
     return names, contents
 
 
 @contextlib.contextmanager
 def started_server(folder: Path, **settings: str) -> Iterator[Server]:
-    """Start a server with its files in ``folder``, and end it."""
+    """Run a server with its files in ``folder`` until the block ends."""
     first = secrets.choice(range(20_000, 30_000))
     environment = {
         "MLFLOW_FTP_FOLDER": str(folder),

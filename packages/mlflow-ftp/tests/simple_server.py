@@ -1,4 +1,4 @@
-"""An FTP server that lacks what older servers lack: `simple_server.py PORT FOLDER USER PASSWORD LACKS...`.
+"""An FTP server without the features that older servers lack: `simple_server.py PORT FOLDER USER PASSWORD LACKS...`.
 
 LACKS are commands that it does not know, and: `options` (LIST and NLST take `-a` for a name), `no-such` (the answer is
 then an empty list), `hidden` (names that begin with a dot are not listed), `paths` (NLST has whole paths), `odd` (LIST
@@ -27,10 +27,10 @@ inside = set()
 
 
 class Authorizer(DummyAuthorizer):
-    """The users of the server."""
+    """The server's users."""
 
     def validate_authentication(self, username, password, handler):
-        """Refuse a fourth login."""
+        """Reject a fourth login."""
         super().validate_authentication(username, password, handler)
         if "logins" in lacks and len(inside) >= 3:
             raise AuthenticationFailed("Sorry, the maximum number of clients (3) for this user are already connected.")
@@ -38,14 +38,14 @@ class Authorizer(DummyAuthorizer):
 
 
 class Files(AbstractedFS):
-    """The lists of the server."""
+    """The server's file system and listings."""
 
     def listdir(self, path):
         """Leave out hidden names."""
         return [name for name in super().listdir(path) if "hidden" not in lacks or name[0] != "."]
 
     def format_list(self, basedir, listing, ignore_err=True):
-        """Return the lines of LIST in the server's own form."""
+        """Return the lines of LIST in the server's format."""
         for line in super().format_list(basedir, listing, ignore_err):
             words = line.decode().rstrip("\r\n").split(maxsplit=7)
             mode, size = words[0], words[4]
@@ -65,7 +65,7 @@ class Handler(FTPHandler):
     unicode_errors = "surrogateescape"
     banner = "Gr\udcfc\udcdfe" if "utf-8" in lacks else "Ready."
     auth_failed_timeout = 0.1
-    dtp_handler, _prot = TransferHandler, False  # pyftpdlib's may end a transfer when another command is refused
+    dtp_handler, _prot = TransferHandler, False  # pyftpdlib's may end a transfer when another command is rejected
     commands = 0
     proto_cmds = {name: rules for name, rules in FTPHandler.proto_cmds.items() if name not in lacks}  # noqa: RUF012
 
@@ -74,17 +74,17 @@ class Handler(FTPHandler):
         super(FTPHandler, self).push(data.encode(errors="surrogateescape"))
 
     def on_disconnect(self):
-        """Make room for another login."""
+        """Free a login."""
         inside.discard(self)
 
     def found_terminator(self):
-        """Execute a command, and forget those that came with it."""
+        """Execute a command and discard those received with it."""
         super().found_terminator()
         if "sync" in lacks:
             self.ac_in_buffer = b""
 
     def pre_process_command(self, line, cmd, arg):
-        """Take options for names, refuse commands, and end sessions."""
+        """Treat options as names, reject commands, and end sessions."""
         self.commands += 1
         if {"421", "530"} & set(lacks) and self.commands % 50 == 0:
             self.respond(f"{lacks[0]} The session has ended.")

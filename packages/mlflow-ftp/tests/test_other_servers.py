@@ -1,4 +1,4 @@
-"""The artifact store on FTP servers that are not ours: vsftpd and ProFTPD, as Debian has them, and bare pyftpdlib."""
+"""The artifact store on other FTP servers: Debian's vsftpd and ProFTPD, and plain pyftpdlib."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ ListOptions "-a"
 
 
 def vsftpd_command(folder: Path, files: Path, port: int) -> list[str]:
-    """Return how to start vsftpd, whose user is the anonymous one: others would have to be the machine's."""
+    """Return the command for vsftpd, with the anonymous user: others would have to be users of the machine."""
     settings = folder / "vsftpd.conf"
     (folder / "empty").mkdir()
     settings.write_text(VSFTPD_SETTINGS.format(port=port, files=files, folder=folder).lstrip())
@@ -83,7 +83,7 @@ def vsftpd_command(folder: Path, files: Path, port: int) -> list[str]:
 
 
 def proftpd_command(folder: Path, files: Path, port: int) -> list[str]:
-    """Return how to start ProFTPD, with a user of its own."""
+    """Return the command for ProFTPD, with a virtual user."""
     settings, users = folder / "proftpd.conf", folder / "users"
     settings.write_text(PROFTPD_SETTINGS.format(port=port, files=files, folder=folder))
     hashed = subprocess.run(["openssl", "passwd", "-6", PASSWORD], capture_output=True, text=True, check=True).stdout
@@ -93,7 +93,7 @@ def proftpd_command(folder: Path, files: Path, port: int) -> list[str]:
 
 
 def pyftpdlib_command(folder: Path, files: Path, port: int) -> list[str]:
-    """Return how to start pyftpdlib as it is."""
+    """Return the command for pyftpdlib's own server."""
     options = ["-i", "127.0.0.1", "-p", str(port), "-d", str(files), "-u", USER, "-P", PASSWORD, "-w"]
     return [sys.executable, "-W", "ignore", "-m", "pyftpdlib", *options]
 
@@ -113,7 +113,7 @@ SIMPLE = {
 
 
 def simple_command(folder: Path, files: Path, port: int, lacks: list[str]) -> list[str]:
-    """Return how to start a server that lacks something."""
+    """Return the command for a server without some features."""
     program = Path(__file__).with_name("simple_server.py")
     return [sys.executable, "-W", "ignore", str(program), str(port), str(files), USER, PASSWORD, *lacks]
 
@@ -123,7 +123,7 @@ PRIVILEGED = [pytest.param(name, marks=pytest.mark.privileged) for name in ("vsf
 
 @pytest.fixture(params=[*PRIVILEGED, "pyftpdlib", *SIMPLE])
 def other(request, monkeypatch) -> Iterator[tuple[Path, str]]:
-    """The folder and the address of a server that runs."""
+    """The folder and the URI of a running server."""
     required(request.param, {"vsftpd": VSFTPD, "proftpd": PROFTPD}.get(request.param, True))
     with running(request.param, SIMPLE.get(request.param, []), monkeypatch) as place:
         yield place
@@ -131,14 +131,14 @@ def other(request, monkeypatch) -> Iterator[tuple[Path, str]]:
 
 @contextlib.contextmanager
 def running(name: str, lacks: list[str], monkeypatch, settings: str = "") -> Iterator[tuple[Path, str]]:
-    """Run a server, with more lines in its settings; yield its folder and its address."""
-    # Not below pytest's own folders, which nobody else may enter.
+    """Run a server with additional settings; yield its folder and its URI."""
+    # Not below pytest's folders, which other users may not enter.
     folder = Path("/tmp") / f"other-ftp-{os.getpid()}-{name.replace(' ', '-')}"
     files, port = folder / "files", free_port()
     (files / "store").mkdir(parents=True)
     is_vsftpd = name == "vsftpd"
     if name in ("vsftpd", "proftpd"):
-        shutil.chown(files / "store", "daemon" if is_vsftpd else "nobody")  # not above it: vsftpd does not allow that
+        shutil.chown(files / "store", "daemon" if is_vsftpd else "nobody")  # not its parent: vsftpd forbids that
     user = "anonymous" if is_vsftpd else USER
     monkeypatch.setenv("MLFLOW_FTP_USERNAME", user)
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
@@ -159,12 +159,12 @@ def running(name: str, lacks: list[str], monkeypatch, settings: str = "") -> Ite
 
 
 def test_other_server_keeps_a_tree(other, tmp_path, request):
-    """Odd names and empty files are stored, listed, fetched and deleted as on our own server."""
+    """Odd names and empty files are stored, listed, downloaded and deleted as on mlflow-ftp's server."""
     files, uri = other
     source, target = tmp_path / "source", tmp_path / "target"
     target.mkdir()
     kind = request.node.callspec.params["other"]
-    names = set(ODD_NAMES) - ({"*?"} if kind == "proftpd" else set())  # which it takes for a pattern
+    names = set(ODD_NAMES) - ({"*?"} if kind == "proftpd" else set())  # ProFTPD treats it as a pattern
     for name in names:
         (source / "deep" / name).mkdir(parents=True)
         (source / "deep" / name / name).write_text(name)
@@ -184,8 +184,8 @@ def test_other_server_keeps_a_tree(other, tmp_path, request):
     assert list((files / "store").iterdir()) == []
 
 
-def test_other_server_keeps_what_is_whole(other, tmp_path, caplog):
-    """Overwriting leaves the new whole object; a byte that the disk changes is noticed, a stranger's file warned of."""
+def test_other_server_detects_damage(other, tmp_path, caplog):
+    """Overwriting is complete; a byte changed on disk is an error, and a file without a checksum a warning."""
     files, uri = other
     store, model = FTPArtifactRepository(uri), tmp_path / "model"
     for content in (b"old", b"new and longer"):
@@ -215,7 +215,7 @@ def test_other_server_keeps_what_is_whole(other, tmp_path, caplog):
     [(["hidden"], "does not list hidden"), (["MLSD", "names"], "listing of the folder .* cannot be")],
 )
 def test_server_that_hides_names_has_no_silent_damage(monkeypatch, tmp_path, lacks, words):
-    """Without lists, or hidden names in them, artifacts come back; damage, and what cannot be deleted, are errors."""
+    """Without listings or hidden names artifacts are still downloaded; damage and failed deletions are errors."""
     model = tmp_path / "model"
     model.write_bytes(b"weights")
     with running("hiding", lacks, monkeypatch) as (files, uri):
@@ -247,8 +247,8 @@ def many(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(("name", "settings"), LIMITS)
-def test_server_with_three_connections_serves_processes_side_by_side(name, settings, many, tmp_path, monkeypatch):
-    """Three processes store, list, download and delete folders at the same time, one of them with idle connections."""
+def test_server_with_three_connections_serves_processes_in_parallel(name, settings, many, tmp_path, monkeypatch):
+    """Three processes store, list, download and delete folders in parallel, one of them with idle connections."""
     expected = [f"{number:02}" for number in range(26)], {file.read_bytes() for file in many.iterdir()}
     required(name, {"vsftpd": VSFTPD, "proftpd": PROFTPD}.get(name, True))
     spawn = multiprocessing.get_context("spawn")
@@ -260,13 +260,13 @@ def test_server_with_three_connections_serves_processes_side_by_side(name, setti
 
 
 def test_server_without_a_free_connection_is_an_error_with_the_limit(monkeypatch, many):
-    """While other programs have all connections a folder waits; then an error names the limit, not the password."""
+    """While other programs use all connections an upload waits; then the error names the limit, not the password."""
     monkeypatch.setattr(connections, "FULL_SECONDS", 1)
     with running("full", ["logins"], monkeypatch) as (_, uri):
         store, address = FTPArtifactRepository(uri), connections.parse(uri)[0]
-        with contextlib.ExitStack() as strangers:
+        with contextlib.ExitStack() as others:
             for _ in range(3):
-                strangers.callback(connections._connect(address).close)
+                others.callback(connections._connect(address).close)
             with pytest.raises(StoreFull, match="has reached its limit of clients") as caught:
                 store.log_artifacts(str(many))
             assert "password" not in str(caught.value)
@@ -280,7 +280,7 @@ def test_server_without_a_free_connection_is_an_error_with_the_limit(monkeypatch
 
 
 def test_idle_connections_are_closed(monkeypatch):
-    """A process that is idle leaves its connections to others after a few seconds."""
+    """An idle process closes its connections after a few seconds, so that others can use them."""
     with running("idle", ["logins"], monkeypatch) as (_, uri):
         store = FTPArtifactRepository(uri)
         store.list_artifacts()
@@ -290,8 +290,8 @@ def test_idle_connections_are_closed(monkeypatch):
 
 
 @pytest.mark.parametrize("code", ["421", "530"])
-def test_session_that_the_server_ends_is_begun_again(monkeypatch, tmp_path, code):
-    """A server that ends sessions in the middle of an operation: files are stored whole, listed, fetched, deleted."""
+def test_session_that_the_server_ends_is_reopened(monkeypatch, tmp_path, code):
+    """If the server ends sessions during operations, files are still stored, listed, downloaded and deleted."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     target.mkdir()
@@ -312,8 +312,8 @@ def test_session_that_the_server_ends_is_begun_again(monkeypatch, tmp_path, code
 
 @pytest.mark.parametrize(("lacks", "words"), [("dots", "553 Prohibited"), ("quota", "no space left(.|\n)*552")])
 @pytest.mark.parametrize("path", [None, "a/b"])
-def test_server_that_makes_no_folder_stores_nothing(monkeypatch, many, lacks, words, path):
-    """A server that refuses names with a dot in front, or folders, is an error with its words; no artifact appears."""
+def test_server_that_creates_no_folder_stores_nothing(monkeypatch, many, lacks, words, path):
+    """A server that rejects hidden names or folders is an error with its reply; no artifact is stored."""
     with running("refusing", [lacks], monkeypatch) as (files, uri):
         with pytest.raises(ArtifactError, match=words):
             FTPArtifactRepository(uri).log_artifact(str(many / "00"), path)
@@ -321,7 +321,7 @@ def test_server_that_makes_no_folder_stores_nothing(monkeypatch, many, lacks, wo
 
 
 def test_server_that_replaces_no_file_keeps_the_old_one(monkeypatch, tmp_path):
-    """An upload that gets no name leaves the file that it would have replaced, also if that was out of the way."""
+    """An upload that cannot be renamed leaves the old file, even if that had been moved away."""
     model = tmp_path / "model"
     model.write_bytes(b"old")
     with running("replacing", ["replace", "scan"], monkeypatch) as (files, uri):
@@ -335,8 +335,8 @@ def test_server_that_replaces_no_file_keeps_the_old_one(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", [pytest.param("proftpd", marks=pytest.mark.privileged), "LIST"])
-def test_names_that_are_not_utf8_are_fetched_and_deleted(monkeypatch, tmp_path, name):
-    """Greeting, errors and names may be Latin-1: a folder with such names is listed, fetched and deleted."""
+def test_names_that_are_not_utf8_are_downloaded_and_deleted(monkeypatch, tmp_path, name):
+    """Greeting, errors and names may be Latin-1: a folder with such names is listed, downloaded and deleted."""
     required(name, PROFTPD if name == "proftpd" else True)
     lacks = ["utf-8", "MLSD", "LIST"] if name == "LIST" else []
     welcome = 'AccessGrantMsg "Willkommen f\\374r dich"' if name == "proftpd" else ""

@@ -36,7 +36,7 @@ from relay import ADDRESS, relaying
 from servers import PASSWORD, USER, Server, started_server, store_file
 from trees import describe, find_marks, find_temporaries
 
-# Since 3.12 MLflow gives a download the status of its errors; before, always 500.
+# Since 3.12 MLflow responds with the status of a download's error; before, always with 500.
 TELLS_STATUS = "error_codes" in inspect.getsource(ArtifactRepository.download_artifacts)
 
 
@@ -49,7 +49,7 @@ def running(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(running, monkeypatch) -> Iterator[Server]:
-    """A running server without artifacts, and an environment in which its stores can log in."""
+    """A running server without artifacts; the environment has its credentials."""
     monkeypatch.setenv("MLFLOW_FTP_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
     monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(running.folder / "127.0.0.1.pem"))
@@ -71,7 +71,7 @@ def file(tmp_path) -> Path:
 
 
 def test_entry_points_replace_the_stock_repository():
-    """MLflow's registry gives our stores for `ftp` and `ftps`; the package changes no other scheme."""
+    """MLflow's registry has this package's stores for `ftp` and `ftps`, and the stock ones for other schemes."""
     points = distribution("mlflow-ftp").entry_points.select(group="mlflow.artifact_repository")
     assert sorted(points.names) == ["ftp", "ftps"]
     for scheme in points.names:
@@ -79,7 +79,7 @@ def test_entry_points_replace_the_stock_repository():
 
 
 def test_missing_artifact_is_an_error(server, tmp_path):
-    """To fetch what is not there fails, names it, and leaves no local file."""
+    """Downloading a missing artifact is an error that names it, and leaves no local file."""
     target = tmp_path / "target"
     target.mkdir()
     with pytest.raises(MlflowException, match=r"artifact 'absent\.txt' does not exist") as caught:
@@ -89,9 +89,9 @@ def test_missing_artifact_is_an_error(server, tmp_path):
 
 
 def test_failed_upload_leaves_nothing(server, file):
-    """When the last step is refused, the temporary file goes and what was there stays; others' parts are not listed."""
+    """If the rename fails, the temporary file is deleted and the old content stays; other parts are not listed."""
     store = server.repository()
-    store.log_artifact(str(file), "numbers.bin")  # the name is now a folder's
+    store.log_artifact(str(file), "numbers.bin")  # the name is now that of a folder
     with pytest.raises(ArtifactError, match="rejected a command"):
         store.log_artifact(str(file))
     assert find_temporaries(server.artifacts) == []
@@ -104,28 +104,28 @@ def test_failed_upload_leaves_nothing(server, file):
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
-def test_kills_amid_overwrites_leave_whole_objects(server, tmp_path, kills):
-    """Client or server is killed at a random moment of an overwrite: the old object is there, or the new one, whole."""
-    dice, versions = random.Random(4), {}
+def test_kills_during_overwrites_leave_complete_objects(server, tmp_path, kills):
+    """If client or server is killed during an overwrite, either the old or the new object is there, complete."""
+    rng, versions = random.Random(4), {}
     for number in range(2):
         source = tmp_path / str(number) / "model"
         source.parent.mkdir()
-        source.write_bytes(dice.randbytes(30_000_000 + number))
+        source.write_bytes(rng.randbytes(30_000_000 + number))
         versions[number] = source
     store = server.repository()
     store.log_artifact(str(versions[0]))
-    here, seen = 0, set()
+    current, outcomes = 0, set()
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["mlflow_ftp.repository"])
     for _ in range(kills):
-        source = versions[1 - here]
+        source = versions[1 - current]
         before = len(find_temporaries(server.artifacts))
         client = forks.Process(target=store_file, args=(server.uri(), source))
         client.start()
         while len(find_temporaries(server.artifacts)) == before and client.is_alive():
             time.sleep(0.001)
-        time.sleep(dice.random() * 0.15)
-        victim = dice.choice(["client", "server"])
+        time.sleep(rng.random() * 0.15)
+        victim = rng.choice(["client", "server"])
         if victim == "client":
             client.kill()
         else:
@@ -134,17 +134,17 @@ def test_kills_amid_overwrites_leave_whole_objects(server, tmp_path, kills):
         client.join()
         assert [info.path for info in store.list_artifacts()] == ["model"]
         fetched = Path(store.download_artifacts("model")).read_bytes()
-        (here,) = (number for number, version in versions.items() if version.read_bytes() == fetched)
-        seen.add((victim, versions[here] == source))
-    assert len(seen) > 1
+        (current,) = (number for number, version in versions.items() if version.read_bytes() == fetched)
+        outcomes.add((victim, versions[current] == source))
+    assert len(outcomes) > 1
     server.kill()
     server.start()
     assert find_temporaries(server.artifacts) == []
 
 
 @pytest.mark.parametrize("direction", ["store", "fetch"])
-def test_transfer_that_is_cut_is_made_again(server, tmp_path, direction):
-    """A connection that is cut amid a file costs another attempt, and no error."""
+def test_interrupted_transfer_is_retried(server, tmp_path, direction):
+    """A connection that is lost during a transfer is a retry, not an error."""
     source = tmp_path / "large"
     source.write_bytes(random.randbytes(20_000_000))
     far = server.repository(host=ADDRESS)
@@ -160,8 +160,8 @@ def test_transfer_that_is_cut_is_made_again(server, tmp_path, direction):
     assert find_temporaries(server.artifacts) == []
 
 
-def test_server_that_restarts_is_waited_for(server, file, monkeypatch):
-    """A server that is back soon costs its clients only that; on a busy machine a start takes longer than 2 s."""
+def test_restart_of_the_server_is_waited_for(server, file, monkeypatch):
+    """Operations wait for a server that restarts."""
     monkeypatch.setattr(repository, "PAUSES_SECONDS", (*repository.PAUSES_SECONDS, 4.0, 8.0, 16.0))
     store = server.repository()
     store.log_artifact(str(file))
@@ -179,7 +179,7 @@ def test_server_that_restarts_is_waited_for(server, file, monkeypatch):
 
 
 def test_deleting_is_recursive_and_may_be_repeated(server, file):
-    """A file, a folder and the whole store are deleted; again, and for what never was, nothing happens."""
+    """A file, a folder and the whole store are deleted; deleting a missing path does nothing."""
     store, neighbour = server.repository("1"), server.repository("2")
     neighbour.log_artifact(str(file))
     for path in (None, "a", "a/b", "a/b/100% sure"):
@@ -200,8 +200,8 @@ LEAD_OUT = ["../other", "a/../../other", "/etc", "a\r\nDELE b", ".~x.0123456789a
 
 
 @pytest.mark.parametrize("path", [*LEAD_OUT, "a" * 256, "/".join(["a"] * 102), "/".join(["a" * 200] * 8), "é" * 128])
-def test_names_that_lead_out_or_are_too_long_are_refused(server, file, path):
-    """Paths out of the store, too long or too deep, and temporary names are refused before anything is sent."""
+def test_invalid_paths_are_rejected(server, file, path):
+    """Paths out of the store, too long or too deep, and temporary names are rejected before anything is sent."""
     store = server.repository()
     for call in (store.list_artifacts, store.delete_artifacts, lambda name: store.log_artifact(str(file), name)):
         with pytest.raises(ArtifactError, match=r"Invalid artifact name(.|\n)*at most 100 folders deep"):
@@ -210,7 +210,7 @@ def test_names_that_lead_out_or_are_too_long_are_refused(server, file, path):
 
 
 def test_links_are_deleted_and_not_followed(server, file):
-    """Of an artifact that is a link, in the store or out of it, the link goes, also with the folder that it is in."""
+    """Only the link is deleted, wherever it points, also when the folder that contains it is deleted."""
     store = server.repository()
     store.log_artifact(str(file), "kept")
     kept, outside = server.artifacts / "mlflow" / "kept", server.folder / "outside"
@@ -228,8 +228,8 @@ def test_links_are_deleted_and_not_followed(server, file):
         assert (outside / "file").read_text() == "kept"
 
 
-def test_connections_are_kept(server, file):
-    """Thirty operations one after the other take one login; eight in parallel take at most eight more."""
+def test_connections_are_reused(server, file):
+    """Thirty operations in sequence need one login; eight in parallel need at most eight more."""
     store = server.repository()
     for number in range(10):
         store.log_artifact(str(file), str(number))
@@ -244,14 +244,14 @@ def test_connections_are_kept(server, file):
 
 @pytest.mark.parametrize("way", ["drop", "reset"])
 def test_connections_that_a_firewall_has_dropped_are_replaced(server, tmp_path, file, way):
-    """After idle time, each operation succeeds before a time-out, whether packets are lost or answered with a reset."""
+    """After idle time each operation succeeds before the time-out, whether the firewall drops or resets."""
     with relaying([server.port, *server.passive_ports]) as relay:
         store = server.repository(host=ADDRESS)
         folder = tmp_path / "many"
         folder.mkdir()
         for number in range(24):
             (folder / f"{number}").write_bytes(b"1")
-        os.mkfifo(folder / "pipe")  # has no end, and is left out
+        os.mkfifo(folder / "pipe")  # never ends, and is skipped
         store.log_artifacts(str(folder))
         relay.forget(way)
         time.sleep(IDLE_SECONDS + 0.2)
@@ -265,8 +265,8 @@ def test_connections_that_a_firewall_has_dropped_are_replaced(server, tmp_path, 
             assert time.monotonic() - began < connections.TIMEOUT_SECONDS
 
 
-def test_frozen_server_is_an_error_in_time(server, file, monkeypatch):
-    """A server that accepts and says nothing is named when the time-out is over, on new and on kept connections."""
+def test_hanging_server_is_an_error_after_the_timeout(server, file, monkeypatch):
+    """A server that does not respond is an error after the time-out, on new and on reused connections."""
     monkeypatch.setattr(connections, "TIMEOUT_SECONDS", 1)
     store = server.repository()
     store.log_artifact(str(file))
@@ -275,14 +275,14 @@ def test_frozen_server_is_an_error_in_time(server, file, monkeypatch):
         started = time.monotonic()
         with pytest.raises(ArtifactError, match=f"127.0.0.1:{server.port} does not respond") as caught:
             call()
-        assert time.monotonic() - started < 6  # of 8, without the shorter time-out
+        assert time.monotonic() - started < 6  # 8 without the shorter time-out
         assert caught.value.get_http_status_code() == 503
     server.process.send_signal(signal.SIGCONT)
     assert [info.path for info in store.list_artifacts()] == ["numbers.bin"]
 
 
 def test_wrong_password_is_an_error_without_it(server, monkeypatch):
-    """The error of a refused login names the server, and not the password; without one it names the variables."""
+    """The error of a rejected login has the server, not the password; without a password it names the variables."""
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", "not the one")
     with pytest.raises(ArtifactError, match="rejected the login") as caught:
         server.repository().list_artifacts()
@@ -294,15 +294,15 @@ def test_wrong_password_is_an_error_without_it(server, monkeypatch):
 
 
 @pytest.mark.parametrize("user", ["me:hunter2@", "hunter2@", "me:hun/hunter2@", "me:@hunter2@"])
-def test_password_in_the_address_is_refused(user):
-    """An address with a user or a password in it is refused, and the error does not repeat it."""
+def test_password_in_the_uri_is_rejected(user):
+    """A URI with a user or a password is rejected, and the error does not contain it."""
     with pytest.raises(ArtifactError) as caught:
         FTPArtifactRepository(f"ftp://{user}127.0.0.1:2121/mlflow")
     assert "hunter2" not in str(caught.value)
 
 
-def test_secure_address_is_checked_and_encrypted(server, file, monkeypatch):
-    """`ftps` goes over TLS, with the certificate checked."""
+def test_ftps_is_verified_and_encrypted(server, file, monkeypatch):
+    """`ftps` uses TLS and verifies the certificate."""
     store = server.repository(scheme="ftps")
     store.log_artifact(str(file), "folder")
     fetched = store.download_artifacts("folder/numbers.bin")
@@ -311,8 +311,8 @@ def test_secure_address_is_checked_and_encrypted(server, file, monkeypatch):
         assert connection.sock.version().startswith("TLS")
 
 
-def test_unknown_certificate_is_refused(server, tmp_path, monkeypatch):
-    """A server whose certificate is not the one that is trusted gets neither user nor password."""
+def test_untrusted_certificate_is_rejected(server, tmp_path, monkeypatch):
+    """A server with an untrusted certificate gets neither user nor password."""
     other = ensure_certificate(tmp_path / "other", "127.0.0.1")
     monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(other.with_name("127.0.0.1.pem")))
     with pytest.raises(ArtifactError, match="cannot be trusted"):
@@ -321,26 +321,26 @@ def test_unknown_certificate_is_refused(server, tmp_path, monkeypatch):
 
 
 def test_server_without_tls_gets_no_password_over_ftps(server, monkeypatch):
-    """A secure address never falls back to plain: a server that knows no TLS is refused before the login."""
+    """`ftps` never falls back to plain FTP: without TLS on the server it fails before the login."""
     with socket.create_server(("127.0.0.1", 0)) as other:
-        heard = []
+        received = []
 
         def answer() -> None:
             client, _ = other.accept()
             with client, client.makefile("rb") as lines:
                 client.sendall(b"220 Ready.\r\n")
                 for line in lines:
-                    heard.append(line)
+                    received.append(line)
                     client.sendall(b"500 Not understood.\r\n")
 
         threading.Thread(target=answer, daemon=True).start()
         with pytest.raises(ArtifactError, match="rejected a command"):
             FTPArtifactRepository(f"ftps://127.0.0.1:{other.getsockname()[1]}/mlflow").list_artifacts()
-        assert heard == [b"AUTH TLS\r\n"]
+        assert received == [b"AUTH TLS\r\n"]
 
 
 def test_server_on_ipv6(tmp_path, file, monkeypatch):
-    """The store and the server speak IPv6 as well."""
+    """Store and server also work over IPv6."""
     monkeypatch.setenv("MLFLOW_FTP_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
     with started_server(tmp_path / "ftp", host="::1") as server:
@@ -349,7 +349,7 @@ def test_server_on_ipv6(tmp_path, file, monkeypatch):
 
 
 def test_errors_survive_pickling():
-    """An error that crosses a process border keeps its kind, its text and its status."""
+    """A pickled error keeps its type, its text and its status."""
     for kind in (ArtifactError, StoreUnavailable, ArtifactMissing):
         error = kind("It failed.", value=1, expected="2", next_step="try")
         copy = pickle.loads(pickle.dumps(error))
@@ -358,21 +358,21 @@ def test_errors_survive_pickling():
 
 @pytest.fixture(scope="module")
 def mlflow_folder(tmp_path_factory) -> Path:
-    """Where the MLflow server keeps its database and log."""
+    """The folder of the MLflow server's database and log."""
     return tmp_path_factory.mktemp("mlflow")
 
 
 @pytest.fixture(scope="module")
 def tracking_uri(running, mlflow_folder) -> Iterator[str]:
-    """A real MLflow server that keeps its artifacts on the FTP server."""
+    """An MLflow server that stores its artifacts on the FTP server."""
     login = {"MLFLOW_FTP_USERNAME": USER, "MLFLOW_FTP_PASSWORD": PASSWORD}
     with programs.tracking_server(mlflow_folder, running.uri(), **login) as (uri, _):
         yield uri
 
 
 @pytest.mark.xdist_group("mlflow")
-def test_proxied_client_needs_and_sees_no_password(server, tracking_uri, mlflow_folder, file, tmp_path, monkeypatch):
-    """Through MLflow's server a client without credentials logs, lists, fetches and deletes; no password anywhere."""
+def test_proxied_client_needs_no_password(server, tracking_uri, mlflow_folder, file, tmp_path, monkeypatch):
+    """Through MLflow's server a client without credentials logs, lists, downloads and deletes; no password leaks."""
     monkeypatch.delenv("MLFLOW_FTP_PASSWORD")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -411,7 +411,7 @@ def test_proxied_client_needs_and_sees_no_password(server, tracking_uri, mlflow_
 
 @pytest.mark.xdist_group("mlflow")
 def test_gc_frees_the_disk(server, tracking_uri, mlflow_folder, tmp_path, monkeypatch):
-    """`mlflow gc` ends well and frees what deleted runs had stored, and nothing else."""
+    """`mlflow gc` deletes the artifacts of deleted runs, and nothing else."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     client = MlflowClient(tracking_uri)
     experiment = client.create_experiment("gc")
@@ -437,8 +437,8 @@ def test_gc_frees_the_disk(server, tracking_uri, mlflow_folder, tmp_path, monkey
 
 @pytest.mark.xdist_group("mlflow")
 @pytest.mark.skipif(not TELLS_STATUS, reason="before MLflow 3.12 its clients repeat each download that fails")
-def test_damaged_artifact_is_told_once_through_the_proxy(server, tracking_uri, file, tmp_path, monkeypatch):
-    """MLflow's client, which repeats what may pass for minutes, is told immediately why an artifact is damaged."""
+def test_damaged_artifact_is_not_retried_through_the_proxy(server, tracking_uri, file, tmp_path, monkeypatch):
+    """MLflow's client gets the reason at once, instead of retrying a damaged artifact for minutes."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     store = get_artifact_repository("mlflow-artifacts:/damaged")
     store.log_artifact(str(file))

@@ -1,4 +1,4 @@
-"""The FTP server: who gets in, what it shows, and what it does when clients or the disk fail."""
+"""The FTP server: logins, rights, and behaviour when clients or the disk fail."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from servers import PASSWORD, USER, Server, started_server
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    """One server for the tests that leave it as it was."""
+    """One server for the tests that leave it unchanged."""
     with started_server(tmp_path_factory.mktemp("ftp") / "ftp") as started:
         yield started
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_server_ends_cleanly(tmp_path, number):
-    """It ends on SIGTERM and on Ctrl-C with exit code 0, clients connected or not."""
+    """The server exits with code 0 on SIGTERM and Ctrl-C, with clients connected or not."""
     with started_server(tmp_path / "ftp") as started:
         connection = started.connect()
         started.process.send_signal(number)
@@ -43,8 +43,8 @@ def test_server_ends_cleanly(tmp_path, number):
         assert "Traceback" not in started.log.read_text()
 
 
-def test_busy_port_is_an_error_in_words(tmp_path, server):
-    """A second server on the port ends with exit code 1 and one sentence that names port and next step."""
+def test_busy_port_is_an_error(tmp_path, server):
+    """A second server on the port exits with code 1; the message names the port and the next step."""
     environment = os.environ | server.environment | {"MLFLOW_FTP_FOLDER": str(tmp_path)}
     second = subprocess.run(
         [sys.executable, "-m", "mlflow_ftp.server"],
@@ -66,8 +66,8 @@ def test_options_are_documented_with_their_variables():
     assert (wrong.returncode, wrong.stderr.splitlines()[-1].count("2 1")) == (2, 1)
 
 
-def test_guesses_of_a_password_are_answered_slowly(tmp_path):
-    """Over 100 connections fewer than one guess a second is answered; a right password is let in meanwhile."""
+def test_password_guessing_is_slowed_down(tmp_path):
+    """On 100 connections less than one guess per second is answered; a correct login still succeeds meanwhile."""
     with started_server(tmp_path / "ftp") as guessed, ExitStack() as stack:
         began = time.monotonic()
         guesses = [stack.enter_context(socket.create_connection(("127.0.0.1", guessed.port))) for _ in range(100)]
@@ -83,7 +83,7 @@ def test_guesses_of_a_password_are_answered_slowly(tmp_path):
 
 
 def test_link_out_of_the_folder_can_be_deleted(server):
-    """DELE removes the link and not what it leads to; neither a link nor a path leads out of the folder."""
+    """DELE removes the link, not its target; neither a link nor a path leads out of the folder."""
     outside = server.artifacts.parent / "elsewhere"
     outside.mkdir()
     (outside / "file").write_text("kept")
@@ -104,7 +104,7 @@ def test_link_out_of_the_folder_can_be_deleted(server):
 
 
 def test_user_has_full_rights_and_files_are_private(server):
-    """The one user makes, renames and deletes; what is stored can be read by its owner alone."""
+    """The user can create, rename and delete; stored files can be read only by their owner."""
     with pytest.raises(ftplib.error_perm, match="530"):
         server.connect("anonymous", PASSWORD)
     connection = server.connect()
@@ -119,8 +119,8 @@ def test_user_has_full_rights_and_files_are_private(server):
     connection.close()
 
 
-def test_transfer_that_is_given_up_does_not_end_another(server):
-    """What comes for a closed data connection is not taken for an event of the next one, which has its number."""
+def test_aborted_transfer_does_not_end_another(server):
+    """An event of a closed data connection is not taken for one of the next, which reuses its file descriptor."""
     (server.artifacts / "whole").write_bytes(b"whole")
     with contextlib.closing(server.connect()) as one, contextlib.closing(server.connect()) as other:
         addresses = one.makepasv(), other.makepasv()
@@ -137,8 +137,8 @@ def test_transfer_that_is_given_up_does_not_end_another(server):
 @pytest.mark.privileged
 @pytest.mark.parametrize("size", [60_000_000, 1000], ids=["amid", "at the end"])
 @pytest.mark.parametrize("scheme", ["ftp", "ftps"])
-def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, size):
-    """A disk that fills amid an upload, or with its last bytes, is answered 426; nothing of the artifact is left."""
+def test_full_disk_is_reported_at_once(tmp_path, monkeypatch, scheme, size):
+    """If the disk fills up during an upload or its last bytes, the reply is 426 and nothing of the artifact stays."""
     large = tmp_path / "large"
     large.write_bytes(os.urandom(size))
     state = tmp_path / "state"
@@ -146,7 +146,7 @@ def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, size):
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
     monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(state / "127.0.0.1.pem"))
     with small_disk(state, "48m"), started_server(state) as server:
-        if size < 48_000_000:  # less than a buffer: it is written when the upload ends
+        if size < 48_000_000:  # fits into a buffer, which is written at the end of the upload
             with contextlib.suppress(OSError), (state / "ballast").open("wb", buffering=0) as ballast:
                 while ballast.write(bytes(4096)):
                     pass
@@ -159,8 +159,8 @@ def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, size):
         assert [path for path in server.artifacts.rglob("*") if path.is_file()] == []
 
 
-def test_server_that_requires_tls_takes_no_password_without(tmp_path):
-    """Plain logins are refused; over TLS, with the certificate checked, the user gets in."""
+def test_server_that_requires_tls_rejects_plain_logins(tmp_path):
+    """Plain logins are rejected; over TLS with a verified certificate the login succeeds."""
     with started_server(tmp_path / "state", host="127.0.0.2") as server:
         with pytest.raises(ftplib.error_perm, match="TLS required"):
             server.connect()
@@ -175,14 +175,14 @@ def test_server_that_requires_tls_takes_no_password_without(tmp_path):
 
 # -- whole or not at all, for clients other than the store ---------------------------------------------------------
 def curl(server: Server, *options: str) -> list[str]:
-    """Return a curl command that logs in at the top of the server, with `options` before the address's last part."""
+    """Return a curl command that logs in; `options` come before the last part of the URL."""
     *options, path = options
     address = f"ftp://127.0.0.1:{server.port}/{path}"
     return ["curl", "-sS", "-k", "-u", f"{USER}:{PASSWORD}", *options, address]
 
 
 def lftp(server: Server, commands: str) -> list[str]:
-    """Return an lftp command that logs in and does `commands`."""
+    """Return an lftp command that logs in and runs `commands`."""
     settings = "set net:max-retries 1; set ssl:verify-certificate no; set ftp:ssl-protect-data yes"
     login = f"open -u {USER},'{PASSWORD}' ftp://127.0.0.1:{server.port}"
     return ["lftp", "-c", f"{settings}; {login}; {commands}"]
@@ -198,7 +198,7 @@ def large(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("options", [[], ["--ssl-reqd"]], ids=["plain", "tls"])
 def test_killed_upload_leaves_the_old_file(server, large, options):
-    """A client that is killed amid an upload leaves the old file whole, or none."""
+    """A client that is killed during an upload leaves the old file, or none."""
     required("curl", shutil.which("curl"))
     (server.artifacts / "old").write_bytes(b"old and good")
     for name in ("old", "new"):
@@ -212,8 +212,8 @@ def test_killed_upload_leaves_the_old_file(server, large, options):
 
 
 @pytest.mark.parametrize("client", ["curl", "lftp"])
-def test_whole_upload_replaces_the_old_file(server, large, client):
-    """Appending is refused; lftp's `put -c` and a plain upload send the file whole."""
+def test_complete_upload_replaces_the_old_file(server, large, client):
+    """Appending is rejected; lftp's `put -c` and a plain upload send the complete file."""
     required(client, shutil.which(client))
     stored = server.artifacts / "part"
     stored.write_bytes(large.read_bytes()[:1_000_000])
@@ -228,7 +228,7 @@ def test_whole_upload_replaces_the_old_file(server, large, client):
     stored.unlink()
 
 
-# A disk that takes seconds to write cannot be had on each machine: so only the call is slow.
+# Simulates a disk that takes seconds to write.
 SLOW_FSYNC = """
 import os, time
 from mlflow_ftp.server import main
@@ -239,28 +239,28 @@ main()
 
 
 def test_slow_disk_holds_up_only_the_client_that_uploads(tmp_path):
-    """While an upload is written to the disk, others are served; it is answered when it is there, whole."""
+    """While an upload is written to disk, other clients are served; the reply comes once the file is complete."""
     with started_server(tmp_path / "files") as server:
         server.kill()
         server.start("-c", SLOW_FSYNC)
         with server.connect() as writer, server.connect() as reader, ThreadPoolExecutor() as pool:
             began = time.monotonic()
-            answer = pool.submit(writer.storbinary, "STOR file", io.BytesIO(b"whole"))
+            upload = pool.submit(writer.storbinary, "STOR file", io.BytesIO(b"whole"))
             wait_for(lambda: list(server.artifacts.glob(".~*.part")))
-            served = 0
-            while not answer.done():
+            replies = 0
+            while not upload.done():
                 assert reader.nlst() is not None
-                served += 1
+                replies += 1
                 assert not (server.artifacts / "file").exists() or time.monotonic() - began >= 3
                 time.sleep(0.05)
-            assert answer.result().startswith("226")
-            assert served > 2
+            assert upload.result().startswith("226")
+            assert replies > 2
             assert time.monotonic() - began >= 3
             assert (server.artifacts / "file").read_bytes() == b"whole"
-            gone = server.connect()
-            with contextlib.suppress(OSError), gone.transfercmd("STOR gone") as data:
+            client = server.connect()
+            with contextlib.suppress(OSError), client.transfercmd("STOR gone") as data:
                 data.sendall(b"part")
-            gone.close()
+            client.close()
             assert reader.nlst() is not None
         wait_for(lambda: not list(server.artifacts.glob(".~*.part")))
         assert not (server.artifacts / "gone").exists()

@@ -1,4 +1,4 @@
-"""The distribution, alone in an environment of its own, does what its README shows."""
+"""The wheel, alone in a new environment, does what its README shows."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ assert store.list_artifacts() == []
 
 
 @pytest.mark.timeout(600)
-def test_wheel_alone_keeps_its_readme(tmp_path):
-    """Installed without anything else, the server starts, the store uses it, and other schemes are MLflow's."""
+def test_wheel_alone_does_what_the_readme_shows(tmp_path):
+    """Without further packages the server starts and the store uses it; other schemes are MLflow's own."""
     environment = clean_environment() | {"MLFLOW_FTP_USERNAME": "me", "MLFLOW_FTP_PASSWORD": "secret"}
     python, port = install_alone(PACKAGE, tmp_path) / "python", str(free_port())
     with subprocess.Popen(

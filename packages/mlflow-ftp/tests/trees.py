@@ -1,4 +1,4 @@
-"""What tests of stores and servers share."""
+"""Helpers for tests of stores and servers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def describe(folder: Path) -> dict[str, bytes | None]:
 
 
 def find_temporaries(folder: Path) -> list[Path]:
-    """Return the parts of uploads below a folder."""
+    """Return the temporary files of uploads below a folder."""
     return list(folder.rglob("*~*.part"))
 
 
 def find_marks(folder: Path) -> list[Path]:
-    """Return the marks of what is whole below a folder."""
+    """Return the checksum files of complete uploads below a folder."""
     return list(folder.rglob(".~*.sha256"))
