@@ -1,3 +1,3 @@
-"""Privileged tests are skipped where their powers are missing."""
+"""Privileged tests are skipped without their privileges."""
 
 from programs import pytest_runtest_setup  # noqa: F401 - a hook

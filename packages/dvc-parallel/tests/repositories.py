@@ -1,4 +1,4 @@
-"""Repositories of Git and DVC for tests, and how runs in them are started."""
+"""Git and DVC repositories for tests, and functions that start runs in them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ if __name__ == "__main__":
 """
 
 
-# DVC's order of stages is that of a set when targets are named: chance decides, unless hashes are fixed.
+# With named targets DVC iterates over a set: the order of stages is random unless hashes are fixed.
 ENVIRONMENT = programs.clean_environment() | {"PYTHONHASHSEED": "0"}
 
 
 @functools.cache
 def empty_repository() -> tempfile.TemporaryDirectory:
-    """Return a repository of Git and DVC to copy."""
+    """Return an empty Git and DVC repository to copy."""
     folder = tempfile.TemporaryDirectory()
     for command in (["git", "init", "--quiet"], [BIN / "dvc", "init", "--quiet"]):
         subprocess.run(command, cwd=folder.name, env=ENVIRONMENT, check=True)
@@ -54,40 +54,40 @@ def empty_repository() -> tempfile.TemporaryDirectory:
 
 
 def new_repository(folder: Path, stages: str | dict) -> Path:
-    """Return a repository of Git and DVC with a pipeline."""
+    """Return a Git and DVC repository with a pipeline."""
     shutil.copytree(empty_repository().name, folder)
     (folder / "dvc.yaml").write_text(stages if isinstance(stages, str) else yaml.safe_dump({"stages": stages}))
     return folder
 
 
-def stamped(name: str, seconds: float, **more) -> dict:
-    """Return a stage that writes when it began and ended."""
+def timed(name: str, seconds: float, **more) -> dict:
+    """Return a stage that writes its start and end times."""
     return {"cmd": f"date +%s.%N > {name}.at; sleep {seconds}; date +%s.%N >> {name}.at; echo {name} > {name}.txt",
             "outs": [f"{name}.txt"], **more}  # fmt: skip
 
 
 def span(repository: Path, name: str) -> tuple[float, float]:
-    """Return when a stamped stage began and ended."""
-    began, ended = map(float, read(repository / f"{name}.at").split())
-    return began, ended
+    """Return the start and end times of a timed stage."""
+    start, end = map(float, read(repository / f"{name}.at").split())
+    return start, end
 
 
-def together(repository: Path, *names: str) -> int:
-    """Return how many of these stages ran at the same time, at most."""
+def concurrency(repository: Path, *names: str) -> int:
+    """Return the maximum number of these stages that ran in parallel."""
     spans = [span(repository, name) for name in names]
-    return max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
+    return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
 
 
-def start(repository: Path, *words: str, jobs: int = 4) -> subprocess.Popen:
-    """Start a run that tells each change."""
+def start(repository: Path, *arguments: str, jobs: int = 4) -> subprocess.Popen:
+    """Start a run that prints each change of state."""
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(jobs), *words], cwd=repository, env=ENVIRONMENT, text=True,
+        [sys.executable, "-c", RUN, str(jobs), *arguments], cwd=repository, env=ENVIRONMENT, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-class Ended:
-    """How a run ended: code, error text, and for each stage when it came to which state."""
+class Result:
+    """The result of a run: exit code, stderr, and the states of each stage with their times."""
 
     def __init__(self, process: subprocess.Popen) -> None:
         out, self.error = process.communicate(timeout=SECONDS)
@@ -96,24 +96,24 @@ class Ended:
         self.states = {stage: state for _, stage, state in self.events}
 
 
-def repro(repository: Path, *words: str, jobs: int = 4) -> Ended:
-    """Run stages to the end."""
-    return Ended(start(repository, *words, jobs=jobs))
+def repro(repository: Path, *arguments: str, jobs: int = 4) -> Result:
+    """Run stages and wait for the end."""
+    return Result(start(repository, *arguments, jobs=jobs))
 
 
-def program(repository: Path, name: str, *words: str) -> subprocess.CompletedProcess:
-    """Run `dvc` or `dvc-parallel` itself."""
+def program(repository: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run `dvc` or `dvc-parallel`."""
     return subprocess.run(
-        [BIN / name, *words], cwd=repository, env=ENVIRONMENT, capture_output=True, text=True,
+        [BIN / name, *arguments], cwd=repository, env=ENVIRONMENT, capture_output=True, text=True,
         stdin=subprocess.DEVNULL, timeout=SECONDS, check=False,
     )  # fmt: skip
 
 
-def dvc(repository: Path, *words: str) -> subprocess.CompletedProcess:
-    """Run DVC itself."""
-    return program(repository, "dvc", *words)
+def dvc(repository: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run DVC."""
+    return program(repository, "dvc", *arguments)
 
 
 def read(file: Path) -> str:
-    """What a file holds; nothing when it is not there."""
+    """Return the content of a file, or "" if it does not exist."""
     return file.read_text() if file.exists() else ""

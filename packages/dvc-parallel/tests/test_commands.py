@@ -1,4 +1,4 @@
-"""The commands of stages: which are forked, and that they do what they do in a shell."""
+"""Commands of stages: which ones are forked, and that they behave as in a shell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dvc_parallel.commands import Commands, console_script, imported_modules
 from programs import wait_for
 from repositories import ENVIRONMENT, read
 
-# A console script that runs the file that it is given; it imports more than a program needs to fork.
+# A console script that runs a file; it imports more than the forking process does.
 SCRIPT = """
 import colorsys, multiprocessing, os, runpy, sys
 made_by = None
@@ -77,7 +77,7 @@ sys.exit(code)
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> Path:
-    """The Python of a new environment, with all packages of this one and the console script `run-file`."""
+    """The Python of a new environment with all packages of this one and the console script `run-file`."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -95,13 +95,13 @@ def python(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def commands():
-    """What starts commands."""
+    """The `Commands` that start the commands of stages."""
     with contextlib.closing(Commands()) as commands:
         yield commands
 
 
 def run(commands: Commands, line: str, folder: Path, **environment: str) -> tuple[str, int]:
-    """Return what a command prints, and its exit code."""
+    """Return the output of a command and its exit code."""
     log = folder / "log"
     log.unlink(missing_ok=True)
     code = commands.start(line, str(folder), ENVIRONMENT | environment, log).wait(60)
@@ -113,13 +113,13 @@ def run(commands: Commands, line: str, folder: Path, **environment: str) -> tupl
     ["dvc a b | cat", "dvc $IN b", "X=1 dvc a", "dvc *.ipynb -", "dvc a > b", "'dvc", "dvc a && dvc b", "dvc `ls`",
      "dvc a\nls", "dvc ~/a", "dvc -p x [1,2]", 'dvc "$IN"', "", " ", "python x.py", "ls"],
 )  # fmt: skip
-def test_command_that_needs_a_shell_goes_to_one(line):
-    """Anything a shell might expand or act on is left to it, and so is what is no console script."""
+def test_command_that_needs_a_shell_is_run_by_one(line):
+    """Commands with shell syntax, and programs that are no console scripts, are run by the shell."""
     assert console_script(line, ENVIRONMENT) is None
 
 
 def test_console_script_of_this_environment_is_recognised(tmp_path, monkeypatch):
-    """PATH decides which program is meant; packages add the modules of plug-ins to those of a script."""
+    """The program is found on PATH; packages add the modules of plug-ins to those of a script."""
     assert imported_modules(["dvc repro  -j 2 a/b.c:d@e", "python x.py", "dvc status", "ls"], ENVIRONMENT) == [
         "dvc.cli"
     ]
@@ -134,8 +134,8 @@ def test_console_script_of_this_environment_is_recognised(tmp_path, monkeypatch)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux alone")
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_forked_program_does_what_it_does_in_a_shell(python, tmp_path, program):
-    """The same output, but for lines of a traceback, and the same exit code; pools, threads and handlers included."""
+def test_forked_program_behaves_as_in_a_shell(python, tmp_path, program):
+    """Output (except traceback lines) and exit code are the same, also with pools, threads and exit handlers."""
     (tmp_path / "program.py").write_text(PROGRAMS[program])
     environment = ENVIRONMENT | {"PATH": f"{python.parent}:{ENVIRONMENT['PATH']}", "GIVEN": "to it"}
     outputs = []
@@ -154,7 +154,7 @@ def test_forked_program_does_what_it_does_in_a_shell(python, tmp_path, program):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux alone")
 def test_function_of_a_package_is_called_before_the_fork(python, tmp_path):
-    """A program finds what `module:function` made, in the process that it is forked from."""
+    """The effects of `module:function` in the forking process are visible in the program."""
     program = "import os, run_file\ncode = int(run_file.made_by in (None, os.getpid()))"
     (tmp_path / "program.py").write_text(program)
     environment = ENVIRONMENT | {"PATH": f"{python.parent}:{ENVIRONMENT['PATH']}"}
@@ -162,8 +162,8 @@ def test_function_of_a_package_is_called_before_the_fork(python, tmp_path):
     assert done.returncode == 0, read(tmp_path / "log")
 
 
-def test_shell_command_is_not_changed_by_being_watched(commands, tmp_path):
-    """Exit codes, signals and a closed pipe end a command as in DVC's shell; a job left behind is not waited for."""
+def test_supervised_shell_command_behaves_as_in_dvc(commands, tmp_path):
+    """Exit codes, signals and a closed pipe are those of DVC's shell; background jobs are not waited for."""
     assert run(commands, "echo $GIVEN; exit 7", tmp_path, GIVEN="this") == ("this\n", 7)
     assert run(commands, "kill -9 $$", tmp_path) == ("", 128 + 9)
     assert run(commands, "yes | head -1", tmp_path) == ("y\n", 0)
@@ -175,7 +175,7 @@ def test_shell_command_is_not_changed_by_being_watched(commands, tmp_path):
 
 @pytest.mark.parametrize("line", ["run-file sleep.py", "echo $$ > pid; sleep 300"])
 def test_command_ends_with_the_run(python, tmp_path, line):
-    """Killed with -9, the run takes its commands along, forked or not, with what they started."""
+    """A run that is killed with SIGKILL ends its commands, forked or not, and their child processes."""
     (tmp_path / "sleep.py").write_text("import os, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(300)")
     environment = ENVIRONMENT | {"PATH": f"{python.parent}:{ENVIRONMENT['PATH']}"}
     with subprocess.Popen([python, "-c", RUN, line], cwd=tmp_path, env=environment) as process:
@@ -187,7 +187,7 @@ def test_command_ends_with_the_run(python, tmp_path, line):
 
 
 def test_command_ends_with_a_run_that_was_killed_early(commands, tmp_path):
-    """The run is killed before it has read which process watches the command: the command ends all the same."""
+    """The command also ends if the run is killed before it knows the supervising process."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         socket.send_fds(commands.warm_up(()), [b"-"], [theirs.fileno()])
@@ -199,15 +199,15 @@ def test_command_ends_with_a_run_that_was_killed_early(commands, tmp_path):
     shell.wait(20)
 
 
-def test_ctrl_c_does_not_reach_a_process_that_begins(commands, tmp_path):
-    """The process that watches a command ignores it; the command is stopped by the run."""
+def test_ctrl_c_is_ignored_by_a_starting_process(commands, tmp_path):
+    """The supervising process ignores Ctrl-C; the run stops the command."""
     command = commands.start("sleep 0.3; echo done", str(tmp_path), ENVIRONMENT, tmp_path / "log")
     os.kill(command.pid, signal.SIGINT)
     assert (command.wait(60), read(tmp_path / "log")) == (0, "done\n")
 
 
 def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
-    """A command whose runner was killed still holds the lock of its stage; the next copy waits for its end."""
+    """A command whose run was killed still holds the lock of its stage; the next copy waits for it."""
     log = tmp_path / "log"
     first = commands.start("echo $$ > pid; sleep 300", str(tmp_path), ENVIRONMENT, log)
     wait_for(lambda: read(tmp_path / "pid").endswith("\n"))
@@ -223,8 +223,8 @@ def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
     assert "begun" in read(log)
 
 
-def test_commands_start_without_the_process_to_fork_from(commands, tmp_path):
-    """When the process that starts commands was killed, another takes its place."""
+def test_forking_process_is_restarted(commands, tmp_path):
+    """If the process that starts commands was killed, a new one is started."""
     for _ in range(2):
         assert run(commands, "echo done", tmp_path) == ("done\n", 0)
         for process in psutil.Process().children():

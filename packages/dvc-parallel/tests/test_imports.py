@@ -1,4 +1,4 @@
-"""`dvc-parallel check` names the code that a stage imports and does not declare."""
+"""`dvc-parallel check` reports imported code that is not a dependency of the stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from repositories import PACKAGE, new_repository, program, read
 
 
 def notebook(*cells: str, language: str = "python") -> str:
-    """Return a notebook with cells of code, and one of text."""
+    """Return a notebook with code cells and a text cell."""
     entries = [{"cell_type": "code", "source": cell.splitlines(keepends=True)} for cell in cells]
     entries.append({"cell_type": "markdown", "source": ["import nothing"]})
     return json.dumps({"cells": entries, "metadata": {"kernelspec": {"language": language}}})
@@ -39,7 +39,7 @@ FILES = {
     "out.ipynb": notebook("import spaced.one"),
 }  # fmt: skip
 PKG = ["pkg/inner/__init__.py", "pkg/inner/a.py", "pkg/b.py"]
-# For each command the dependencies of the stage, and the files that are missing among them.
+# For each command the dependencies of the stage, and the missing ones.
 CASES = {
     "python plain.py": (["plain.py"], ["helper.py"]),
     "python plain.py ": ([], ["plain.py", "helper.py"]),
@@ -76,27 +76,27 @@ MORE = {
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory) -> list[str]:
-    """Return what the command prints in a repository with all stages."""
+    """Return the output lines of the command in a repository with all stages."""
     stages = {f"case{i}": {"cmd": cmd, "deps": deps} for i, (cmd, (deps, _)) in enumerate(CASES.items())}
-    place = new_repository(tmp_path_factory.mktemp("check") / "place", stages | MORE)
+    repo = new_repository(tmp_path_factory.mktemp("check") / "place", stages | MORE)
     for name, text in FILES.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(text)
-    done = program(place, "dvc-parallel", "check")
+        (repo / name).parent.mkdir(parents=True, exist_ok=True)
+        (repo / name).write_text(text)
+    done = program(repo, "dvc-parallel", "check")
     assert (done.returncode, done.stderr) == (1, "")
     return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("command", CASES)
-def test_missing_files_of_a_command_are_named(lines, command):
-    """Scripts, modules and notebooks, in each form of a command: exactly the files that are no dependency."""
+def test_missing_dependencies_of_a_command_are_reported(lines, command):
+    """For scripts, modules and notebooks, in each form of a command, exactly the missing dependencies are reported."""
     stage = f"case{[*CASES].index(command)}"
     added = [line.split()[2] for line in lines if line.startswith(f"{stage}: ")]
     assert sorted(added) == sorted(CASES[command][1])
 
 
 def test_lines_say_what_to_add_and_why(lines):
-    """Paths as the stage writes them; a line for all stages of a `foreach` or `matrix`."""
+    """Paths are relative as in the stage; all stages of a `foreach` or `matrix` share a line."""
     assert sorted(line for line in lines if not line.startswith("case")) == [
         "each: add helper.py to deps: plain.py imports it",
         "grid: add helper.py to deps: plain.py imports it",
@@ -105,41 +105,41 @@ def test_lines_say_what_to_add_and_why(lines):
     ]
 
 
-def test_check_is_of_this_folder(tmp_path):
-    """Stages and code of other folders are not looked at, nor is code that is installed below this folder."""
+def test_check_is_limited_to_this_folder(tmp_path):
+    """Stages and code of other folders are not checked, nor is code that is installed below this folder."""
     stages = {"a": {"cmd": "python ../lib.py; python a.py; python -m six", "deps": ["a.py"]}}
-    place = new_repository(tmp_path / "place", {"other": {"cmd": "python lib.py"}})
-    (place / "sub/lib/site-packages").mkdir(parents=True)
+    repo = new_repository(tmp_path / "place", {"other": {"cmd": "python lib.py"}})
+    (repo / "sub/lib/site-packages").mkdir(parents=True)
     for name in ("lib.py", "sub/a.py", "sub/lib/site-packages/b.py"):
-        (place / name).write_text("import lib\nx = 1")
-    (place / "sub/dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    done = program(place / "sub", "dvc-parallel", "check")
+        (repo / name).write_text("import lib\nx = 1")
+    (repo / "sub/dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    done = program(repo / "sub", "dvc-parallel", "check")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert program(place, "dvc-parallel", "check").stdout.startswith("other: add lib.py to deps: the command runs it\n")
+    assert program(repo, "dvc-parallel", "check").stdout.startswith("other: add lib.py to deps: the command runs it\n")
 
 
 @pytest.mark.parametrize(
     ("name", "text"), [("a.py", "import x\ndef"), ("a.py", "\0"), ("a.ipynb", "{}"), ("a.ipynb", notebook("def"))]
 )
 def test_code_that_cannot_be_read_is_named(tmp_path, name, text):
-    """A mistake in a file is an error in words, not a stage that passes."""
-    place = new_repository(tmp_path / "place", {"a": {"cmd": f"{'papermill' if 'nb' in name else 'python'} {name}"}})
-    (place / name).write_text(text)
-    done = program(place, "dvc-parallel", "check")
+    """A file with a syntax error is an error, not a stage that passes."""
+    repo = new_repository(tmp_path / "place", {"a": {"cmd": f"{'papermill' if 'nb' in name else 'python'} {name}"}})
+    (repo / name).write_text(text)
+    done = program(repo, "dvc-parallel", "check")
     assert done.returncode == 1
     assert f"{name} cannot be parsed as Python" in done.stderr
 
 
 def test_check_prints_what_the_readme_shows(tmp_path):
-    """The stage, the script and the line of the README; the hook for pre-commit calls the command."""
+    """The README's stage and script give its line; the pre-commit hook calls the command."""
     blocks = re.findall(r"^```\w+\n(.*?)^```$", read(PACKAGE / "README.md"), re.MULTILINE | re.DOTALL)
     (stages,) = [text for text in blocks if "python train.py" in text]
     (shell,) = [text for text in blocks if text.startswith("$ dvc-parallel check")]
-    place = new_repository(tmp_path / "place", stages)
-    (place / "train.py").write_text("import features\n")
-    (place / "features.py").write_text("x = 1\n")
-    assert program(place, "dvc-parallel", "check").stdout == shell.partition("\n")[2]
-    (place / "dvc.yaml").write_text(stages.replace("- train.py", "- train.py\n      - features.py"))
-    assert program(place, "dvc-parallel", "check").returncode == 0
+    repo = new_repository(tmp_path / "place", stages)
+    (repo / "train.py").write_text("import features\n")
+    (repo / "features.py").write_text("x = 1\n")
+    assert program(repo, "dvc-parallel", "check").stdout == shell.partition("\n")[2]
+    (repo / "dvc.yaml").write_text(stages.replace("- train.py", "- train.py\n      - features.py"))
+    assert program(repo, "dvc-parallel", "check").returncode == 0
     (hook,) = [hook for text in blocks if "repos:" in text for hook in yaml.safe_load(text)["repos"][0]["hooks"]]
     assert hook["entry"] == "dvc-parallel check"

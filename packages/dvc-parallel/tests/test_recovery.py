@@ -1,4 +1,4 @@
-"""`dvc-parallel repro` killed at any time, or out of disk: the next run is right by itself."""
+"""After `dvc-parallel repro` was killed or the disk was full, the next run needs no repair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import yaml
 from programs import BIN, small_disk, wait_for
 from repositories import ENVIRONMENT, SECONDS, new_repository
 
-# A program that finds another copy of its stage at work says so; the system gives its lock back when it is killed.
+# Detects another running copy of its stage by a lock, which the kernel releases when the program is killed.
 PROGRAM = """
 import fcntl, pathlib, sys, time
 stage, size, *needs = sys.argv[1:]
@@ -40,12 +40,12 @@ MARK = "DVC_PARALLEL_TEST"
 
 
 def expected(stage: str, size: int) -> str:
-    """What a stage's output holds."""
+    """Return the expected output of a stage."""
     return "".join(expected(other, size) for other in NEEDS[stage]) + f"{stage} {size}\n"
 
 
 class Repository:
-    """A pipeline of four programs, and how its runs are started and checked."""
+    """A repository with a pipeline of four programs, whose runs are started and checked."""
 
     def __init__(self, folder: Path) -> None:
         stages = {
@@ -62,12 +62,12 @@ class Repository:
         self.log = folder.parent / "log"
         self.environment = ENVIRONMENT | {MARK: str(folder)}
 
-    def ask_for(self, size: int) -> None:
+    def set_size(self, size: int) -> None:
         """Change the parameter that all stages depend on."""
         (self.folder / "params.yaml").write_text(f"size: {size}\n")
 
     def start(self) -> subprocess.Popen:
-        """Start a run, in a process group of its own."""
+        """Start a run in a new process group."""
         with self.log.open("a") as log:
             return subprocess.Popen(
                 OURS, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -75,12 +75,12 @@ class Repository:
             )  # fmt: skip
 
     def run(self) -> int:
-        """Run to the end."""
+        """Start a run and wait for its end."""
         with self.start() as process:
             return process.wait(SECONDS)
 
     def check(self, size: int) -> None:
-        """All is as a run without any fault leaves it."""
+        """Check that outputs, lock and status are those of an undisturbed run."""
         log = self.log.read_text()
         assert {stage: (self.folder / f"{stage}.txt").read_text() for stage in NEEDS} == {
             stage: expected(stage, size) for stage in NEEDS
@@ -93,7 +93,7 @@ class Repository:
         assert not list(self.folder.glob("*.twice")), log
 
     def assert_clean(self) -> None:
-        """No process is left."""
+        """Check that no process is left."""
         wait_for(lambda: not [process for process in psutil.process_iter() if self._is_ours(process)], 20)
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -102,40 +102,40 @@ class Repository:
         return False
 
 
-def kill_some(dice: random.Random, process: subprocess.Popen) -> None:
-    """Kill a run: its first process, its group, or any one process of it."""
-    how = dice.choice(["alone", "group", "descendant"])
+def kill_some(rng: random.Random, process: subprocess.Popen) -> None:
+    """Kill a run's first process, its process group, or one of its descendants."""
+    how = rng.choice(["alone", "group", "descendant"])
     descendants = psutil.Process(process.pid).children(recursive=True)
     if how == "group":
         os.killpg(process.pid, signal.SIGKILL)
     elif how == "descendant" and descendants:
         with contextlib.suppress(psutil.Error):
-            dice.choice(descendants).kill()
+            rng.choice(descendants).kill()
     else:
         process.kill()
 
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
-def test_run_killed_at_any_time_is_right_the_next_time(tmp_path, rounds):
-    """Killed by chance, then run again immediately: all is made, once at a time, the lock parses, nothing is left."""
+def test_run_recovers_from_kills_at_any_time(tmp_path, rounds):
+    """After a random kill, an immediate run completes all stages, runs none twice at a time, and leaves no process."""
     repository = Repository(tmp_path / "place")
-    dice = random.Random(rounds)
+    rng = random.Random(rounds)
     for size in range(rounds):
-        repository.ask_for(size)
+        repository.set_size(size)
         with repository.start() as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(dice.uniform(0.5, 8))
+                process.wait(rng.uniform(0.5, 8))
             if process.poll() is None:
-                kill_some(dice, process)
-                process.wait(SECONDS)  # a run whose stage was killed says so
+                kill_some(rng, process)
+                process.wait(SECONDS)  # a run whose stage was killed ends by itself
         assert repository.run() == 0, repository.log.read_text()
         repository.check(size)
     repository.assert_clean()
 
 
 @contextlib.contextmanager
-def filled(folder: Path) -> Iterator[None]:
-    """Keep a small disk full: what others free on it is taken immediately."""
+def full_disk(folder: Path) -> Iterator[None]:
+    """Keep a small disk full: freed space is filled immediately."""
     done = threading.Event()
 
     def fill() -> None:
@@ -157,26 +157,26 @@ def filled(folder: Path) -> Iterator[None]:
 
 @pytest.mark.privileged
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
-def test_disk_full_at_any_time_is_right_the_next_time(tmp_path, rounds):
-    """The disk fills up by chance during a run: with room again, the next run makes all."""
-    dice = random.Random(rounds)
+def test_run_recovers_from_a_full_disk_at_any_time(tmp_path, rounds):
+    """The disk fills up at a random time during a run; with free space, the next run completes all stages."""
+    rng = random.Random(rounds)
     with small_disk(tmp_path / "disk", "20m") as disk:
         repository = Repository(disk / "place")
         for size in range(rounds):
-            repository.ask_for(size)
+            repository.set_size(size)
             with repository.start() as process:
-                time.sleep(dice.uniform(1, 6))
-                with filled(disk):
+                time.sleep(rng.uniform(1, 6))
+                with full_disk(disk):
                     process.wait(SECONDS)
             assert repository.run() == 0, repository.log.read_text()
             repository.check(size)
         repository.assert_clean()
 
 
-def test_table_of_files_in_use_that_was_cut_is_made_again(tmp_path):
-    """DVC's table, as a full disk leaves it, does not stop the next run."""
+def test_truncated_rwlock_does_not_stop_the_next_run(tmp_path):
+    """DVC's table of files in use may be truncated by a full disk."""
     repository = Repository(tmp_path / "place")
-    repository.ask_for(1)
+    repository.set_size(1)
     for content in ("", '{"write": {"/x": 1}}'):
         (repository.folder / ".dvc" / "tmp" / "rwlock").write_text(content)
         assert repository.run() == 0, repository.log.read_text()

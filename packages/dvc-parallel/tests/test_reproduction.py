@@ -1,4 +1,4 @@
-"""`dvc-parallel repro`: independent stages side by side, and all that `dvc repro` leaves, in real DVC repositories."""
+"""`dvc-parallel repro` runs independent stages in parallel and leaves the same files as `dvc repro`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import yaml
 from dvc_parallel import ReproError, State, lines, reproduce
 from programs import wait_for
-from repositories import ENVIRONMENT, Ended, dvc, new_repository, program, read, repro, span, stamped, start, together
+from repositories import ENVIRONMENT, Result, concurrency, dvc, new_repository, program, read, repro, span, start, timed
 
 EVERYTHING = """
 vars: [{names: [one, two]}]
@@ -65,7 +65,7 @@ stages:
     deps: [one.txt]
     outs: [icy.txt]
 """
-# Counts its runs, and ends when the file `go` is there.
+# Counts its runs, and ends when the file `go` exists.
 COUNTED = {"one": {"cmd": "echo run >> ../count; while [ ! -e ../go ]; do sleep 0.1; done; echo x > x", "outs": ["x"]}}
 COUNTING = """
 import cProfile, pstats, sys
@@ -86,9 +86,9 @@ stages:
 
 
 def contents(repository: Path) -> dict[str, bytes | set]:
-    """All files that a run may leave: the workspace with its lock files, the cache, the run cache.
+    """Return all files that a run may leave: workspace, lock files, cache and run cache.
 
-    Ignored names come in the order in which stages ended, which is nobody's promise.
+    Lines of .gitignore are in the order in which stages ended, which is not guaranteed.
     """
     return {
         str(file.relative_to(repository)): file.read_bytes() if file.name != ".gitignore" else set(read(file).split())
@@ -99,7 +99,7 @@ def contents(repository: Path) -> dict[str, bytes | set]:
 
 @pytest.fixture
 def twins(tmp_path) -> tuple[Path, Path]:
-    """Two equal repositories with every kind of stage, one for us, one for DVC."""
+    """Two equal repositories with all kinds of stages, one for dvc-parallel and one for DVC."""
     ours = new_repository(tmp_path / "ours", EVERYTHING)
     (ours / "sub").mkdir()
     (ours / "far").mkdir()
@@ -110,7 +110,7 @@ def twins(tmp_path) -> tuple[Path, Path]:
 
 
 def copying(stages: int) -> str:
-    """Return a pipeline of stages that each copy a file."""
+    """Return a pipeline whose stages each copy a file."""
     names = {
         f"copy{i}": {"cmd": f"cp {i}.in {i}.out", "deps": [f"{i}.in"], "outs": [f"{i}.out"]} for i in range(stages)
     }
@@ -119,15 +119,15 @@ def copying(stages: int) -> str:
 
 # -- equal to `dvc repro` ------------------------------------------------------------------------------------------
 def test_repro_leaves_what_dvc_leaves(twins):
-    """Outputs, lock files with the order of their entries, cache, run cache, ignored files: the same, byte for byte.
+    """Outputs, lock files with the order of their entries, cache, run cache and .gitignore are identical.
 
-    A changed parameter, a lost output, a change taken back: the same stages run, or come from the cache.
+    After a changed parameter, a deleted output or a reverted change, the same stages run or come from the cache.
     """
     ours, theirs = twins
     for size in (3, 4, 3):
-        for place in twins:
-            (place / "params.yaml").write_text(f"apple: {{size: {size}}}\n")
-            (place / "one.txt").unlink(missing_ok=True)
+        for repo in twins:
+            (repo / "params.yaml").write_text(f"apple: {{size: {size}}}\n")
+            (repo / "one.txt").unlink(missing_ok=True)
         done = repro(ours)
         assert done.code == 0, done.error
         assert dvc(theirs, "repro").returncode == 0
@@ -141,7 +141,7 @@ def test_repro_leaves_what_dvc_leaves(twins):
 
 
 def test_repro_of_targets_names_them_as_dvc_does(twins):
-    """A stage of another folder, and a stage seen from a subfolder, with what they need and nothing else."""
+    """A stage of another folder, or named from a subfolder, is run with its dependencies and nothing else."""
     ours, theirs = twins
     done = repro(ours, "far/dvc.yaml:far", "zebra")
     assert set(done.states) == {"each@two", "far/dvc.yaml:far", "zebra"}
@@ -152,40 +152,40 @@ def test_repro_of_targets_names_them_as_dvc_does(twins):
 
 
 # -- side by side --------------------------------------------------------------------------------------------------
-def test_repro_runs_independent_stages_at_once_within_its_jobs(tmp_path):
-    """Two of three at a time, and never before what they need."""
-    stages = {name: stamped(name, 1.5) for name in "abc"} | {"end": stamped("end", 0, deps=["a.txt", "b.txt"])}
-    place = new_repository(tmp_path / "place", stages)
-    assert repro(place, jobs=2).code == 0
-    assert together(place, *"abc") == 2
-    assert span(place, "end")[0] >= max(span(place, "a")[1], span(place, "b")[1])
+def test_repro_runs_independent_stages_in_parallel_within_its_jobs(tmp_path):
+    """At most two of three stages run in parallel, and none before its dependencies."""
+    stages = {name: timed(name, 1.5) for name in "abc"} | {"end": timed("end", 0, deps=["a.txt", "b.txt"])}
+    repo = new_repository(tmp_path / "place", stages)
+    assert repro(repo, jobs=2).code == 0
+    assert concurrency(repo, *"abc") == 2
+    assert span(repo, "end")[0] >= max(span(repo, "a")[1], span(repo, "b")[1])
 
 
-def test_targets_alone_are_made_in_their_order(tmp_path):
-    """With `single_item` a target that needs another waits for it, whatever their order."""
-    stages = {"end": stamped("end", 0, deps=["a.txt"]), "a": stamped("a", 0), "b": stamped("b", 0)}
-    place = new_repository(tmp_path / "place", stages)
-    states = reproduce(["end", "a"], folder=place, single_item=True)
+def test_single_items_run_in_the_order_of_their_dependencies(tmp_path):
+    """With `single_item` a target waits for a target that it depends on, in any order of arguments."""
+    stages = {"end": timed("end", 0, deps=["a.txt"]), "a": timed("a", 0), "b": timed("b", 0)}
+    repo = new_repository(tmp_path / "place", stages)
+    states = reproduce(["end", "a"], folder=repo, single_item=True)
     assert states == {"end": State.DONE, "a": State.DONE}
-    assert span(place, "end")[0] > span(place, "a")[1]
+    assert span(repo, "end")[0] > span(repo, "a")[1]
 
 
 ODD_NAMES = ["学" * 80, "学" * 80 + "2", "x" * 240, "x" * 240 + "y", "é" * 120, "a b%c", "it's", "100%25", "Ω" * 40]
 
 
 def test_odd_names_of_folders_and_stages_have_a_log_each(tmp_path):
-    """Folders in letters beyond ASCII, long, deep, or with signs: the lock files of DVC, and a log for each stage."""
+    """With non-ASCII, long, deep or punctuated names, lock files are those of DVC, and each stage has a log."""
     deep = "/".join(["需要予測プロジェクト二〇二六年度"] * 20)
     for name in ("ours", "theirs"):
-        place = new_repository(tmp_path / name, "")
+        repo = new_repository(tmp_path / name, "")
         for folder in (*ODD_NAMES, deep, f"{deep}/2", "two\nlines", 'quo"te'):
-            (place / folder).mkdir(parents=True)
+            (repo / folder).mkdir(parents=True)
             stages = {
                 stage: {"cmd": f"echo {stage} > {stage}.txt", "outs": [f"{stage}.txt"]} for stage in ("学習", "x" * 60)
             }
-            (place / folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, allow_unicode=True))
+            (repo / folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, allow_unicode=True))
         words = ["dvc-parallel" if name == "ours" else "dvc", "repro", "-P"]
-        done = program(place / ODD_NAMES[-1], *words)  # from one folder, those of all others too
+        done = program(repo / ODD_NAMES[-1], *words)  # from one folder, with the stages of all others
         assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
     assert len(list((tmp_path / "ours" / ".dvc/tmp/dvc-parallel").glob("*.log"))) == 2 * (len(ODD_NAMES) + 4)
@@ -194,18 +194,18 @@ def test_odd_names_of_folders_and_stages_have_a_log_each(tmp_path):
 @pytest.mark.privileged
 @pytest.mark.parametrize("mount", ["--bind /tmp/file dvc.lock", "-t tmpfs tmpfs sub"])
 def test_lock_file_on_a_mount_is_written(tmp_path, mount):
-    """A lock file that is a mount point, or on another file system, is as DVC's."""
+    """A lock file that is a mount point, or on another file system, is written as by DVC."""
     locks = []
     for name in ("dvc-parallel", "dvc"):
-        place = new_repository(tmp_path / name, "stages: {a: {cmd: echo a > a.txt, outs: [a.txt]}}")
-        (place / "sub").mkdir()
-        for file in (place / "dvc.lock", tmp_path / "file"):
+        repo = new_repository(tmp_path / name, "stages: {a: {cmd: echo a > a.txt, outs: [a.txt]}}")
+        (repo / "sub").mkdir()
+        for file in (repo / "dvc.lock", tmp_path / "file"):
             file.write_text("schema: '2.0'\n")
         mount = mount.replace("/tmp/file", str(tmp_path / "file"))
         commands = f"mount {mount}; cp dvc.yaml sub; {name} repro -P && cat dvc.lock sub/dvc.lock"
         done = subprocess.run(
             ["unshare", "--mount", "sh", "-ec", commands],
-            cwd=place, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+            cwd=repo, env=ENVIRONMENT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         locks.append(done.stdout[done.stdout.index("schema") :])
@@ -214,11 +214,11 @@ def test_lock_file_on_a_mount_is_written(tmp_path, mount):
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard", pytest.param("owner", marks=pytest.mark.privileged)])
 def test_lock_file_keeps_its_links_and_its_owner(tmp_path, kind):
-    """A lock file that is a link, has a second name or is another user's stays so, as with DVC; so the content."""
+    """A lock file that is a symlink, has a hard link or belongs to another user stays so, as with DVC."""
     facts = []
     for name in ("dvc-parallel", "dvc"):
-        place = new_repository(tmp_path / name, "stages: {a: {cmd: echo a > a.txt, outs: [a.txt]}}")
-        lock, other = place / "dvc.lock", tmp_path / f"{name}.lock"
+        repo = new_repository(tmp_path / name, "stages: {a: {cmd: echo a > a.txt, outs: [a.txt]}}")
+        lock, other = repo / "dvc.lock", tmp_path / f"{name}.lock"
         other.write_text("schema: '2.0'\n")
         other.chmod(0o640)
         if kind == "owner":
@@ -228,7 +228,7 @@ def test_lock_file_keeps_its_links_and_its_owner(tmp_path, kind):
             lock.hardlink_to(other)
         else:
             lock.symlink_to(other)
-        assert program(place, name, "repro").returncode == 0
+        assert program(repo, name, "repro").returncode == 0
         status = lock.stat()
         facts.append(
             (status.st_mode, status.st_uid, status.st_gid, status.st_nlink, lock.is_symlink(), lock.read_text())
@@ -239,89 +239,89 @@ def test_lock_file_keeps_its_links_and_its_owner(tmp_path, kind):
 
 # -- faults --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("content", [b"day: 2020-01-01\n", b"day: \xfc\n", b"day: [\n"])
-def test_parameters_that_dvc_cannot_read_are_an_error_in_words(tmp_path, content):
-    """A date, a letter of Latin-1 and broken YAML: the line that DVC has, and no traceback."""
+def test_parameters_that_dvc_cannot_read_are_an_error(tmp_path, content):
+    """Dates, Latin-1 characters and broken YAML give DVC's message, without a traceback."""
     stages = {"a": {"cmd": "echo x > a", "params": ["day"], "outs": ["a"]}}
-    place = new_repository(tmp_path / "place", stages)
-    (place / "params.yaml").write_bytes(content)
-    done = program(place, "dvc-parallel", "repro")
+    repo = new_repository(tmp_path / "place", stages)
+    (repo / "params.yaml").write_bytes(content)
+    done = program(repo, "dvc-parallel", "repro")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert "params.yaml" in done.stderr
 
 
-def test_repro_failure_stops_only_what_needs_it(tmp_path):
-    """The error names the stage, the end of its output and what was not run; the rest is committed."""
+def test_failed_stage_stops_only_its_dependents(tmp_path):
+    """The error has the stage, the end of its output and the stages that were not run; the others are committed."""
     stages = {
         "bad": {"cmd": "echo the reason; exit 7", "outs": ["bad.txt"]},
         "lost": {"cmd": "true", "outs": ["lost.txt"]},
-        "needy": stamped("needy", 0, deps=["bad.txt"]),
-        "good": stamped("good", 1),
-        "better": stamped("better", 0, deps=["good.txt"]),
+        "needy": timed("needy", 0, deps=["bad.txt"]),
+        "good": timed("good", 1),
+        "better": timed("better", 0, deps=["good.txt"]),
     }
-    place = new_repository(tmp_path / "place", stages)
-    done = repro(place)
+    repo = new_repository(tmp_path / "place", stages)
+    done = repro(repo)
     assert done.code == 1
     for words in ("2 of 5 stages failed", "bad", "the reason", "exited with 7", "lost.txt", "needy"):
         assert words in done.error
     assert (done.states["needy"], done.states["better"]) == (State.SKIPPED, State.DONE)
-    assert set(yaml.safe_load(read(place / "dvc.lock"))["stages"]) == {"good", "better"}
-    assert dvc(place, "repro", "better").stdout.count("Running stage") == 0
+    assert set(yaml.safe_load(read(repo / "dvc.lock"))["stages"]) == {"good", "better"}
+    assert dvc(repo, "repro", "better").stdout.count("Running stage") == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_repro_interrupted_ends_all_and_keeps_what_was_done(tmp_path, number):
-    """Grandchildren too are gone, the lock is free, what had ended is in the lock file."""
+def test_interrupted_repro_ends_all_processes_and_keeps_results(tmp_path, number):
+    """Grandchildren have ended too, the lock is free, and completed stages are in the lock file."""
     stages = {
-        "quick": stamped("quick", 0),
+        "quick": timed("quick", 0),
         "slow": {"cmd": "echo $$ > slow.pid; sleep 300 & echo $! > grandchild.pid; wait", "outs": ["slow.txt"]},
         "deaf": {"cmd": "trap '' INT; echo $$ > deaf.pid; sleep 300; sleep 300", "outs": ["deaf.txt"]},
-        "later": stamped("later", 0, deps=["slow.txt"]),
+        "later": timed("later", 0, deps=["slow.txt"]),
     }
-    place = new_repository(tmp_path / "place", stages)
-    process = start(place)
-    files = [place / f"{name}.pid" for name in ("slow", "grandchild", "deaf")]
-    wait_for(lambda: all(map(read, files)) and "quick" in read(place / "dvc.lock"))
+    repo = new_repository(tmp_path / "place", stages)
+    process = start(repo)
+    files = [repo / f"{name}.pid" for name in ("slow", "grandchild", "deaf")]
+    wait_for(lambda: all(map(read, files)) and "quick" in read(repo / "dvc.lock"))
     process.send_signal(number)
     began = time.monotonic()
-    done = Ended(process)
+    done = Result(process)
     assert done.code == 128 + number
     assert time.monotonic() - began < 100  # of 300
     wait_for(lambda: not any(psutil.pid_exists(int(read(file))) for file in files))
     assert done.states["slow"] == State.INTERRUPTED
-    assert dvc(place, "repro", "quick").stdout.count("Running stage") == 0
+    assert dvc(repo, "repro", "quick").stdout.count("Running stage") == 0
 
 
-def test_two_repros_at_once_run_each_stage_once(tmp_path):
-    """The second waits, says for whom, and finds all up to date."""
-    place = new_repository(tmp_path / "place", COUNTED)
-    first = start(place)
+def test_parallel_repros_run_each_stage_once(tmp_path):
+    """The second run waits, names the process it waits for, and finds all stages up to date."""
+    repo = new_repository(tmp_path / "place", COUNTED)
+    first = start(repo)
     wait_for(lambda: read(tmp_path / "count"))
-    second = start(place)
+    second = start(repo)
     assert f"waiting for process {first.pid}" in second.stderr.readline()
     (tmp_path / "go").touch()
-    first, second = Ended(first), Ended(second)
+    first, second = Result(first), Result(second)
     assert (first.code, second.code) == (0, 0)
     assert second.states["one"] == State.UNCHANGED
     assert read(tmp_path / "count").count("run") == 1
 
 
-def test_dvc_typed_meanwhile_does_not_run_a_stage_twice(tmp_path):
-    """DVC finds the files in use, as beside another `dvc repro`, and says by whom."""
-    place = new_repository(tmp_path / "place", COUNTED)
-    first = start(place)
+def test_dvc_repro_during_a_run_does_not_run_a_stage_twice(tmp_path):
+    """DVC reports the files in use and by which process, as during another `dvc repro`."""
+    repo = new_repository(tmp_path / "place", COUNTED)
+    first = start(repo)
     wait_for(lambda: read(tmp_path / "count"))
-    meanwhile = dvc(place, "repro")
+    meanwhile = dvc(repo, "repro")
     (tmp_path / "go").touch()
-    assert Ended(first).code == 0
+    assert Result(first).code == 0
     assert meanwhile.returncode != 0
     assert f"PID {first.pid}" in meanwhile.stderr
     assert read(tmp_path / "count").count("run") == 1
 
 
 def test_repro_waits_for_the_lock_and_loses_nothing(tmp_path):
-    """DVC itself gives up after three seconds, with its work done; ours is committed, and was made once."""
-    place = new_repository(tmp_path / "place", COUNTED)
-    process = start(place)
+    """DVC gives up after three seconds and loses its work; dvc-parallel waits, runs the stage once and commits it."""
+    repo = new_repository(tmp_path / "place", COUNTED)
+    process = start(repo)
     wait_for(lambda: read(tmp_path / "count"))
     code = """
 import contextlib, time, zc.lockfile
@@ -334,13 +334,13 @@ print(flush=True)
 input()
 """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=place, **pipes) as holder:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=repo, **pipes) as holder:
         holder.stdout.readline()
         (tmp_path / "go").touch()
         assert f"waiting for process {holder.pid}" in process.stderr.readline()
-    done = Ended(process)
+    done = Result(process)
     assert done.code == 0, done.error
-    assert dvc(place, "repro").stdout.count("Running stage") == 0
+    assert dvc(repo, "repro").stdout.count("Running stage") == 0
     assert read(tmp_path / "count").count("run") == 1
 
 
@@ -360,21 +360,21 @@ LOOP = "stages: {a: {cmd: x, deps: [b], outs: [a]}, b: {cmd: x, deps: [a], outs:
         ("stages: {a: {cmd: cat none, deps: [none], outs: [x]}}", None, None, "none"),
     ],
 )
-def test_broken_pipeline_is_an_error_in_words(tmp_path, stages, lock, target, words):
-    """What a user can get wrong ends in DVC's words and the next step."""
-    place = new_repository(tmp_path / "place", stages or "")
+def test_broken_pipeline_is_an_error(tmp_path, stages, lock, target, words):
+    """Mistakes of a user give DVC's message and a next step."""
+    repo = new_repository(tmp_path / "place", stages or "")
     if stages is None:
-        (place / "dvc.yaml").unlink()
+        (repo / "dvc.yaml").unlink()
     if lock:
-        (place / "dvc.lock").write_text(lock)
+        (repo / "dvc.lock").write_text(lock)
     with pytest.raises(ReproError) as caught:
-        reproduce([target] if target else [], folder=place)
+        reproduce([target] if target else [], folder=repo)
     assert words in str(caught.value)
     assert "next:" in str(caught.value)
 
 
-def test_stage_with_nothing_to_do_takes_no_more_work_than_dvc(tmp_path):
-    """Twenty stages more add no more calls of functions than they add to `dvc repro`, however long PATH is."""
+def test_unchanged_stage_takes_no_more_work_than_in_dvc(tmp_path):
+    """Twenty more stages add no more function calls than in `dvc repro`, however long PATH is."""
     repository = new_repository(tmp_path / "repository", copying(30))
     environment = ENVIRONMENT | {"PATH": f"{'/none:' * 30}{ENVIRONMENT['PATH']}"}
     for i in range(30):
@@ -391,14 +391,14 @@ def test_stage_with_nothing_to_do_takes_no_more_work_than_dvc(tmp_path):
     assert added["ours"] <= added["theirs"]
 
 
-def test_repro_outside_a_repository_says_so(tmp_path):
-    """The command without a DVC repository ends with 1 and a text, without a traceback."""
+def test_repro_outside_a_repository_is_an_error(tmp_path):
+    """Without a DVC repository the command exits with 1 and a message, without a traceback."""
     done = program(tmp_path, "dvc-parallel", "repro")
     assert (done.returncode, "not inside of a DVC repository" in done.stderr) == (1, True)
 
 
-def test_lines_name_each_stage():
-    """A stage has a line when it starts, and one with its seconds or its state when it ends."""
+def test_progress_lines_name_each_stage():
+    """A stage has a line at its start, and one with its seconds or its state at its end."""
     written: list[str] = []
     progress = lines(written.append)
     for stage, state in (("train", State.RUNNING), ("train", State.DONE), ("report", State.SKIPPED)):

@@ -1,4 +1,4 @@
-"""The distribution alone: what a stranger gets who installs it."""
+"""The wheel, installed alone in a new environment."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ stages:
 
 
 def test_wheel_alone_does_what_the_readme_shows(tmp_path):
-    """In a bare environment: a pipeline runs, `dvc repro` finds nothing to do, and nothing foreign is installed."""
-    programs, place = install_alone(PACKAGE, tmp_path), tmp_path / "place"
-    place.mkdir()
+    """A pipeline runs, `dvc repro` finds nothing to do, and no undeclared package is installed."""
+    programs, repo = install_alone(PACKAGE, tmp_path), tmp_path / "place"
+    repo.mkdir()
     environment = clean_environment()
-    run = functools.partial(run_program, cwd=place, env=environment | {"PATH": f"{programs}:{environment['PATH']}"})
+    run = functools.partial(run_program, cwd=repo, env=environment | {"PATH": f"{programs}:{environment['PATH']}"})
     query = f"import importlib.util as u; print([name for name in {FOREIGN} if u.find_spec(name)])"
     assert run("python", "-c", query) == "[]\n"
     run("git", "init", "--quiet")
     run(programs / "dvc", "init", "--quiet")
-    (place / "dvc.yaml").write_text(PIPELINE)
-    (place / "make.py").write_text("open('right.txt', 'w').write('right\\n')")
+    (repo / "dvc.yaml").write_text(PIPELINE)
+    (repo / "make.py").write_text("open('right.txt', 'w').write('right\\n')")
     run(programs / "dvc-parallel", "repro", "-j", "2")
-    assert read(place / "both.txt") == "left\nright\n"
+    assert read(repo / "both.txt") == "left\nright\n"
     assert "up to date" in run(programs / "dvc", "repro")
