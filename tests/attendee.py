@@ -14,7 +14,7 @@ from workshop.teaching.checkpoints import Checkpoint, examine, state_of
 
 
 def new_repository(root: Path, *names: str) -> Path:
-    """Return a repository with these files of this tree, committed."""
+    """Return a repository in which these files of this tree are committed."""
     for name in ("pyproject.toml", ".gitignore", *names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes((ROOT / name).read_bytes())
@@ -31,15 +31,15 @@ class Attendee:
 
     root: Path
     client: object
-    known: set[str] = field(default_factory=set)  # the steps that were done when somebody looked last
+    known: set[str] = field(default_factory=set)  # steps that were done at the last check
 
     @property
     def settings(self) -> Settings:
-        """The settings as a program of the attendee's sees them."""
+        """The settings as the attendee's programs see them."""
         return Settings()
 
     def steps(self) -> dict[str, Checkpoint]:
-        """Return all steps by their titles, looked at now."""
+        """Return the current state of all steps, by title."""
         return {checkpoint.title: checkpoint for checkpoint in examine(state_of(self.settings))}
 
     def ticked(self) -> set[str]:
@@ -48,7 +48,7 @@ class Attendee:
 
     @contextlib.contextmanager
     def ticks(self, *titles: str) -> Iterator[None]:
-        """Check that what happens in the block ticks these steps, and no other."""
+        """Check that the block completes these steps, and no others."""
         yield
         before, self.known = self.known, self.ticked()
         ticked = self.known - before

@@ -1,4 +1,4 @@
-"""What tests of the dashboard's pages share: opened pages, further dashboards, the alias, and a server that fails."""
+"""Helpers for tests of the dashboard's pages: opened pages, the alias, and faults in the console."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from playwright.sync_api import Browser, sync_playwright
 from workplace import required
 
 PAGES = dict(zip(["/", *pages.PATHS[2:]], (page.TITLE for page in pages.PAGES), strict=True))
-ALIAS_SECONDS = 20.0  # from the alias's move to every open page; 5 s on a quiet machine
-FAULT = re.compile("Error|Content Security Policy")  # in what a browser's console says
+ALIAS_SECONDS = 20.0  # from a move of the alias to all open pages; 5 s on an idle machine
+FAULT = re.compile("Error|Content Security Policy")  # in the browser's console
 # Notes how far things jump without a reader's doing.
 WATCH = """
 window.shifted = 0
@@ -42,7 +42,7 @@ class Registry:
         self._client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version)
 
     def remove(self) -> None:
-        """Take the alias away."""
+        """Remove the alias."""
         self._client.delete_registered_model_alias(REGISTERED_MODEL, PRODUCTION)
 
 
@@ -60,14 +60,14 @@ def chromium(*options: str) -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def opened(browser, url: str, width: int = 1280, height: int = 900, **options):
-    """Open a page of the dashboard; at the end no script has failed and no request was answered 500 or above."""
+    """Open a page of the dashboard; fail at the end after a script error or a response with status 500 or above."""
     context = browser.new_context(viewport={"width": width, "height": height}, **options)
     page = context.new_page()
     page.add_init_script(WATCH)
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if FAULT.search(said.text) else None)
-    page.on("response", lambda answer: faults.append(answer.url) if answer.status >= 500 else None)
+    page.on("console", lambda message: faults.append(message.text) if FAULT.search(message.text) else None)
+    page.on("response", lambda response: faults.append(response.url) if response.status >= 500 else None)
     try:
         page.goto(url)
         page.wait_for_selector("#page section", timeout=30_000)

@@ -1,4 +1,4 @@
-"""The real thing, once for all tests: a clone of this tree, its servers on free ports, its pipeline run."""
+"""Shared by all tests: a clone of this tree with its servers on free ports, in which the pipeline was run."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def group_of(item) -> str:
 
 
 def pytest_configure(config):
-    """Start the process that ends what is left when the session is over, or was interrupted or killed."""
+    """Start the process that ends leftover processes when the session ends, is interrupted or is killed."""
     if IS_FIRST_PROCESS:
         command = [sys.executable, Path(__file__).with_name("leftovers.py"), SESSION]
-        # In a session of its own, Ctrl-C does not reach it.
+        # In a new session, so that Ctrl-C does not reach it.
         watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         config.add_cleanup(watcher.communicate)
 
@@ -103,7 +103,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory) -> Path:
-    """A tracking database in which nothing happened yet, to copy: MLflow takes five seconds to make one."""
+    """An empty tracking database to copy, since MLflow takes five seconds to create one."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all processes
@@ -116,10 +116,10 @@ def new_database(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def servers(request, tmp_path_factory) -> Iterator[Servers]:
-    """A clone in which `make run` was typed: servers up, pipeline run, a model in production.
+    """A clone after `make run`: servers up, pipeline run, a model in production.
 
-    The first process that asks has it run the pipeline; in others it starts from a copy of that clone and a backup of
-    its servers, and finds nothing to do.
+    The first process that requests it runs the pipeline; the others start from a copy of that clone and a backup of
+    its servers, where all stages are up to date.
     """
     root, temporary = tmp_path_factory.mktemp("clone"), Path(tempfile.mkdtemp())  # short, for paths of sockets
     clone = Servers(root, environment_for(root) | {"TMPDIR": str(temporary)})
@@ -135,7 +135,7 @@ def servers(request, tmp_path_factory) -> Iterator[Servers]:
                 clone.run(BIN / "workshop", "backup", "--restore", kept / "backup.tar")
             else:
                 copy_tree(root)
-            del clone.environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # kernels are warm, as for users
+            del clone.environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # warm kernels, as for users
             # The environment is this one; `-o` says that it need not be installed again.
             clone.output = clone.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run").stdout
             is_copied = any(group_of(item) == "second servers" for item in request.session.items)
@@ -152,16 +152,16 @@ def servers(request, tmp_path_factory) -> Iterator[Servers]:
 
 @pytest.fixture
 def in_workplace(servers, monkeypatch) -> Servers:
-    """Make this process see the clone's servers, as a notebook's kernel does."""
+    """Set this process's environment to that of a notebook kernel in the clone."""
     with environment_of(servers.environment):
         monkeypatch.chdir(servers.pipeline)
         yield servers
-        monkeypatch.undo()  # later it would put back variables of this environment into the one before
+        monkeypatch.undo()  # a later undo would restore variables into the wrong environment
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium, driven by Playwright, whose event loop would be in the way of other modules' tests."""
+    """Headless Chromium, driven by Playwright; per module, since its event loop disturbs tests of other modules."""
     from browsing import chromium
 
     with chromium() as started:

@@ -1,4 +1,4 @@
-"""Wait for the end of a session of pytest, however it ends; then end what is left of all that the session started."""
+"""Wait for the end of a pytest session, however it ends; then end the processes that it left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GRACE_SECONDS = 3
 
 
 def leftovers(mark: str) -> Iterator[psutil.Process]:
-    """Yield the processes that have the session's ``mark`` in the environment that they were started with."""
+    """Yield the processes with the session's ``mark`` in their environment."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get("TEST_SESSION") == mark:
@@ -21,7 +21,7 @@ def leftovers(mark: str) -> Iterator[psutil.Process]:
 
 
 if __name__ == "__main__":
-    sys.stdin.read()  # the session never writes: this returns when it has ended
+    sys.stdin.read()  # returns when the session ends, which never writes
     # Resource trackers, such as loky's, end just after the process that they watch.
     while processes := psutil.wait_procs(leftovers(sys.argv[1]), GRACE_SECONDS)[1]:
         for process in processes:

@@ -1,4 +1,4 @@
-"""A server and laptops: namespaces with a root folder, users, processes and a network of their own."""
+"""A server and laptops, simulated by namespaces with their own root folder, users, processes and network."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ exec chroot . sh -c 'sleep infinity & wait'
 
 @dataclass
 class Machine:
-    """A machine: its first process, and its name."""
+    """A simulated machine: its first process and its name."""
 
     name: str
     process: subprocess.Popen
     pid: int
 
     def command(self, *words: str | Path, user: str = "root") -> list[str]:
-        """Return the command that runs ``words`` there as ``user``, with that user's environment and no terminal."""
+        """Return the command that runs ``words`` on the machine as ``user``, with that user's environment."""
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", "--uts", "--root"]
         become = ["setpriv", "--reset-env", "--reuid", user, "--regid", user, "--init-groups"]
         return [*enter, *become, "env", "--chdir=/", "LC_ALL=C.UTF-8", *map(str, words)]
 
     def run(self, script: str, user: str = "root", **options) -> str:
-        """Run a shell script there and return what it printed; fail if it fails."""
+        """Run a shell script on the machine and return its output; fail if it fails."""
         done = subprocess.run(self.command("bash", "-ec", script, user=user), **PIPES, **options, check=False)
         assert done.returncode == 0, f"{self.name}: {script}\n{done.stdout}"
         return done.stdout
 
     def installs_from(self, wheels: Path) -> None:
-        """Have everybody's pip there, which reaches no network, take packages from a folder."""
+        """Let pip on the machine, which has no internet, install packages from a folder."""
         self.path("/etc/pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {wheels}\n")
 
     def path(self, path: str) -> Path:
-        """Return where this machine's ``path`` is seen from outside."""
+        """Return the path of this machine's ``path`` from outside."""
         return Path(f"/proc/{self.pid}/root{path}")
 
     def bytes_on_link(self) -> int:
-        """Return how many bytes went in or out."""
+        """Return the number of bytes received and sent."""
         lines = Path(f"/proc/{self.pid}/net/dev").read_text().splitlines()
         words = next(line.split() for line in lines if line.strip().startswith("eth0:"))
         return int(words[1]) + int(words[9])
@@ -77,7 +77,7 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "
 
 @contextlib.contextmanager
 def network(pid: int) -> Iterator[None]:
-    """Let this thread, and the programs that it starts, use the network of a process."""
+    """Run this thread and the programs that it starts in the network namespace of a process."""
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/thread-self/ns/net") as outside, open(f"/proc/{pid}/ns/net") as inside:  # noqa: PTH123
         assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
@@ -89,13 +89,13 @@ def network(pid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def machine(name: str, folder: Path, *shared: Path) -> Iterator[Machine]:
-    """Start a machine that sees the ``shared`` folders; at its end its processes, files and network are gone."""
+    """Run a machine with the ``shared`` folders; its processes, files and network are removed at the end."""
     folder.mkdir(parents=True)
     folders = dict.fromkeys(map(str, [ROOT, sys.prefix, sys.base_prefix, *shared]))
     software = " ".join(shlex.quote(path) for path in folders if path != "/usr")
     environment = os.environ | {"ROOT_FOLDER": str(folder), "NAME": name, "SOFTWARE": software}
     kinds = ["--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
-    # The kernel ends the machine when the tests are killed.
+    # The kernel kills the machine when the tests are killed.
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "unshare", *kinds, "sh", "-c", SETUP], env=environment, **PIPES
     )
@@ -115,7 +115,7 @@ def machine(name: str, folder: Path, *shared: Path) -> Iterator[Machine]:
 
 
 def connect(server: Machine, laptops: list[Machine]) -> None:
-    """Lay a cable from each laptop to the server, 10.98.N.1 to 10.98.N.2, and tell the laptop the server's name."""
+    """Connect each laptop to the server, 10.98.N.1 to 10.98.N.2, and add the server's name to the laptop's hosts."""
     for number, laptop in enumerate(laptops, start=1):
         ends = ["ip", "link", "add", f"to{number}", "netns", str(server.pid), "type", "veth"]
         subprocess.run([*ends, "peer", "name", "eth0", "netns", str(laptop.pid)], check=True)

@@ -1,4 +1,4 @@
-"""Podman in namespaces of its own, with a base image made here: no registry, and nothing left at the end."""
+"""Podman in new namespaces, with a base image that is built locally: no registry, and nothing left at the end."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class Machine:
     environment: dict[str, str]
 
     def command(self, *words: str | Path) -> list[str]:
-        """Return the command that runs words there."""
+        """Return the command that runs ``words`` on the machine."""
         return ["nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", f"--wd={self.work}", *map(str, words)]
 
     def types(self, text: str, *, code: int = 0, **variables: str) -> str:
-        """Type commands in a terminal; return what they print."""
+        """Type commands in a terminal; return their output."""
         # A file, for no process reads a pipe afterwards: without systemd podman complains into it about health checks
         # when a container dies, and would itself die of that instead of starting the container again.
         with tempfile.TemporaryFile("w+") as output:
@@ -76,7 +76,7 @@ class Machine:
 
 @contextlib.contextmanager
 def machine(folder: Path, work: Path) -> Iterator[Machine]:
-    """Start a machine with podman in ``folder``; at the end its containers, images, networks and processes are gone."""
+    """Run a machine with podman in ``folder``; remove its containers, images, networks and processes at the end."""
     for program in PROGRAMS:
         required(program, shutil.which(program, path=PATHS))
     for name, text in FILES.items():
@@ -95,10 +95,10 @@ def machine(folder: Path, work: Path) -> Iterator[Machine]:
         pid = int(wait_for(lambda: children.read_text().strip()))
         wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"))
         here = Machine(work, pid, environment)
-        subprocess.run([*BASE_IMAGE, folder / "base.tar"], check=True)  # where Debian's packages can be reached
+        subprocess.run([*BASE_IMAGE, folder / "base.tar"], check=True)  # outside: needs Debian packages
         here.types(f"podman import {folder}/base.tar localhost/debian:12")
         yield here
-        # A pod's containers, which need each other, go together.
+        # A pod's containers depend on each other: remove them together.
         here.types("podman pod rm --all --force --time 0; podman rm --all --force --time 0")
     finally:
         outer.kill()

@@ -1,4 +1,4 @@
-"""What the tests of the packages start: programs of this Python's environment, in clean places and on free ports."""
+"""Helpers for the packages' tests: programs of this Python's environment, clean environments and free ports."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import psutil
 import pytest
 
 BIN = Path(sys.executable).parent
-SETTINGS = ("WORKSHOP_", "MLFLOW_", "DASK_", "DVC_", "PYTEST_")  # the names of tools' own variables begin so
-TRACKING_SECONDS = 240  # its tables are made first, which takes long on a busy machine
+SETTINGS = ("WORKSHOP_", "MLFLOW_", "DASK_", "DVC_", "PYTEST_")  # prefixes of the tools' environment variables
+TRACKING_SECONDS = 240  # creating the database is slow on a busy machine
 
 
 def required(what: str, answer: object) -> None:
-    """Skip the test when a machine lacks something; fail it where CI promised that it is there."""
+    """Skip the test if the machine lacks ``what``; fail it if CI guarantees it."""
     if not answer:
         if os.environ.get("WORKSHOP_REQUIRE_ALL"):
             pytest.fail(f"{what} is missing, and WORKSHOP_REQUIRE_ALL is set")
@@ -34,22 +34,22 @@ def required(what: str, answer: object) -> None:
 
 @functools.cache
 def missing_powers() -> str:
-    """Return why mounts and network namespaces are not possible here, or nothing where they are."""
-    tried = "unshare --mount --net sh -ec 'mount -t tmpfs tmpfs /tmp; ip link add type veth'"
-    done = subprocess.run(tried, shell=True, capture_output=True, text=True, check=False)
-    return f"needs root that may mount and make networks: {tried}: {done.stderr}" if done.returncode else ""
+    """Return why mounts and network namespaces are not possible on this machine, or "" if they are."""
+    command = "unshare --mount --net sh -ec 'mount -t tmpfs tmpfs /tmp; ip link add type veth'"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    return f"needs root that may mount and make networks: {command}: {done.stderr}" if done.returncode else ""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Skip a privileged test where the powers are missing; fail it where CI promised that they are there."""
+    """Skip a privileged test without the privileges; fail it if CI guarantees them."""
     if item.get_closest_marker("privileged") and (reason := missing_powers()):
         (pytest.fail if os.environ.get("WORKSHOP_REQUIRE_PRIVILEGED") else pytest.skip)(reason)
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now, below those that outgoing connections take for a moment."""
-    # Workers of one session choose from different ports: two servers on one would both seem to answer.
+    """Return a free port below the range of ephemeral ports."""
+    # Each pytest-xdist worker has its own ports, so that two of them never start servers on the same one.
     worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:], os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
     while True:
         port = secrets.choice(range(20000 + int(worker), 32000, int(workers)))
@@ -59,14 +59,14 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this environment without what points at servers or a stage, and with this Python's programs first."""
+    """Return the environment without settings of servers and stages, with this Python's programs first on PATH."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     return environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1", "COLUMNS": "120"}
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120, what: str = "") -> Any:
-    """Return what ``condition`` gives once that is true; fail after ``seconds``. A refused connection is not yet it."""
+    """Poll ``condition`` until it is true, and return it; a refused connection is false. Fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         before = time.process_time()
@@ -74,12 +74,12 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120, what: str = "")
             if result := condition():
                 return result
         assert time.monotonic() < deadline, f"waited in vain for {seconds:g} s: {what or condition}"
-        # A condition that takes long to look at must not take the processor from what it waits for.
+        # An expensive condition must not take CPU time from the program it waits for.
         time.sleep(0.05 + 2 * (time.process_time() - before))
 
 
 def run_program(*command: object, **options: Any) -> str:
-    """Run a program with options of `subprocess.run`; return what it printed, or fail with it."""
+    """Run a program with options of `subprocess.run`; return its output, or fail with it."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -89,7 +89,7 @@ def run_program(*command: object, **options: Any) -> str:
 def running(
     command: list, folder: Path, url: str, environment: dict[str, str] | None = None, seconds: float = 120
 ) -> Iterator[subprocess.Popen]:
-    """Run a server in ``folder``, its output in the file `log` there; wait until ``url`` is answered; end it."""
+    """Run a server in ``folder`` until the block ends, with its output in the file `log`; wait first for ``url``."""
     log = folder / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -109,7 +109,7 @@ def running(
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process and all that it started, kindly if it lets us; but not a fork server, which others may use."""
+    """Terminate a process and its descendants, or kill them; keep fork servers, which others may use."""
     family = []
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -129,7 +129,7 @@ def end(process: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a file system of ``size`` at ``folder``, which is made."""
+    """Mount a file system of ``size`` at ``folder``, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
     try:
@@ -142,7 +142,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 def tracking_server(
     folder: Path, artifacts: str = "artifacts", **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Run `mlflow server` in a folder; yield its address and its process."""
+    """Run `mlflow server` in a folder; yield its URL and its process."""
     port = str(free_port())
     command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
     command += ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", artifacts]
@@ -153,11 +153,11 @@ def tracking_server(
 
 
 def install_alone(package: Path, folder: Path, *requirements: str, extra: str = "") -> Path:
-    """Build a package's wheel and install it in a new environment below ``folder``; return where its programs are."""
+    """Build a package's wheel and install it in a new environment below ``folder``; return its folder `bin`."""
     uv = shutil.which("uv", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     required("uv", uv)
     venv = folder / "venv"
-    # From a copy: a build leaves a folder beside the sources.
+    # From a copy, since a build leaves a folder next to the sources.
     source = shutil.copytree(package, folder / "source", ignore=shutil.ignore_patterns("*.egg-info", "build", "tests"))
     run_program(uv, "build", "--quiet", "--wheel", "--out-dir", folder, source)
     run_program(uv, "venv", "--quiet", "--python", sys.executable, venv)

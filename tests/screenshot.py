@@ -1,4 +1,4 @@
-"""Takes the texts' pictures, after `make run` and the notebooks of chapter 2.
+"""Take the screenshots of the documentation, after `make run` and the notebooks of chapter 2.
 
 Type `PYTHONPATH=4_pipeline/tests python tests/screenshot.py`.
 """
@@ -26,16 +26,16 @@ RED_BOX = """([{x, y, width, height}, number]) => document.body.insertAdjacentHT
 
 
 def take_dashboard(browser: Browser) -> None:
-    """Take the README's picture of the dashboard."""
+    """Take the README's screenshot of the dashboard."""
     page = browser.new_page(viewport={"width": 1280, "height": 1060})
     page.goto(get_settings().dashboard_url)
     page.wait_for_selector("#comparison-figure .main-svg")
-    page.wait_for_timeout(1500)  # the figure's first drawing
+    page.wait_for_timeout(1500)  # until the figure is drawn
     Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(DASHBOARD, optimize=True)
 
 
 def take_model_page(browser: Browser) -> None:
-    """Take MLflow's page of chapter 2's best model of GW, with numbers where one clicks to register it."""
+    """Take MLflow's page of chapter 2's best GW model, with numbers at the buttons that register it."""
     client = connect()
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     query = "tags.chapter = '2' and tags.target = 'GW' and metrics.r2 > 0"

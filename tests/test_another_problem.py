@@ -1,4 +1,4 @@
-"""The page "Another problem", followed in clones: a price, visitors and load, in production and on all pages."""
+"""The page "Another problem", followed in clones: price, visitors and load, in production and on all pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST, SECOND, THIRD = re.split(r"\n## (?:Visitors|Load)\n", PAGE)
 
 
 class Example(NamedTuple):
-    """A problem of the page: its part, its names, its title, and hours with much and with little of its target."""
+    """A problem of the page: its section, names and title, and inputs with a high and a low prediction."""
 
     part: str
     name: str
@@ -32,7 +32,7 @@ class Example(NamedTuple):
     little: dict[str, Any]
 
     def blocks(self, language: str) -> list[tuple[str, str]]:
-        """Return the files, or the changes of files, that are typed: those of the first example that others share."""
+        """Return the files or diffs to type, including those that the first example shares with the others."""
         first, part = (
             re.findall(rf"^```{language} (\S+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
             for text in (FIRST, self.part)
@@ -41,7 +41,7 @@ class Example(NamedTuple):
         return shared + [block for block in part if block not in first or not shared]
 
     def commands(self) -> list[str]:
-        """Return the lines of the shell."""
+        """Return the shell commands."""
         blocks = re.findall(r"^```bash\n(.*?)^```", FIRST.replace("price", self.name), re.DOTALL | re.MULTILINE)
         typed = {"dvc repro": ["workshop down", "workshop up --repro"]}  # as the chapter's README says
         return [line for each in "".join(blocks).splitlines() for line in typed.get(each, [each])]
@@ -65,7 +65,7 @@ def example(request) -> Example:
 
 @pytest.fixture(scope="module")
 def place(example, tmp_path_factory):
-    """A clone in which the page was followed, its servers up; they are stopped afterwards."""
+    """A clone in which the page was followed, with its servers up; they are stopped at the end."""
     root, environment = new_workplace(tmp_path_factory.mktemp(example.name))
     place = Servers(root, environment | PERSON)
     try:
@@ -87,14 +87,14 @@ def place(example, tmp_path_factory):
 
 
 def run(place: Servers, command: str) -> str:
-    """Run a command of the page in the folder of the pipeline, and return what it prints."""
+    """Run a command of the page in the pipeline's folder and return its output."""
     program, *words = shlex.split(command)
     done = place.run(program if program == "git" else BIN / program, *words, cwd=place.pipeline)
     return done.stdout
 
 
 def test_few_lines_change(place):
-    """At most five files and 150 lines, which are all committed, and nothing else of the clone."""
+    """At most five files and 150 lines change, and all changes are committed."""
     changed = place.run("git", "diff", "--numstat", "HEAD~1", "HEAD", ":!4_pipeline/dvc.lock").stdout.splitlines()
     lines = {name: int(added) for added, _, name in map(str.split, changed)}
     assert len(lines) <= 5
@@ -103,7 +103,7 @@ def test_few_lines_change(place):
 
 
 def test_clone_of_a_colleague_runs(place, example, tmp_path):
-    """From the commit alone `make run` makes the data, and puts a model of the new problem into production."""
+    """From the commit alone, `make run` creates the data and puts a model of the new problem into production."""
     subprocess.run(["git", "clone", "--quiet", place.root, tmp_path / "clone"], check=True)
     clone = Servers(tmp_path / "clone", environment_for(tmp_path / "clone") | PERSON)
     try:
@@ -114,7 +114,7 @@ def test_clone_of_a_colleague_runs(place, example, tmp_path):
 
 
 def test_tests_of_the_project_pass(place, example, tmp_path):
-    """In less than a minute, with the template's, which are skipped."""
+    """The tests pass in less than a minute; those of the template are skipped."""
     subprocess.run(["git", "clone", "--quiet", place.root, tmp_path / "clone"], check=True)
     folder = tmp_path / "clone" / "4_pipeline"
     shutil.copy(place.pipeline / "own" / f"{example.name}.csv", folder / "own")
@@ -126,13 +126,13 @@ def test_tests_of_the_project_pass(place, example, tmp_path):
 
 
 def test_data_have_no_warning(place):
-    """Checks that make no sense for a category or a count are not made."""
+    """Checks that make no sense for a category or a count are skipped."""
     findings = json.loads((place.pipeline / "results" / "findings.json").read_text())
     assert [check for check in findings["checks"] if check["verdict"] == "warning"] == []
 
 
 def test_all_pages_are_about_the_problem(place, example, browser):
-    """Each page of the dashboard is there without an error, and so are `/predict` and the report."""
+    """Each page of the dashboard, `/predict` and the report work without an error."""
     url, other = (
         place.settings.dashboard_url,
         {"price": "weather", "load": "solar|wind"}.get(example.name, r"solar|GWh?"),

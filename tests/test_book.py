@@ -1,4 +1,4 @@
-"""The book as `make book` builds it from what is committed: executed notebooks, and links that lead somewhere."""
+"""The book, built by `make book` from committed files: executed notebooks, and links without dead ends."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def site(tmp_path_factory):
     return clone / "docs" / "site"
 
 
-def test_every_link_leads_to_a_place(site):
-    """Each link, picture and script of each page is a file of the site, and each fragment an element of its page."""
+def test_every_link_resolves(site):
+    """Each link, image and script of a page is a file of the site, and each fragment is an id of its page."""
     pages = {path.resolve(): BeautifulSoup(path.read_bytes(), "html.parser") for path in site.rglob("*.html")}
     broken = []
     for page, soup in pages.items():
         for element in soup.select("a[href], link[href], img[src], script[src]"):
             address = element.get("href") or element["src"]
             parts = urlsplit(address)
-            if parts.scheme or parts.netloc:  # elsewhere
+            if parts.scheme or parts.netloc:  # external
                 continue
             file = (page.parent / unquote(parts.path)).resolve() if parts.path else page
             if not file.is_file() or (parts.fragment and file in pages and not pages[file].find(id=parts.fragment)):

@@ -20,7 +20,7 @@ PROGRAMS = (
 
 
 def commands(group=main, path=()):
-    """Every command with the words that call it."""
+    """Yield every command with its arguments."""
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
@@ -30,7 +30,7 @@ def commands(group=main, path=()):
 
 
 def invoke(*words):
-    """Run a command in this process."""
+    """Run a command in this process and return the result."""
     return CliRunner().invoke(main, [str(word) for word in words])
 
 

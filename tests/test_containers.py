@@ -1,4 +1,4 @@
-"""Rooms without laptops: the devcontainer and Binder, checked against their formats, their commands run for real."""
+"""The devcontainer and Binder: valid configuration files, whose commands are run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from workplace import BIN, ROOT, answer_of, copy_tree, free_port, processes_of, 
 from workshop.settings import Settings
 
 DEVCONTAINER = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
-PYTHON = (BIN / "python").resolve()  # that this environment was made with
-# How this machine reaches its package index; a container has its own way.
+PYTHON = (BIN / "python").resolve()  # the interpreter of this environment
+# Settings of the package index on this machine; a container has its own.
 NETWORK = re.compile(r"(SSL_CERT|PIP_|UV_|https?_proxy|no_proxy|REQUESTS_CA)", re.IGNORECASE)
 
 
 # -- formats -----------------------------------------------------------------------------------------------------------
-def test_devcontainer_forwards_the_ports_that_the_servers_take():
-    """JupyterLab's and the pages', each with a label; VS Code recommends its extensions; the Python is promised."""
+def test_devcontainer_forwards_the_ports_of_the_servers():
+    """All ports have a label; VS Code recommends its extensions; the Python version is supported."""
     ports = {name: field.default for name, field in Settings.model_fields.items() if name.endswith("_port")}
     pages = {port for name, port in ports.items() if name not in ("ftp_port", "dask_port")}
     assert set(DEVCONTAINER["forwardPorts"]) == {8888, *pages}
@@ -33,11 +33,11 @@ def test_devcontainer_forwards_the_ports_that_the_servers_take():
     assert re.fullmatch(r"mcr\.microsoft\.com/devcontainers/python:3\.1[123]-\w+", DEVCONTAINER["image"])
 
 
-def test_binder_makes_an_image_of_it():
-    """Binder's own builder reads the folder: the Python, both commands; what only tests need is not installed."""
+def test_binder_can_build_an_image():
+    """repo2docker reads the Python version and both commands; test dependencies are not installed."""
     command = [sys.executable, "-m", "repo2docker", "--no-build", "--debug", "."]
     done = run_program(*command, cwd=ROOT, env=os.environ | {"PATH": ""})
-    assert "environment-2epy-2d3-2e12-" in done.stdout  # the lock for the Python that is named
+    assert "environment-2epy-2d3-2e12-" in done.stdout  # the lock for this Python version
     assert "RUN ./.binder/postBuild" in done.stdout
     assert 'R2D_ENTRYPOINT="${REPO_DIR}/.binder/start"' in done.stdout
     assert "requirements.txt" not in done.stdout
@@ -45,14 +45,14 @@ def test_binder_makes_an_image_of_it():
 
 # -- commands ----------------------------------------------------------------------------------------------------------
 def empty_environment(home: Path, python: Path) -> dict[str, str]:
-    """Return the environment of a container: a home, the system's programs, a Python, and how to reach packages."""
+    """Return the environment of a container: home, system programs, a Python, and the package index."""
     network = {name: value for name, value in os.environ.items() if NETWORK.match(name)}
     return network | {"HOME": str(home), "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin"}
 
 
 @pytest.fixture
 def installed(tmp_path) -> Path:
-    """A clone of which the environment is this one, as after the installation."""
+    """A clone that uses this environment, as after the installation."""
     root = copy_tree(tmp_path / "clone")
     (root / ".venv" / "bin").mkdir(parents=True)
     for program in BIN.iterdir():
@@ -60,9 +60,9 @@ def installed(tmp_path) -> Path:
     return root
 
 
-def test_binder_starts_what_it_is_asked_to_start(installed):
+def test_binder_starts_the_workshop(installed):
     """Its command is found, the workshop's programs come first, one worker is all, and the pages' settings are ours."""
-    port = free_port()  # 5000 may be another clone's
+    port = free_port()  # 5000 may be used by another clone
     environment = empty_environment(installed, PYTHON) | {"WORKSHOP_ROOT": str(installed), "PYTHONPATH": str(ROOT)}
     environment["WORKSHOP_MLFLOW_PORT"] = str(port)
     script = "command -v jupyter-lab; echo $WORKSHOP_DASK_WORKERS $MLFLOW_TRACKING_URI $JUPYTER_CONFIG_PATH"
@@ -75,8 +75,8 @@ def test_binder_starts_what_it_is_asked_to_start(installed):
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["devcontainer", "binder"])
-def test_empty_container_becomes_a_room(kind, tmp_path):
-    """From a clone and a bare Python: the commands install everything, and JupyterLab shows its page."""
+def test_empty_container_becomes_a_workplace(kind, tmp_path):
+    """With a clone and a bare Python, the commands install everything and JupyterLab opens."""
     root, port = copy_tree(tmp_path / "clone"), free_port()
     home = root if kind == "binder" else tmp_path / "home"
     home.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The lock agrees with the ranges, and has files for every Python it promises; CI runs on each of them."""
+"""The lock is within the ranges of pyproject.toml and has files for every supported Python; CI runs on each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PYTHONS = ["3.11", "3.13"]
 
 
 def pins():
-    """Each pinned name with its versions: more than one where Pythons need different ones."""
+    """The versions of each pinned package; more than one if Python versions need different ones."""
     versions = {}
     for line in (LOCK.read_text() + (ROOT / "tests" / "requirements.txt").read_text()).splitlines():
         if match := re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^ ;]+)", line):
@@ -38,14 +38,14 @@ def pins():
 
 
 @pytest.mark.parametrize("requirement", RANGES, ids=lambda requirement: requirement.name)
-def test_lock_holds_a_version_within_each_range(requirement):
-    """The locks were compiled from pyproject.toml as it stands."""
+def test_lock_has_a_version_within_each_range(requirement):
+    """The locks were compiled from the current pyproject.toml."""
     versions = pins()[canonicalize_name(requirement.name)]
     assert all(requirement.specifier.contains(version) for version in versions)
 
 
-def test_lock_holds_pins_and_this_repository_alone():
-    """Exact versions from the index that the reader uses, and what lies here; no other path, no address."""
+def test_lock_has_only_pins_and_local_packages():
+    """All entries are exact versions from the user's index or packages of this repository; no other path or URL."""
     lines = LOCK.read_text().splitlines()
     pinned = [line for line in lines if line.strip() and not line.startswith("-e ")]
     assert all(re.match(r"#|[A-Za-z0-9._\[\],-]+==\S+", line) for line in pinned)
@@ -58,7 +58,7 @@ def test_lock_holds_pins_and_this_repository_alone():
 @pytest.mark.parametrize("platform", [PLATFORMS[0], *by_night(*PLATFORMS[1:])])
 @pytest.mark.parametrize("python", [*by_night(PYTHONS[0]), PYTHONS[1]])
 def test_lock_resolves(platform, python):
-    """Every pin has a wheel or a source for every Python and platform that the project promises."""
+    """Every pin has a wheel or a source for every supported Python and platform."""
     name = "tensorflow-cpu" if platform.startswith("x86_64") else "tensorflow"
     options = ["--python-version", python, "--python-platform", platform, "--only-binary", name]
     command = [BIN / "uv", "pip", "compile", "--quiet", *options, "--no-header", "--no-annotate", "requirements.txt"]

@@ -1,4 +1,4 @@
-"""Documentation that is true: links resolve, commands exist and parse, chapters share their headings."""
+"""The documentation: links resolve, commands exist and parse, chapters share their headings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=
 
 
 def name(path):
-    """A page's name in test ids."""
+    """Return a page's name for test ids."""
     return str(path.relative_to(ROOT))
 
 
@@ -40,7 +40,7 @@ NOTEBOOKS = [path for path in sorted(ROOT.glob("[1-4]_*/**/*.ipynb")) if not MAD
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name)
 def test_relative_links_resolve(page):
-    """Every link to a file of the repository leads somewhere, in pages and in the text cells of notebooks."""
+    """Every link to a file of the repository resolves, in pages and in text cells of notebooks."""
     for target in re.findall(r"\]\(([^)#\s\"]+)[^)\"]*\)", page.read_text()):
         if not re.match(r"[a-z]+:|attachment", target) and "\\" not in target:
             assert (page.parent / target).exists(), f"{page}: {target}"
@@ -51,17 +51,17 @@ PATH = re.compile(r"(?<![\w/.:~$*{}<>@+%-])(?:\.\./)*(\w[\w.-]*(?:/[\w-][\w.-]*)
 
 
 def named_paths(path):
-    """The paths in backticks and code blocks of a page, or of a notebook's text, that begin with a name that is there.
+    """Yield the paths in backticks and code blocks of a page or a notebook that start with an existing name.
 
-    Yields each as it may be meant: from the top, and from the file's own folder.
+    Each is yielded relative to the top and to the file's folder.
     """
     text = path.read_text()
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
         text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    made = re.findall(r"^```python (\S+)", text, flags=re.MULTILINE)  # files that the page has its readers write
+    created = re.findall(r"^```python (\S+)", text, flags=re.MULTILINE)  # files that the reader writes
     for code in re.findall(r"^ *```.*?^ *```|`[^`\n]+`", text, flags=re.DOTALL | re.MULTILINE):
-        for words in set(PATH.findall(code)).difference(made):
+        for words in set(PATH.findall(code)).difference(created):
             meant = [words, os.path.normpath(path.parent.relative_to(ROOT) / words)]
             if any(each.removesuffix(words) + words.split("/")[0] in TREE for each in meant):
                 yield meant
@@ -69,7 +69,7 @@ def named_paths(path):
 
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in files_of_tree("*.ipynb"))], ids=name)
 def test_paths_that_texts_name_exist(page):
-    """Each is a file or a folder of the repository, or one that git ignores, because a command makes it."""
+    """Each path is in the repository, or is ignored by git because a command creates it."""
     for meant in named_paths(page):
         ignored = subprocess.run(
             ["git", "check-ignore", *meant, *(f"{each}/" for each in meant)], cwd=ROOT, capture_output=True, check=False
@@ -84,7 +84,7 @@ PROGRAMS = {
 
 
 def commands(page):
-    """The lines of a page's shell blocks, and its inline code, that call one of our programs."""
+    """Return the lines of shell blocks and inline code that call one of this repository's programs."""
     text = page.read_text()
     fences = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     blocks = [block for language, block in fences if language in ("bash", "sh", "console")]
@@ -94,9 +94,9 @@ def commands(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_exist_and_their_options_parse(page):
-    """Each line of our programs names a command with options that it has; `make ...` a target."""
+    """Each command line has an existing command with valid options, or a target of make."""
     for line in commands(page):
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)  # `;`, `|` and the like are words of their own
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)  # `;` and `|` are tokens
         lexer.whitespace_split = True
         for _, part in itertools.groupby(lexer, lambda word: word[:1] in "();<>|&"):
             words = list(part)
@@ -108,23 +108,23 @@ def test_commands_exist_and_their_options_parse(page):
 
 
 def typed(path):
-    """The text that a reader types or opens: a page or a notebook without blocks that show outputs, a program."""
+    """Return the text of a program, or of a page or notebook without output blocks: what a reader types or opens."""
     if path.suffix == ".ipynb":
         return "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
     return re.sub(r"^ *```text\n.*?```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS, ROOT / "1_starting_point" / "dashboard" / "app.py"], ids=name)
-def test_texts_type_no_port_that_servers_move_to(path):
-    """Commands and links use exported addresses, or ports that `up` never takes: a usual one may be another clone's."""
-    if path == ROOT / "examples" / "posts_over_ssh" / "README.md":  # on the laptop it says which ports SSH forwards
+def test_texts_use_no_port_that_servers_may_take(path):
+    """Commands and links use exported addresses, or ports that `up` never takes: defaults may be another clone's."""
+    if path == ROOT / "examples" / "posts_over_ssh" / "README.md":  # names the ports that SSH forwards to the laptop
         return
     ports = re.findall(r"(?:127\.0\.0\.1|localhost|--port|PORT=)[ :=]?(\d{4,5})", typed(path))
     assert [port for port in ports if is_near_wanted(int(port))] == []
 
 
 def check_parses(words, line, command):
-    """Let click parse the words without running anything."""
+    """Parse the arguments with click without running anything."""
     context = click.Context(command)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         command = command.get_command(context, words.pop(0))
@@ -134,14 +134,14 @@ def check_parses(words, line, command):
     try:
         command.make_context(line, list(words), parent=context)
     except (click.exceptions.MissingParameter, click.exceptions.BadOptionUsage, click.exceptions.Exit):
-        pass  # named in prose without its arguments, or --help
-    except click.exceptions.BadParameter as error:  # a word in place of a number, or a file that the reader has
+        pass  # mentioned without arguments, or --help
+    except click.exceptions.BadParameter as error:  # a placeholder for a number, or a file of the reader
         is_file = error.param and isinstance(error.param.type, click.Path | click.File)
         assert is_file or any(re.search(r"[A-Z]{2,}", word) for word in words), line
 
 
 def test_make_help_names_each_target():
-    """Whatever a person may type is in the list, with a line on it."""
+    """Each target for users is listed, with a description."""
     makefile = (ROOT / "Makefile").read_text()
     [targets] = re.findall(r"^\.PHONY: (.*)", makefile, flags=re.MULTILINE)
     assert set(re.findall(r'@echo "make ([\w-]+) ', makefile)) | {"help"} == set(targets.split())
@@ -149,14 +149,14 @@ def test_make_help_names_each_target():
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_chapters_share_their_headings(chapter):
-    """What, before, time, steps, take-away, and a link to what comes next."""
+    """Each chapter has the same headings and a link to the next one."""
     text = (ROOT / chapter / "README.md").read_text()
     assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE) == HEADINGS
     assert dict(zip(CHAPTERS, [*CHAPTERS[1:], "README"], strict=True))[chapter] in text.rstrip().splitlines()[-1]
 
 
-def test_table_of_benchmarks_is_that_of_the_results():
-    """The page shows what the kept results give, and each package's page leads to it."""
+def test_table_of_benchmarks_has_the_recorded_results():
+    """The page shows the recorded results, and each package's page links to it."""
     page = ROOT / "benchmarks" / "README.md"
     assert page.read_text().split(BEGIN)[1].split(END)[0].strip() == table(json.loads(RESULTS.read_text()), BENCHMARKS)
     for package in (ROOT / "packages").glob("*/README.md"):
@@ -164,15 +164,15 @@ def test_table_of_benchmarks_is_that_of_the_results():
 
 
 def test_four_systems_are_linked():
-    """The front page leads to each example and to the servers for a team."""
+    """The front page links to each example and to the team's servers."""
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
     systems = [*(ROOT / "examples").glob("*/README.md"), ROOT / "server" / "team" / "README.md"]
     assert set(systems) <= {(ROOT / link).resolve() for link in links}
 
 
 @pytest.mark.parametrize(("into", "years"), [("shorter.csv", ("2013",)), ("recent.csv", ("2015", "2016"))])
-def test_chapter_4_cuts_out_whole_years(germany_csv, into, years):
-    """Its commands keep all hours of the years that the text names, and no other."""
+def test_chapter_4_selects_whole_years(germany_csv, into, years):
+    """Its commands select all hours of the years in the text, and no others."""
     page = (ROOT / "4_pipeline" / "README.md").read_text()
     [command] = re.findall(rf'^(?:.* ")?(\w.* germany\.csv) > {into}', page, flags=re.MULTILINE)
     done = subprocess.run(["sh", "-c", command], cwd=germany_csv.parent, capture_output=True, text=True, check=True)

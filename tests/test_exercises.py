@@ -57,7 +57,7 @@ def solved_file(servers):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
-def test_exercises_have_their_form(path):
+def test_exercises_share_a_structure(path):
     """Each exercise has a task, a cell to fill in, a check, a hint and a solution, and is numbered from 1."""
     cells = nbformat.read(path, as_version=4).cells
     parts = [(tag, cell) for cell in cells for tag in cell.metadata.get("tags", [])]
@@ -126,7 +126,7 @@ def test_odd_answers_get_a_hint(path, in_workplace, solved_file, capsys):
 RANDOM = np.random.default_rng(0)
 MEASURED = pd.DataFrame(RANDOM.uniform(0, 20, (2000, 2)), columns=TARGETS)
 PREDICTED = MEASURED.to_numpy() + RANDOM.normal(0, 2.65, (2000, 2))
-LEARNED = np.vstack([PREDICTED, PREDICTED])  # predictions for the more numerous training hours
+LEARNED = np.vstack([PREDICTED, PREDICTED])  # predictions for the training hours, which are more
 BELOW, R2 = (PREDICTED[:, 1] < 0).mean(), r2_score(MEASURED, PREDICTED, multioutput="raw_values")
 TEST = MEASURED.assign(**dict.fromkeys(FEATURES, 1.0))
 BOTH, MAE, WITH, WITHOUT = R2.mean(), "mean_absolute_error", [0.988, 0.914], [0.9, 0.743]

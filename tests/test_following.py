@@ -48,7 +48,7 @@ def followed(in_workplace, data_file, monkeypatch) -> Iterator[Follower]:
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
-def test_version_that_predicts_no_power_leaves_the_old_one_in_production(followed, in_workplace):
+def test_version_with_implausible_predictions_is_not_used(followed, in_workplace):
     """For a model with implausible predictions the page shows the reason, `doctor` fails, and rollback helps."""
     from forecast import tracking
     from forecast.learn import storage
@@ -62,7 +62,7 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(followe
     gate = Registry()
     gate.history(note=True)
     bad = put_into_production(source, run.info.run_id)
-    # A busy store is a fault until the next poll.
+    # While the store is busy, the poll has another fault.
     wait_for(lambda: followed.poll() or "not plausible" in str(layout.message(followed.now)), 60)
     assert followed.now.champion.production.version == "1"
     message = str(layout.message(followed.now))
@@ -77,8 +77,8 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(followe
     assert doctor._production(in_workplace.settings).verdict == doctor.OK
 
 
-def test_deleted_data_file_is_a_fault_after_a_while(served, data_file, tmp_path, monkeypatch):
-    """During a run the data file is missing for minutes, which is no fault; later it is, until the file is back."""
+def test_deleted_data_file_is_a_fault_after_a_timeout(served, data_file, tmp_path, monkeypatch):
+    """A data file may be missing for minutes during a run; after that it is a fault until the file is restored."""
     followed = Follower(tmp_path / "germany.parquet")
     followed.now = served
     followed.poll()
@@ -93,7 +93,7 @@ def test_deleted_data_file_is_a_fault_after_a_while(served, data_file, tmp_path,
     assert followed.now.frame is served.frame
     (tmp_path / "germany.parquet").write_bytes(data_file.read_bytes())
     followed.poll()
-    assert "data" not in followed.now.faults  # there is no tracking server
+    assert "data" not in followed.now.faults  # only that of the tracking server is left
 
 
 def test_invalid_parameters_are_a_fault(served, data_file, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the servers take while nobody uses them."""
+"""The CPU usage of idle servers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from workplace import processes_of
 pytestmark = pytest.mark.soak
 
 SECONDS = 120
-MOST_PERCENT = 3.0  # of a processor; 1.8 on a quiet machine, and 17.7 with the intervals that Dask has by itself
+MOST_PERCENT = 3.0  # of one CPU; 1.8 on an idle machine, 17.7 with Dask's default intervals
 
 
-def test_idle_servers_take_little(servers):
-    """After `make run` all processes together take a few percent of one processor."""
+def test_idle_servers_use_little_cpu(servers):
+    """After `make run` all processes together use a few percent of one CPU."""
     time.sleep(ACTIVE_SECONDS + 10)
     before = _seconds(servers.root)
     time.sleep(SECONDS)
@@ -25,5 +25,5 @@ def test_idle_servers_take_little(servers):
 
 
 def _seconds(root) -> dict[str, float]:
-    """Return the processor seconds of each process of a clone."""
+    """Return the CPU seconds of each process of a clone."""
     return {f"{each.pid} {' '.join(each.cmdline())[-80:]}": sum(each.cpu_times()[:2]) for each in processes_of(root)}

@@ -1,4 +1,4 @@
-"""The layout shows the architecture."""
+"""The layout of the repository and the layers of its imports."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ LIGHT_MODULES = [
 ]  # fmt: skip
 
 
-def test_top_level_holds_what_the_design_names():
-    """Nothing else appears at the top."""
+def test_top_level_has_only_the_listed_names():
+    """The top level has no other files and folders."""
     assert {name.split("/")[0] for name in files_of_tree()} <= TOP
 
 
-def test_imports_point_down_and_never_in_circles():
-    """Arrows go from the command line to the errors; import-linter reads its contracts from pyproject.toml."""
+def test_imports_follow_the_layers():
+    """There are no cycles; import-linter reads the contracts from pyproject.toml."""
     run_program(BIN / "lint-imports", "--no-cache", cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", LIGHT_MODULES)
-def test_heavy_packages_are_imported_where_they_are_needed(name):
-    """`workshop --help` and `status` are fast because nothing heavy is imported at a module's top."""
+def test_heavy_packages_are_imported_lazily(name):
+    """`workshop --help` and `status` are fast because no module imports heavy packages at its top."""
     command = [sys.executable, "-c", f"import sys, {name}; print(*sys.modules)"]
     modules = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert not HEAVY.intersection(modules)

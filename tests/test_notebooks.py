@@ -1,4 +1,4 @@
-"""How the notebooks are written: what STYLE a reader can rely on. That they run is tested where they belong."""
+"""The form of the notebooks; the tests of each chapter run them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PIPELINE = [path for path in NOTEBOOKS if path.parent.name == "4_pipeline" and p
 
 
 def name(path):
-    """A notebook's name in test ids."""
+    """Return a notebook's name for test ids."""
     return str(path.relative_to(ROOT))
 
 
 def cells(path, kind):
-    """The cells of a kind, each with its source as one text."""
+    """Return the cells of a type, with the source of each as one string."""
     return [
         cell | {"source": "".join(cell["source"])}
         for cell in json.loads(path.read_text())["cells"]
@@ -33,7 +33,7 @@ def cells(path, kind):
 
 
 def test_git_compares_notebooks_with_and_without_nbdime(tmp_path):
-    """In a fresh clone `git diff` shows and merges lines; after `nbdime config-git --enable` it shows cells."""
+    """In a new clone `git diff` shows lines; after `nbdime config-git --enable` it shows cells."""
     notebook = tmp_path / "split.ipynb"
     for path in (ROOT / ".gitattributes", ROOT / "4_pipeline" / "split.ipynb"):
         shutil.copy(path, tmp_path)
@@ -55,7 +55,7 @@ def test_git_compares_notebooks_with_and_without_nbdime(tmp_path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_notebook_is_committed_clean(path):
-    """No outputs, no counts, stable ids, and no metadata but the kernel's and tags."""
+    """Notebooks have no outputs or execution counts, stable ids, and only kernel metadata and tags."""
     document = json.loads(path.read_text())
     assert (document["nbformat"], document["nbformat_minor"]) == (4, 5)
     assert set(document["metadata"]) <= {"kernelspec", "language_info"}
@@ -71,7 +71,7 @@ def test_notebook_is_committed_clean(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_notebook_has_title_aims_recap_question_and_next(path):
-    """The frame that every notebook shares."""
+    """All notebooks share these parts."""
     text = [cell["source"] for cell in cells(path, "markdown")]
     assert text[0].startswith("# ")
     assert any("In this notebook you will" in part for part in text)
@@ -83,7 +83,7 @@ def test_notebook_has_title_aims_recap_question_and_next(path):
 
 @pytest.mark.parametrize("path", TAUGHT, ids=name)
 def test_notebook_cells_are_short_and_explained(path):
-    """At most 15 lines of code a cell, half of them within 5, and about a text cell for each code cell."""
+    """Code cells have at most 15 lines, half of them at most 5, and there is about one text cell per code cell."""
     code = cells(path, "code")
     lengths = [len([line for line in cell["source"].splitlines() if line.strip()]) for cell in code]
     assert max(lengths) <= 15
@@ -92,15 +92,15 @@ def test_notebook_cells_are_short_and_explained(path):
 
 
 @pytest.mark.parametrize("path", PIPELINE, ids=name)
-def test_pipeline_parameters_have_types_and_words(path):
-    """Each line of the `parameters` cell has a name, a type, a value and what it means."""
+def test_pipeline_parameters_have_types_and_descriptions(path):
+    """Each line of the `parameters` cell has a name, a type, a value and a comment."""
     tagged = [cell for cell in cells(path, "code") if "parameters" in cell["metadata"].get("tags", [])]
     lines = [line for cell in tagged for line in cell["source"].splitlines()]
     assert all(re.fullmatch(r"\w+: (int|float|str|bool) = .+  # .+", line) for line in lines), lines
 
 
 @pytest.mark.parametrize("path", PIPELINE, ids=name)
-def test_pipeline_notebook_names_no_address(path):
-    """Servers are named by the environment, and paths are relative."""
+def test_pipeline_notebook_has_no_addresses(path):
+    """Servers come from environment variables, and paths are relative."""
     for cell in cells(path, "code"):
         assert not re.search(r"https?://|ftp://|tcp://|localhost|127\.0\.0\.1|password|['\"]/|\.\./", cell["source"])

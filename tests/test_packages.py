@@ -1,4 +1,4 @@
-"""The packages as they are released."""
+"""The packages' distributions and public names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NAMES = sorted(path.parent.name for path in (ROOT / "packages").glob("*/pyprojec
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_distribution_says_what_it_is(name, tmp_path):
-    """`make dist` writes a wheel and the source: both have licence and types, and the repository's address is known."""
+def test_distribution_has_its_metadata(name, tmp_path):
+    """`make dist` builds wheel and sdist, with licence, type marker and the URL of the repository."""
     shutil.copytree(ROOT / "packages" / name, tmp_path / "packages" / name, ignore=shutil.ignore_patterns("tests"))
     shutil.copy(ROOT / "Makefile", tmp_path)
     address = "https://example.org/workshop"
@@ -40,13 +40,13 @@ def test_distribution_says_what_it_is(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_public_names_are_in_the_readme(name):
-    """What a package's `__all__` names, its README explains."""
+    """The README of a package explains each name in `__all__`."""
     readme = (ROOT / "packages" / name / "README.md").read_text()
     public = importlib.import_module(name.replace("-", "_")).__all__
     assert [word for word in public if not re.search(rf"\b{word}\b", readme)] == []
 
 
-def test_a_pipeline_of_notebooks_imports_the_engine_once():
-    """dvc-parallel imports it before it forks `papermill`, since papermill-dask says so; a notebook finds it there."""
+def test_engine_is_imported_before_the_fork():
+    """dvc-parallel imports papermill-dask before it forks `papermill`, so that each notebook has it already."""
     modules = imported_modules(["papermill a.ipynb b.ipynb --engine dask"], {"PATH": str(BIN)})
     assert modules == ["papermill.__main__", "papermill_dask.client.engine:preload"]

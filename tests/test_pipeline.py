@@ -1,4 +1,4 @@
-"""The pipeline as a person runs it: `dvc repro` in a clone, on the real servers and cluster."""
+"""The pipeline as a user runs it: `dvc repro` in a clone, on real servers and a cluster."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def dvc(place: Servers, *words: str, **options):
 
 
 def ran(done) -> list[str]:
-    """The stages that DVC says it ran."""
+    """Return the stages that DVC reports as run."""
     return re.findall(r"^Running stage '([^']+)'", done.stdout, flags=re.MULTILINE)
 
 
 def change(place: Servers, stage: str, key: str, value: object) -> None:
-    """Write one parameter."""
+    """Change one parameter in params.yaml."""
     file = place.pipeline / "params.yaml"
     content = yaml.safe_load(file.read_text())
     content[stage][key] = value
@@ -48,21 +48,21 @@ def change(place: Servers, stage: str, key: str, value: object) -> None:
 
 @pytest.fixture
 def restored(servers, tmp_path_factory):
-    """The clone, whose pipeline's files are put back as they were afterwards."""
+    """The clone; the files of its pipeline are restored at the end."""
     kept = shutil.copytree(servers.pipeline, tmp_path_factory.mktemp("kept"), dirs_exist_ok=True)
     yield servers
     for copy in filter(Path.is_file, kept.rglob("*")):
         file = servers.pipeline / copy.relative_to(kept)
         if not (file.exists() and filecmp.cmp(copy, file)):
             file.unlink(missing_ok=True)
-            file.parent.mkdir(parents=True, exist_ok=True)  # DVC removes an output before it is made
+            file.parent.mkdir(parents=True, exist_ok=True)  # DVC deletes outputs before a stage runs
             shutil.copy2(copy, file)
     shutil.rmtree(kept)
 
 
 # -- what `make run` leaves ----------------------------------------------------------------------------------------
-def test_run_tells_of_every_step_and_ends_with_a_table(servers):
-    """Addresses, the production model with version and R2, and what to type next."""
+def test_run_reports_each_server_and_ends_with_a_table(servers):
+    """The output has addresses, the model in production with its R2, and the next step."""
     settings = servers.settings
     urls = (settings.dashboard_url, settings.tracking_uri, settings.dask_dashboard_url)
     for address in (*urls, f"ftp://127.0.0.1:{settings.ftp_port}"):
@@ -71,11 +71,11 @@ def test_run_tells_of_every_step_and_ends_with_a_table(servers):
     assert "Next:" in servers.output
 
 
-def test_run_again_keeps_everything(servers):
-    """Nothing changed: the same table, nothing retrained, the same server processes."""
+def test_second_run_changes_nothing(servers):
+    """Without changes the table is the same, no stage runs, and the server processes stay."""
     before = servers.run(BIN / "workshop", "status", "--json").stdout
     again = servers.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")
-    # Another test may have moved the alias, and moved it back.
+    # Another test may have moved the alias and restored it.
     tables = [re.sub("tion: .* from commit", "", text.split("Dashboard")[1]) for text in (again.stdout, servers.output)]
     assert tables[0] == tables[1]
     assert all(f"{stage}: unchanged" in again.stderr for stage in STAGES[1:])
@@ -83,41 +83,41 @@ def test_run_again_keeps_everything(servers):
 
 
 def test_notebooks_run_on_the_cluster_of_the_clone(servers, tmp_path):
-    """No stage of `make run` starts a cluster of its own, and its kernels are forked, not started cold."""
+    """No stage of `make run` starts a local cluster, and kernels are forked, not started cold."""
     logs = [file.read_text() for file in (servers.root / ".dvc/tmp/dvc-parallel").glob("*.log")]
     notebooks = [log for log in logs if "--engine dask" in log]
     assert len(notebooks) == len(list((servers.pipeline / "executed").glob("*.ipynb")))
     assert not [log for log in notebooks if "local Dask cluster" in log]
-    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "empty.ipynb")  # after `kernel-idle` it begins the process
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "empty.ipynb")  # a warm-up after idling
     words = ("--engine", "dask", "--kernel", "python3")
     servers.run(BIN / "papermill", tmp_path / "empty.ipynb", tmp_path / "executed.ipynb", *words)
     family = servers.process_of("dask-workers").children(recursive=True)
     warm = [process for process in family if "serve_forks" in " ".join(process.cmdline())]
-    assert len(warm) == 1  # for all workers
+    assert len(warm) == 1  # shared by all workers
 
 
 def test_run_changes_no_file_but_the_lock(servers):
-    """In a clone everything that is made is git-ignored, but for `dvc.lock`, which names this machine's store."""
+    """Git ignores all outputs; `dvc.lock` changes, since it has the id of this machine's store."""
     changed = servers.run("git", "status", "--porcelain").stdout.splitlines()
     assert set(changed) <= {" M 4_pipeline/dvc.lock", " M 4_pipeline/results/metrics.json"}
 
 
-def test_sample_is_made_the_same_everywhere(servers):
-    """The data's hashes in the committed lock are those of the data made here."""
+def test_sample_is_reproducible(servers):
+    """The hashes of the data in the committed lock are those of the data on this machine."""
     committed = yaml.safe_load(servers.run("git", "show", "HEAD:4_pipeline/dvc.lock").stdout)["stages"]
-    here = yaml.safe_load((servers.pipeline / "dvc.lock").read_text())["stages"]
-    assert committed["fetch"]["outs"] == here["fetch"]["outs"]
+    local = yaml.safe_load((servers.pipeline / "dvc.lock").read_text())["stages"]
+    assert committed["fetch"]["outs"] == local["fetch"]["outs"]
 
 
 def test_runs_carry_their_lineage(in_workplace):
-    """Each training run: commit, hash of its data as DVC has it, stage, parameters, executed notebook, model."""
+    """Each training run has commit, DVC's hash of its data, stage, parameters, executed notebook and model."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
     commit = in_workplace.run("git", "rev-parse", "HEAD").stdout.strip()
     lock = yaml.safe_load((in_workplace.pipeline / "dvc.lock").read_text())["stages"]
     hashes = {out["path"]: out["md5"] for out in lock["split"]["outs"] if out["path"].startswith("data/")}
-    del hashes["data/test.parquet"]  # which no training reads
+    del hashes["data/test.parquet"]  # no training stage reads it
     for stage in TRAINING:
         summary = json.loads((in_workplace.pipeline / "results" / "trained" / f"{stage}.json").read_text())
         run = client.get_run(summary["run_id"])
@@ -132,7 +132,7 @@ def test_runs_carry_their_lineage(in_workplace):
         assert data == hashes
         section = yaml.safe_load((in_workplace.pipeline / "params.yaml").read_text())[stage]
         section = {name: section[name] for name in section["limits"]}
-        # and what a search has found
+        # and the parameters found by a search
         assert run.data.params.items() >= {name: str(value) for name, value in section.items()}.items()
         assert run.data.metrics["r2"] == pytest.approx(summary["r2"])
         executed = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/notebook/{stage}.ipynb"))
@@ -140,8 +140,8 @@ def test_runs_carry_their_lineage(in_workplace):
         assert executed["metadata"]["papermill"]["exception"] is None
 
 
-def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
-    """Every link of the model in production is known."""
+def test_lineage_is_from_the_data_to_the_alias(in_workplace):
+    """Every link in the lineage of the model in production is known."""
     registry = Registry()
     links = registry.lineage()
     assert [(link.kind, link.known) for link in links] == [(kind, True) for kind in gate.KINDS]
@@ -155,7 +155,7 @@ def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
 
 
 def test_validation_is_a_notebook_and_a_run(in_workplace):
-    """The executed notebook shows what was left out, and the checks; the counts are the run's metrics."""
+    """The executed notebook shows the rows left out and the checks; the counts are metrics of the run."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
@@ -175,8 +175,8 @@ def test_validation_is_a_notebook_and_a_run(in_workplace):
 
 
 # -- what runs again, and what does not ----------------------------------------------------------------------------
-def test_wiped_store_makes_what_logs_to_it_stale(restored, in_workplace):
-    """The experiment with its runs is gone: DVC would prepare and train again, and would not fetch."""
+def test_deleted_runs_make_their_stages_stale(restored, in_workplace):
+    """Without the experiment and its runs, DVC would repeat prepare and training, but not fetch."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
@@ -195,8 +195,8 @@ def test_wiped_store_makes_what_logs_to_it_stale(restored, in_workplace):
 
 
 # -- bad input and faults ------------------------------------------------------------------------------------------
-def test_repro_with_a_bad_parameter_stops_at_once(restored):
-    """Key, value and what is allowed, before a notebook has run; the notebook itself says the same."""
+def test_repro_with_an_invalid_parameter_stops_at_once(restored):
+    """The error has key, value and what is allowed before a notebook runs; the notebook has the same error."""
     change(restored, "split", "test_fraction", 2)
     done = dvc(restored, "repro", exit_code=None)
     assert done.returncode != 0
@@ -208,7 +208,7 @@ def test_repro_with_a_bad_parameter_stops_at_once(restored):
 
 
 def test_repro_without_servers_stops_at_tracking_store(tmp_path):
-    """Before any training: which address did not answer, and what to do."""
+    """The error comes before any training, with the address and the next step."""
     lonely = Servers(*new_workplace(tmp_path / "lonely"))
     lonely.environment |= exports_of(lonely.settings)
     done = dvc(lonely, "repro", exit_code=None)
@@ -220,8 +220,8 @@ def test_repro_without_servers_stops_at_tracking_store(tmp_path):
 
 
 @pytest.mark.parametrize("temporary", [[], *by_night(["--temp"])])
-def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
-    """`dvc exp run` with the gate in it, here or in a copy: the better candidate is named, and the alias stays."""
+def test_experiment_does_not_change_production(restored, in_workplace, temporary):
+    """In `dvc exp run`, in the workspace or a copy, the gate accepts the better candidate, but the alias stays."""
     registry, started = Registry(), restored.run("git", "rev-parse", "HEAD").stdout.strip()
     line = ("results/trained/train_linreg.json", "--force", "--why", "a worse one, for a test")
     restored.run(BIN / "mlflow-gate", "promote", *line, cwd=restored.pipeline)
@@ -242,14 +242,14 @@ def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
 
 @pytest.mark.soak
 def test_pipeline_runs_without_dvc(restored):
-    """The commands that `dvc repro --force --dry` prints, typed from nothing made: the same scores."""
+    """The commands printed by `dvc repro --force --dry`, run without any outputs, give the same scores."""
     folder = restored.pipeline
     metrics = (folder / "results" / "metrics.json").read_text()
     commands = re.findall(r"^> (.+)$", dvc(restored, "repro", "--force", "--dry").stdout, re.MULTILINE)
     for name in ("data", "executed", "results"):
-        for made in (folder / name).iterdir():
-            if not made.name.startswith("."):
-                shutil.rmtree(made) if made.is_dir() else made.unlink()
+        for path in (folder / name).iterdir():
+            if not path.name.startswith("."):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     for command in commands:
         restored.run("bash", "-c", command, cwd=folder)
     assert (folder / "results" / "metrics.json").read_text() == metrics
@@ -258,25 +258,25 @@ def test_pipeline_runs_without_dvc(restored):
 
 @pytest.mark.walk
 def test_extension_of_vs_code_sees_the_pipeline(restored):
-    """An experiment, its metrics, parameters, plots and data, by the calls that the extension iterative.dvc makes."""
+    """The calls of the extension iterative.dvc return an experiment, its metrics, parameters, plots and data."""
 
-    def answer(*words: str):
-        return json.loads(dvc(restored, *words, "--json").stdout)
+    def query(*arguments: str):
+        return json.loads(dvc(restored, *arguments, "--json").stdout)
 
     started = restored.run("git", "rev-parse", "HEAD").stdout.strip()
     assert dvc(restored, "root").stdout.strip() == ".."
     try:
         dvc(restored, "exp", "run", "--name", "origin", "-S", "train_linreg.fit_intercept=false", "compare")
-        workspace, commit, *_ = answer("exp", "show", "-n", "3")
+        workspace, commit, *_ = query("exp", "show", "-n", "3")
         assert [each["name"] for each in commit["experiments"]] == ["origin"]
         scores = workspace["data"]["metrics"]["4_pipeline/results/metrics.json"]["data"]
         assert scores["train_linreg"]["r2"] < scores["train_keras"]["r2"]
-        assert answer("params", "diff")["params.yaml"]["train_linreg.fit_intercept"]["new"] is False
-        assert "train_linreg.r2" in answer("metrics", "diff")["results/metrics.json"]
-        plots = answer("plots", "diff", "HEAD", "origin", "-o", ".dvc/tmp/plots", "--split")["data"]
+        assert query("params", "diff")["params.yaml"]["train_linreg.fit_intercept"]["new"] is False
+        assert "train_linreg.r2" in query("metrics", "diff")["results/metrics.json"]
+        plots = query("plots", "diff", "HEAD", "origin", "-o", ".dvc/tmp/plots", "--split")["data"]
         (plot,) = plots["results/scores.csv"]
         assert (plot["type"], plot["revisions"][-1]) == ("vega", "origin")
-        status = answer("data", "status", "--granular", "--unchanged")
+        status = query("data", "status", "--granular", "--unchanged")
         assert "4_pipeline/results/trained/train_linreg.json" in status["committed"]["modified"]
     finally:
         dvc(restored, "exp", "remove", "origin")
@@ -288,9 +288,9 @@ def test_extension_of_vs_code_sees_the_pipeline(restored):
     "stage", ["train_linreg", pytest.param("train_gradient_boosting", marks=pytest.mark.walk), *by_night("train_keras")]
 )
 def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_path, stage):
-    """Whatever the validation weeks say, the same model comes out: not fitted, tuned, stopped or scaled on them.
+    """With shuffled validation weeks the model is identical: they are not used to fit, tune, stop or scale it.
 
-    The test weeks are not even there. Trained twice for that, it is also reproduced by its seed, to the last digit.
+    The test weeks are deleted. The second training also shows that the seed reproduces the model exactly.
     """
     from forecast.learn import storage
 
@@ -301,34 +301,34 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
     for column in schema.RANGES:
         wrong[column] = validation[column].sample(frac=1, random_state=1).to_numpy() * 0.5
     for name in ("validation", "test"):
-        (folder / "data" / f"{name}.parquet").unlink()  # it may be a link into DVC's cache
+        (folder / "data" / f"{name}.parquet").unlink()  # may be a link into DVC's cache
     wrong.to_parquet(folder / "data" / "validation.parquet", index=False)
     parameters = yaml.safe_load((folder / "params.yaml").read_text())[stage]
     words = [word for name in parameters["limits"] for word in ("-p", name, str(parameters[name]))]
     command = [f"{stage}.ipynb", tmp_path / "executed.ipynb", "--engine", "dask", *words]
     restored.run(BIN / "papermill", *command, cwd=folder)
     summary = json.loads((folder / "results" / "trained" / f"{stage}.json").read_text())
-    assert summary["r2"] < 0.5  # the hours it is scored on are others indeed
+    assert summary["r2"] < 0.5  # it was scored on the shuffled hours
     after = storage.load(summary["model_uri"])
     assert after.predict(validation).equals(before.predict(validation))
 
 
-def test_what_is_in_production_has_learned_all_hours(in_workplace):
-    """The version is a refit of the candidate on the whole table; decision and record have the judged model's score."""
+def test_model_in_production_is_refitted_on_all_hours(in_workplace):
+    """The version is a refit of the candidate on the whole table; the scores are those of the evaluated model."""
     candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
     decision = json.loads((in_workplace.pipeline / "results" / "decision.json").read_text())
     now = Registry().production()
     assert now.evaluated.run_id == candidate["run_id"] == decision["run_id"] != now.run_id
     assert gate.training_end(now) == "2016-12-31T23:00:00Z" > gate.training_end(now.evaluated)
     test = processed.read(in_workplace.pipeline / "data" / "test.parquet")
-    judged, refitted = (Registry().load(uri) for uri in (now.evaluated.model_uri, now.model_uri))
-    r2 = [evaluation.score(test, model.predict(test)).r2 for model in (judged, refitted)]
+    evaluated, refit = (Registry().load(uri) for uri in (now.evaluated.model_uri, now.model_uri))
+    r2 = [evaluation.score(test, model.predict(test)).r2 for model in (evaluated, refit)]
     assert r2[0] == pytest.approx(decision["candidate"]["metrics"]["r2"]) == pytest.approx(now.move.value, abs=1e-6)
-    assert r2[1] > r2[0]  # it has learned these hours
+    assert r2[1] > r2[0]  # these hours are in its training data
 
 
-def test_gradient_boosting_wins_and_explains_itself(in_workplace):
-    """It is the candidate; its run keeps the search, what the model goes by, and how many hours its band holds."""
+def test_gradient_boosting_is_the_candidate_with_explanations(in_workplace):
+    """Its run has the search, the explanations, and the coverage of the band."""
     import mlflow
 
     candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
@@ -353,7 +353,7 @@ def test_gradient_boosting_wins_and_explains_itself(in_workplace):
     ],
 )
 def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace, stage, parameter, value):
-    """The run is open while a model learns (step 7 of chapter 4). Last, since warm kernels end with the workers."""
+    """The run is open during training (step 7 of chapter 4). Last test, since warm kernels end with the workers."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)

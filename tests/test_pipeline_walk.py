@@ -1,4 +1,4 @@
-"""Chapter 4 as its text says it: each command of its steps typed in a clone, and what the text says is then there."""
+"""Chapter 4, followed in a clone: each command of its steps has the results of the text."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ pytestmark = pytest.mark.walk
 
 
 def health(place):
-    """What the dashboard says it serves."""
+    """Return the JSON of the dashboard's /health."""
     return requests.get(f"{place.settings.dashboard_url}/health", timeout=10).json()
 
 
 @pytest.fixture(scope="module")
 def walked(servers):
-    """What came back in each step, as one text a step; the clone is put back afterwards."""
-    begun, tracked = git(servers.root, "rev-parse", "HEAD").strip(), git(servers.root, "ls-files", ".dvc")
-    # As after `make run`, whatever other tests have left: the candidate is in production, and all is up to date.
+    """The output of each step as one string; the clone is restored at the end."""
+    start, tracked = git(servers.root, "rev-parse", "HEAD").strip(), git(servers.root, "ls-files", ".dvc")
+    # Restore the state after `make run`: the candidate is in production, and all stages are up to date.
     servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)
     candidate = json.loads((servers.pipeline / "results" / "candidate.json").read_text())
     with environment_of(servers.environment):
         serving = Registry().production()
     if serving.run_id != candidate["run_id"]:
         servers.run(BIN / "mlflow-gate", "promote", "--force", "--why", "as after the first run", cwd=servers.pipeline)
-        servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)  # the gate decides again where the alias moved
+        servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)  # the gate runs again after a move of the alias
     code = servers.pipeline / "forecast" / "show" / "report.py"
     walk, outputs = Walk(servers.pipeline, servers.environment | PERSON, code), {}
     try:
         for block in STEPS:
-            came = walk.follow(block, exit_code=3 if block.text.strip() == GATE else 0)
-            outputs[block.step] = outputs.get(block.step, "") + came
+            output = walk.follow(block, exit_code=3 if block.text.strip() == GATE else 0)
+            outputs[block.step] = outputs.get(block.step, "") + output
             if "--force" in block.text:
                 outputs["forced"] = _served(servers, "to see it live")
         outputs["tracked"] = git(servers.root, "ls-files", ".dvc") == tracked and not git(servers.root, "diff", ".dvc")
         outputs["commit"] = git(servers.root, "rev-parse", "HEAD").strip()
         yield outputs
     finally:
-        git(servers.root, "reset", "--quiet", begun)  # the lock stays: it is what lies there
+        git(servers.root, "reset", "--quiet", start)  # keep the lock, which matches the outputs
         git(servers.root, "checkout", "--", "4_pipeline/params.yaml", "4_pipeline/split.ipynb", str(code))
         for ref in git(servers.root, "for-each-ref", "--format=%(refname)", "refs/exps").split():
             git(servers.root, "update-ref", "-d", ref)
@@ -61,36 +61,36 @@ def walked(servers):
 
 
 def _served(place, why):
-    """Wait until the dashboard serves the version in production, and return what it says of it."""
+    """Wait until the dashboard serves the version in production, and return its /health."""
     version = json.loads(place.run(BIN / "mlflow-gate", "history", "--json", cwd=place.pipeline).stdout)[-1]
     assert version["why"] == why
     return wait_for(lambda: (now := health(place)).get("version") == version["version"] and now, 60)
 
 
-def test_data_goes_back_and_forth(walked):
-    """DVC notices the change, and four years are there again after `git checkout` and `dvc checkout`."""
+def test_data_is_changed_and_restored(walked):
+    """DVC reports the change; `git checkout` and `dvc checkout` restore all four years."""
     assert re.search(r"modified: +germany\.csv", walked[1])
     assert "35017 germany.csv" in walked[1]
 
 
 def test_stages_by_hand_run_what_changed(walked):
-    """Both stages first, none the second time, the training alone after its parameter; the scores are the text's."""
+    """Both stages run first, then none, then only the training after a change of its parameter."""
     assert re.findall(r"Running stage '(\w+)'", walked[2]) == ["recent", "train", "train"]
     assert walked[2].count("Stage 'recent' didn't change, skipping") == 2
     first, *_, last = re.findall(r"R2 (0\.\d{3}) on the last 3504 hours", walked[2])
     assert f"R2 fell from {float(first):.2f} to {float(last):.2f}." in README.read_text()
 
 
-def test_one_line_of_code_touches_what_imports_it(walked):
-    """The report alone, both when the line changes and when it goes back."""
+def test_change_of_code_runs_the_stages_that_import_it(walked):
+    """Only the report runs, when the line changes and when it is restored."""
     ran = re.findall(r"Running stage '(\w+)'", walked[3])
     assert ran == ["tracking_store", "tracking_store", "report", "tracking_store", "report"]
 
 
-def test_one_parameter_touches_what_depends_on_it(walked):
-    """The search, the comparison, the gate and the report; the differences name it, and the plot has both states."""
+def test_change_of_a_parameter_runs_its_dependents(walked):
+    """Search, comparison, gate and report run; `dvc params diff` and `dvc metrics diff` show both states."""
     assert "train_gradient_boosting:" in walked[4].split("Running stage")[0]
-    # Another test may have made the same search: then DVC remembers it.
+    # Another test may have run the same search: then it is in the run cache.
     ran = re.findall(r"(?:Running stage|Stage) '(\w+)'(?: is cached|:)", walked[4])
     assert ran == ["tracking_store", "train_gradient_boosting", "compare", "promote", "report"]
     assert re.search(r"train_gradient_boosting\.candidates +6 +2", walked[4])
@@ -98,19 +98,19 @@ def test_one_parameter_touches_what_depends_on_it(walked):
 
 
 def test_plot_shows_both_states(walked, servers):
-    """What JupyterLab is to draw: every model's score at the last commit and now, on an axis from 0 to 1."""
+    """The plot has every model's score at the last commit and in the workspace, on an axis from 0 to 1."""
     plot = json.loads((servers.pipeline / "results" / "scores.vl.json").read_text())
     bars = {(row["model"], row["rev"]) for row in plot["data"]["values"]}
     assert bars == {(model, rev) for model in trainings(servers.pipeline) for rev in ("HEAD", "workspace")}
     assert plot["encoding"]["x"]["scale"]["domain"] == [0, 1]
-    assert "rev" in [layer["encoding"].get("text", {}).get("field") for layer in plot["layer"]]  # without colour, too
+    assert "rev" in [layer["encoding"].get("text", {}).get("field") for layer in plot["layer"]]  # without colour too
     graph = (servers.pipeline / "results" / "dag.md").read_text()
     assert graph.startswith("```mermaid")
     assert "train_keras" in graph
 
 
-def test_gate_refuses_and_a_person_overrules(walked):
-    """Refused by the paired test; forced, the dashboard follows by itself; rolled back; and passed by another rule."""
+def test_gate_refuses_and_a_user_forces(walked):
+    """The paired test refuses; the dashboard follows the forced version; then a rollback, and a lenient rule."""
     assert "refused: R2 gained over the model in production: 0.00" in walked[5]
     assert "forced; the gate's decision" in walked[5]
     assert walked["forced"]
@@ -125,8 +125,8 @@ def test_gate_refuses_and_a_person_overrules(walked):
     assert re.search(r"\n.* ".join(moves), history)
 
 
-def test_lineage_leads_to_the_notebook(walked, in_workplace):
-    """The address that it prints is that of the notebook's page, and a version can be named."""
+def test_lineage_links_to_the_notebook(walked, in_workplace):
+    """The printed URL is that of the executed notebook, and the lineage of a version can be requested."""
     import mlflow
 
     run_id, path = re.search(r"runs/(\w{32})/artifacts/(notebook/train_gradient_boosting)\.html", walked[6]).groups()
@@ -135,16 +135,16 @@ def test_lineage_leads_to_the_notebook(walked, in_workplace):
     assert len(re.findall(r"^model +wind_solar version \d+$", walked[6], flags=re.MULTILINE)) == 2
 
 
-def test_remote_brings_back_what_was_deleted(walked, servers):
-    """Pushed, deleted, pulled: nothing but the stage that always asks is left to do, and no tracked setting changed."""
+def test_remote_restores_deleted_data(walked, servers):
+    """After push, deletion and pull only the stage that always runs is left, and no tracked setting changed."""
     assert re.search(r"\d+ files pushed", walked[8])
     assert re.search(r"A +data/germany\.parquet", walked[8])
     assert walked[8].strip().endswith("tracking_store:\n\talways changed")
     assert walked["tracked"]
 
 
-def test_experiment_is_kept_by_name_and_by_run(walked, in_workplace):
-    """It is worse, listed after the files went back, and its run says commit, parameter and that files had changed."""
+def test_experiment_has_a_name_and_a_run(walked, in_workplace):
+    """It is listed after the files were restored; its run has the commit, the parameter and the dirty flag."""
     import mlflow
 
     assert re.search(r"train_linreg\.r2 +0\.75\d+ +0\.7[12]\d+ +-0\.03", walked[9])

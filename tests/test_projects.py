@@ -1,4 +1,4 @@
-"""Chapter 3: the MLflow projects, run as a person types it; a run from a git address, and one reproduced."""
+"""Chapter 3: the MLflow projects, run as a user does; a run from a git URL, and a reproduced run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METRICS = {"r2", *(f"{kind}_{name}" for kind in ("r2", "mae", "bias", "lowest") 
 HEADER = "utc_timestamp,solar_GW,wind_GW,windspeed,temperature,rad_horizontal,rad_diffuse\n"
 ROW = "2013-01-01T00:00:00Z,1,2,3,4,5,6\n"
 
-# The README's commands are one fixture: a dozen programs, one after the other.
+# The README's commands are one fixture: a dozen programs in sequence.
 pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
 
 READ_RUNS = """
@@ -59,47 +59,47 @@ print(json.dumps(runs))
 
 @pytest.fixture(scope="module")
 def environments(tmp_path_factory):
-    """The folder in which MLflow makes the projects' environments, in place of one in the home folder."""
+    """The folder for the projects' environments, instead of the one in the home folder."""
     return tmp_path_factory.mktemp("environments")
 
 
 def path_without_pyenv() -> str:
-    """Return PATH with this environment first and without the folders that hold a real pyenv."""
+    """Return PATH with this environment first and without folders that contain pyenv."""
     folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if find_real(folder) is None]
     return os.pathsep.join([str(BIN), *folders])
 
 
 def type_line(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Type a line into a shell in ``folder``."""
+    """Run a line in a shell in ``folder``."""
     return subprocess.run(
         line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
 
 
 def run_project(*arguments: str, projects: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Type ``mlflow run`` with ``arguments`` in the folder ``projects``."""
+    """Run ``mlflow run`` with ``arguments`` in the folder ``projects``."""
     environment = {**os.environ, "PATH": path_without_pyenv(), **environment}
     return type_line(shlex.join(["mlflow", "run", *arguments]), projects, **environment)
 
 
 def run_id_of(result: subprocess.CompletedProcess) -> str:
-    """Return the id of the run that a program's line about R2 ends with."""
+    """Return the run id at the end of a program's line about R2."""
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return next(line for line in result.stdout.splitlines() if line.startswith("R2 ")).split()[-1]
 
 
 def read_runs(run_ids: list[str], servers) -> list[dict]:
-    """Return what the tracking server knows of these runs, and their models' predictions."""
+    """Return the records of these runs on the tracking server and their models' predictions."""
     table = servers.root / "3_projects" / "germany.csv"
     done = run_program(sys.executable, "-c", READ_RUNS, table, *run_ids, env=servers.environment, timeout=300)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-PLAIN_KERAS = "mlflow run keras"  # installs TensorFlow: a test of its own
+PLAIN_KERAS = "mlflow run keras"  # installs TensorFlow, in a separate test
 
 
 def add_parameter(text: str) -> str:
-    """Return the `MLproject` of `rf` as the README's solution changes it: its entry point `main` is another one."""
+    """Return the `MLproject` of `rf` with the entry point `main` of the README's solution."""
     [main] = re.findall(r"^```yaml\n(  main:\n.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     before, rest = text.split("  main:\n")
     return before + main + rest[rest.index("  validate:\n") :]
@@ -107,18 +107,18 @@ def add_parameter(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def typed(servers, environments) -> dict[str, subprocess.CompletedProcess]:
-    """What the lines of the README's shell blocks print, typed in their order into one terminal without a pyenv."""
+    """The results of the README's shell lines, run in order in one terminal without pyenv."""
     blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-    blocks = [re.sub(r" \\\n +", " ", block) for block in blocks]  # a command that continues in the next line
+    blocks = [re.sub(r" \\\n +", " ", block) for block in blocks]  # continued lines
     first, *lines = [line for block in blocks for line in block.splitlines() if line != PLAIN_KERAS]
-    assert first == SET_UP  # what the environment of `servers` holds
+    assert first == SET_UP  # set in the environment of `servers`
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
     results, folder, trained = {}, servers.root, []
     for line in lines:
         if line.startswith("cd "):
             folder /= line.removeprefix("cd ")
             continue
-        # As the text says: step 2's run is validated, the one that was just printed is described.
+        # As in the text: the run of step 2 is validated, the last one is described.
         run_id = (trained or [""])[-1 if "describe" in line else 0]
         if "by_capacity" in line:
             (folder / "rf" / "MLproject").write_text(add_parameter((folder / "rf" / "MLproject").read_text()))
@@ -128,15 +128,15 @@ def typed(servers, environments) -> dict[str, subprocess.CompletedProcess]:
 
 
 def typed_run(typed, pattern: str) -> subprocess.CompletedProcess:
-    """Return the result of the README's one line that matches ``pattern`` as a whole."""
+    """Return the result of the one README line that fully matches ``pattern``."""
     [line] = [line for line in typed if re.fullmatch(pattern, line)]
     return typed[line]
 
 
-def test_readme_commands_do_what_it_says(typed):
-    """Every command of the README works as typed; the two that are meant to fail do, in words."""
+def test_readme_commands_work(typed):
+    """Every command of the README works as typed; the two that should fail do, with a message."""
     assert len(typed) >= 10
-    assert "`mlflow run lr`" in (ROOT / "README.md").read_text()  # which needs no option
+    assert "`mlflow run lr`" in (ROOT / "README.md").read_text()  # needs no option
     for line, result in typed.items():
         meant = "n_estimators=0" in line or "floor=0.9" in line
         assert result.returncode == (1 if meant else 0), line + result.stdout[-2000:] + result.stderr[-4000:]
@@ -157,23 +157,23 @@ def test_readme_commands_do_what_it_says(typed):
         ("keras", "seed", "-1", "a whole number between 0 and 4294967295"),
     ],
 )
-def test_parameter_out_of_range_is_told_what_is_allowed(project, option, value, allowed):
-    """A word as well as a number: the value and the range, in one line."""
+def test_parameter_out_of_range_is_an_error_with_its_range(project, option, value, allowed):
+    """The error, in one line, has the value and the range; the value may be a word or a number."""
     command = [BIN / "python", "train.py", f"--{option}={value}"]
     done = run_program(*command, cwd=ROOT / "3_projects" / project, exit_code=2)
     assert done.stderr.strip().endswith(f"argument --{option}: {value} is not {allowed}")
 
 
-def test_plain_run_makes_its_environment_once(typed, environments):
-    """The plain `mlflow run` works where there is no pyenv; a project that needs the same shares the environment."""
+def test_plain_run_creates_its_environment_once(typed, environments):
+    """The plain `mlflow run` works without pyenv; projects with the same requirements share the environment."""
     first = typed_run(typed, "mlflow run lr --run-name lr").stderr
     assert "Creating a new environment" in first
     assert str(environments) in first
     assert "already exists" in typed_run(typed, "mlflow run rf").stderr
 
 
-def test_runs_are_whole(typed, servers):
-    """Each run, the bare `mlflow run rf` too, is in the experiment: parameters, metrics, a model that predicts."""
+def test_runs_are_complete(typed, servers):
+    """Each run, also of the plain `mlflow run rf`, has parameters, metrics and a model that predicts."""
     patterns = ["lr --run-name lr", "lr .*false", "rf .*max_depth=8", "keras .*epochs=10", "rf"]
     patterns.append("rf .*by_capacity=true")
     runs = read_runs([run_id_of(typed_run(typed, f"mlflow run {pattern}")) for pattern in patterns], servers)
@@ -203,22 +203,22 @@ def test_runs_are_whole(typed, servers):
     assert min(map(min, keras["predicted"])) >= 0
 
 
-def test_run_from_a_git_address_names_commit_and_address(typed, servers):
-    """The README's last two commands: the tags tell the commit and where the code came from."""
+def test_run_from_a_git_url_is_tagged_with_commit_and_url(typed, servers):
+    """The tags of the README's last two runs have the commit and the source of the code."""
     described = typed_run(typed, "mlflow runs describe .*")
     tags = json.loads(described.stdout)["data"]["tags"]
     assert tags["mlflow.source.type"] == "PROJECT"
     assert tags["mlflow.source.name"] == f"file://{servers.root}/3_projects/published#3_projects/lr"
     assert tags["mlflow.source.git.repoURL"] == f"file://{servers.root}/3_projects/published"
     assert tags["mlflow.source.git.commit"] == servers.run("git", "rev-parse", "HEAD").stdout.strip()
-    # MLflow left the repository alone, and git this clone.
+    # Neither the repository nor this clone has changed.
     assert not (servers.root / "3_projects" / "published.git" / ".git").exists()
     assert "?? 3_projects" not in servers.run("git", "status", "--porcelain").stdout
 
 
 @pytest.mark.usefixtures("typed")
-def test_what_was_never_committed_does_not_arrive(servers):
-    """Run from the git address without `-P data=`, the project misses its data file and says so."""
+def test_run_from_a_git_url_has_only_committed_files(servers):
+    """Run from the git URL without `-P data=`, the project fails because its data file is missing."""
     address = f"file://{servers.root}/3_projects/published#3_projects/lr"
     result = run_project(address, "--env-manager", "local", projects=servers.root, **servers.environment)
     assert result.returncode == 1
@@ -226,8 +226,8 @@ def test_what_was_never_committed_does_not_arrive(servers):
     assert "Traceback" not in result.stderr
 
 
-def test_validation_scores_what_training_scored(typed, servers):
-    """`validate` measures each model's logged score to the digit: as the README types it, of a network, of factors."""
+def test_validation_has_the_score_of_the_training(typed, servers):
+    """`validate` reproduces each model's logged score exactly, also for networks and capacity factors."""
     import mlflow
 
     client = mlflow.MlflowClient(servers.tracking_uri)
@@ -245,8 +245,8 @@ def test_validation_scores_what_training_scored(typed, servers):
 
 
 @pytest.mark.parametrize(("file", "words"), [("model.skops", "getcwd"), ("model.pkl", "neither")])
-def test_validation_loads_nothing_it_does_not_trust(file, words, tmp_path, monkeypatch, capsys):
-    """A model with types that `validate.py` does not name, or a pickle, ends it in words."""
+def test_validation_loads_only_trusted_types(file, words, tmp_path, monkeypatch, capsys):
+    """A pickle, or a model with types that `validate.py` does not list, is an error."""
     import skops.io
     from sklearn.preprocessing import FunctionTransformer
 
@@ -260,8 +260,8 @@ def test_validation_loads_nothing_it_does_not_trust(file, words, tmp_path, monke
     assert words in capsys.readouterr().err
 
 
-def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
-    """An answer to an exercise that is nearly right gets a hint, and is not kept."""
+def test_checks_recognise_near_misses(typed, in_workplace, capsys):
+    """An answer that is nearly right gets a hint, and is not recorded."""
     import mlflow
 
     lr, rf = (run_id_of(typed_run(typed, pattern)) for pattern in (".*lr .*=false", ".*rf .*max_depth=8"))
@@ -285,9 +285,9 @@ def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
     assert exercises.solved(in_workplace.settings) == before
 
 
-@pytest.mark.soak  # two minutes, most of them TensorFlow's download; the others run so in each test run
+@pytest.mark.soak  # two minutes, mostly TensorFlow's download; the other projects run so in each session
 def test_plain_run_of_the_network_works(servers, environments):
-    """The README's plain `mlflow run keras` makes its environment, where there is no pyenv, and trains in it."""
+    """The README's plain `mlflow run keras` creates its environment without pyenv, and trains in it."""
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
     assert PLAIN_KERAS in README.splitlines()
     result = type_line(PLAIN_KERAS, servers.root / "3_projects", **environment)
@@ -297,7 +297,7 @@ def test_plain_run_of_the_network_works(servers, environments):
 
 @pytest.fixture(scope="module")
 def reproduced(servers) -> dict[str, str]:
-    """What the cells of `reproduce.ipynb` print, by their ids, with a last one that compares the two runs."""
+    """The outputs of the cells of `reproduce.ipynb` by id; an added last cell compares the two runs."""
     folder = servers.root / "3_projects"
     notebook = nbformat.read(folder / "reproduce.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("print(theirs.data.metrics == ours.data.metrics, len(table))"))
@@ -312,27 +312,27 @@ def reproduced(servers) -> dict[str, str]:
     }
 
 
-def test_logged_requirements_do_not_train(reproduced):
-    """What MLflow wrote down for the model lacks what was used before the run began, and training stops there."""
+def test_logged_requirements_are_incomplete(reproduced):
+    """The model's logged requirements lack packages imported before the run, so that training fails."""
     assert "scikit-learn==" in reproduced["requirements"]
     assert "pvlib" not in reproduced["requirements"]
     assert "No module named 'pvlib'" in reproduced["first-attempt"]
 
 
-def test_reproduced_run_is_equal_to_the_digit(reproduced):
-    """With the missing package added, all metrics are those of the colleague's run."""
+def test_reproduced_run_has_identical_metrics(reproduced):
+    """With the missing package, all metrics equal those of the colleague's run."""
     assert "run " in reproduced["missing"]
     assert reproduced["compared"].strip() == f"True {len(METRICS)}"
 
 
-def test_gain_of_the_colleagues_input_is_measured(reproduced):
-    """The notebook's cell to write, solved: the same forest without the height of the sun is worse by a little."""
+def test_gain_of_the_colleagues_feature_is_measured(reproduced):
+    """With the solution of the notebook's exercise, the forest without sun elevation is slightly worse."""
     assert reproduced["gain"].endswith(f"Exercise 3a, solved: {exercises.EXERCISES['3a'].lesson}.\n")
     assert "has the wrong sign" in reproduced["turned"]
 
 
-def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(tmp_path):
-    """No environment is made before the refusal, which names the line to type."""
+def test_plain_run_without_the_variables_fails_at_once(tmp_path):
+    """The error names the line to type, and comes before an environment is created."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment |= {"MLFLOW_ENV_ROOT": str(tmp_path / "environments"), "PATH": path_without_pyenv()}
     result = type_line(f"mlflow run {ROOT / '3_projects' / 'lr'}", tmp_path, **environment)
@@ -341,8 +341,8 @@ def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(tmp_path)
     assert not (tmp_path / "environments").exists()
 
 
-def test_run_without_a_server_ends_in_words(tmp_path):
-    """A terminal that is set up, and a closed port: the last line says what the README says."""
+def test_run_while_the_server_is_down_is_an_error(tmp_path):
+    """With the variables set and a closed port, the last line is the one in the README."""
     address = f"http://127.0.0.1:{free_port()}"
     environment = clean_environment() | exports_of(get_settings()) | {"MLFLOW_TRACKING_URI": address}
     done = type_line(f"mlflow run {ROOT / '3_projects' / 'lr'}", tmp_path, **environment)
@@ -354,18 +354,18 @@ def test_run_without_a_server_ends_in_words(tmp_path):
 
 
 def train(name: str, *arguments: str, folder: Path, address: str = "http://127.0.0.1:9") -> subprocess.CompletedProcess:
-    """Run a project's `train.py` by itself, in ``folder``."""
+    """Run a project's `train.py` directly in ``folder``."""
     command = [sys.executable, str(ROOT / "3_projects" / name / "train.py"), *arguments]
     return type_line(shlex.join(command), folder, **os.environ | {"MLFLOW_TRACKING_URI": address})
 
 
 @pytest.mark.parametrize(("name", "address"), [("lr", ""), ("rf", "sqlite:///mlflow.db"), ("keras", "mlruns")])
-def test_training_refuses_an_address_that_is_no_server(name, address, tmp_path):
-    """Only an http address will do; else exit code 2 before anything is read or written."""
+def test_training_needs_the_address_of_a_server(name, address, tmp_path):
+    """Without an http address, training exits with code 2 before anything is read or written."""
     result = train(name, folder=tmp_path, address=address)
     assert result.returncode == 2
     assert SET_UP in result.stderr
-    assert "MLFLOW_TRACKING_URI" not in result.stderr  # which MLflow sets by itself
+    assert "MLFLOW_TRACKING_URI" not in result.stderr  # set by MLflow itself
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -377,12 +377,12 @@ def test_training_refuses_an_address_that_is_no_server(name, address, tmp_path):
         ("lr", HEADER.replace("wind_GW", "wind") + ROW, "wind_GW"),
         ("lr", HEADER + ROW.replace(",4,", ",,"), "empty cells"),
         ("lr", "\0\xff" * 9, "cannot be used"),
-        # As chapter 1 writes it, without the installed capacity: for capacity factors alone it is refused.
+        # The table of chapter 1 has no installed capacity, which only capacity factors need.
         ("rf --by_capacity true", HEADER + ROW * 20, "wind_capacity_GW"),
     ],
 )
-def test_training_refuses_data_it_cannot_use(options, text, named, tmp_path):
-    """A file that is missing or broken is named with the command that makes it, with exit code 1."""
+def test_training_on_invalid_data_is_an_error(options, text, named, tmp_path):
+    """A missing or broken file is named with the command that creates it; the exit code is 1."""
     file, (name, *words) = tmp_path / "germany.csv", options.split()
     if text is not None:
         file.write_text(text, encoding="latin-1")
@@ -395,7 +395,7 @@ def test_training_refuses_data_it_cannot_use(options, text, named, tmp_path):
 
 @pytest.mark.parametrize("rows", [20, 35_016, 35_017])
 @pytest.mark.parametrize("test_fraction", [0.15, 0.2])
-def test_hours_are_cut_where_the_pipeline_cuts_them(rows, test_fraction, monkeypatch):
+def test_projects_split_hours_like_the_pipeline(rows, test_fraction, monkeypatch):
     """Chapters 3 and 4 train on the same number of hours: of the sample's 35,016 on 28,012."""
     monkeypatch.syspath_prepend(ROOT / "3_projects")
     hourly = load_program(ROOT / "3_projects" / "hourly.py")
@@ -407,7 +407,7 @@ def test_hours_are_cut_where_the_pipeline_cuts_them(rows, test_fraction, monkeyp
 
 @pytest.mark.parametrize("name", NAMES)
 def test_environment_agrees_with_the_lock(name):
-    """`python_env.yaml` names exact versions, those of `requirements.txt`, and no Python."""
+    """`python_env.yaml` has the exact versions of `requirements.txt`, and no Python version."""
     environment = yaml.safe_load((ROOT / "3_projects" / name / "python_env.yaml").read_text())
     assert "python" not in environment
     lock = {line.split(" ")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
@@ -415,7 +415,7 @@ def test_environment_agrees_with_the_lock(name):
 
 
 def load_program(file: Path):
-    """Return a program as a module."""
+    """Import a program as a module."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
@@ -425,7 +425,7 @@ def load_program(file: Path):
 @pytest.mark.parametrize("entry_point", ["main", "validate"])
 @pytest.mark.parametrize("name", NAMES)
 def test_project_file_agrees_with_its_program(name, entry_point, monkeypatch):
-    """The defaults in `MLproject` are those of the program, and every parameter reaches it; the reader adds one."""
+    """`MLproject` has the program's defaults and passes all parameters, also the one that the reader adds."""
     folder = ROOT / "3_projects" / name
     text = (folder / "MLproject").read_text()
     entry = yaml.safe_load(add_parameter(text) if name == "rf" else text)["entry_points"][entry_point]

@@ -59,7 +59,7 @@ def worst(data: ReportData, week: str = WEEK) -> list[WorstHour]:
 
 
 def words(data: ReportData, week: str = WEEK) -> str:
-    """Return the text of the report on a week that varies with the week."""
+    """Return the text of the report that varies with the week."""
     part = data.of_week(week)
     misses = report.worst_hours(data, part)
     tables = [report.totals(data, part), report.daily_table(part), report.worst_table(misses)]
@@ -183,7 +183,7 @@ def test_cause_is_what_was_unusual_about_the_hour(data):
 
 
 def test_cause_is_always_given(data):
-    """Each worst hour of a year has one, and a model that is biased for weeks gives its own."""
+    """Each worst hour of a year has a cause; a model that is biased for weeks has its own."""
     weeks = [f"2016-W{number}" for number in range(20, 52, 6)]
     assert [miss for week in weeks for miss in worst(data, week) if "No cause found" in miss.reason] == []
     predicted = data.predicted.assign(wind_GW=data.predicted["wind_GW"] * 0.6)

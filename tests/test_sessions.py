@@ -1,4 +1,4 @@
-"""A session of pytest in this repository: what it runs on which machine, and what it leaves."""
+"""A pytest session in this repository: skipped tests, and processes left by an interrupt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from places import START_SECONDS
 from workplace import ROOT, by_night, missing_powers, processes_of, run_program, wait_for
 
-# From each place that has privileged tests a file with some.
+# One file from each folder with privileged tests.
 PRIVILEGED = {
     ".": "tests/test_standalone.py",
     "packages/dvc-parallel": "tests/test_recovery.py",
@@ -23,7 +23,7 @@ PRIVILEGED = {
     "examples/posts_over_ssh": "tests/test_posts_over_ssh.py",
 }
 
-# Two sessions in one process, which imports once: CI promises all but the powers, and then the powers, too.
+# Two sessions in one process, to import once: CI guarantees all but the privileges, then the privileges too.
 SESSIONS = """
 import os, sys, pytest
 for name in ("WORKSHOP_REQUIRE_ALL", "WORKSHOP_REQUIRE_PRIVILEGED"):
@@ -32,7 +32,7 @@ for name in ("WORKSHOP_REQUIRE_ALL", "WORKSHOP_REQUIRE_PRIVILEGED"):
     print("exit code", int(pytest.main(words)))
 """
 
-# Two groups of tests, each with a server that outlives the process that started it.
+# Two groups of tests, each with a server that outlives its parent process.
 SERVER = """
 import os, subprocess, sys, time
 from pathlib import Path
@@ -45,14 +45,14 @@ def test_server():
 
 
 def session_environment(**variables: str) -> dict[str, str]:
-    """Return an environment in which pytest begins a session of its own."""
+    """Return an environment for a separate pytest session."""
     foreign = ("PYTEST_", "TEST_", "WORKSHOP_REQUIRE_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | variables
 
 
 @pytest.mark.parametrize("folder", [".", *by_night(*sorted(PRIVILEGED.keys() - {"."}))])
-def test_privileged_tests_are_skipped_or_fail_without_the_powers(folder):
-    """Root of an unprivileged container, or a person: skipped with the reason; where CI promised the powers, failed."""
+def test_privileged_tests_are_skipped_or_fail_without_privileges(folder):
+    """Without privileges tests are skipped with the reason; if CI guarantees the privileges, they fail."""
     drop = [] if missing_powers() else ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
     command = [*drop, sys.executable, "-c", SESSIONS, PRIVILEGED[folder]]
     done = run_program(*command, cwd=ROOT / folder, env=session_environment())
@@ -67,7 +67,7 @@ def test_privileged_tests_are_skipped_or_fail_without_the_powers(folder):
 @pytest.mark.walk
 @pytest.mark.parametrize("number", [signal.SIGKILL, *by_night(signal.SIGINT, signal.SIGTERM)])
 def test_processes_end_with_an_interrupted_session(tmp_path, number):
-    """A signal to pytest alone ends its workers, and the servers that tests started."""
+    """A signal to pytest alone ends its workers and the servers that tests started."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for name in ("conftest.py", "leftovers.py", "programs.py", "workplace.py"):
         (tmp_path / "tests").mkdir(exist_ok=True)
@@ -79,14 +79,14 @@ def test_processes_end_with_an_interrupted_session(tmp_path, number):
     environment = session_environment(STARTED=str(tmp_path / "started"), PYTHONPATH=path)
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", "-n2"], cwd=tmp_path, env=environment,
-        # A shell starts its background jobs deaf to Ctrl-C, and these tests may be one.
+        # These tests may be a background job, which ignores Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as controller:  # fmt: skip
         try:
             wait_for(lambda: len(list(tmp_path.glob("started*"))) == 2, START_SECONDS)
-            assert len(processes_of(tmp_path)) >= 5  # this one, two processes of pytest-xdist, two servers
+            assert len(processes_of(tmp_path)) >= 5  # the controller, two workers, two servers
             controller.send_signal(number)
-            controller.wait(START_SECONDS)  # pytest-xdist alone waits for its workers 30 s, on a quiet machine
+            controller.wait(START_SECONDS)  # pytest-xdist waits up to 30 s for its workers
         finally:
             controller.kill()
     wait_for(lambda: not processes_of(tmp_path), 60)

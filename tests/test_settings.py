@@ -110,15 +110,15 @@ def test_exported_address_is_not_explicit(root, monkeypatch):
         assert get_settings().tracking_uri == get_settings().explicit_tracking_uri == "http://127.0.0.1:5999"
 
 
-def test_address_set_by_hand_stays_so_when_it_is_exported(root, monkeypatch):
+def test_address_set_by_hand_is_exported_unchanged(root, monkeypatch):
     """The address of a team's server, set in a container, is exported to its shells and used there."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     with environment_of(clean_environment() | exports_of(get_settings())):
         assert get_settings().tracking_uri == get_settings().explicit_tracking_uri == "http://mlflow:5000"
 
 
-def test_errors_pickle_with_everything_they_say():
-    """Errors are pickled between processes of the cluster without loss."""
+def test_errors_are_pickled_without_loss():
+    """Errors are pickled when they pass between processes of the cluster."""
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.PipelineError):
             error = kind("It failed.", value=3, expected="4", next_step="try 4")

@@ -1,4 +1,4 @@
-"""The page "Take it home", followed in the copy: packages of its own, the sample first, then data of other years."""
+"""The page "Take it home", followed in a copy with a new environment: the sample first, then other data."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from test_take_it_home import CHANGES, PAGE
 from walk import merge
 from workplace import BIN, PERSON, clean_environment, free_port, git, run_program, take_home
 
-pytestmark = pytest.mark.timeout(3600)  # the packages, and two pipelines
+pytestmark = pytest.mark.timeout(3600)  # installs packages, and runs two pipelines
 
-ADDRESS = "10.98.1.1"  # of the first machine on the cable to the second
+ADDRESS = "10.98.1.1"  # of the first machine on its link to the second
 FIRST, LAST = (pd.Timestamp(f"{year}-01-01", tz="UTC") for year in (2022, 2024))
 [CHECKLIST] = re.findall(r"^```bash\n(dvc add.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 ATTRIBUTION = CHANGES["fetch"]["csv"]["attribution"]
@@ -28,7 +28,7 @@ WEATHER = {"windspeed": 8.0, "temperature": 15.0, "rad_horizontal": 500.0, "rad_
 
 
 class Home:
-    """The copy, its environment, and what its first pipeline printed."""
+    """The copy, its environment, and the output of its first pipeline."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,20 +37,20 @@ class Home:
         self.environment = ours | PERSON | {"PATH": f"{folder / '.venv' / 'bin'}:/usr/bin:/bin"}
 
     def types(self, *words: object) -> str:
-        """Type a command; return what it prints."""
+        """Run a command; return its output."""
         done = run_program(*words, cwd=self.folder, env=self.environment, timeout=900)
         return done.stdout + done.stderr
 
     def result(self, name: str) -> dict:
-        """Return what a stage has written."""
+        """Return the JSON written by a stage."""
         return json.loads((self.folder / "results" / f"{name}.json").read_text())
 
 
 def write_plants(file: Path) -> int:
-    """Write two years of plants with German headings: the sample's weather, re-dated, and a twentieth of its power."""
+    """Write two years of a small park with German headings: the sample moved by years, with 1/20 of its power."""
     frame = load_or_make(file.with_name("sample.csv"))
     file.with_name("sample.csv").unlink()
-    stamps = frame["utc_timestamp"] + pd.DateOffset(years=8)  # 2014 and 2015 become 2022 and 2023
+    stamps = frame["utc_timestamp"] + pd.DateOffset(years=8)  # 2014 and 2015 to 2022 and 2023
     plants = frame[(stamps >= FIRST) & (stamps < LAST)].assign(utc_timestamp=stamps)
     local = plants["utc_timestamp"].dt.tz_convert("Europe/Berlin")
     table = pd.DataFrame(
@@ -66,7 +66,7 @@ def write_plants(file: Path) -> int:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The copy with its own packages and no server: `dvc repro` on the sample, then the page's checklist."""
+    """The copy with its own environment and no server, after `dvc repro` on the sample and the page's checklist."""
     place = Home(take_home(tmp_path_factory.mktemp("home")))
     place.types(BIN / "uv", "venv", "--quiet", "--python", BIN / "python", ".venv")
     place.types(BIN / "uv", "pip", "install", "--quiet", "--python", ".venv/bin/python", "-r", "requirements.txt")
@@ -81,7 +81,7 @@ def home(tmp_path_factory):
 
 
 def test_pipeline_of_the_copy_puts_a_model_into_production(home):
-    """Each notebook on Dask's local cluster; the gate says its word in the terminal; nothing is left to do."""
+    """Notebooks run on a local Dask cluster, the gate's decision is printed, and all stages are up to date."""
     assert home.output.count("Running stage") == 10
     assert "promoted: all rules passed, nothing was in production yet" in home.output
     assert not re.search(r"Styler|Warning|^\d+$", home.output.partition("Running stage 'promote'")[2], re.MULTILINE)
@@ -91,10 +91,10 @@ def test_pipeline_of_the_copy_puts_a_model_into_production(home):
 
 
 def test_other_data_gets_a_model_into_production(home):
-    """Half the years, a twentieth of the power: their model is in production, and the sample's cannot predict them."""
+    """A model of two years and 1/20 of the power is in production; the sample's model cannot predict these data."""
     findings, decision = home.result("findings"), home.result("decision")
     assert (findings["source"], findings["first_year"], findings["last_year"]) == ("csv", 2022, 2023)
-    # The hour that comes twice in autumn is in two rows of the file, which are distinguished.
+    # The file has both rows of the hour that occurs twice in autumn.
     assert findings["steps_kept"] == home.hours
     assert decision["promoted"], decision["reason"]
     assert "the champion is disqualified: The The installed capacity of" in decision["reason"]
@@ -105,7 +105,7 @@ def test_other_data_gets_a_model_into_production(home):
 
 
 def test_dashboard_of_the_copy_serves_the_model(home):
-    """`python -m dashboard` finds data, records and alias; a program is answered for 2023, and 2016 is refused."""
+    """`python -m dashboard` finds data, store and alias; `/predict` works for 2023 and is an error for 2016."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [home.folder / ".venv/bin/python", "-m", "dashboard", "--port", port]
     with running(command, home.environment, home.folder, lambda _: (health_of(url) or {}).get("version")):
@@ -121,15 +121,15 @@ def test_dashboard_of_the_copy_serves_the_model(home):
     assert "The installed capacity of" in answers[1].text
 
 
-def test_others_can_fetch_it(home, tmp_path):
-    """A clone has the settings, its remote has the file: the weekly job's commands find nothing of `fetch` to do."""
+def test_colleagues_can_pull_the_data(home, tmp_path):
+    """A clone has the settings and the remote has the file: in the weekly job `fetch` is up to date."""
     git(tmp_path, "clone", "--quiet", str(home.folder), "clone")
     clone = Home(tmp_path / "clone")
     (clone.folder / ".venv").symlink_to(home.folder / ".venv")
     assert "`dvc pull own/plants.csv` brings it" in clone.types("pytest", "-q", "tests/test_run.py")
     clone.types("dvc", "pull", "--allow-missing")
     assert "own" not in clone.types("dvc", "status", "fetch")
-    output = clone.types("dvc", "repro", "prepare")  # again, for another store
+    output = clone.types("dvc", "repro", "prepare")  # runs again for another store
     assert "Stage 'fetch' didn't change" in output
     assert "Running stage 'prepare'" in output
     assert "own.csv" in clone.types("dvc", "repro", "--force", "--single-item", "fetch")
@@ -138,7 +138,7 @@ def test_others_can_fetch_it(home, tmp_path):
 
 @pytest.mark.privileged
 def test_worker_on_another_machine_trains_with_the_requirements_alone(home, tmp_path):
-    """The worker sees its environment, which has no package of the copy, and reaches the other machine's servers."""
+    """The worker's environment has no package of the copy, and uses the servers of the other machine."""
     hosts = f"MLFLOW_TRACKING_URI=http://{ADDRESS}:5000 DASK_SCHEDULER_ADDRESS=tcp://{ADDRESS}:8786"
     path = f"export HOME=/tmp PATH={home.environment['PATH']}"
     with (
@@ -158,7 +158,7 @@ def test_worker_on_another_machine_trains_with_the_requirements_alone(home, tmp_
 
 @pytest.mark.parametrize("words", [("tests/template/table",), pytest.param((), marks=pytest.mark.soak)])
 def test_tests_of_the_copy_pass(home, tmp_path, words):
-    """They came along, and pass: on other data those of any problem, on what was first committed all."""
+    """The copied tests pass: on other data those of any problem, on the first commit all."""
     assert " passed" in home.types("pytest", "-q", "--ignore=tests/template")
     git(tmp_path, "clone", "--quiet", str(home.folder), "clone")
     git(tmp_path / "clone", "switch", "--quiet", "--detach", "HEAD~1")

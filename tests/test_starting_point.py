@@ -1,4 +1,4 @@
-"""Chapter 1 runs: its four notebooks in order, the report script and the dashboard, in a copy of the folder."""
+"""Chapter 1 in a copy of the folder: its four notebooks in order, the report script and the dashboard."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def chapter(tmp_path_factory) -> Path:
     ("name", "figures", "lowest"),
     [("make_processed_data", 5, 0), ("model_linreg", 1, 0.80), ("model_rf", 1, 0.85), ("model_keras", 1, 0.84)],
 )
-def test_notebooks_show_figures_and_scores_that_their_texts_can_stand_by(chapter, name, figures, lowest):
-    """Figures, and from each model one R2 within what its text says."""
+def test_notebooks_show_the_figures_and_scores_of_their_texts(chapter, name, figures, lowest):
+    """Each notebook has its figures, and each model's R2 is within the range of its text."""
     notebook = nbformat.read(chapter / f"{name}.ipynb", as_version=4)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= figures
@@ -55,7 +55,7 @@ def test_notebooks_show_figures_and_scores_that_their_texts_can_stand_by(chapter
 
 @pytest.mark.walk
 def test_exploration_writes_the_frame_of_the_package(chapter):
-    """Processed by hand or by the package's stated rule, the table is the same: columns, stamps, hours and values."""
+    """The table of the notebook equals that of the package: columns, timestamps, hours and values."""
     by_hand = pd.read_csv(chapter / "germany.csv")
     assert list(by_hand.columns) == COLUMNS
     assert len(by_hand) >= 35_000
@@ -66,14 +66,14 @@ def test_exploration_writes_the_frame_of_the_package(chapter):
 
 
 @pytest.mark.walk
-def test_solutions_solve_the_cells_to_write(chapter):
-    """Each notebook's solution passes its check, whatever the split."""
+def test_solutions_pass_their_checks(chapter):
+    """Each notebook's solution passes its check, for any split."""
     assert json.loads((chapter.parent / "exercises.json").read_text()) == ["1a", "1b", "1c", "1d"]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS[1:])
-def test_models_name_the_notebook_that_makes_their_table(tmp_path, monkeypatch, name):
-    """The first cell of a model notebook that is started first says what to run before it."""
+def test_models_name_the_notebook_that_creates_their_table(tmp_path, monkeypatch, name):
+    """Without the table, the first cell of a model notebook names the notebook to run before it."""
     cells = nbformat.read(CHAPTER / f"{name}.ipynb", as_version=4).cells
     monkeypatch.chdir(tmp_path)
     with environment_of(ENVIRONMENT), pytest.raises(FileNotFoundError) as error:
@@ -82,8 +82,8 @@ def test_models_name_the_notebook_that_makes_their_table(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("script", ["dashboard/app.py", "report/make_report.py"])
-def test_scripts_name_the_notebook_that_makes_their_table(tmp_path, script):
-    """So do the report's script and the dashboard, in a line."""
+def test_scripts_name_the_notebook_that_creates_their_table(tmp_path, script):
+    """Without the table, report script and dashboard name the notebook, in one line."""
     folder = tmp_path / "copy"
     folder.mkdir()
     done = run_program(sys.executable, CHAPTER / script, cwd=folder, exit_code=1)
@@ -93,13 +93,13 @@ def test_scripts_name_the_notebook_that_makes_their_table(tmp_path, script):
 
 @pytest.mark.walk
 def test_report_is_one_file_with_its_figures(chapter):
-    """The script writes the report of the last week as one HTML file, figures inside, labelled as modelled."""
+    """The script writes the report of the last week as one HTML file with figures, labelled as modelled."""
     command = [sys.executable, "make_report.py"]
     done = subprocess.run(
         command, cwd=chapter / "report", env=ENVIRONMENT, check=True, timeout=120, capture_output=True, text=True
     )
-    printed = [float(r2) for r2 in re.findall(r"R2 ([\d.]+)", done.stdout)]
-    assert printed == pytest.approx(R2_OF_WEEK["with"], abs=0.02)
+    scores = [float(r2) for r2 in re.findall(r"R2 ([\d.]+)", done.stdout)]
+    assert scores == pytest.approx(R2_OF_WEEK["with"], abs=0.02)
     page = (chapter / "report" / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 2
     assert "31 December 2016" in page
@@ -108,21 +108,21 @@ def test_report_is_one_file_with_its_figures(chapter):
 
 
 def started(chapter: Path):
-    """Start the dashboard; what is ready is the address that it prints."""
+    """Start the dashboard; it is ready when it prints its address."""
     command = [sys.executable, "-u", "app.py"]
-    return running(command, ENVIRONMENT, chapter / "dashboard", lambda said: re.search(r"http://[\d.:]+", said))
+    return running(command, ENVIRONMENT, chapter / "dashboard", lambda output: re.search(r"http://[\d.:]+", output))
 
 
 @pytest.fixture(scope="module")
 def dashboard(chapter) -> Iterator[str]:
-    """The dashboard's address; the dashboard trains its model first, and ends with the tests."""
+    """The address of a dashboard, which trains its model first."""
     with started(chapter) as program:
         yield program.ready[0]
 
 
 @pytest.mark.walk
-def test_dashboards_announce_themselves_when_they_listen(chapter):
-    """Two dashboards side by side print different addresses, outside of what `up` uses, and answer there."""
+def test_dashboards_print_their_address_when_they_listen(chapter):
+    """Two dashboards in parallel respond at different addresses, on ports that `up` does not use."""
     with ExitStack() as both:
         addresses = [both.enter_context(started(chapter)).ready[0] for _ in range(2)]
         assert all("Solar and wind power" in requests.get(address, timeout=30).text for address in addresses)
@@ -132,7 +132,7 @@ def test_dashboards_announce_themselves_when_they_listen(chapter):
 
 
 def what_if(address: str, **weather: float | None) -> str:
-    """Return the sentence of the what-if panel for one weather, asked for as the page does."""
+    """Return the sentence of the what-if panel for these inputs, requested as by the page."""
     inputs = [{"id": name, "property": "value", "value": value} for name, value in weather.items()]
     changed = {"inputs": inputs, "changedPropIds": [f"{name}.value" for name in weather], "state": []}
     body = {"output": "what-if.children", "outputs": {"id": "what-if", "property": "children"}} | changed
@@ -142,7 +142,7 @@ def what_if(address: str, **weather: float | None) -> str:
 
 @pytest.mark.walk
 def test_dashboard_predicts_for_a_weather(dashboard):
-    """More wind gives another sentence in GW; an empty field is asked for."""
+    """More wind gives another prediction in GW; for an empty field the sentence asks for a value."""
     weather = {"temperature": 10, "rad_horizontal": 200, "rad_diffuse": 100}
     calm, windy = what_if(dashboard, windspeed=2, **weather), what_if(dashboard, windspeed=8, **weather)
     assert calm.endswith("GW")
@@ -151,8 +151,8 @@ def test_dashboard_predicts_for_a_weather(dashboard):
     assert what_if(dashboard, windspeed=None, **weather) == "Fill in all four."
 
 
-def test_readme_names_each_smell_with_its_cure():
-    """Each row of the table of smells has a place that exists here, and a chapter that comes later."""
+def test_readme_names_each_smell_with_its_chapter():
+    """Each smell in the table has an existing place in this chapter, and a later chapter that fixes it."""
     table = (CHAPTER / "README.md").read_text(encoding="utf-8").split("| smell |")[1].split("\n\n")[0]
     rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
     assert len(rows) >= 14

@@ -1,4 +1,4 @@
-"""What `make take-home` copies: nothing else of this repository is needed. `test_standalone.py` follows its page."""
+"""The copy of `make take-home` needs nothing else of this repository. `test_standalone.py` follows its page."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ WEEKLY = {"github": ".github/workflows/weekly.yml", "gitlab": ".gitlab-ci.yml"}
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """The copy, in which a notebook and what it depends on ran without a server, with the packages of this place."""
+    """The copy, in which one notebook and its dependencies ran without a server, in this environment."""
     folder = take_home(tmp_path_factory.mktemp("home"))
     done = run_program(BIN / "dvc", "repro", "train_linreg", cwd=folder, env=clean_environment() | PERSON)
     assert done.stderr.count("MLFLOW_TRACKING_URI is not set") == 1
     return folder
 
 
-def test_server_takes_the_records_over(copy):
-    """Started in the folder, it has the run of the notebook, with the executed notebook as page and as file."""
+def test_tracking_server_can_use_the_store(copy):
+    """A server started in the folder has the notebook's run, with the executed notebook as page and as file."""
     with tracking_server(copy, artifacts="mlartifacts") as uri:
         summary = json.loads((copy / "results" / "trained" / "train_linreg.json").read_text())
         client, run = MlflowClient(uri), summary["run_id"]
@@ -41,8 +41,8 @@ def test_server_takes_the_records_over(copy):
     assert files == {"notebook/train_linreg.ipynb", "notebook/train_linreg.html"}
 
 
-def test_copy_holds_no_word_of_this_repository(copy):
-    """Package and data have new names, the README names the problem; links resolve; git ignores what programs leave."""
+def test_copy_does_not_mention_this_repository(copy):
+    """Package and data have new names, the README has the problem; links resolve; git ignores outputs."""
     names = git(copy, "ls-files", "--cached", "--others", "--exclude-standard").split()
     assert "plants/problem.py" in names
     texts = {name: (copy / name).read_text(errors="replace") for name in names if not name.endswith(".whl")}
@@ -58,8 +58,8 @@ def test_copy_holds_no_word_of_this_repository(copy):
     assert set(changes) <= {"dvc.lock", "results/metrics.json"}
 
 
-def test_fifth_model_takes_three_files(copy):
-    """The page's ridge regression is compared, has its title, and goes with its stage; a title trains nothing."""
+def test_fifth_model_needs_three_files(copy):
+    """The page's ridge regression is compared with its title, and removed with its stage; a title does not retrain."""
     environment = clean_environment() | PERSON
 
     def compared(*command: object) -> list[str]:
@@ -102,7 +102,7 @@ def test_fifth_model_takes_three_files(copy):
 
 
 def test_deletions_of_the_page_leave_tests_that_pass(copy, tmp_path):
-    """Dashboard, a model, all about sun and wind: after each `pytest` passes on an own file. Their packages go, too."""
+    """Without dashboard, a model, or sun and wind, `pytest` passes on an own file, and their packages are removed."""
     git(tmp_path, "clone", "--quiet", str(copy), "clone")
     clone, environment = tmp_path / "clone", clean_environment() | PERSON
     shutil.copy(copy / "data" / "observations.csv", clone / "own")
@@ -114,7 +114,7 @@ def test_deletions_of_the_page_leave_tests_that_pass(copy, tmp_path):
         content = yaml.safe_load((clone / file).read_text()) | change
         del content.get("stages", content)["train_rf"]
         (clone / file).write_text(yaml.safe_dump(content, sort_keys=False))
-    (clone / "dashboard.py").write_text("raise ModuleNotFoundError")  # this environment has a dashboard, too
+    (clone / "dashboard.py").write_text("raise ModuleNotFoundError")  # hides the dashboard of this environment
     for deletion in (dashboard, "git rm train_rf.ipynb", sun_and_wind):
         run_program("bash", "-ec", deletion, cwd=clone, env=environment)
         done = run_program(BIN / "pytest", "-q", cwd=clone, env=environment)
@@ -131,7 +131,7 @@ def test_deletions_of_the_page_leave_tests_that_pass(copy, tmp_path):
 
 @pytest.mark.parametrize("service", WEEKLY)
 def test_weekly_job_pushes_what_changed_or_fails(tmp_path, service):
-    """A new and a changed `dvc.lock` become commits, an unchanged one becomes none; a rejected push fails the job."""
+    """A new or changed `dvc.lock` is committed, an unchanged one is not; a rejected push fails the job."""
     git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", "home.git")
     git(tmp_path, "clone", "--quiet", "home.git", "clone")
     home, clone = tmp_path / "home.git", tmp_path / "clone"
@@ -160,8 +160,8 @@ def test_weekly_job_pushes_what_changed_or_fails(tmp_path, service):
 
 
 @pytest.mark.parametrize("words", [(), ("KERAS=1",)], ids=["without", "with"])
-def test_keras_is_left_out_unless_it_is_wanted(tmp_path, words):
-    """Its notebook, module, tests, stage, section, extra, pins and link; nothing else goes with them."""
+def test_keras_is_optional(tmp_path, words):
+    """Without Keras its notebook, module, tests, stage, section, extra, pins and link are left out, and no more."""
     home, name = take_home(tmp_path, *words), "train_keras"
     files = [f"{name}.ipynb", "plants/learn/network.py", "tests/template/learn/test_network.py"]
     texts = dict.fromkeys(["dvc.yaml", "params.yaml", "split.ipynb"], name)

@@ -1,4 +1,4 @@
-"""Chapter 2 tracks: its notebooks in order on a fresh tracking store, and after `make run`; its README serves."""
+"""Chapter 2: its notebooks in order on an empty tracking store and after `make run`, and its README."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOTEBOOKS = ["model_linreg", "honest_split", *MODELS[1:], "capacity_factor", "co
 KINDS = [name.removeprefix("model_") for name in MODELS]
 HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_wind", "bias_wind", "lowest_wind"}
 
-# What autolog does unless a model is logged by hand.
+# Autolog, without a model logged by hand.
 AUTOLOG = """
 import keras, mlflow, numpy
 mlflow.keras.autolog(log_datasets=False)
@@ -45,21 +45,21 @@ pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def tracking_uri(tmp_path_factory, new_database) -> Iterator[str]:
-    """A tracking server in which nothing happened yet; the session's own has a model in production."""
+    """An empty tracking server; that of the session has a model in production."""
     with tracking_server(tmp_path_factory.mktemp("store"), new_database) as uri:
         yield uri
 
 
 @pytest.fixture(scope="module")
 def environment(tracking_uri, tmp_path_factory) -> dict[str, str]:
-    """The variables of a terminal that is set up as the README says, for the fresh store."""
+    """The README's environment variables, for the empty store."""
     state = tmp_path_factory.mktemp("state")
     return clean_environment() | {"MLFLOW_TRACKING_URI": tracking_uri, "WORKSHOP_STATE": str(state)}
 
 
 @pytest.fixture(scope="module")
 def early_message(environment, tmp_path_factory, germany_csv) -> str:
-    """What the last notebook says on the fresh store, before anything is in production."""
+    """The message of the last notebook on the empty store, before anything is in production."""
     folder = copy_chapter(tmp_path_factory.mktemp("early"), germany_csv)
     with pytest.raises(CellExecutionError) as raised:
         execute(folder, "get_prod_model", environment)
@@ -68,7 +68,7 @@ def early_message(environment, tmp_path_factory, germany_csv) -> str:
 
 @pytest.fixture(scope="module")
 def chapter(environment, tmp_path_factory, germany_csv, early_message) -> Path:  # early_message must come first
-    """A copy of the chapter with all notebooks solved and executed on the fresh store, as an attendee leaves it."""
+    """A copy of the chapter with all notebooks solved and executed on the new store, as an attendee leaves it."""
     folder = copy_chapter(tmp_path_factory.mktemp("chapter"), germany_csv)
     for name in NOTEBOOKS:
         execute(folder, name, environment, solved=True)
@@ -77,29 +77,29 @@ def chapter(environment, tmp_path_factory, germany_csv, early_message) -> Path: 
 
 @pytest.fixture
 def client(chapter, tracking_uri):
-    """A client of the fresh store, after the notebooks."""
+    """A client of the new store, after the notebooks."""
     import mlflow
 
     return mlflow.MlflowClient(tracking_uri)
 
 
 def copy_chapter(folder: Path, germany_csv: Path) -> Path:
-    """Return a copy of the chapter's committed files, and of its table, in ``folder``."""
-    made = shutil.ignore_patterns("germany.csv", "scores.py", ".ipynb*", "__pycache__")
-    copy = shutil.copytree(CHAPTER, folder / CHAPTER.name, ignore=made)
+    """Copy the chapter's committed files and its table to ``folder``; return the copy."""
+    ignored = shutil.ignore_patterns("germany.csv", "scores.py", ".ipynb*", "__pycache__")
+    copy = shutil.copytree(CHAPTER, folder / CHAPTER.name, ignore=ignored)
     shutil.copyfile(germany_csv, copy / "germany.csv")
     return copy
 
 
 def printed(folder: Path, name: str, stream: str = "stdout") -> str:
-    """Return what an executed notebook printed on a stream."""
+    """Return the text of a stream of an executed notebook."""
     cells = nbformat.read(folder / f"{name}.ipynb", as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     return "".join(output.text for output in outputs if output.get("name") == stream)
 
 
 def command_of_readme(start: str, port: int) -> list[str]:
-    """Return the words of the README's one command that begins with ``start``, on another port."""
+    """Return the arguments of the README's one command that starts with ``start``, with another port."""
     [line] = re.findall(rf"^ *({start} .*)$", (CHAPTER / "README.md").read_text(), re.MULTILINE)
     assert "5301" in line
     return shlex.split(line.replace("5301", str(port)))
@@ -113,7 +113,7 @@ def runs_of(client, model: str, target: str = "GW") -> list:
 
 
 def scored(client, model: str) -> list:
-    """Return the runs of a model of GW that were scored on the last 20 % of time."""
+    """Return the runs of a GW model that were scored on the last 20 % of time."""
     return [run for run in runs_of(client, model) if "r2" in run.data.metrics]
 
 
@@ -134,17 +134,17 @@ def assert_complete(client, run) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_is_right(chapter, name):
-    """The folded solution passes its check, and nothing warns below a cell.
+def test_notebook_runs_without_warnings(chapter, name):
+    """The folded solution passes its check, and no cell has a warning.
 
-    TensorFlow reports no error: `E`, as it begins such a line.
+    TensorFlow logs no error, a line that starts with `E`.
     """
     assert printed(chapter, name).count(", solved: ") == 1
     assert not re.findall(r"^.*\w+Warning: .*$|^E\d{4} .*$", printed(chapter, name, "stderr"), re.MULTILINE)
 
 
-def test_score_of_the_reader_is_the_function_of_chapter_3(chapter):
-    """The function that the first notebook keeps has the lines of the module beside the projects."""
+def test_score_function_of_the_reader_is_that_of_chapter_3(chapter):
+    """The function saved by the first notebook has the code of the projects' module."""
     ours, projects = (path.read_text() for path in (chapter / "scores.py", ROOT / "3_projects" / "hourly.py"))
     body = [line for line in ours.splitlines()[1:] if line.strip()]
     assert [line for line in body if line not in projects.splitlines()] == []
@@ -173,8 +173,8 @@ def table_of(folder: Path, name: str, cell_id: str) -> pd.DataFrame:
     return pd.DataFrame([row[1:] for row in rows], [row[0] for row in rows], head[1:], dtype=float)
 
 
-def test_end_of_time_costs_more_than_neighbours_and_other_hours(chapter):
-    """The table of splits: scored on the same hours, the end of time costs most; other hours alone cost something."""
+def test_split_by_time_has_the_lowest_scores(chapter):
+    """On the same hours, a split by time lowers the score most; training on other hours lowers it a little."""
     scores = table_of(chapter, "honest_split", "splits")[["line", "forest"]]
     rows = [
         "random hours, all hours",
@@ -190,8 +190,8 @@ def test_end_of_time_costs_more_than_neighbours_and_other_hours(chapter):
     assert (end > 1.5 * neighbours).all()
 
 
-def test_capacity_factor_of_wind_has_one_step(chapter):
-    """The wind is the same in each year; the capacity factor grows by a quarter in 2015, and hardly before or after."""
+def test_wind_capacity_factor_has_one_step(chapter):
+    """With equal wind in each year, the capacity factor grows by a quarter in 2015, and hardly before or after."""
     years = table_of(chapter, "honest_split", "years")
     assert years["windspeed"].max() - years["windspeed"].min() < 0.02
     assert years.loc["2014", "change"] < 0.06
@@ -200,10 +200,10 @@ def test_capacity_factor_of_wind_has_one_step(chapter):
     assert abs(wind["2016"] / wind["2015"] - 1) < 0.06
 
 
-def test_remedies_rank_alike_in_training_and_held_out_hours(chapter):
-    """Chosen inside the training hours, both remedies help, and most together; the held-out hours confirm it.
+def test_remedies_have_the_same_rank_on_training_and_held_out_hours(chapter):
+    """In the training hours both remedies help, and most together; the held-out hours confirm it.
 
-    It depends on the step that was put in: without it the last year costs where the capacity is known.
+    This depends on the simulated step: without it, using only the last year is worse with known capacity.
     """
     remedies = ["GW", "GW, last year", "capacity factor", "capacity factor, last year"]
     inside, held_out = (table_of(chapter, "honest_split", cell) for cell in ("folds", "held-out"))
@@ -219,18 +219,18 @@ def test_remedies_rank_alike_in_training_and_held_out_hours(chapter):
     assert (sizes["GW, last year"] > sizes["GW"] + 0.03).all()
 
 
-def test_score_of_a_random_split_has_a_name_of_its_own(client, chapter):
-    """The run of the random split has no `r2`, which would be compared with those of the held-out hours."""
+def test_score_of_a_random_split_has_another_name(client, chapter):
+    """The run of the random split has no `r2`, which would be compared with scores on held-out hours."""
     [run] = [run for run in runs_of(client, "linreg") if "r2_random_split" in run.data.metrics]
     assert run.data.params["split"] == "random"
     assert "r2" not in run.data.metrics
-    printed = table_of(chapter, "honest_split", "splits").loc["random hours, all hours", "line"]
-    assert run.data.metrics["r2_random_split"] == pytest.approx(printed, abs=0.0006)
+    expected = table_of(chapter, "honest_split", "splits").loc["random hours, all hours", "line"]
+    assert run.data.metrics["r2_random_split"] == pytest.approx(expected, abs=0.0006)
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["errors_over_time.png"]
 
 
 def test_two_remedies_are_tracked(client):
-    """Both forests of the last year beat all models of all hours, in GW and on the same held-out hours."""
+    """Both forests of the last year beat all models of all hours, in GW on the same held-out hours."""
     import mlflow
 
     [run] = runs_of(client, "rf", "capacity_factor")
@@ -248,8 +248,8 @@ def test_two_remedies_are_tracked(client):
     assert outputs == ["solar_capacity_factor", "wind_capacity_factor"]
 
 
-def test_forest_leaves_several_runs_under_one_parent(client):
-    """One execution leaves a run for each combination of parameters, each complete, under one parent."""
+def test_forest_has_child_runs_under_one_parent(client):
+    """One execution logs a complete child run for each combination of parameters, under one parent run."""
     runs = runs_of(client, "rf")
     [parent] = [run for run in runs if run.info.run_name == "rf"]
     children = [run for run in scored(client, "rf") if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -259,7 +259,7 @@ def test_forest_leaves_several_runs_under_one_parent(client):
 
 
 def test_network_is_tracked_for_each_epoch(client):
-    """Autolog leaves the optimizer's settings and a loss for each epoch; the held-out score is in the same run."""
+    """Autolog logs the optimizer's settings and a loss for each epoch; the held-out score is in the same run."""
     [run] = scored(client, "keras")
     assert_complete(client, run)
     assert run.data.params["optimizer_name"] == "adam"
@@ -269,7 +269,7 @@ def test_network_is_tracked_for_each_epoch(client):
 
 
 def test_requirements_of_networks_are_installed(client, environment):
-    """Of the chapter's network and of one that autolog logs: pip finds each pin met, TensorFlow's name among them."""
+    """For the chapter's network and one of autolog, all pins, including TensorFlow's, are installed."""
     import mlflow
 
     done = run_program(sys.executable, "-c", AUTOLOG, env=environment)
@@ -281,15 +281,15 @@ def test_requirements_of_networks_are_installed(client, environment):
         assert "Would install" not in run_program(*install, env=environment).stdout
 
 
-def test_autolog_serves_other_libraries_too(client):
-    """Linear regression by autolog has parameters and scores of the learned hours, and nothing of the held-out ones."""
+def test_autolog_also_works_for_scikit_learn(client):
+    """Autolog of a linear regression has parameters and training scores, but no held-out scores."""
     [run] = [run for run in runs_of(client, "linreg") if "training_r2_score" in run.data.metrics]
     assert "fit_intercept" in run.data.params
     assert not run.data.metrics.keys() & HELD_OUT_METRICS
 
 
-def test_chosen_run_goes_into_production_where_nothing_is(client, chapter):
-    """Comparing registers the forest of the last year as challenger, and sets the alias that nothing had."""
+def test_chosen_run_is_promoted_if_nothing_is_in_production(client, chapter):
+    """The comparison registers the forest of the last year as challenger, and sets the unset alias."""
     [chosen] = [run for run in scored(client, "rf") if run.info.run_name == "rf, last year"]
     for alias in ("challenger", PRODUCTION):
         version = client.get_model_version_by_alias(REGISTERED_MODEL, alias)
@@ -297,16 +297,16 @@ def test_chosen_run_goes_into_production_where_nothing_is(client, chapter):
     assert f"R2      {chosen.data.metrics['r2']:.3f}, measured again" in printed(chapter, "get_prod_model")
 
 
-def test_empty_registry_is_reported_in_words(early_message):
-    """With nothing in production the notebook ends with what to do."""
+def test_empty_registry_is_reported(early_message):
+    """With nothing in production the notebook ends with the next step."""
     assert "Nothing is in production yet" in early_message
     assert "run compare_runs" in early_message
 
 
 @pytest.mark.usefixtures("chapter")
 def test_readme_serves_the_production_model(environment, tmp_path):
-    """The README's two commands, as typed, bring solar and wind power from the forest: those that it shows."""
-    [printed] = re.findall(r'`({"predictions": .*?})`', (CHAPTER / "README.md").read_text())
+    """The README's two commands, as typed, return the forest's predictions that it shows."""
+    [documented] = re.findall(r'`({"predictions": .*?})`', (CHAPTER / "README.md").read_text())
     port = free_port()
     serve = command_of_readme("mlflow models serve", port)
     curl, url, _, header, _, body = command_of_readme("curl", port)
@@ -315,11 +315,11 @@ def test_readme_serves_the_production_model(environment, tmp_path):
         answer = requests.post(url, body, headers=dict([header.split(": ")]), timeout=60)
     assert answer.ok, answer.text
     [prediction] = answer.json()["predictions"]
-    assert prediction == pytest.approx(json.loads(printed)["predictions"][0], abs=0.06)
+    assert prediction == pytest.approx(json.loads(documented)["predictions"][0], abs=0.06)
 
 
-def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path, germany_csv):
-    """After `make run` the notebooks load what the pipeline promoted; comparing registers a version beside it."""
+def test_model_of_the_pipeline_is_loaded_and_stays_in_production(servers, tmp_path, germany_csv):
+    """After `make run` the notebooks load the pipeline's model; the comparison registers another version."""
     import mlflow
 
     client, folder = mlflow.MlflowClient(servers.tracking_uri), copy_chapter(tmp_path, germany_csv)

@@ -1,4 +1,4 @@
-"""A chapter as an attendee works through it: the commands of its text, block by block, and its notebooks."""
+"""A chapter, followed as by an attendee: the commands of its text block by block, and its notebooks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """Return what is typed in the numbered steps (`### 1. ...`) of a chapter's page: commands, parameters and code."""
+    """Return the commands, parameters and code in the numbered steps (`### 1. ...`) of a chapter's page."""
     blocks_of_page = []
     steps = re.findall(r"^### (\d+)\. (.*?)(?=^###? |\Z)", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for number, text in steps:
@@ -32,14 +32,14 @@ def blocks(page: Path) -> list[Block]:
 
 
 class Walk:
-    """A shell that remembers where it is, and an editor of a file of code."""
+    """A shell that keeps its current folder, and an editor for a code file."""
 
     def __init__(self, folder: Path, environment: dict[str, str], code: Path):
         self.folder = self.here = folder
         self.environment, self.code = environment, code
 
     def follow(self, block: Block, *, exit_code: int = 0) -> str:
-        """Type a block, or write its parameters into `params.yaml`, or its line of code; return both streams."""
+        """Run a block, or write its parameters to `params.yaml` or its line of code; return stdout and stderr."""
         if block.language == "yaml":
             merge(self.folder / "params.yaml", yaml.safe_load(block.text))
             return ""
@@ -64,7 +64,7 @@ class Walk:
 
 
 def merge(file: Path, changes: dict) -> None:
-    """Write some parameters into a file of stages, each with its own."""
+    """Write parameters of stages into a YAML file."""
     content = yaml.safe_load(file.read_text())
     for stage, values in changes.items():
         content[stage] |= values
@@ -72,13 +72,13 @@ def merge(file: Path, changes: dict) -> None:
 
 
 def solution_of(cell: nbformat.NotebookNode) -> str:
-    """Return the code that a solution's text cell shows."""
+    """Return the code in a solution's text cell."""
     [code] = re.findall(r"```python\n(.+?)\n```", cell.source, flags=re.DOTALL)
     return code
 
 
 def solve(notebook: nbformat.NotebookNode) -> None:
-    """Write the solutions into the cells to write, above the check in their last line."""
+    """Write the solutions into the exercise cells, above the check in their last line."""
     tagged = {tag: [] for tag in ("exercise", "solution")}
     for cell in notebook.cells:
         for tag in cell.metadata.get("tags", []):
@@ -88,7 +88,7 @@ def solve(notebook: nbformat.NotebookNode) -> None:
 
 
 def execute(folder: Path, name: str, environment: dict[str, str], *, solved: bool = False) -> None:
-    """Run a notebook from top to bottom in a fresh kernel, and write it back with its outputs."""
+    """Run a notebook in a new kernel and save it with its outputs."""
     path = folder / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     if solved:
@@ -100,6 +100,6 @@ def execute(folder: Path, name: str, environment: dict[str, str], *, solved: boo
 
 
 def run_in(folder: Path, notebook: NotebookNode, environment: dict[str, str], seconds: int = 300) -> NotebookNode:
-    """Run the cells of a notebook in a fresh kernel, and return it with their outputs."""
+    """Run the cells of a notebook in a new kernel and return it with their outputs."""
     place = {"metadata": {"path": folder}}
     return NotebookClient(notebook, timeout=seconds, kernel_name="python3", resources=place).execute(env=environment)

@@ -1,4 +1,4 @@
-"""A clone of this tree with ports of its own: where the tests run the real thing."""
+"""A clone of this tree with its own ports, in which tests run servers and pipeline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workshop.servers import supervisor
 from workshop.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "4_pipeline" / "tests"))  # from wherever this module is imported
+sys.path.append(str(ROOT / "4_pipeline" / "tests"))  # for any importing module
 from places import (  # noqa: E402, F401 - for the tests of the room, too
     BIN,
     PERSON,
@@ -42,28 +42,28 @@ from programs import missing_powers, pytest_runtest_setup, required  # noqa: E40
 if TYPE_CHECKING:
     from distributed import Client
 
-SETTINGS.append("WORKSHOP_")  # hidden by `clean_environment`, too
+SETTINGS.append("WORKSHOP_")  # also removed by `clean_environment`
 PORTS = [name.removesuffix("_port").upper() for name in Settings.model_fields if name.endswith("_port")]
 PASSIVE_PORTS = 40
-# Folders for temporary files that another user may make first, by the names that Dask and others would choose.
+# Temporary folders with fixed names, such as Dask's, which another user may create first.
 TAKEN = ["dask-scratch-space", *(f"{name}-{os.getuid()}" for name in ("dask-scratch-space", "papermill-dask"))]
-NEAR_PORTS = 200  # above a wanted port: `workshop lab` takes the first free one
+NEAR_PORTS = 200  # above a configured port: `workshop lab` takes the first free one
 RUN_SECONDS = 600
 
 
 def by_night(*values: object) -> list:
-    """Return values of a parameter that `make night` tries: CI tries one that is as good."""
+    """Mark parametrize values for `make night`; CI tests an equivalent one."""
     return [pytest.param(value, marks=pytest.mark.night) for value in values]
 
 
 def is_near_wanted(port: int) -> bool:
-    """Return whether `workshop up` or `workshop lab` is likely to choose a port when the wanted ones are busy."""
+    """Return whether `workshop up` or `workshop lab` may choose a port when the configured ones are busy."""
     defaults = [field.default for name, field in Settings.model_fields.items() if name.endswith("_port")]
     return any(0 <= port - each < NEAR_PORTS for each in [*defaults, 8888])
 
 
 def free_passive_range() -> int:
-    """Return the first of as many free ports in a row as the FTP server wants."""
+    """Return the first of as many consecutive free ports as the FTP server needs."""
     for first in range(61000, 65000, PASSIVE_PORTS):
         with contextlib.ExitStack() as probes:
             try:
@@ -76,14 +76,14 @@ def free_passive_range() -> int:
 
 
 def files_of_tree(*patterns: str) -> list[str]:
-    """Return the files of this tree that git would commit, or those that match a pattern."""
+    """Return the files of this tree that git would commit, or those of them that match a pattern."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *patterns]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     return [name for name in names if name and (ROOT / name).exists()]
 
 
 def copy_tree(folder: Path) -> Path:
-    """Copy what git would commit of this tree into ``folder`` as a repository of its own."""
+    """Copy the files that git would commit to ``folder``, as a new repository."""
     for name in files_of_tree():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
@@ -102,12 +102,12 @@ def take_home(folder: Path, *options: str) -> Path:
 
 
 def new_workplace(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Return a clone in ``folder`` and the environment in which its servers take free ports."""
+    """Return a clone in ``folder`` and an environment with free ports for its servers."""
     return copy_tree(folder), environment_for(folder)
 
 
 def environment_for(root: Path) -> dict[str, str]:
-    """Return the environment in which the servers of a clone take free ports."""
+    """Return an environment with free ports for the servers of a clone."""
     environment = clean_environment() | {
         "WORKSHOP_ROOT": str(root),
         "PYTHONPATH": f"{root}{os.pathsep}{root / '4_pipeline'}",
@@ -115,19 +115,19 @@ def environment_for(root: Path) -> dict[str, str]:
     environment |= {f"WORKSHOP_{name}_PORT": str(free_port()) for name in PORTS}
     environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
     environment["WORKSHOP_DASK_WORKERS"] = "2"
-    environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"] = "[]"  # ten seconds of both processors at each start
+    environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"] = "[]"  # saves ten seconds of both CPUs at each start
     return environment
 
 
 def jupyter_in(runtime: Path) -> str | None:
-    """Return the address of the Jupyter server of a runtime folder once it answers, whichever port it took."""
+    """Return the address of the Jupyter server of a runtime folder, or None while it does not respond."""
     addresses = [json.loads(file.read_text())["url"] for file in runtime.glob("jpserver-*.json")]
     return next((address for address in addresses if answer_of(f"{address}api")), None)
 
 
 @contextlib.contextmanager
 def frozen(port: int) -> Iterator[None]:
-    """Stop the process that listens on a port, as a machine that swaps or a debugger does; let it go on at the end."""
+    """Suspend the process that listens on a port until the block ends, as swapping or a debugger would."""
     (pid,) = {
         each.pid for each in psutil.net_connections("tcp")
         if each.status == psutil.CONN_LISTEN and each.laddr.port == port
@@ -140,7 +140,7 @@ def frozen(port: int) -> Iterator[None]:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the processes whose command line or folder lies in ``folder``."""
+    """Return the processes whose command line or working directory is in ``folder``."""
     processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -153,7 +153,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 @dataclass
 class Servers:
-    """A clone with everything running; ``output`` is what `make run` printed."""
+    """A clone with running servers; ``output`` is that of `make run`."""
 
     root: Path
     environment: dict[str, str]
@@ -161,7 +161,7 @@ class Servers:
 
     @property
     def settings(self) -> Settings:
-        """The settings as the clone's own programs see them."""
+        """The settings as the clone's programs see them."""
         with environment_of(self.environment):
             return Settings()
 
@@ -176,7 +176,7 @@ class Servers:
         return self.root / "4_pipeline"
 
     def process_of(self, service: str) -> psutil.Process:
-        """Return the process of a service, as `workshop status` names it."""
+        """Return the process of a service of `workshop status`."""
         return psutil.Process(next(row.pid for row in supervisor.status(self.settings) if row.name == service))
 
     def dask_client(self) -> Client:

@@ -28,7 +28,7 @@ version = tracking.connect().create_model_version(
 print("version", version.version)
 """
 
-BUSY_SECONDS = 60.0  # for a busy machine
+BUSY_SECONDS = 60.0  # time-out on a busy machine
 
 
 @pytest.fixture(scope="session", autouse=True)

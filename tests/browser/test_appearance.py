@@ -33,7 +33,7 @@ def test_pages_are_accessible_fit_the_screen_and_do_not_jump(browser, url, mode,
     assert grave == {}
 
 
-def test_theme_follows_the_system_until_it_is_chosen_and_is_remembered(browser, url):
+def test_theme_follows_the_system_until_the_user_chooses_one(browser, url):
     """The button changes the theme of page and figures, and a reload keeps it."""
     with opened(browser, url, color_scheme="light") as page:
         ink = "getComputedStyle(document.querySelector('#comparison-figure .legendtext')).fill"
@@ -91,7 +91,7 @@ def test_date_fields_show_the_focus(browser, url):
             assert page.locator(name).evaluate(style) == "solid3px", name
 
 
-def test_page_without_javascript_says_so(browser, url):
+def test_page_without_javascript_names_alternatives(browser, url):
     """The page names what works without JavaScript: the API and, with a link, the report."""
     with contextlib.closing(browser.new_context(java_script_enabled=False)) as context:
         page = context.new_page()

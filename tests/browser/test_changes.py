@@ -1,4 +1,4 @@
-"""Open pages when the alias moves, when servers are down, and before there is anything to show."""
+"""Open pages when the alias moves, when servers are down, and without data or model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEATHER = "utc_timestamp,windspeed,temperature,rad_horizontal,rad_diffuse\n2016-
 
 
 def test_every_open_page_follows_the_alias_without_a_reload(browser, url, registry, another_version):
-    """All show and use the other version within seconds; the user's choices stay."""
+    """All pages show and use the other version within seconds; the user's choices stay."""
     addresses = ["/?from=2016-10-03&to=2016-10-09", "/what-if?windspeed=7.5", "/your-weather", "/model", "/data"]
     with contextlib.ExitStack() as stack:
         pages = [stack.enter_context(opened(browser, url + address)) for address in addresses]

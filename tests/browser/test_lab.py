@@ -19,11 +19,11 @@ from workplace import BIN, Program, Servers, free_port, running, wait_for
 
 from workshop.exports import exports_of
 
-pytestmark = pytest.mark.usefixtures("servers")  # all of them, in the process that has the servers
-# Each tile, and what its application says that only the running one can say.
+pytestmark = pytest.mark.usefixtures("servers")  # in the process of the servers
+# Each tile, and a text that only the running application shows.
 TILES = {
     "MLflow": ("/mlflow/", "predicting_wind_solar"),
-    "Dask": ("/dask-dashboard/status", "Data Transfer"),  # a tab of a figure; most else is painted
+    "Dask": ("/dask-dashboard/status", "Data Transfer"),  # the tab of a figure; most other text is drawn on canvas
     "Dashboard": ("/dashboard/", "wind_solar version"),
     "Report": ("/report/", "Solar and wind power in Germany"),
 }
@@ -45,7 +45,7 @@ def jupyter(command: list, servers: Servers, home: Path, **variables: str):
     environment = servers.environment | {"HOME": str(home), "PYTHONUNBUFFERED": "1"} | variables
     command += ["--no-browser", "--port", free_port()]
     return running(
-        command, environment, servers.root, lambda said: re.search(r"http://127\.0\.0\.1:\S+token=\w+", said)
+        command, environment, servers.root, lambda output: re.search(r"http://127\.0\.0\.1:\S+token=\w+", output)
     )
 
 
@@ -115,7 +115,7 @@ def test_lab_opens_at_the_start_page(lab, page):
     expect(page.get_by_text("Would you like to get notified")).to_have_count(0)
 
 
-def test_link_leads_to_a_heading_where_text_is_clear_of_code(page):
+def test_link_scrolls_to_a_heading_and_code_has_a_margin(page):
     """A step's link scrolls its README to the heading; a code block in a list has a margin below."""
     page.locator(".lm-TabBar-tabLabel", has_text="START.md").click()
     page.locator(".jp-RenderedMarkdown:visible a", has_text="Data pushed to a remote").click()
@@ -152,7 +152,7 @@ def test_applications_can_be_used_within_jupyterlab(on_a_hub):
     run.value.close()
 
 
-def test_clicks_that_chapter_2_names_register_a_model_and_set_an_alias(page, servers):
+def test_clicks_of_chapter_2_register_a_model_and_set_an_alias(page, servers):
     """The labels in italics in the README exist in the tile, and have the described effect."""
     step = (servers.root / "2_tracking" / "README.md").read_text().partition("### 6. ")[2].partition("###")[0]
     names = re.findall(r"\*([^*]+)\*", " ".join(step.split()))
@@ -240,7 +240,7 @@ def run_all(page: Page, file: Path) -> nbformat.NotebookNode:
     page, base = page.context.new_page(), page.url.partition("/lab")[0]
     page.goto(f"{base}/lab/tree/{relative}?reset")  # without the tabs of other tests
     expect(page.locator(".jp-Notebook:visible .jp-CodeCell").first).to_be_visible()
-    expect(page.get_by_text("Python 3 (ipykernel) | Idle").first).to_be_visible()  # else cells are dropped
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle").first).to_be_visible()  # otherwise cells are dropped
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 

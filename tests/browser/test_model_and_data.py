@@ -58,7 +58,7 @@ def test_link_of_the_notebook_shows_its_page(model):
     expect(notebook.get_by_role("heading", level=1)).to_contain_text("Train: gradient boosting")
     expect(notebook.locator(".main-svg").first).to_be_visible()
     expect(notebook.get_by_text("How predictions respond to each input")).to_be_visible()
-    assert {urlsplit(request.url).hostname for request in requests} <= {"127.0.0.1", None}  # None: of data and blobs
+    assert {urlsplit(request.url).hostname for request in requests} <= {"127.0.0.1", None}  # None: data and blob URLs
     (page,) = (request for request in requests if "/get-artifact" in request.url)
     assert 1_000_000 < len(model.request.get(page.url).body()) < 2_200_000
 
