@@ -32,7 +32,7 @@ def test_unit_of_a_sum_over_time(unit, sum_unit):
 
 
 @pytest.mark.parametrize(
-    ("unit", "ours", "value", "expected", "exponent", "of_day"),
+    ("unit", "target_unit", "value", "expected", "exponent", "of_day"),
     [
         ("kW", "GW", 1e6, 1, 0, 0), ("MVA", "GW", 1000, 1, 0, 0), ("kWh", "GW", 1e6, 1, -1, -1),
         ("kWh/d", "GW", 24e6, 1, 0, None), ("kWh/d", "GW", 1e6, 1, None, -1),
@@ -47,9 +47,9 @@ def test_unit_of_a_sum_over_time(unit, sum_unit):
         ("number", "", 7, 7, 0, 0), ("m3/h", "m3/d", 1, 24, 0, None),
     ],
 )  # fmt: skip
-def test_units_are_converted_by_their_dimensions(unit, ours, value, expected, exponent, of_day):
+def test_units_are_converted_by_their_dimensions(unit, target_unit, value, expected, exponent, of_day):
     """Only an amount per step becomes a rate; with daily rows a rate per day is the amount of that day."""
-    target = quantity(ours, next((name for name in ("bikes", "EUR") if name in ours), ""))
+    target = quantity(target_unit, next((name for name in ("bikes", "EUR") if name in target_unit), ""))
     for power, of_days in ((exponent, False), (of_day, True)):
         if power is not None:
             factor, offset, actual = target.conversion(unit, of_days=of_days)
@@ -57,7 +57,7 @@ def test_units_are_converted_by_their_dimensions(unit, ours, value, expected, ex
 
 
 @pytest.mark.parametrize(
-    ("unit", "ours", "words"),
+    ("unit", "target_unit", "words"),
     [
         ("MJ", "°C", "[temperature]"), ("delta_degC", "°C", "cannot"), ("K*h", "°C", "cannot"), ("h", "GW", "cannot"),
         ("EUR", "EUR/MWh", "[EUR]"), ("GW", "GWh", "cannot"), ("Mw", "GW", "Unknown unit"),
@@ -65,11 +65,11 @@ def test_units_are_converted_by_their_dimensions(unit, ours, value, expected, ex
         ("visitors", "GW", "Unknown unit"), ("W/(m", "GW", "Unknown unit"), ("MW", "bikes/h", "Unknown unit"),
     ],
 )  # fmt: skip
-def test_other_dimensions_and_unknown_units_are_errors(unit, ours, words):
+def test_other_dimensions_and_unknown_units_are_errors(unit, target_unit, words):
     """The error names the unit that cannot be converted."""
     with pytest.raises(ParameterError) as caught:
-        quantity(ours, "EUR" * ("EUR" in ours)).conversion(unit, of_days=False)
+        quantity(target_unit, "EUR" * ("EUR" in target_unit)).conversion(unit, of_days=False)
     assert words in str(caught.value)
     with pytest.raises(ParameterError, match="Invalid new_unit"):
         quantity("€/MWh", "€").conversion("EUR/MWh", of_days=False)
-    assert repr(unit if "bikes" not in ours else ours) in str(caught.value)
+    assert repr(unit if "bikes" not in target_unit else target_unit) in str(caught.value)

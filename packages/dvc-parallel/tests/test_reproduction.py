@@ -319,7 +319,7 @@ def test_dvc_repro_during_a_run_does_not_run_a_stage_twice(tmp_path):
 
 
 def test_repro_waits_for_the_lock_and_loses_nothing(tmp_path):
-    """DVC gives up after three seconds and loses its work; dvc-parallel waits, runs the stage once and commits it."""
+    """Unlike DVC, which gives up after three seconds, it waits; the stage runs once and its outputs are committed."""
     repo = new_repository(tmp_path / "place", COUNTED)
     process = start(repo)
     wait_for(lambda: read(tmp_path / "count"))

@@ -89,7 +89,7 @@ def test_missing_artifact_is_an_error(server, tmp_path):
 
 
 def test_failed_upload_leaves_nothing(server, file):
-    """If the rename fails, the temporary file is deleted and the old content stays; other parts are not listed."""
+    """If the rename fails, its temporary file is deleted and the old content stays; leftover ones are not listed."""
     store = server.repository()
     store.log_artifact(str(file), "numbers.bin")  # the name is now that of a folder
     with pytest.raises(ArtifactError, match="rejected a command"):
@@ -161,7 +161,7 @@ def test_interrupted_transfer_is_retried(server, tmp_path, direction):
 
 
 def test_restart_of_the_server_is_waited_for(server, file, monkeypatch):
-    """Operations wait for a server that restarts."""
+    """Operations are retried while the server restarts; without retries a server that is down is an error."""
     monkeypatch.setattr(repository, "PAUSES_SECONDS", (*repository.PAUSES_SECONDS, 4.0, 8.0, 16.0))
     store = server.repository()
     store.log_artifact(str(file))
@@ -260,9 +260,9 @@ def test_connections_that_a_firewall_has_dropped_are_replaced(server, tmp_path, 
             store.list_artifacts,
             lambda: store.download_artifacts("1"),
         ):
-            began = time.monotonic()
+            start = time.monotonic()
             work()
-            assert time.monotonic() - began < connections.TIMEOUT_SECONDS
+            assert time.monotonic() - start < connections.TIMEOUT_SECONDS
 
 
 def test_hanging_server_is_an_error_after_the_timeout(server, file, monkeypatch):
@@ -443,7 +443,7 @@ def test_damaged_artifact_is_not_retried_through_the_proxy(server, tracking_uri,
     store = get_artifact_repository("mlflow-artifacts:/damaged")
     store.log_artifact(str(file))
     (server.artifacts / "mlflow" / "damaged" / "numbers.bin").write_bytes(b"\1" * 256_000)
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(MlflowException, match=r"409 .*'damaged/numbers.bin' is damaged"):
         store.download_artifacts("numbers.bin", str(tmp_path))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - start < 60

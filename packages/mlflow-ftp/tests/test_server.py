@@ -69,14 +69,14 @@ def test_options_are_documented_with_their_variables():
 def test_password_guessing_is_slowed_down(tmp_path):
     """On 100 connections less than one guess per second is answered; a correct login still succeeds meanwhile."""
     with started_server(tmp_path / "ftp") as guessed, ExitStack() as stack:
-        began = time.monotonic()
+        start = time.monotonic()
         guesses = [stack.enter_context(socket.create_connection(("127.0.0.1", guessed.port))) for _ in range(100)]
         for guess in guesses:
             guess.sendall(f"USER {USER}\r\nPASS wrong\r\n".encode())
         answered = []
         while len(answered) < 3:
             readable = select.select(guesses, [], [], 20)[0]
-            answered += [time.monotonic() - began for guess in readable if b"530" in guess.recv(1000)]
+            answered += [time.monotonic() - start for guess in readable if b"530" in guess.recv(1000)]
             guessed.connect().close()
         assert answered[1] > 3
         assert answered[2] > 7
@@ -151,10 +151,10 @@ def test_full_disk_is_reported_at_once(tmp_path, monkeypatch, scheme, size):
                 while ballast.write(bytes(4096)):
                     pass
         store = server.repository(scheme=scheme)
-        began = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(ArtifactError, match=r"no space left[^\0]*426 No space left on device"):
             store.log_artifact(str(large))
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - start < 30
         assert store.list_artifacts() == []
         assert [path for path in server.artifacts.rglob("*") if path.is_file()] == []
 
@@ -173,7 +173,7 @@ def test_server_that_requires_tls_rejects_plain_logins(tmp_path):
             assert connection.nlst("/") == ["file"]
 
 
-# -- whole or not at all, for clients other than the store ---------------------------------------------------------
+# -- complete or not at all, for other clients than the store ------------------------------------------------------
 def curl(server: Server, *options: str) -> list[str]:
     """Return a curl command that logs in; `options` come before the last part of the URL."""
     *options, path = options
@@ -244,18 +244,18 @@ def test_slow_disk_holds_up_only_the_client_that_uploads(tmp_path):
         server.kill()
         server.start("-c", SLOW_FSYNC)
         with server.connect() as writer, server.connect() as reader, ThreadPoolExecutor() as pool:
-            began = time.monotonic()
+            start = time.monotonic()
             upload = pool.submit(writer.storbinary, "STOR file", io.BytesIO(b"whole"))
             wait_for(lambda: list(server.artifacts.glob(".~*.part")))
             replies = 0
             while not upload.done():
                 assert reader.nlst() is not None
                 replies += 1
-                assert not (server.artifacts / "file").exists() or time.monotonic() - began >= 3
+                assert not (server.artifacts / "file").exists() or time.monotonic() - start >= 3
                 time.sleep(0.05)
             assert upload.result().startswith("226")
             assert replies > 2
-            assert time.monotonic() - began >= 3
+            assert time.monotonic() - start >= 3
             assert (server.artifacts / "file").read_bytes() == b"whole"
             client = server.connect()
             with contextlib.suppress(OSError), client.transfercmd("STOR gone") as data:
