@@ -53,7 +53,7 @@ def test_commands_from_promotion_to_rollback(run, name):
     assert "next: mae gained over the model in production: worse" in refused.out
     assert "evaluating the candidate" in refused.err
     assert "requires a reason" in run("promote", runs[2], "--force", code=1).err
-    assert "forced; the gate said" in run("promote", runs[2], "--force", "--why", "a test").out
+    assert "forced; the gate's decision" in run("promote", runs[2], "--force", "--why", "a test").out
     assert "in production again: rolled back from version 3 to version 2" in run("rollback", "--why", "worse").out
     assert "was never in production" in run("rollback", name, "--to", "9", code=1).err
     lines = run("history", name).out.splitlines()
