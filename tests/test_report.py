@@ -264,7 +264,7 @@ def test_stage_renders_the_page_of_any_week(servers, tmp_path):
     (folder / "data").mkdir()
     germany.to_parquet(folder / "data" / "germany.parquet")
     text = visible(page("latest"))
-    assert "cannot predict these data: There is no figure of installed capacity" in text
+    assert "cannot predict these data: The installed capacity of" in text
     assert "No model is in production" not in text
 
 

@@ -26,7 +26,7 @@ def connect(settings: Settings | None = None) -> MlflowClient:
     try:
         return tracking.connect(verified_tracking_uri(settings))
     except ServiceError as error:
-        error.next_step = "workshop up" if "does not answer" in error.what else EXPORT_COMMAND
+        error.next_step = "workshop up" if "does not respond" in error.what else EXPORT_COMMAND
         raise
 
 

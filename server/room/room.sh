@@ -51,7 +51,7 @@ wait_until_up() {
     [ $((waited += 1)) -lt 120 ] || {
       supervisor status >&2 || true
       for name in nginx proxy hub; do tail --lines=3 "$STATE/$name.log" >&2; done
-      fail "The room does not answer (its last log lines are above)." "ss -ltnp shows which process uses port $(setting port)"
+      fail "The room does not respond (its last log lines are above)." "ss -ltnp shows which process uses port $(setting port)"
     }
   done
 }

@@ -61,7 +61,7 @@ def test_pages_say_what_is_missing_and_work_without_servers(servers, registry, b
             url, _ = stack.enter_context(dashboard(servers.environment, tmp_path, servers.tracking_uri))
             page = stack.enter_context(opened(browser, f"{url}/model"))
             message = page.locator("#message")
-            expect(message).to_contain_text("does not answer")
+            expect(message).to_contain_text("does not respond")
             expect(message).to_contain_text("mlflow server")
 
         expect(message).to_contain_text("No model is in production yet.")
@@ -80,7 +80,7 @@ def test_pages_say_what_is_missing_and_work_without_servers(servers, registry, b
         page.goto(f"{url}/what-if")
         wind = page.locator("#predicted-wind_GW")
         with frozen(servers.settings.mlflow_port):
-            expect(message).to_contain_text("does not answer")
+            expect(message).to_contain_text("does not respond")
             expect(message).to_contain_text(f"Version {version} remains in use")
             before = wind.inner_text()
             page.get_by_label("Wind speed at 10 m", exact=True).fill("9")

@@ -213,7 +213,7 @@ def test_servers_started_by_hand_are_left_alone(running):
     """`up` and `down` leave an FTP server and MLflow started by hand running; once they end, `up` starts its own."""
     before, names = status(running), ("ftp", "mlflow")
     done = workshop(running, "down", *names)
-    assert f"FTP artifact store: stopped; it was at {before['ftp']['address']}" in done.stderr
+    assert f"FTP artifact store: stopped (it was at {before['ftp']['address']})" in done.stderr
     stopped = status(running)
     assert not any(stopped[name]["healthy"] or psutil.pid_exists(before[name]["pid"]) for name in names)
     assert all(stopped[name] == before[name] for name in NAMES - set(names))
@@ -239,7 +239,7 @@ def test_up_says_which_service_does_not_answer(running):
     try:
         workshop(running, "down", "dashboard")
         done = running.run(BIN / "workshop", "up", exit_code=1)
-        assert "Dashboard does not answer" in done.stderr
+        assert "Dashboard does not respond" in done.stderr
         assert "the dashboard has a reason" in done.stderr
         assert "Traceback" not in done.stderr
         assert "the dashboard has a reason" in status(running)["dashboard"]["reason"]

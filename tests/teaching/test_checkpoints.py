@@ -294,7 +294,7 @@ def test_server_that_does_not_answer_leaves_chapter_1(tmp_path, monkeypatch, lis
     for each in items:
         if each.chapter in (2, 3) and not each.title.startswith(("Exercise", "A colleague's run")):
             assert each.done is None
-            assert f"{uri} does not answer" in each.reason
+            assert f"{uri} does not respond" in each.reason
     assert checkpoints.summary(each for each in items if each.chapter == 2) == "0 of 18 done, 8 unknown"
 
 

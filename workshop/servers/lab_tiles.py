@@ -89,7 +89,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
             if self.request.headers.get("Sec-Fetch-Mode") == "navigate":
                 show_problem(self, self.title, f"{self.title} is starting. If this page stays:", self.start())
             else:
-                show_problem(self, self.title, f"{self.title} does not answer on port {port}.", "workshop up")
+                show_problem(self, self.title, f"{self.title} does not respond on port {port}.", "workshop up")
 
     def start(self) -> str:
         """Start the server unless it is already starting; return the command."""

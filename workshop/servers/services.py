@@ -118,7 +118,7 @@ def database_address(settings: Settings) -> str:
 
 
 def check_database(settings: Settings) -> None:
-    """Raise ServiceError if the database of WORKSHOP_DATABASE_URI does not answer."""
+    """Raise ServiceError if the database of WORKSHOP_DATABASE_URI does not respond."""
     if not settings.database_uri:
         return
     from sqlalchemy import create_engine
@@ -128,7 +128,7 @@ def check_database(settings: Settings) -> None:
         create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
     except SQLAlchemyError as error:
         raise ServiceError(
-            "The tracking database does not answer.",
+            "The tracking database does not respond.",
             value=str(error).splitlines()[0],
             next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
         ) from None

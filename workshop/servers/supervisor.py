@@ -51,7 +51,7 @@ CONNECTION_ERRORS = (OSError, HTTPException, xmlrpc.client.Error)
 class Status:
     """The current status of a service.
 
-    ``state``: running, started by hand (not by `up`), does not answer, failed, port in use, or stopped.
+    ``state``: running, started by hand (not by `up`), does not respond, failed, port in use, or stopped.
     ``reason``: the owner of its port, or why supervisor stopped restarting it.
     """
 
@@ -71,7 +71,7 @@ def status(settings: Settings) -> list[Status]:
         process, reason = supervised.get(service.name, {}), None
         pid = by_hand.get(service.name) or process.get("pid") or None
         healthy = is_healthy(service, settings)
-        state = "running" if healthy else "does not answer" if pid else "stopped"
+        state = "running" if healthy else "does not respond" if pid else "stopped"
         if service.name in by_hand:
             state = "started by hand"
         elif foreign_owner := port_owners.find_foreign_owner(settings, *service.ports_of(settings)):
@@ -87,7 +87,7 @@ def status(settings: Settings) -> list[Status]:
 def up(report: Report, names: Sequence[str] = ()) -> Settings:
     """Start the services, or the named ones, wait until each one answers, and return the settings.
 
-    Servers started by hand are left running. Raises ServiceError with the end of the log if a service does not answer,
+    Servers started by hand are left running. Raises ServiceError with the end of the log if a service does not respond,
     ParameterError for an unknown name.
     """
     settings, names = get_settings(), _validate_names(names)
@@ -308,7 +308,7 @@ def _start_services(settings: Settings, report: Report, names: Sequence[str]) ->
 def _health_error(service: Service, settings: Settings, why: str) -> ServiceError:
     last = "\n".join(_log_lines(service, settings)[-LOG_LINES:])
     return ServiceError(
-        f"{service.title} does not answer: {why}.",
+        f"{service.title} does not respond: {why}.",
         value=f"{service.address(settings)}; the end of its log:\n{last}",
         next_step=f"fix the cause, then `workshop down` and `workshop up`; full log: {_log_file(service, settings)}",
     )

@@ -89,7 +89,7 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
 
     The servers must be running. The original notebooks run in a temporary folder, so the attendee's files do not
     change. Each result is passed to ``report``. Raises PipelineError if a notebook or project fails, ServiceError if
-    the tracking server does not answer.
+    the tracking server does not respond.
     """
     os.environ.update(exports_of(settings))  # use the servers just started, whatever address the shell has
     settings = get_settings()

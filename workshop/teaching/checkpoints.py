@@ -68,7 +68,7 @@ class State:
 
     @property
     def client(self) -> MlflowClient:
-        """The MLflow client; raises ServiceError if the tracking server does not answer."""
+        """The MLflow client; raises ServiceError if the tracking server does not respond."""
         if isinstance(self._server, ServiceError):
             raise self._server
         return self._server
@@ -258,7 +258,7 @@ class Step(NamedTuple):
     """A step of a chapter; ``where`` is `page` or `page#heading`.
 
     ``is_done`` returns a truthy value if the step is done, None if unknown; it raises ServiceError if the tracking
-    server does not answer.
+    server does not respond.
     """
 
     title: str
@@ -463,7 +463,7 @@ def examine(state: State) -> list[Checkpoint]:
             except ServiceError as error:
                 done, reason = None, f"{error.what} Next: {error.next_step}"
             except import_module("mlflow.exceptions").MlflowException as error:  # imported only if needed: takes 1 s
-                done, reason = None, f"The tracking server did not answer: {error.message} Next: workshop status"
+                done, reason = None, f"The tracking server did not respond: {error.message} Next: workshop status"
             reason = "" if done else reason
             checkpoints.append(Checkpoint(chapter.number, step.title, step.where, done, reason, minutes))
     return checkpoints

@@ -141,7 +141,7 @@ def _server(row: supervisor.Status, settings: Settings) -> Finding:
     if not settings.is_up:
         return Finding(row.name, OK, f"not started: {row.reason or 'type workshop up'}")
     next_step = f"workshop down, then workshop up, then {EXPORT_COMMAND}; log: {settings.logs / row.name}.log"
-    return Finding(row.name, WRONG, row.reason or "does not answer", next_step)
+    return Finding(row.name, WRONG, row.reason or "does not respond", next_step)
 
 
 def _production(settings: Settings) -> Finding:

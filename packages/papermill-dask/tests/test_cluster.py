@@ -215,7 +215,7 @@ def test_notebook_runs_on_the_worker_with_the_requested_resource(fresh_cluster, 
 
 
 def test_notebook_waits_for_a_slow_worker_unless_another_is_eligible(fresh_cluster, monkeypatch, caplog):
-    """The log names a worker that does not answer; waiting ends if it answers or dies, or if another is eligible."""
+    """The log names a worker that does not respond; waiting ends if it answers or dies, or if another is eligible."""
     from distributed import Client
     from papermill_dask import execute_notebook
 

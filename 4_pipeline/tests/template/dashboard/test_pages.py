@@ -149,5 +149,5 @@ def test_header_shows_forced_versions_and_faults(made, served):
     assert "forced past" not in str(made("/model"))
     moves = (Move(1, "promoted", "6"), Move(2, "forced", served.champion.production.version))
     assert "forced past the gate" in str(made("/model", record=Record(history=moves)))
-    faults = {"registry": Fault(datetime.now(UTC), "It does not answer.")}
+    faults = {"registry": Fault(datetime.now(UTC), "It does not respond.")}
     assert "className='doubtful'" in str(made("/model", faults=faults))

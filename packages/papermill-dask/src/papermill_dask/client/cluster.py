@@ -84,7 +84,7 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
     Raises
     ------
     EngineError
-        The function is invalid, the scheduler does not answer, or the cluster has no worker.
+        The function is invalid, the scheduler does not respond, or the cluster has no worker.
     """
     # papermill logs at INFO; Dask's INFO records are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -108,7 +108,7 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
             client = client or compat.new_client(address, CONNECT_SECONDS)
         except (OSError, TimeoutError, ValueError, TypeError) as error:
             raise EngineError(
-                "The Dask scheduler does not answer.",
+                "The Dask scheduler does not respond.",
                 value=f"{address} ({error})",
                 expected="address of a running scheduler; for tls://, also Dask's TLS settings (distributed.comm.tls)",
                 next_step="start a scheduler (`dask scheduler`), or set DASK_SCHEDULER_ADDRESS to a running one",
