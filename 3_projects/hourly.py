@@ -1,6 +1,6 @@
 """Code that the projects share: read the data, split it, score predictions, parse parameters.
 
-It imports only packages that every project's `python_env.yaml` names, and nothing else from this repository.
+This module imports only packages that every project's `python_env.yaml` names, and nothing from this repository.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ FACTORS = ["solar_capacity_factor", "wind_capacity_factor"]
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the option `--data`; it exits with code 2 on an invalid value."""
+    """Return a parser with the `--data` option; the parser exits with code 2 on an invalid value."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--data", default="../germany.csv", help="the processed CSV file")
     return parser
 
 
 def make_training_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that every training shares."""
+    """Return a parser with the options that all training scripts share."""
     parser = make_parser(description)
     parser.add_argument("--test_fraction", type=fraction, default=0.2, help="share of the hours held out, the latest")
     return parser
@@ -63,7 +63,7 @@ seed = integer(0, 2**32 - 1)  # the range that NumPy accepts
 
 
 def fraction(text: str) -> float:
-    """Return ``text`` as a number between 0 and 1, both excluded."""
+    """Return ``text`` as a number strictly between 0 and 1."""
     with contextlib.suppress(ValueError):
         if 0 < float(text) < 1:
             return float(text)
@@ -123,14 +123,14 @@ def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFra
 
 
 def capacity_factors(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return each hour's power divided by the installed capacity, in the columns `FACTORS`."""
+    """Return each hour's power divided by the installed capacity, in the `FACTORS` columns."""
     return (frame[TARGETS] / frame[CAPACITIES].to_numpy()).set_axis(FACTORS, axis="columns")
 
 
 def score(measured, predicted):
     """Return R2 (overall, solar, wind), mean absolute error, bias (mean error) and lowest prediction, in GW.
 
-    The reader writes this function in chapter 2's first notebook. Both frames have the columns `TARGETS`; a negative
+    Readers write this function in chapter 2's first notebook. Both frames have the `TARGETS` columns; a negative
     bias means that the model predicts too little.
     """
     from sklearn.metrics import mean_absolute_error, r2_score
@@ -148,7 +148,7 @@ def score(measured, predicted):
 def evaluate(test: pd.DataFrame, predicted: np.ndarray, *, by_capacity: bool = False) -> dict[str, float]:
     """Return the `score` of the predictions for ``test``, an array (hours, 2) in the order of `TARGETS`.
 
-    With ``by_capacity`` the predictions are capacity factors, and are multiplied by each hour's capacity.
+    With ``by_capacity``, the predictions are capacity factors and are multiplied by each hour's capacity.
     """
     import pandas as pd
 

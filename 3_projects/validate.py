@@ -1,6 +1,6 @@
 """Score the model of an earlier run on the held-out hours; fail if its R2 is below a floor.
 
-The entry point `validate` of `lr`, `rf` and `keras`. Like their `train.py` it imports the packages in
+This is the `validate` entry point of `lr`, `rf` and `keras`. Like their `train.py`, it imports only the packages in
 `python_env.yaml` and `hourly.py`.
 """
 
@@ -66,7 +66,7 @@ def read_run(run_id: str) -> Run:
 def predict(folder: Path, weather: pd.DataFrame) -> np.ndarray:
     """Return the predictions (hours, 2) of the model in ``folder``, without unpickling anything.
 
-    Exit with code 1 unless it is a scikit-learn model in skops format or a Keras model with trusted types only.
+    Exit with code 1 unless this is a scikit-learn model in skops format or a Keras model with trusted types only.
     """
     try:
         if (folder / "model.skops").is_file():

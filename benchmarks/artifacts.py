@@ -1,4 +1,4 @@
-"""Artifacts on the FTP server, compared with MLflow's own store: small files and a large one, two latencies."""
+"""Artifacts on the FTP server, compared with MLflow's own store: small files and a large one, at two latencies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROWS = (
     Row("upload and download of 300 MB, 20 ms added to each round trip", *side_names("large", FAR)),
 )
 
-# Each side is a separate process, as a training is; both read the password from the settings.
+# Each side runs in a separate process, like a training run, and reads the password from the settings.
 PROGRAM = """
 import os, sys, tempfile, time
 from workshop.settings import get_settings
@@ -74,7 +74,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def run(clone: Clone, side: str, size: str, source: Path, round_trip: float) -> float:
-    """Upload (and download, if large) in one process; return the seconds without its imports."""
+    """Upload (and download, if large) in one process; return the seconds that this takes, without the imports."""
     settings = clone.settings
     with contextlib.ExitStack() as stack:
         host, environment = "127.0.0.1", dict(clone.environment)

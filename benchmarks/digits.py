@@ -46,7 +46,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def warm_up(clone: Clone) -> None:
-    """Run nothing: each side starts with a small search that is not timed."""
+    """Do nothing: each side starts with a small search that is not timed."""
 
 
 def search_by_ssh() -> float:

@@ -20,7 +20,7 @@ SETTLE_SECONDS, SECONDS = 90, 60  # longer than the dashboard waits for a reader
 
 
 def warm_up(_clone: Clone) -> None:
-    """Run nothing: each side waits until its servers are idle."""
+    """Do nothing: each side waits until its servers are idle."""
 
 
 def sides(clone: Clone) -> list[Side]:

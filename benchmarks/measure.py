@@ -16,7 +16,7 @@ QUIET_SECONDS = 20.0
 class Side:
     """One side of a comparison: ``prepare`` is not timed, ``run`` is.
 
-    If ``run`` returns a number, it replaces the time of the call. With ``wait`` false, ``run`` starts right after
+    If ``run`` returns a number, that replaces the time of the call. If ``wait`` is false, ``run`` starts right after
     ``prepare``, even if the machine is still busy.
     """
 
@@ -27,7 +27,7 @@ class Side:
 
 
 def measure(sides: Sequence[Side], runs: int, report: Callable[[str], None]) -> Mapping[str, dict[str, list[float]]]:
-    """Run the sides in turn, A B A B, ``runs`` times each, and report each run in a line.
+    """Run the sides in turn, A B A B, ``runs`` times each, and report each run on one line.
 
     Returns `figures`, the seconds by side, and `busy_percent`, the CPU load before each run.
     """

@@ -1,4 +1,4 @@
-"""Small notebooks: one run by the command `papermill`, and twenty that import pandas and sleep half a second."""
+"""Small notebooks: one run by the `papermill` command, and twenty that import pandas and sleep for half a second."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ rule run:
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return papermill alone, Snakemake, and our engine and commands."""
+    """Return the sides: plain papermill, Snakemake, and our engine and commands."""
     folder = clone.new_folder("notebooks")
     empty = write_notebook(folder / "empty.ipynb", "", "print(1 + 1)")
     imports = write_notebook(folder / "imports.ipynb", import_lines(clone.pipeline / TRAINING), "print(1 + 1)")
@@ -105,14 +105,14 @@ def import_lines(file: Path) -> str:
 
 
 def run_papermill(clone: Clone, notebook: Path, output: Path, *options: object) -> None:
-    """Run a notebook with the command `papermill`."""
+    """Run a notebook with the `papermill` command."""
     clone.do("papermill", notebook, output, *map(str, options), cwd=notebook.parent)
 
 
 def run_papermill_each(clone: Clone, notebook: Path, values: Iterable[int], jobs: int, *options: object) -> None:
     """Run a notebook once for each value of its parameter `i`, ``jobs`` processes at a time.
 
-    With papermill's own engine a kernel sometimes fails to start because another kernel has taken its port: retry once.
+    With papermill's own engine a kernel sometimes fails to start because another one has taken its port, so retry once.
     """
     outputs = clone.new_folder("outputs")
 
@@ -130,7 +130,7 @@ def run_papermill_each(clone: Clone, notebook: Path, values: Iterable[int], jobs
 
 
 def install_snakemake(clone: Clone) -> Path:
-    """Install Snakemake, the best alternative, in a separate environment; return its program."""
+    """Install Snakemake, the best alternative, in a separate environment; return its executable."""
     environment = clone.folder / "snakemake"
     if not environment.exists():
         clone.do("uv", "venv", "--quiet", "--python", BIN / "python", environment)
@@ -143,7 +143,7 @@ def install_snakemake(clone: Clone) -> Path:
 
 
 def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
-    """Run a notebook for each value of its parameter `i`, two jobs at a time, each with the clone's `papermill`."""
+    """Run a notebook for each value of its parameter `i`, two jobs at a time, each calling the clone's `papermill`."""
     folder = clone.new_folder("snakemake-run")
     (folder / "Snakefile").write_text(SNAKEFILE.format(count=len(VALUES), notebook=notebook))
     clone.do(snakemake, "--cores", "2", "--retries", "1", "--quiet", "all", cwd=folder)

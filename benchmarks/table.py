@@ -22,7 +22,7 @@ class Row:
     ours: str
 
     def cells(self, figures: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
-        """Return the row's cells; speedups are per round, as both sides of a round had the same machine load."""
+        """Return the row's cells; speedups are per round, because both sides of a round had the same machine load."""
         ratios = [slow / fast for slow, fast in zip(figures[self.base], figures[self.ours], strict=True)]
         return (
             self.task,

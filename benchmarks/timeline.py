@@ -25,7 +25,7 @@ from tests.workplace import processes_of
 
 SAMPLE_SECONDS, BIN_SECONDS = 0.05, 0.5
 PHASES = ["papermill connects", "kernel starts", "cells", "kernel ends", "MLflow gets the notebook"]
-KINDS = {  # of processes, with a substring of their command line
+KINDS = {  # kinds of processes, each with a substring of its command line
     "kernels": "serve_forks", "workers: fits, pages": "spawn_main", "commands of stages": "dvc_parallel.runner",
     "scheduler": "dask", "tracking server": "mlflow", "FTP server": "ftpserver",
     "workshop repro": "workshop repro", "dashboard": "dashboard",

@@ -29,7 +29,7 @@ STAGE = {"cmd": "cp input ${item}.copy", "deps": ["input"], "outs": ["${item}.co
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return DVC alone and our tools, with warm workers and with a cluster that was just started."""
+    """Return plain DVC, and our tools with warm workers and with a cluster that has just started."""
 
     def prepare_stock() -> None:
         remove_results(clone)
@@ -78,7 +78,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def warm_up(clone: Clone) -> None:
-    """Run the pipeline once: each measured run then compares with a model in production."""
+    """Run the pipeline once, so that each measured run compares with a model in production."""
     run(clone, "workshop")
 
 

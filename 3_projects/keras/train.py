@@ -1,6 +1,6 @@
 """Fit a small neural network to the weather and log it in MLflow.
 
-It imports the packages in `python_env.yaml` and `hourly.py`, and nothing else from this repository.
+This script imports only the packages in `python_env.yaml` and, from this repository, `hourly.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
         # `mlflow run` has already logged the parameters that the user typed.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
-        # `mlflow.keras.log_model` fails with an input example (MLflow 3.17). Both write the .keras format.
+        # `mlflow.keras.log_model` fails with an input example (MLflow 3.17); both functions write the .keras format.
         mlflow.tensorflow.log_model(
             model,
             name="model",
@@ -44,7 +44,7 @@ def main() -> None:
                 train[hourly.FEATURES].to_numpy(), train[hourly.TARGETS].to_numpy()
             ),
             input_example=train[hourly.FEATURES].head(3).to_numpy(),
-            # Without this list MLflow takes seconds to infer the packages.
+            # Without this list, MLflow would spend seconds inferring the packages.
             pip_requirements=[f"{name}=={version(name)}" for name in packages],
         )
     print(f"R2 {metrics['r2']:.3f} on the last {len(test)} hours; run {run.info.run_id}")

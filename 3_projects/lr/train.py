@@ -1,6 +1,6 @@
 """Fit a linear regression to the weather and log it in MLflow.
 
-It imports the packages in `python_env.yaml` and `hourly.py`, and nothing else from this repository.
+This script imports only the packages in `python_env.yaml` and, from this repository, `hourly.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
             name="model",
             signature=mlflow.models.infer_signature(train[hourly.FEATURES], train[hourly.TARGETS]),
             input_example=train[hourly.FEATURES].head(3),
-            # Without this list MLflow takes seconds to infer the packages.
+            # Without this list, MLflow would spend seconds inferring the packages.
             pip_requirements=[f"{name}=={version(name)}" for name in ("pandas", "scikit-learn", "skops")],
             skops_trusted_types=[],
         )

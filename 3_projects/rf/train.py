@@ -1,6 +1,6 @@
 """Fit a random forest to the weather and log it in MLflow.
 
-It imports the packages in `python_env.yaml` and `hourly.py`, and nothing else from this repository.
+This script imports only the packages in `python_env.yaml` and, from this repository, `hourly.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     metrics = hourly.evaluate(test, model.predict(test[hourly.FEATURES]), by_capacity=by_capacity)
     with mlflow.start_run() as run:
         mlflow.set_tag("target", "capacity_factor" if by_capacity else "GW")
-        # Step 5 of the README changes MLproject without a commit, which the run's commit does not show.
+        # Step 5 of the README changes MLproject without committing it, so the run's commit does not show the change.
         mlflow.set_tag("MLproject", Path(__file__).with_name("MLproject").read_text())
         # `mlflow run` has already logged the parameters that the user typed.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
@@ -44,7 +44,7 @@ def main() -> None:
             name="model",
             signature=mlflow.models.infer_signature(train[hourly.FEATURES], targets),
             input_example=train[hourly.FEATURES].head(3),
-            # Without this list MLflow takes seconds to infer the packages.
+            # Without this list, MLflow would spend seconds inferring the packages.
             pip_requirements=[f"{name}=={version(name)}" for name in ("pandas", "scikit-learn", "skops")],
             # skops refuses other types, except scikit-learn's simpler ones.
             skops_trusted_types=["sklearn.tree._tree.Tree"],

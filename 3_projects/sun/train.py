@@ -1,6 +1,6 @@
 """Fit a random forest to the weather and the height of the sun, and log it in MLflow: a colleague's project.
 
-It runs on the colleague's machine and lists no requirements: `reproduce.ipynb` finds them.
+The project runs on the colleague's machine and lists no requirements; `reproduce.ipynb` finds them.
 """
 
 from __future__ import annotations

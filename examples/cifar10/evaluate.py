@@ -1,4 +1,4 @@
-"""Evaluate the model on the test images and log it, with metrics, confusion matrix and the hardest images."""
+"""Evaluate the model on the test images and log it with the metrics, the confusion matrix and the hardest images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate for `mlflow-gate`: accuracy may fall at most `gate.max_drop` below that of the last commit."""
+"""The gate for `mlflow-gate`: accuracy may fall at most `gate.max_drop` below the accuracy in the last commit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evaluate(model, indices: pd.Series) -> Scores:
 
 
 def rules() -> dict[str, dict]:
-    """Return the rule: at least the committed accuracy less `max_drop`. No rule before the first commit."""
+    """Return the rule: at least the committed accuracy minus `max_drop`. There is no rule before the first commit."""
     committed = subprocess.run(["git", "show", "HEAD:./metrics.json"], capture_output=True, text=True, check=False)
     if committed.returncode:
         return {}

@@ -1,6 +1,6 @@
 """Images in the binary layout of CIFAR-10: each image is a byte for its class and 3 x 32 x 32 bytes.
 
-Layout and hash: https://www.cs.toronto.edu/~kriz/cifar.html. It contains no pickle.
+Layout and hash: https://www.cs.toronto.edu/~kriz/cifar.html. The files contain no pickles.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train a convolutional network; a killed training continues after its last finished epoch."""
+"""Train a convolutional network; a killed training run continues after its last finished epoch."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def main() -> None:
     first, size = int(len(images) * params["validation_split"]), params["batch_size"]
     steps = (len(images) - first) // size
 
-    # Resume a killed training only with the same parameters and images.
+    # Resume a killed training run only with the same parameters and images.
     key = hashlib.sha256(json.dumps(params).encode() + Path("arrays.npz").read_bytes()).hexdigest()[:16]
     backup = Path("backup", key)
     curves, run_file, state = (backup / name for name in ("training.csv", "mlflow_run", "keras/training_metadata.json"))

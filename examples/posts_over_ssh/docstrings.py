@@ -32,7 +32,7 @@ def write_xml(file: Path) -> None:
 
 
 def _docstrings(library: str) -> Iterator[tuple[str, str]]:
-    """Yield name and docstring of classes and functions; the files are parsed, not imported."""
+    """Yield the name and the docstring of each class and function; the files are parsed, not imported."""
     folder = Path(importlib.util.find_spec(library).submodule_search_locations[0])
     for file in sorted(folder.rglob("*.py")):
         if "tests" in file.relative_to(folder).parts:
@@ -45,7 +45,7 @@ def _docstrings(library: str) -> Iterator[tuple[str, str]]:
 
 
 def _html(text: str) -> str:
-    """Return a text as HTML: a paragraph that starts with `>>>` becomes code."""
+    """Return ``text`` as HTML: a paragraph that starts with `>>>` becomes code."""
     tags = {True: ("<pre><code>", "</code></pre>"), False: ("<p>", "</p>")}
     paragraphs = [paragraph.strip() for paragraph in text.split("\n\n")]
     return "\n".join(escape(each).join(tags[each.startswith(">>>")]) for each in paragraphs if each)

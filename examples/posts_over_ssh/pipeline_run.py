@@ -1,4 +1,4 @@
-"""MLflow: one run per commit and parameters, with a nested run per stage."""
+"""Log to MLflow: one run per commit and set of parameters, with a nested run per stage."""
 
 from __future__ import annotations
 

@@ -20,14 +20,14 @@ MAX_REPORTED = 5  # broken rows
 
 
 class PostsError(Exception):
-    """The posts cannot be read; the message has file, line and reason."""
+    """The posts cannot be read; the message states the file, the line and the reason."""
 
 
 def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
-    """Write id, label and text of each question, one per line; return the counts of rows by kind.
+    """Write the id, label and text of each question, one per line; return the counts of rows by kind.
 
     The label is 1 for a question with the tag ``about``. Broken rows are skipped and counted, the first few printed.
-    Raise PostsError for a document type, a row that is too long, or if only one of the two labels occurs.
+    Raise PostsError for a document type or a row that is too long, and if only one of the two labels occurs.
     """
     counts = Counter(questions=0, positive=0, answers=0, broken=0)
     with xml.open("rb") as lines, tsv.open("w", encoding="utf-8", newline="\n") as output:
@@ -60,7 +60,7 @@ def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
 
 
 def _question(line: bytes, about: str) -> tuple[int, int, str] | None:
-    """Return id, label and text of a row, or None for an answer."""
+    """Return the id, label and text of a row, or None for an answer."""
     if DECLARATION.search(line):
         raise DTDForbidden(None, None, None)
     row = fromstring(line, forbid_dtd=True)

@@ -23,7 +23,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ReceiptError(Exception):
-    """The receipt is invalid, its file missing or damaged, or the store missing; the message has the next step."""
+    """The receipt is invalid, its file is missing or damaged, or there is no store; the message has the next step."""
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def _problem(content: dict) -> str | None:
 
 
 def _md5_and_size(file: Path) -> dict[str, str | int]:
-    """Return md5 and size of a regular file; raise OSError for a link, and for a pipe or device (may never end)."""
+    """Return a regular file's md5 and size; raise OSError for a link, and for a pipe or device (may never end)."""
     with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as content:
         if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", file)
@@ -117,7 +117,7 @@ def _new_file(store: Path) -> tuple[int, Path]:
     """Remove files of killed processes; return a new file, locked while this process lives."""
     folder = os.open(store, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # no other process creates or removes files meanwhile
+        fcntl.flock(folder, fcntl.LOCK_EX)  # keeps other processes from creating or removing files
         for leftover in store.glob(f"{UNFINISHED}*"):
             with contextlib.suppress(OSError), leftover.open("rb") as content:
                 fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)

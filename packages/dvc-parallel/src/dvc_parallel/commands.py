@@ -48,7 +48,7 @@ def _scripts() -> dict[str, EntryPoint]:
 
 
 def imported_modules(lines: Iterable[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules of the console scripts in the commands, and their entry points `dvc_parallel.preload`."""
+    """Return the modules of the console scripts in the commands, and their `dvc_parallel.preload` entry points."""
     names = {script.name for line in lines if (script := console_script(line, environment))}
     modules = [script.module for name, script in _scripts().items() if name in names]
     return modules + [entry.value for entry in entry_points(group="dvc_parallel.preload") if entry.name in names]
@@ -82,7 +82,7 @@ class Command:
             return int.from_bytes(self._report.recv(1) or bytes([128 + signal.SIGKILL]))
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to all processes of the command, unless it is the same as the last one."""
+        """Send a signal to all processes of the command, unless the last signal was the same."""
         if number != self._signal:
             self._signal = number
             with contextlib.suppress(ProcessLookupError):
@@ -90,7 +90,7 @@ class Command:
 
 
 class Commands:
-    """Starts commands that ignore the signals ``ignored``; preloads the console scripts in ``lines``."""
+    """Starts commands that ignore the ``ignored`` signals; preloads the console scripts in ``lines``."""
 
     def __init__(self, ignored: Sequence[int] = (), lines: Sequence[str] = ()) -> None:
         self._ignored, self._lines = ignored, lines
@@ -121,7 +121,7 @@ class Commands:
         return self._servers[*modules,][0]
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path) -> Command:
-        """Start a command, which waits for the lock on ``log`` and, as the first console script, for imports."""
+        """Start a command, which waits for the lock on ``log`` and, if it is the first console script, for imports."""
         arguments, shell = (cwd, environment, str(log), self._ignored), shell_words(get_executable(), line)
         with contextlib.suppress(OSError):  # the fork server was killed
             if self.modules and (program := console_script(line, environment)):

@@ -27,7 +27,7 @@ Code = tuple[Path, str]  # a file, and the package of its relative imports
 
 
 def undeclared() -> list[str]:
-    """Return a line for each file in this folder that a stage in it imports without declaring it."""
+    """Return a line for each file in this folder that one of its stages imports without declaring it."""
     with open_repository() as repo:
         stages = [stage for stage in repo.index.stages if stage.cmd and not stage.always_changed]
         lines = [line for stage in stages if _is_here(Path(stage.path)) for line in _undeclared(stage)]

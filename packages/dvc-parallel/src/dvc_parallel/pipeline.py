@@ -73,7 +73,7 @@ class Pipeline:
         return self._locked(lambda: self._prepare(stage, may_run, force, run_cache), keep=True)
 
     def record(self, stage: Stage) -> None:
-        """Record a stage's outputs in cache and lock file; wait for DVC's lock as long as necessary."""
+        """Record a stage's outputs in the cache and the lock file; wait for DVC's lock as long as necessary."""
         self._locked(lambda: self._record(stage), give_up=False)
 
     def _plan(
@@ -89,7 +89,7 @@ class Pipeline:
         foreign = compat.RepoDependency | compat.AbstractDependency
         inputs = [dep.fs_path for stage in steps for dep in stage.deps if not isinstance(dep, foreign)]
         outputs = [out.fs_path for stage in steps for out in stage.outs]
-        # The same command text as DVC uses: equal entries of one process do not block each other.
+        # Use the same command text as DVC, because equal entries of one process do not block each other.
         table = (self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), inputs, outputs)
         hardlink = self._repo.config["core"].get("hardlink_lock", False)
         try:
@@ -165,7 +165,7 @@ class Pipeline:
             self._dump(stage)
 
     def _dump(self, stage: Stage) -> None:
-        """Write a stage's entry to the lock file atomically, new entries in the order of `dvc repro`."""
+        """Write a stage's entry to the lock file atomically; sort new entries in the order of `dvc repro`."""
         if not isinstance(stage.dvcfile, compat.ProjectFile):
             stage.dump(update_pipeline=False)
             return

@@ -43,7 +43,7 @@ def reproduce(
     progress : callable
         Called with a stage and its new `State`.
     notice : callable
-        Called with a text when the run waits for another process.
+        Called with a message when the run waits for another process.
     **selection : bool
         As in `dvc repro`: ``single_item``, ``pipeline``, ``all_pipelines``, ``recursive``, ``downstream``, ``glob``.
 

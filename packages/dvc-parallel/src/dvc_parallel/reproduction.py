@@ -72,7 +72,7 @@ def open_repository() -> Iterator[compat.Repo]:
 
 
 def _explain(error: BaseException) -> str:
-    """Return the text of an error and its causes, like DVC's command line."""
+    """Return the messages of an error and its causes, as DVC's command line shows them."""
     text = str(error) or type(error).__name__
     return f"{text}: {_explain(error.__cause__)}" if error.__cause__ else text
 
@@ -115,7 +115,7 @@ class _Reproduction:
 
     def _start_ready(self, jobs: int) -> None:
         """Start the stages that are ready, and skip those that depend on a failed stage."""
-        # In DVC's order, dependencies first; but stages that always run precede all: they look for changes.
+        # In DVC's order, dependencies first; but stages that always run come first, to look for changes.
         for stage in sorted(self._states, key=lambda stage: not stage.always_changed):
             state = self._states[stage]
             if state is State.WAITING and len(self._running) < jobs:

@@ -96,7 +96,7 @@ def _end_with(report: socket.socket) -> None:
 
 
 def _run_shell(words: list[str], environment: dict[str, str]) -> int:
-    """Replace this process by the shell, as DVC starts it; return an exit code if that fails."""
+    """Replace this process with the shell, as DVC starts it; return an exit code if that fails."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python; the shell would inherit that
         signal.signal(number, signal.SIG_DFL)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # background processes would keep them open

@@ -25,7 +25,7 @@ def open_repository(artifact_uri: str, **servers: str | None) -> FTPArtifactRepo
     artifact_uri : str
         The URI, without user and password.
     **servers : str, optional
-        The URIs of tracking server and registry, which depend on the version of MLflow.
+        The URIs of the tracking server and the registry, which depend on the version of MLflow.
 
     Raises
     ------

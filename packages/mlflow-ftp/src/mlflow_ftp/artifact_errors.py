@@ -1,4 +1,4 @@
-"""Exceptions of the store; each is an MlflowException, so that MLflow's server responds with its status and text."""
+"""Exceptions of the store; each is an MlflowException, so that MLflow's server responds with its status and message."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FULL = re.compile(r"\b(max\w*|too many|limit|already (connected|logged))\b", re.
 class ArtifactError(MlflowException):
     """An artifact could not be stored, listed, downloaded or deleted.
 
-    The message has the failure, the value found, the expected value and the next step.
+    The message states the failure, the value found, the expected value and the next step.
     """
 
-    code = codes.RESOURCE_CONFLICT  # status 409: MLflow's clients retry a 500 for minutes
+    code = codes.RESOURCE_CONFLICT  # status 409, because MLflow's clients would retry a 500 for minutes
 
     def __init__(self, what: str, *, value: object = None, expected: str = "", next_step: str = "") -> None:
         details = {"found:   ": value, "expected:": expected, "next:    ": next_step}
@@ -36,7 +36,7 @@ class StoreUnavailable(ArtifactError):
 
 
 class StoreSilent(ArtifactError):
-    """The FTP server did not respond in time; not retried, which would double the wait."""
+    """The FTP server did not respond in time; not retried, because that would double the wait."""
 
     code = codes.TEMPORARILY_UNAVAILABLE
 
@@ -58,7 +58,7 @@ class ArtifactMissing(ArtifactError):
 
 
 class ArtifactDamaged(ArtifactError):
-    """The content of an artifact differs from the stored one."""
+    """The content of an artifact differs from what was stored."""
 
 
 class ArtifactNameRefused(ArtifactError):

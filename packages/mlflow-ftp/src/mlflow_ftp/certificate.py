@@ -30,7 +30,7 @@ def ensure_certificate(folder: Path, host: str) -> Path:
 
 
 def _make(file: Path, host: str) -> None:
-    """Write key and certificate atomically; the first of two concurrent writers wins."""
+    """Write the key and the certificate atomically; the first of two concurrent writers wins."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name.from_rfc4514_string("CN=mlflow-ftp")

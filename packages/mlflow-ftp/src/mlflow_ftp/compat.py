@@ -29,11 +29,11 @@ class TransferHandler(TLS_DTPHandler):
     _work: Future[None] | None = None
 
     def readable(self) -> bool:
-        """Ignore an event of a closed connection with the same descriptor: pyftpdlib would close this one, too."""
+        """Ignore events of a closed connection with this descriptor; otherwise pyftpdlib would close this one, too."""
         return bool((self.receive or self._initialized or wait([self._fileno], 0)) and super().readable())
 
     def close(self) -> None:
-        """Rename a complete upload before replying to the client, and serve other clients meanwhile."""
+        """Rename a complete upload before replying to the client, while other clients are served."""
         is_open = isinstance(self.file_obj, Incoming) and not self.file_obj.closed
         if self._work or not (self.receive and self.transfer_finished and is_open):
             super().close()
@@ -57,7 +57,7 @@ class TransferHandler(TLS_DTPHandler):
         try:
             for each in work:
                 each()
-        except (OSError, ValueError) as error:  # ValueError if the file was closed meanwhile
+        except (OSError, ValueError) as error:  # ValueError if the file has been closed
             self.transfer_finished: bool = False
             self._resp = f"426 {getattr(error, 'strerror', error)}; the file was not stored.", logger.warning
         super().close()

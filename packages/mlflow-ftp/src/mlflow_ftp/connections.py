@@ -44,7 +44,7 @@ class Address(NamedTuple):
 
 
 def parse(uri: str) -> tuple[Address, str]:
-    """Return server and folder of ``ftp[s]://host:port/folder``; errors omit the URI, which may have a password.
+    """Return the server and folder of ``ftp[s]://host:port/folder``; errors omit the URI, which may contain a password.
 
     >>> parse("ftps://files:2121/a%20b/1")
     (Address(is_secure=True, host='files', port=2121), 'a b/1')
@@ -104,7 +104,7 @@ class Connection(ftplib.FTP):
         return False
 
     def makepasv(self) -> tuple[str, int]:
-        """Return host and port for a data connection; if PASV fails, try EPSV, which ftplib uses only with IPv6."""
+        """Return the host and port for a data connection; if PASV fails, try EPSV, which ftplib uses only with IPv6."""
         with suppress(ftplib.error_perm):
             return super().makepasv()
         self.af = socket.AF_INET6
@@ -170,7 +170,7 @@ class _Pool:
         self.changed = threading.Condition()
 
     def take(self) -> Connection | None:
-        """Return the most recently used idle connection, or None: the caller may then open one, already counted."""
+        """Return the most recently used idle connection, or None; the caller may then open one, already counted."""
         with self.changed:
             self.changed.wait_for(lambda: self.idle or self.open < self.limit)
             connection = self.idle.pop() if self.idle else None
@@ -194,7 +194,7 @@ class _Pool:
             self.changed.notify()
 
     def keep(self, connection: Connection) -> None:
-        """Keep a connection for a few seconds only: other processes may be waiting for one."""
+        """Keep a connection for a few seconds only, because other processes may be waiting for one."""
         connection.last_use = time.monotonic()
         with self.changed:
             self.idle.append(connection)
@@ -246,7 +246,7 @@ os.register_at_fork(after_in_child=_forget)  # processes that share a connection
 def acquire(address: Address) -> Iterator[Connection]:
     """Yield a connection and keep it unless an error is raised; network errors become ArtifactErrors.
 
-    At the server's client limit, wait for one of this process's connections; if it has none, up to a minute.
+    At the server's client limit, wait for one of this process's connections, or up to a minute if it has none.
     """
     pool, start = _pools.setdefault(address, _Pool()), time.monotonic()
     while not (connection := pool.take()):

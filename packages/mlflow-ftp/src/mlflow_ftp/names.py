@@ -13,7 +13,7 @@ MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
 
 def printable(name: str) -> str:
-    r"""Return a server's name as printable text: bytes that are not UTF-8 become `\xfc`.
+    r"""Return a name from the server as a printable string: bytes that are not UTF-8 become `\xfc`.
 
     >>> printable("Gr\udcfcn")
     'Gr\\xfcn'

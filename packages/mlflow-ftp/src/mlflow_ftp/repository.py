@@ -2,7 +2,7 @@
 
 FTP renames one file atomically (RNFR, RNTO), but not two: a checksum file could not change together with its artifact.
 So the checksum is in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`, created before the artifact
-is renamed. Marks of former contents stay until the artifact is deleted: another client may be storing that content.
+is renamed. Marks of former contents stay until the artifact is deleted, as another client may be storing that content.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _logger = logging.getLogger(__name__)
 class FTPArtifactRepository(ArtifactRepository):
     """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
 
-    User and password come from the environment. Temporary errors are retried. Failures of the store raise
+    The user and the password come from the environment. Temporary errors are retried. Failures of the store raise
     ArtifactError, those of local files OSError.
     """
 
@@ -172,7 +172,7 @@ def _normalize(path: str | None) -> str:
 def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old: str) -> None:
     """Upload a file to the temporary name ``part``, mark its content, and rename it.
 
-    If the server does not replace files, the former file is at the path ``old`` meanwhile.
+    If the server does not replace files, the former file is at the path ``old`` until it is replaced.
     """
     folder, name = posixpath.split(remote)
     temporary = posixpath.join(folder, part)
@@ -203,7 +203,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old:
 
 
 def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
-    """Return whether a content matches a mark of the artifact, or the artifact has no marks at all."""
+    """Return whether the content matches a mark of the artifact, or the artifact has no marks at all."""
     folder, name = posixpath.split(remote)
     if folders.is_folder(connection, posixpath.join(folder, names.mark_of(name, sha256))):
         return True

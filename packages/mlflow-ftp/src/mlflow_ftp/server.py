@@ -112,7 +112,7 @@ SETTINGS = {"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True, "help_opti
 def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> None:
     """Serve a folder by FTP to a single user, chrooted, passive only, with explicit TLS.
 
-    User and password are the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD. Clients need the server's
+    The user and the password come from MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD. Clients need the server's
     certificate, `HOST.pem` in the folder, in MLFLOW_FTP_SERVER_CERT_PATH.
 
     \b

@@ -15,7 +15,7 @@ from mlflow_ftp.names import is_temporary, new_temporary
 
 
 class Incoming(io.BufferedWriter):
-    """The file of an upload; `flush` raises a disk error, `close` does not raise it again."""
+    """The file of an upload; `flush` raises a disk error, and `close` does not raise it again."""
 
     def __init__(self, path: Path, name: str) -> None:
         raw = io.FileIO(path, "w")

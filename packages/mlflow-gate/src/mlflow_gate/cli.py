@@ -56,7 +56,7 @@ gate_option = click.option("--gate", "module", metavar="MODULE:OBJECT", help="Th
 
 
 def find_gate(gate_path: str | None = None) -> Gate | None:
-    """Return the gate at ``gate_path`` (`module:object`) or in the nearest pyproject.toml; None without either."""
+    """Return the gate at ``gate_path`` (`module:object`) or in the nearest pyproject.toml; None if there is neither."""
     cwd = Path.cwd()
     for folder in (cwd, *cwd.parents):
         file = folder / "pyproject.toml"
@@ -205,7 +205,7 @@ def status(name: str | None, decision: Path | None, module: str | None) -> None:
 def lineage(subject: str | None, as_json: bool, module: str | None) -> None:
     """Show a model's lineage: data, commit, run, version, decision, time in production.
 
-    The default is the version in production. VERSION or NAME alone works, too; NAME is required without settings.
+    The default is the version in production. Either VERSION or NAME is enough; NAME is required without settings.
 
     \b
     Example:  mlflow-gate lineage reviews/3

@@ -27,7 +27,7 @@ class Comparison:
     higher_is_better : bool
         Direction of the metric.
     min_gain : float
-        The gain must exceed this value; at 0 the paired test alone decides a near-tie.
+        The gain must exceed this value; if it is 0, only the paired test decides a near-tie.
     near_tie : float
         Two metrics this close are a near-tie, in the metric's unit.
     alpha : float
@@ -98,8 +98,8 @@ class Comparison:
 def p_value(candidate: Mapping[str, float], champion: Mapping[str, float]) -> float | None:
     """Return the p-value for the alternative that the candidate's block errors are smaller; None below six blocks.
 
-    Blocks with equal errors are dropped: with ties SciPy uses the normal approximation, and four blocks could already
-    fall below 0.05. If fewer than six blocks differ, the p-value is 1.
+    Blocks with equal errors are dropped: with ties, SciPy uses the normal approximation, with which the p-value of even
+    four blocks could be below 0.05. If fewer than six blocks differ, the p-value is 1.
     """
     if candidate.keys() != champion.keys():
         what, step = "The models were scored on different blocks.", "let `evaluate` base block names on the data alone"

@@ -36,7 +36,7 @@ class Evaluation:
     seen_rows : int
         Number of held-out rows among the training rows.
     unknown : str
-        Why the seen rows cannot be counted; else empty.
+        Why the seen rows cannot be counted; otherwise empty.
     exists : bool
         False if the model's files were deleted.
     are_renumbered : bool
@@ -144,7 +144,7 @@ def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, com
     rules : mapping
         `Rule`s by metric, or functions of `Scores` by name.
     comparison : Comparison, optional
-        How both are compared.
+        How the candidate and the champion are compared.
 
     Returns
     -------
@@ -204,7 +204,7 @@ def refuse(decision: Decision, finding: Finding) -> Decision:
 
 
 def check_refit(decision: Decision, refitted: Evaluation, rules: Rules) -> Decision:
-    """Refuse the decision if the refit fails a rule; its training rows include the held-out ones."""
+    """Refuse the candidate if its refit fails a rule; the refit's training rows include the held-out ones."""
     failed = decide(replace(refitted, is_declared=True), None, rules, None).failed
     step, value = "look at the rows that only the refit was trained on", "; ".join(map(str, failed))
     finding = Finding("refit on all rows", value, "all rules passed", passed=False, next_step=step)

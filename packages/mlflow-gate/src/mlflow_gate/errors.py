@@ -1,4 +1,4 @@
-"""Exceptions; each message has the failure, the value found, the expected value and the next step."""
+"""Exceptions; each message states the failure, the value found, the expected value and the next step."""
 
 from __future__ import annotations
 

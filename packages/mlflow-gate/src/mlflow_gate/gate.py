@@ -41,10 +41,10 @@ class Gate:
     rules : mapping or callable, optional
         A `Rule`, its fields or a function for each metric, such as ``{"r2": {"min": 0.5}}``.
     comparison : Comparison or callable, optional
-        How a candidate is compared with the champion; without it the rules alone decide.
+        How a candidate is compared with the champion; without one, only the rules decide.
     refit : callable, optional
-        ``refit(run, model_uri)`` fits a passed candidate again, on all rows, and returns ``(run_id, model_uri)`` of
-        that fit, which goes into production instead; None keeps the candidate.
+        ``refit(run, model_uri)`` fits a candidate again, on all rows, once it has passed; it returns
+        ``(run_id, model_uri)`` of that fit, which goes into production instead; None keeps the candidate.
     candidate : path, optional
         The file that `mlflow-gate promote` reads the candidate from.
 
@@ -88,7 +88,7 @@ class Gate:
         """Evaluate a run's model and return the decision and the champion, without promoting.
 
         If the alias was removed, the last version in the history is the champion. If the champion was trained on some
-        held-out rows, both models are scored on the others, if these form six or more blocks. Raises ModelError if
+        held-out rows, both models are scored on the other rows, if these form six or more blocks. Raises ModelError if
         the run or model does not exist, ConfigError for invalid rules, ServerError if a model cannot be read.
         """
         return self._decide(self._find(run_id, model_uri, "candidate"))[:2]
@@ -98,7 +98,7 @@ class Gate:
     ) -> Decision:
         """Evaluate a run's model; if it passes, register it and move the alias to it.
 
-        A model that was promoted before keeps its version. If the model in production changes meanwhile, the candidate
+        A model that was promoted before keeps its version. If the model in production changes in between, the candidate
         is compared with the new one. ``force`` overrules the gate and requires ``why``. In a DVC experiment the alias
         never moves. With a refit, the refitted model must pass the rules, too, and is the one that is registered.
         Raises the errors of `evaluate`, and Conflict.
@@ -178,7 +178,7 @@ class Gate:
     def _finish(
         self, decision: Decision, champion: Production | None, refit_evaluation: Evaluation | None, *, forced: bool
     ) -> Decision:
-        """Return the decision after the refit's check and, if forced, the person's override."""
+        """Return the decision after the check of the refit and, if forced, after the user's override."""
         if refit_evaluation:
             decision = check_refit(decision, refit_evaluation, self._rules())
         live = champion if champion and champion.has_alias else None

@@ -32,7 +32,7 @@ DATE = re.compile(r"(?!.*[.,]\d{7})\d{4}-\d\d-\d\d([T ]\d\d.*)?")  # Python woul
 class Keys:
     """Row keys, normalized to strings, and the kind of each part of a key.
 
-    A key is a number, time, string, or a tuple of these, such as a site and a time. Strings are times if all of them
+    A key is a number, a time, a string or a tuple of these, such as a site and a time. Strings are times if all of them
     are ISO 8601 dates; they are never numbers: "007" is not 7.
 
     >>> Keys.of(["2016-01-01 01:00+01:00"])
@@ -103,7 +103,7 @@ class TrainingRows:
     problem: str = ""
 
     def find(self, keys: Keys) -> tuple[list[bool], str]:
-        """Return for each key whether the model was trained on its row, and "" or why that is unknown."""
+        """Return, for each key, whether the model was trained on its row; also why that is unknown, else ""."""
         if self.problem or self.kinds != keys.kinds:
             trained, held_out = (" and ".join(kinds) for kinds in (self.kinds, keys.kinds))
             mismatch = f"the keys of its training rows are {trained}, those of the held-out rows {held_out}"

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def locked(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
     """Hold the lock of a registered model's alias; raise Conflict if waiting for it takes too long.
 
-    The context's value is a function that raises Conflict if the lock was lost meanwhile.
+    The context's value is a function that raises Conflict if the lock has been lost.
     """
     ticket, ended = LOCK_TAG + uuid.uuid4().hex, threading.Event()
     heartbeat = threading.Thread(target=_beat, args=(client, name, ticket, ended), daemon=True)
@@ -95,7 +95,7 @@ def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
 
 
 def _queue(client: MlflowClient, name: str) -> list[tuple[int, str, str]]:
-    """Return number (0 while drawing), ticket and tag text of each process that waits for the lock or holds it."""
+    """Return the number (0 while drawing), ticket and tag text of each process that waits for the lock or holds it."""
     tags = client.get_registered_model(name).tags
     tickets = ((tag, text, text.partition(".")[0]) for tag, text in tags.items() if tag.startswith(LOCK_TAG))
     return [(int(drawn) if drawn.isdigit() else 0, tag, text) for tag, text, drawn in tickets]

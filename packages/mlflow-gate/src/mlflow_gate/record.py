@@ -214,7 +214,7 @@ class Record:
         return (self.current, self.next_number) == (other.current, other.next_number)
 
     def last_move_to(self, version: str) -> Move | None:
-        """Return the last move to a version, even an unfinished one: it names the evaluated model."""
+        """Return the last move to a version, even an unfinished one, because it names the evaluated model."""
         return next((move for move in reversed(self._all) if move.version == version), None)
 
     def versions_of(self, model_uri: str) -> set[str]:
@@ -281,7 +281,7 @@ def rollback_target(to: str | None, moves: list[Move], current: str | None, exis
 def blocking_rollback(source: str, moves: list[Move]) -> Move | None:
     """Return the rollback that blocks a model, or None.
 
-    It blocks until somebody forces or restores a version of the model, or another candidate is promoted.
+    The block ends when a version of the model is force-promoted or restored, or another candidate is promoted.
     """
     models, blocking = {move.version: move.model_uri for move in moves}, None
     for move in moves:

@@ -94,7 +94,7 @@ class Registry:
     def production(self, known: Production | None = None) -> Production | None:
         """Return the version in production, or None.
 
-        ``known`` is the caller's last result: if the alias has not moved, it is returned after a single request.
+        ``known`` is the caller's last result, which is returned after a single request if the alias has not moved.
         """
         version = find(self.client.get_model_version_by_alias, self.name, self.alias)
         number = version and version.tags.get(record.LAST_TAG + self.alias)
@@ -158,7 +158,7 @@ class Registry:
 
         The version is loaded first. Each further rollback goes back one more version. The gate blocks the model that
         was rolled back (see the README). Raises ModelError if the version does not exist, was never in production, or
-        cannot be loaded; Conflict if the alias moves meanwhile.
+        cannot be loaded; Conflict if the alias moves in the meantime.
         """
         provenance, read = record.provenance(why), self.record()
         exists = partial(find, self.client.get_model_version, self.name)

@@ -24,7 +24,7 @@ class Scores:
         The model's error in each block (a week, a customer, a fold), lower is better. Rows of a block may depend on
         each other; blocks should be independent.
     facts : mapping
-        Additional values for rules of your own.
+        Additional values for your own rules.
     held_out, period, rows
         Hash, first and last key, and number of the held-out rows; the gate sets them.
     part : str

@@ -130,5 +130,5 @@ def page(client: MlflowClient, path: str) -> str:
 
 
 def without_password(text: str) -> str:
-    """Return a text with user names and passwords removed from its URLs."""
+    """Return ``text`` without the user names and passwords in its URLs."""
     return re.sub(r"//[^/\s]*@", "//", text)

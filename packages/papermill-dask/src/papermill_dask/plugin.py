@@ -9,7 +9,7 @@ from papermill.engines import Engine
 
 
 class DaskEngine(Engine):
-    """The papermill engine `dask`: runs a notebook as one task on a Dask cluster."""
+    """papermill's `dask` engine: runs a notebook as one task on a Dask cluster."""
 
     @classmethod
     def execute_notebook(cls, nb: NotebookNode, kernel_name: str, **options: Any) -> NotebookNode:

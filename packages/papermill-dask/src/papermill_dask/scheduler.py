@@ -1,4 +1,4 @@
-"""Run JupyterLab's notebook jobs on a Dask cluster: an execution manager for jupyter-scheduler (extra `[scheduler]`).
+"""Run JupyterLab's notebook jobs on a Dask cluster: an execution manager for jupyter-scheduler (`[scheduler]` extra).
 
 `jupyter lab --Scheduler.execution_manager_class=papermill_dask.scheduler.DaskExecutionManager`
 """
@@ -19,7 +19,7 @@ from papermill_dask import compat
 
 
 class DaskExecutionManager(DefaultExecutionManager):
-    """Runs a job with papermill's engine `dask`, in the job's staging folder.
+    """Runs a job with papermill's `dask` engine, in the job's staging folder.
 
     jupyter-scheduler stops a job by killing its process; the kernel on the worker is then killed, too.
     """

@@ -139,7 +139,7 @@ def _log_page(
 def default_variables() -> dict[str, str]:
     """Return MLflow's default tracking URI for the current folder: `mlflow.db`, if it exists and no URI is set.
 
-    Only for workers that see the folder.
+    Use these only for workers that see the folder.
     """
     file = Path(str(Path.cwd()).partition("/.dvc/tmp/exps/")[0], "mlflow.db")  # `dvc exp run --temp` works in a copy
     is_chosen = is_installed() and not os.environ.get(URI_VARIABLE) and file.exists()

@@ -122,7 +122,7 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
 def _local_cluster(notebooks: int) -> Iterator[LocalCluster]:
     """Start a private cluster of one worker, with one thread per processor; close it after the block.
 
-    Scheduler and worker are threads of this process. Processes would run the caller's script again, so it would need
+    Scheduler and worker are threads of this process. Processes would run the caller's script again, so this would need
     `if __name__ == "__main__":`, and a daemonic process could not start them. Clients need a TLS key. A private
     folder replaces Dask's default, which all users of the machine share, and from which Dask imports modules.
     """
@@ -162,7 +162,7 @@ def _call_factory(name: str, address: str | None) -> Any:
 def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
     """Wait until the cluster has a worker; raise EngineError if it has none within ``seconds``.
 
-    Wait without limit if a cluster object manages the workers: they may be starting, or start on demand.
+    Wait without limit if a cluster object manages the workers, because they may be starting, or start on demand.
     """
     try:
         client.wait_for_workers(1, timeout=seconds)

@@ -1,4 +1,4 @@
-"""The papermill engine `dask`: execute a notebook on a Dask cluster."""
+"""papermill's `dask` engine: execute a notebook on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _record(executed: ExecutedNotebook, **results: Any) -> None:
 def handle_signals(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
     """Call ``handler`` on these signals during the block; restore the previous handlers afterwards.
 
-    Outside the main thread Python allows no handlers: do nothing.
+    Do nothing outside the main thread, where Python allows no handlers.
     """
     with contextlib.ExitStack() as restored:
         if threading.current_thread() is threading.main_thread():

@@ -24,7 +24,7 @@ SAVE_FRACTION = 0.05  # of the run time, at most
 class ExecutedNotebook(NotebookExecutionManager):
     """The executed notebook: saved atomically, soon after each output, with correct cell statuses.
 
-    papermill itself marks cells that never ran as completed if a kernel dies or a cell times out.
+    If a kernel dies or a cell times out, papermill itself would mark cells that never ran as completed.
     """
 
     SKIPPED = "skipped"

@@ -23,7 +23,7 @@ WATCH_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Declaration:
-    """Files for a worker without shared disk, relative to the working folder: send ``deps``, fetch ``outs``.
+    """Files for a worker without a shared disk, relative to the working folder: send ``deps``, fetch ``outs``.
 
     ``partial`` allows missing outs: other commands of a stage may write them, and DVC checks them at the end.
     Symbolic links may point into the folder or into ``links_to``.

@@ -1,4 +1,4 @@
-"""Transfer files between the client and a worker without shared disk, through the scheduler.
+"""Transfer files between the client and a worker without a shared disk, through the scheduler.
 
 The worker caches file contents by hash, and has a scratch folder for each notebook.
 """
@@ -99,7 +99,7 @@ def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: 
 def _call_store(client: Client, worker: str, operation: str, *arguments: Any) -> Any:
     """Call a method of the worker's `Store` through the scheduler, without occupying a thread of the worker.
 
-    Raises WorkerLost if the worker or the scheduler is lost meanwhile; Dask itself would wait longer.
+    Raises WorkerLost if the worker or the scheduler is lost during the call; Dask itself would wait longer.
     """
     call = compat.run_on_worker(client, worker, serve, operation, *arguments)
     request = compat.run_in_loop(client, call)
@@ -282,8 +282,8 @@ def extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) 
 async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
     """Call a method of the worker's `Store`; return its result or its EngineError.
 
-    Use a thread, so that the worker's event loop stays responsive. Return errors: Dask would log a raised one with its
-    arguments, which are contents of the user's files.
+    Use a thread, so that the worker's event loop stays responsive. Return errors, because Dask would log a
+    raised one with its arguments, which are contents of the user's files.
     """
     # Dask removes the worker's local directory with the worker, even if it was killed.
     store = Store(Path(dask_worker.local_directory) / "papermill-dask")

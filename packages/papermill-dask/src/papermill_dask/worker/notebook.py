@@ -42,7 +42,7 @@ def run(task: Task) -> dict[str, Any]:
         finished.set()
         watch.join()
         del RUNS[key]
-        if notebook.stop_reason and task.is_scratch:  # normally the client's job, but it may have died
+        if notebook.stop_reason and task.is_scratch:  # normally the client's job, but the client may have died
             shutil.rmtree(Path(task.folder).parent, ignore_errors=True)
 
 

@@ -176,8 +176,8 @@ class SupervisedProvisioner(LocalProvisioner):
     async def send_signal(self, signum: int) -> None:
         """Send a signal, except for the interrupt that jupyter_client sends before a shutdown request.
 
-        An interrupt between two messages stops ipykernel's event loop but not its threads, so it hangs for 2.5 s until
-        it is killed. Instead, `poll` interrupts a kernel that ignores the shutdown request.
+        An interrupt between two messages stops ipykernel's event loop but not its threads, so the kernel hangs for
+        2.5 s until it is killed. Instead, `poll` interrupts a kernel that ignores the shutdown request.
         """
         if signum != signal.SIGINT or not self.parent.shutting_down:
             await super().send_signal(signum)

@@ -1,4 +1,4 @@
-"""The supervisor: parent of one kernel, which kills all its processes when the kernel or the worker ends.
+"""The supervisor: the parent of one kernel, whose processes it kills when the kernel or the worker ends.
 
 Over its connection to the worker it receives a request (``argv``, ``env``, ``cwd``, ``folder``), then signal numbers.
 It sends the kernel's process id or the start's error, then the exit code (negative for a signal, as in `subprocess`).
@@ -86,7 +86,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def outlive_parent() -> None:
-    """Undo `die_with_parent`, and close the standard streams, or their readers would wait for this process."""
+    """Undo `die_with_parent`, and close the standard streams, whose readers would wait for this process."""
     _control_process(PR_SET_PDEATHSIG, 0)
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
