@@ -22,7 +22,7 @@ from workshop.settings import Settings, get_settings
 
 
 def make_server(settings: Settings) -> Server:
-    """Return a server that listens on its port; raise ServiceError if it cannot, as when the port is in use."""
+    """Return a server that listens on its port; raise ServiceError if it cannot, e.g. because the port is in use."""
     user, password = settings.credentials(create=True)
     try:
         return Server(

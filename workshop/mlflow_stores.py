@@ -1,6 +1,6 @@
 """MLflow's REST stores, with a check that the server on our port belongs to this clone.
 
-A shell keeps the addresses of `workshop config --export` after `workshop down`, when any user of the machine may take
+A shell keeps the addresses of `workshop config --export` after `workshop down`, when any user on the machine may take
 the ports. MLflow loads these functions by the entry points `mlflow.tracking_store` and `mlflow.model_registry_store`
 while MLflow itself is being imported, so the imports are inside the functions.
 """
@@ -18,14 +18,14 @@ CHECK_SECONDS = 2.0
 
 
 def open_tracking_store(store_uri: str, **_: Any) -> Any:
-    """Return MLflow's REST tracking store for an address."""
+    """Return MLflow's REST tracking store for a URI."""
     from mlflow.store.tracking.rest_store import RestStore
 
     return RestStore(_host_creds_provider(store_uri))
 
 
 def open_model_registry_store(store_uri: str, **_: Any) -> Any:
-    """Return MLflow's REST model registry store for an address."""
+    """Return MLflow's REST model registry store for a URI."""
     from mlflow.store.model_registry.rest_store import RestStore
 
     return RestStore(_host_creds_provider(store_uri))

@@ -35,7 +35,7 @@ def find_root(start: Path | None = None) -> Path:
 class Settings(BaseSettings):
     """All addresses and paths. In order of priority: ports of running servers, environment, `.env`, defaults.
 
-    The variable of a field is ``WORKSHOP_<FIELD>``; tracking and scheduler addresses have those of MLflow and Dask.
+    The variable of a field is ``WORKSHOP_<FIELD>``; the tracking and scheduler addresses use MLflow's and Dask's.
     """
 
     model_config = SettingsConfigDict(env_prefix="WORKSHOP_", extra="ignore")
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     # -- addresses -------------------------------------------------------------------------------------------
     @property
     def tracking_uri(self) -> str:
-        """The address of the MLflow tracking server: set by the user, else this clone's own."""
+        """The URI of the MLflow tracking server: set by the user, else this clone's own."""
         return self.explicit_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
 
     @property
@@ -105,12 +105,12 @@ class Settings(BaseSettings):
 
     @property
     def dask_dashboard_url(self) -> str:
-        """The address of Dask's dashboard."""
+        """The URL of Dask's dashboard."""
         return f"http://{self.host}:{self.dask_dashboard_port}/status"
 
     @property
     def dashboard_url(self) -> str:
-        """The address of the workshop's dashboard."""
+        """The URL of the workshop's dashboard."""
         return f"http://{self.host}:{self.dashboard_port}"
 
     @property
@@ -120,7 +120,7 @@ class Settings(BaseSettings):
 
     @property
     def ftp_uri(self) -> str:
-        """The address of the FTP server."""
+        """The URI of the FTP server."""
         return f"{'ftps' if self.ftp_requires_tls else 'ftp'}://{self.host}:{self.ftp_port}"
 
     @property

@@ -1,4 +1,4 @@
-"""The address of a view: its page, and the user's choices as the query. Any text is accepted."""
+"""The URL of a view: its page as the path, the user's choices as the query. Any string is accepted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import flask
 
-MAX_CHARACTERS = 2000  # longer than any view's address
+MAX_CHARACTERS = 2000  # longer than any view's URL
 MAX_FIELDS = 20
 PREFIX = re.compile(r"(?:/[\w.~%@+-]+)+")
 
 
 def parse(url: object) -> tuple[str, dict[str, str]]:
-    """Return path and query fields of an address, the last field of each name; the front page for invalid text."""
+    """Return the path and the query fields of a URL, the last of each name; the front page if it is invalid."""
     if not isinstance(url, str) or len(url) > MAX_CHARACTERS:
         return "/", {}
     try:
@@ -25,7 +25,7 @@ def parse(url: object) -> tuple[str, dict[str, str]]:
 
 
 def prefix() -> str:
-    """Return the path prefix that a proxy such as JupyterLab sends; empty without a proxy.
+    """Return the path prefix sent by a proxy such as JupyterLab, or an empty string without a proxy.
 
     A header that is not a path is ignored, since the prefix is written into the page.
     """
@@ -34,12 +34,12 @@ def prefix() -> str:
 
 
 def link(path: str) -> str:
-    """Return a path of the dashboard with the prefix of the current request."""
+    """Return a dashboard path with the current request's prefix."""
     return prefix() + path
 
 
 def of_referrer() -> str:
-    """Return path and query of the page that requests the layout.
+    """Return the path and query of the page that requests the layout.
 
     A browser that sends no referrer gets the front page, then requests its own page (`assets/address.js`).
     """

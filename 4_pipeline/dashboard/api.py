@@ -32,7 +32,7 @@ EXAMPLE = {"utc_timestamp": requests.EXAMPLE} | {each.name: each.slider.first fo
 def register(server: Flask, follower: Follower) -> None:
     """Add the routes; none waits for MLflow."""
     dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
-    server.json.dumps = dumps  # type: ignore[method-assign] # of this server alone
+    server.json.dumps = dumps  # type: ignore[method-assign] # for this server only
 
     @server.get("/health")
     def health() -> Response:
@@ -50,7 +50,7 @@ def register(server: Flask, follower: Follower) -> None:
 
     @server.get("/metrics")
     def metrics() -> Response:
-        """Return state and quality of the latest predictions in the Prometheus format."""
+        """Return the state and quality of the latest predictions in the Prometheus format."""
         return Response("\n".join(_metrics(follower.now.comparison)) + "\n", mimetype="text/plain; version=0.0.4")
 
     @server.get("/results/report.html")

@@ -29,7 +29,7 @@ FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # the start of a root-relative URL in
 
 
 class Dashboard(Dash):
-    """A Dash application that works behind any path prefix, which each request names."""
+    """A Dash application that works behind any path prefix; each request states its own."""
 
     def interpolate_index(self, **parts: str) -> str:
         """Return the page with the URLs of scripts, styles and callbacks under the prefix."""
@@ -73,7 +73,7 @@ def _register_frame(app: Dash, follower: Follower) -> None:
         Input("requested", "data"),
     )
     def show_page(requested: object) -> tuple:
-        """Show the page of the requested address without a reload."""
+        """Show the page at the requested URL without a reload."""
         links, title, content = layout.view(follower.now, *address.parse(requested))
         return links, [requested, title], content
 
@@ -86,7 +86,7 @@ def _register_frame(app: Dash, follower: Follower) -> None:
         State("version", "data"),
     )
     def follow(_ticks: int, revision: object, before: object) -> tuple:
-        """Update header and banners for a new revision, which also triggers the callbacks of the pages."""
+        """Update the header and the banners for a new revision, which also triggers the callbacks of the pages."""
         snapshot = follower.now
         if snapshot.revision == revision:
             raise PreventUpdate

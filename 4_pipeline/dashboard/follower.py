@@ -31,10 +31,10 @@ from .predictions import Band, Champion, Prediction
 from .record import Record
 
 POLL_SECONDS = 1.0
-MAX_RUN_SECONDS = 900.0  # the data file may be missing that long: DVC removes a stage's outputs before running it
-RECORD_SECONDS = 30.0  # the record is read again, since runs may change after their promotion
-ACTIVE_SECONDS = 60.0  # after the last request the dashboard is idle
-IDLE_FACTOR = 10  # polls are that many times less frequent while idle
+MAX_RUN_SECONDS = 900.0  # the data file may be missing for this long: DVC removes a stage's outputs before running it
+RECORD_SECONDS = 30.0  # between reads of the record, since runs may change after their promotion
+ACTIVE_SECONDS = 60.0  # this long after the last request the dashboard counts as idle
+IDLE_FACTOR = 10  # while idle, polls are less frequent by this factor
 MAX_CACHED = 64
 LOADING = "Loading …"
 MISSING = {"frame": "There is no data yet.", "champion": "No model is in production yet."}
@@ -46,7 +46,7 @@ Answer = TypeVar("Answer")
 def cache_per_revision(make: Callable[..., Answer]) -> Callable[..., Answer]:
     """Cache a function of a snapshot by revision, the other arguments and the path prefix of the request.
 
-    Simultaneous calls are computed once. Do not modify the cached values.
+    Simultaneous calls are computed only once. Do not modify the cached values.
     """
 
     def key(snapshot: Snapshot, *arguments: object) -> tuple[str, ...]:
@@ -101,14 +101,14 @@ class Comparison:
 
     @functools.cached_property
     def baseline_r2(self) -> dict[str, float]:
-        """R2 of `monitoring.BASELINES` on the held-out rows of the gate; empty if these are not known."""
+        """R2 of `monitoring.BASELINES` on the gate's held-out rows; empty if these rows are unknown."""
         evaluated_on, stamps = self.champion.production.move.held_out, self.frame["utc_timestamp"]
         if not (period := evaluated_on.get("period")):
             return {}
         held_out = self.frame[stamps.between(*map(pd.Timestamp, period))]
         if evaluated_on.get("part") == split.TEST_WEEKS:
             held_out = held_out[split.is_test_week(held_out["utc_timestamp"])]
-        if len(held_out) != evaluated_on.get("rows"):  # the data have changed since
+        if len(held_out) != evaluated_on.get("rows"):  # the data have since changed
             return {}
         return monitoring.baseline_r2(held_out, self.baselines)
 
@@ -162,7 +162,7 @@ class Snapshot:
 
 
 class Follower:
-    """Follows the alias `production` and the data file; ``now`` is available even while MLflow is down."""
+    """Follows the `production` alias and the data file; ``now`` is available even while MLflow is down."""
 
     def __init__(self, data_file: Path) -> None:
         self.data_file = data_file
@@ -170,12 +170,12 @@ class Follower:
         self._lock = threading.RLock()
         self._data_seen_at = time.monotonic()
         self._alias = mlflow_gate.Follower(gate.Registry(), load=self._load)
-        # A request ends both waits; a move of the alias ends the one for the record.
+        # A request ends both waits; a move of the alias ends only the wait between reads of the record.
         self._due, self._record_due = threading.Event(), threading.Event()
         self._active_until = -math.inf
 
     def start(self) -> None:
-        """Start two daemon threads; the record has its own, since reading it may take minutes."""
+        """Start two daemon threads: the record has its own, because reading it may take minutes."""
         tasks = (self.poll, self._due, POLL_SECONDS), (self.read_record, self._record_due, RECORD_SECONDS)
         for task in tasks:
             threading.Thread(target=self._repeat, args=task, daemon=True).start()
@@ -258,8 +258,8 @@ class Follower:
             self._remove_fault("model")
 
     def _load(self, production: Production) -> tuple[Champion, Prediction | None]:
-        """Load the model of a version and predict the data, while the old model stays in use."""
-        if self.now.champion is None and "model" not in self.now.faults:  # retries after a failure stay invisible
+        """Load a version's model and predict the data with it; the old model stays in use until then."""
+        if self.now.champion is None and "model" not in self.now.faults:  # retries after a failure are not shown
             self._replace(is_ready=False)
         evaluated = storage.load(production.refit_of.model_uri) if production.refit_of else None
         champion = Champion(production, storage.load(production.model_uri), evaluated)
@@ -291,7 +291,7 @@ def _predict(champion: Champion | None, frame: pd.DataFrame | None) -> Predictio
 
 
 def _user_message(why: str | Exception) -> str:
-    """Return a line for the pages, without values, addresses and tracebacks, which are logged."""
+    """Return a one-line message for the pages, without values, addresses or tracebacks, which are only logged."""
     if isinstance(why, str):
         return why
     if isinstance(why, PipelineError | GateError):

@@ -35,7 +35,7 @@ and the <a href="/results/report.html">report</a> work without it.</noscript>
 
 
 def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
-    """Return the whole page of an address with its content, so that nothing jumps after the first paint."""
+    """Return the whole page for a URL, including its content, so that nothing jumps after the first paint."""
     links, title, content = view(snapshot, *address.parse(requested))
     theme = html.Button(html.Span("Dark"), id="theme", **{"aria-label": "Dark"})
     return html.Div(
@@ -44,8 +44,8 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
             dcc.Interval(id="clock", interval=CLOCK_MILLISECONDS),
             dcc.Store(id="revision", data=snapshot.revision),
             dcc.Store(id="version", data=version(snapshot)),
-            dcc.Store(id="requested", data=requested),  # the address to show; `assets/address.js` sets it
-            dcc.Store(id="shown", data=[requested, title]),  # the current address and the window's title
+            dcc.Store(id="requested", data=requested),  # the URL to show; `assets/address.js` sets it
+            dcc.Store(id="shown", data=[requested, title]),  # the current URL and the window's title
             html.Header(
                 [
                     html.H1([TITLE, html.Small(f"{REGION}, {steps.OFTEN}")]),
@@ -66,7 +66,7 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
 
 @cache_per_revision
 def view(snapshot: Snapshot, path: str, query: dict[str, str]) -> tuple[list, str, list]:
-    """Return the parts of the page that depend on the address: navigation links, window title and content.
+    """Return the parts of the page that depend on the URL: navigation links, window title and content.
 
     The first page is the front page.
     """
@@ -84,7 +84,7 @@ def _links(current: ModuleType | None) -> list:
 
 
 def model(snapshot: Snapshot) -> list:
-    """Return the line on the model in production: version, kind, score and time of promotion."""
+    """Return the line on the model in production: its version, kind, score and time of promotion."""
     if snapshot.champion is None:
         return [html.Span("no model yet" if snapshot.is_ready else LOADING, id="model-version")]
     production, comparison = snapshot.champion.production, snapshot.comparison
@@ -107,7 +107,7 @@ def model(snapshot: Snapshot) -> list:
 
 
 def version(snapshot: Snapshot) -> str | None:
-    """Return the version in production; `none` if there is none, None if that is still unknown."""
+    """Return the version in production: `none` if there is none, None while that is still unknown."""
     if snapshot.champion:
         return snapshot.champion.production.version
     return "none" if snapshot.is_ready else None

@@ -95,7 +95,7 @@ def model_title(stage: str | None, default: str) -> str:
 
 
 def copyable(text: str) -> object:
-    """Return a text; shorten a hash to eight characters and add a button that copies all of it."""
+    """Return the text; a hash is shortened to eight characters and gets a button that copies all of it."""
     if not re.fullmatch("[0-9a-f]{32,64}", text):
         return readable_times(text)
     copy = dcc.Clipboard(content=text, title="Copy", className="copy")
@@ -108,12 +108,12 @@ def button(label: str, id_: str, title: str | None = None, **options: object) ->
 
 
 def readable_times(text: str) -> str:
-    """Return a text with its ISO times formatted for people."""
+    """Return the text with its ISO times in human-readable form."""
     return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)", lambda match: readable_time(match[0]), text)
 
 
 def readable_time(text: str | None) -> str:
-    """Return an ISO time in UTC, formatted for people; return any other text unchanged."""
+    """Return an ISO time in human-readable form, in UTC; return any other string unchanged."""
     try:
         time = datetime.fromisoformat(text or "").astimezone(UTC)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Periods of whole days (of `steps.CALENDAR`) within the data: chosen by the user, by an address, or the latest."""
+"""Periods of whole days (in `steps.CALENDAR`) within the data: chosen by the user, set by a URL, or the latest."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def adjust(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]
 
 
 def parse_day(value: object) -> date | None:
-    """Return the ISO date at the start of a text; None if there is none."""
+    """Return the ISO date at the start of a string; None if there is none."""
     try:
         return date.fromisoformat(str(value)[:10])
     except ValueError:
@@ -58,7 +58,7 @@ def parse_day(value: object) -> date | None:
 
 
 def comparison_of(snapshot: Snapshot, period: Period) -> Comparison | None:
-    """Return the comparison of predicted and measured in a period; None without rows or predictions."""
+    """Return the comparison of predicted and measured values in a period; None without rows or predictions."""
     if snapshot.comparison is None or snapshot.frame is None:
         return None
     ends = [pd.Timestamp(day, tz=steps.CALENDAR) for day in (period[0], period[1] + timedelta(days=1))]

@@ -85,7 +85,7 @@ class Champion:
 
 
 def table(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None) -> pd.DataFrame:
-    """Return rows with predictions and band (`<target>_low`, `<target>_high`); times as text."""
+    """Return the rows with their predictions and band (`<target>_low`, `<target>_high`); times are strings."""
     parts = zip(("", "_low", "_high"), (predicted, *(band or ())), strict=False)
     columns = {f"{name}{suffix}": part[name] for suffix, part in parts for name in TARGETS}
     return rows.assign(utc_timestamp=rows["utc_timestamp"].dt.strftime(STAMP), **columns)

@@ -41,7 +41,7 @@ class Record:
 def read(production: Production, previous: Record, results: Path) -> Record:
     """Return the record of the version in production; parts that cannot be read are taken from ``previous``.
 
-    ``results`` is the pipeline's folder of that name.
+    ``results`` is the pipeline's `results` folder.
     """
     registry, run_id = Registry(), production.evaluated.run_id
     parts = {

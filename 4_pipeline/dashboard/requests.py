@@ -1,6 +1,6 @@
 """Parse and validate the inputs of a prediction request: CSV or JSON in, a checked frame out.
 
-Besides `features.INPUTS` the rows may have the columns `schema.CAPACITIES`, which override the known capacity.
+In addition to `features.INPUTS` the rows may have the `schema.CAPACITIES` columns, which override the known capacity.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def _user_advice(default: str) -> Iterator[None]:
 
 @_user_advice(_UPLOAD)
 def from_csv(content: bytes, name: str = "weather.csv") -> pd.DataFrame:
-    """Return the rows of a CSV file, in its order, with the columns `features.INPUTS`; errors name the file ``name``.
+    """Return the rows of a CSV file, in file order, with the `features.INPUTS` columns; errors call the file ``name``.
 
     ``content`` is UTF-8, separated by commas, with a header, one row per step, no missing values and at most `MAX_ROWS`
     rows. `utc_timestamp` is ISO 8601 with an offset and becomes datetime64[us, UTC]; the inputs become float64 in
-    `schema.UNITS`. Other columns are dropped and listed in `attrs["unused"]`. Raises DataError with lines, columns and
-    what is allowed.
+    `schema.UNITS`. Other columns are dropped and listed in `attrs["unused"]`. Raises DataError with the lines, the
+    columns and the allowed values.
     """
     if len(content) > MAX_BYTES:
         raise _too_large(f"{len(content):,} bytes")

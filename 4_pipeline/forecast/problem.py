@@ -21,8 +21,8 @@ STEP = "h"  # row frequency (pandas): 15min, 30min, h, or another divisor of a d
 ZONE = "Europe/Berlin"  # the region's time zone: days start at its midnight if the step is a day
 MIDDLE = (51.0, 10.4)  # of the region, degrees north and east, for the position of the sun
 
-# The solar constant is 1,361 W/m2: https://doi.org/10.1029/2010GL045777. The usual means of power are wide because
-# countries differ: they detect a factor of 1,000. Wind speed in km/h is possible, but its mean is not usual.
+# The solar constant is 1,361 W/m2: https://doi.org/10.1029/2010GL045777. The ranges of mean power are wide because
+# countries differ, but detect a factor of 1,000. A wind speed in km/h is possible, but its mean is unusual.
 # Colours by Okabe and Ito, distinguishable with any colour blindness: https://jfly.uni-koeln.de/color/
 TARGETS = (
     Target(

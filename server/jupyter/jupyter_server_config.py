@@ -22,7 +22,7 @@ from workshop.settings import get_settings
 
 c = get_config()  # noqa: F821 - defined by Jupyter
 settings = get_settings()
-folder = Path(__file__).parent  # in a room, this is not in the person's clone
+folder = Path(__file__).parent  # in a room, this is not in the user's clone
 
 # Kernels and terminals inherit this environment: the servers' addresses, and this environment's programs first.
 os.environ.update(exports_of(ports_for_shell(settings, lambda _: None)))  # works before the servers have started

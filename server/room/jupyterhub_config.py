@@ -42,7 +42,7 @@ room = json.loads((SETTINGS / "room.json").read_text())
 
 
 class PersonSpawner(LocalProcessSpawner):
-    """Spawner that starts JupyterLab as the person, in the person's network namespace and limits."""
+    """Spawner that starts JupyterLab under the user's own account, in their network namespace and with their limits."""
 
     async def start(self) -> tuple[str, int]:
         """Prepare the person's account, network and clone, then start JupyterLab."""

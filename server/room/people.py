@@ -1,4 +1,4 @@
-"""Run commands as or for a person of the room, with a timeout, limited output and no input."""
+"""Run commands as or for a user of the room, with a timeout, limited output and no input."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:
 
 
 class CommandError(HTTPError):
-    """A command failed; the message is for the waiting person and the board."""
+    """A command failed; the message is for the waiting user and the board."""
 
     def __init__(self, message: str) -> None:
         super().__init__(500)

@@ -93,7 +93,7 @@ def up(report: Report, names: Sequence[str] = ()) -> Settings:
     settings, names = get_settings(), _validate_names(names)
     require_loopback(settings, *names)
     with _locked(settings):
-        settings = get_settings()  # another `up` may have changed the ports meanwhile
+        settings = get_settings()  # another `up` may have changed the ports by now
         if processes(settings):
             _start_services(settings, report, names)
             return settings
@@ -294,7 +294,7 @@ def _start_services(settings: Settings, report: Report, names: Sequence[str]) ->
         if not waiting:
             return
         ports = [port for service in waiting for port in service.ports_of(settings)]
-        # Only ports already in use: for a port opened meanwhile, the system may not report the process yet.
+        # Only ports already in use: for a port opened just now, the system may not report the process yet.
         port_owners.require_own(settings, *[port for port in ports if not is_free(settings.host, port)])
         supervised = processes(settings)
         for service in waiting:

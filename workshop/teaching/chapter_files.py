@@ -1,7 +1,7 @@
 """Restore the original files of a chapter, or prepare the results that the earlier chapters would have left.
 
 The original files are those of the last commit shared with the upstream branch, so the attendee's own commits are
-ignored; without an upstream, of the latest commit.
+ignored; without an upstream, they are those of the latest commit.
 """
 
 from __future__ import annotations
@@ -106,14 +106,14 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
 
 
 def _prepare_runs(settings: Settings, report: Callable[[str], None]) -> None:
-    """Run the notebooks of chapter 2 with open steps in order; the last one registers the best model."""
+    """Run, in order, the notebooks of chapter 2 that have open steps; the last one registers the best model."""
     state = state_of(settings)
     pending = dict.fromkeys(step.where for step in STEPS[2] if not step.is_done(state) and "#" not in step.where)
     with tempfile.TemporaryDirectory(prefix="workshop-") as temporary:
         folder, start = Path(temporary, CHAPTERS[1].folder), f"--source={find_start(settings.root)}"
         _git(settings.root, f"--work-tree={temporary}", "restore", start, "--worktree", "--", folder.name)
         shutil.copyfile(settings.root / "2_tracking" / "germany.csv", folder / "germany.csv")
-        shutil.copyfile(settings.root / "3_projects" / "hourly.py", folder / "scores.py")  # for its function `score`
+        shutil.copyfile(settings.root / "3_projects" / "hourly.py", folder / "scores.py")  # for its `score` function
         for notebook in pending:
             report(f"{notebook}: running")
             _run(["jupyter", "execute", f"--timeout={CELL_SECONDS}", Path(notebook).name], folder)

@@ -181,7 +181,7 @@ def has_run_winner(state: State) -> bool:
 
 
 def has_run_from_git(state: State) -> bool:
-    """Return whether MLflow fetched `lr` from a git address instead of running this repository's folder."""
+    """Return whether MLflow fetched `lr` from a Git URL instead of running this repository's folder."""
     sources = [run.data.tags["mlflow.source.name"].partition("#") for run in runs_of_lr("main", state)]
     return any(mark and Path(urlparse(uri).path).resolve() != state.root.resolve() for uri, mark, _ in sources)
 

@@ -23,7 +23,7 @@ from workshop.tracking import connect
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
 MEMORY_GB = 4.0  # half for the servers, half for the pipeline's notebooks
-MEMORY_UP_GB = 1.5  # if the servers already run
+MEMORY_UP_GB = 1.5  # if the servers are already running
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "9p")
 STORES = ("mlflow.db", "mlruns", "mlartifacts")  # MLflow's default stores in the current folder, without a tracking URI
 

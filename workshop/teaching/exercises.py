@@ -39,7 +39,7 @@ R2_OF_WEEK = {"with": (0.988, 0.914), "without": (0.900, 0.743)}  # solar and wi
 FOREST_PARAMETERS = {
     "split", "test_fraction", "n_estimators", "max_depth", "last_hours", "n_jobs", "verbose", "oob_score", "warm_start",
 }  # fmt: skip
-PLAIN_FOREST = {"n_estimators": 20, "max_depth": 10, "seed": 0, "last_hours": 0}  # of `rf`, as in the project `sun`
+PLAIN_FOREST = {"n_estimators": 20, "max_depth": 10, "seed": 0, "last_hours": 0}  # of `rf`, as in the `sun` project
 FACTORS = {-1: "has the wrong sign", 1000: "is wrong by a factor of 1000: check the unit",
     100: "is 100 times too large or too small"}  # fmt: skip
 
@@ -91,12 +91,12 @@ def check(number: str, answer: Any = ..., *evidence: Any) -> Any:
 
 
 def score_of_chapter_3() -> Callable[[DataFrame, DataFrame], dict[str, float]]:
-    """Return the function `score` of `3_projects/hourly.py`, which is the solution of the exercise `SCORE_EXERCISE`."""
+    """Return the `score` function of `3_projects/hourly.py`, which is the solution of `SCORE_EXERCISE`."""
     return runpy.run_path(str(get_settings().root / "3_projects" / "hourly.py"))["score"]
 
 
 def of_chapter(chapter: int) -> dict[str, Exercise]:
-    """Return a chapter's exercises by number: the cells to write, then those of the notebook `exercises`."""
+    """Return a chapter's exercises by number: the cells to write, then those in the `exercises` notebook."""
     return {number: each for number, each in EXERCISES.items() if number.startswith(str(chapter))}
 
 
@@ -268,7 +268,7 @@ def delay_weather(hours: DataFrame) -> DataFrame:
 
 # -- chapter 2 -------------------------------------------------------------------------------------------------------
 def _check_score_function(answer: Callable[[DataFrame, DataFrame], dict[str, float]]) -> None:
-    """Execute the function's source alone, as it will be in `scores.py`; compare its scores for a small table."""
+    """Execute the function's source by itself, as it will be in `scores.py`; compare its scores for a small table."""
     from pandas import DataFrame
 
     measured = DataFrame({"solar_GW": [0.0, 2.0, 5.0, 3.0], "wind_GW": [1.0, 4.0, 9.0, 16.0]})
@@ -496,7 +496,7 @@ def _check_challenger_stage(answer: str) -> None:
 
 
 # -- all exercises ----------------------------------------------------------------------------------------------------
-# By number: a chapter's cells to write, then those of the notebook `exercises`. The scores are those of the embedded
+# By number: a chapter's cells to write, then those in the `exercises` notebook. The scores are those of the embedded
 # sample, from which every attendee makes `germany.csv`; a test computes them with the notebooks' solutions.
 WEEK = "score the forest of the task on `week` alone."
 EXERCISES = {

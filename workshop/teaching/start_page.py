@@ -76,7 +76,7 @@ def render(checkpoints: list[Checkpoint], following: Checkpoint | None) -> str:
 
 
 def _issues_sentence() -> str:
-    """Return a sentence with the address of the origin's issues, if it has one."""
+    """Return a sentence linking to the issue tracker of the `origin` remote, or "" if it has no https URL."""
     command = ["git", "-C", str(get_settings().root), "remote", "get-url", "origin"]
     address = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     if not re.fullmatch(r"https://[^@\s]+", address):  # the origin is a folder, or the URL contains a password

@@ -46,7 +46,7 @@ OUTPUTS |= {f"preset-{name}": "active" for name in PRESETS} | {"earlier": "disab
 
 
 def page(snapshot: Snapshot, query: dict[str, str]) -> list:
-    """Return the panels for the period of the query (`from`, `to`), by default the latest two weeks."""
+    """Return the panels for the period in the query (`from`, `to`), by default the latest two weeks."""
     period, adjustment = periods.adjust(snapshot, query.get("from"), query.get("to"))
     content = render(snapshot, period)
     compared = [
@@ -105,7 +105,7 @@ def register(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def download(_clicks: int, start: object, end: object) -> dict:
-        """Return measured and predicted values of the period as CSV."""
+        """Return the measured and predicted values of the period as CSV."""
         snapshot = follower.now
         period, _ = periods.adjust(snapshot, start, end)
         compared = periods.comparison_of(snapshot, period)
@@ -160,7 +160,7 @@ def _register_rendering(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def follow_data(_revision: object, start: object, end: object) -> tuple:
-        """Update limits and notes, and keep the period; set it if the page was opened before there were data."""
+        """Update the limits and notes and keep the period, or set it if the page was opened before any data existed."""
         snapshot = follower.now
         latest = periods.latest(snapshot)
         period = (no_update, no_update) if periods.parse_day(start) and periods.parse_day(end) else latest
@@ -169,7 +169,7 @@ def _register_rendering(app: Dash, follower: Follower) -> None:
 
 @cache_per_revision
 def render(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> dict[str, Any]:
-    """Return the values of `OUTPUTS` for a period except buttons and note; the figure shows times in ``zone``.
+    """Return the values of `OUTPUTS` for a period, except the buttons and the note; the figure's times are in ``zone``.
 
     A period too short for errors by month hides that figure.
     """
@@ -202,7 +202,7 @@ def render(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> di
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
-    """Return a strip of all data, daily means of the targets scaled by their maximum, with the period marked."""
+    """Return a strip of all data with the period marked: the targets' daily means, scaled by their maximum."""
     if snapshot.frame is None:
         return figures.empty("")
     local = snapshot.frame.assign(utc_timestamp=steps.local(snapshot.frame["utc_timestamp"]))
@@ -245,7 +245,7 @@ def simulation_note(snapshot: Snapshot) -> str:
 
 
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
-    """Return means and bias of complete weeks (ISO 8601), latest first; all but `FIRST_WEEKS` are collapsed.
+    """Return the means and bias of the complete weeks (ISO 8601), latest first; all but `FIRST_WEEKS` are collapsed.
 
     The worst bias of each target is marked. Incomplete weeks are listed below.
     """

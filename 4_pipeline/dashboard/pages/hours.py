@@ -19,7 +19,7 @@ LICENCES = {
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
-    """Return the panels on coverage and source of the data."""
+    """Return the panels on the coverage and the source of the data."""
     if (frame := snapshot.frame) is None:
         return [parts.panel("hours", "Coverage", snapshot.missing("frame"), [])]
     first, last = frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1]

@@ -50,7 +50,7 @@ BUTTONS = {f"preset-button-{number}": name for number, name in enumerate(PRESETS
 
 
 def page(snapshot: Snapshot, query: dict[str, str]) -> list:
-    """Return sliders, prediction and curves for the values of the query, by name of the slider (`SLIDERS`)."""
+    """Return the sliders, the prediction and the curves for the values in the query, by slider name (`SLIDERS`)."""
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
     sliders = [
@@ -102,7 +102,7 @@ def register(app: Dash, follower: Follower) -> None:
         *(Input(id_, "n_clicks") for id_ in BUTTONS),
     )
     def choose_preset(*_clicks: int) -> list[float]:
-        """Set all sliders; a preset's date sets day and year."""
+        """Set all sliders; a preset's date sets the day and the year."""
         values: dict[str, Any] = DEFAULTS | PRESETS.get(BUTTONS.get(ctx.triggered_id, ""), {})
         if "date" in values:
             date = datetime.fromisoformat(values["date"])
@@ -150,7 +150,7 @@ def within_range(values: Iterable[Any]) -> dict[str, float]:
 
 
 def adjustments(query: dict[str, str]) -> str:
-    """Return a note on the values of the query that were ignored or clipped; empty if there are none."""
+    """Return a note on the values in the query that were ignored or clipped; empty if there are none."""
     requested = {name: query[name] for name in SLIDERS if name in query}
     ignored = [f"{name}={text[:40]}" for name, text in requested.items() if not _is_number(text)]
     clipped = [
@@ -200,7 +200,7 @@ def prediction(snapshot: Snapshot, weather: dict[str, float]) -> list:
 
 
 def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
-    """Return predictions and band; NaN for a target that follows the sun, if the sun cannot give that much light."""
+    """Return predictions and band; a target that follows the sun is NaN if the sun cannot provide that much light."""
     predicted, band = champion.predict_with_band(hours)
     light, limit = _light(hours)
     if champion.model.takes_time:
@@ -210,7 +210,7 @@ def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
 
 
 def _light(hours: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return the light of hours in W/m² and its upper limit: extraterrestrial radiation plus `TWILIGHT`."""
+    """Return the light in each hour in W/m² and its upper limit: extraterrestrial radiation plus `TWILIGHT`."""
     light = hours[LIGHT].sum(axis=1)
     elevation = features.sun_position(features.to_utc(hours["utc_timestamp"]))["elevation"]
     limit = SOLAR_CONSTANT * np.sin(np.radians(elevation.to_numpy())).clip(min=0)
@@ -230,7 +230,7 @@ def range_note(snapshot: Snapshot, name: str, value: float) -> str:
 
 
 def training_range(snapshot: Snapshot, name: str) -> dict[str, str]:
-    """Return the ends of an input's training range as shares of its slider, as CSS variables of the track."""
+    """Return the ends of an input's training range as fractions of its slider, in CSS variables for the track."""
     if snapshot.training_rows is None or name not in FEATURES:
         return {}
     slider, known = SLIDERS[name], snapshot.training_rows[name]
@@ -249,7 +249,7 @@ def _similar_range(training_rows: pd.DataFrame, name: str, weather: dict[str, fl
 
 
 def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
-    """Return the figure of the responses around the sliders' values; without a model, one with a message."""
+    """Return the figure of the responses around the sliders' values; without a model, a figure with a message."""
     if snapshot.champion is None:
         return figures.empty(snapshot.missing("champion"))
     swept, year = [], chosen_time(snapshot, weather).year
@@ -276,7 +276,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
 
 
 def hint(snapshot: Snapshot) -> str:
-    """Return the hint above the sliders, which names unused ones."""
+    """Return the hint above the sliders, which names the unused ones."""
     text = f"Set the inputs of {steps.ONE} to see the prediction. The coloured part of a track is the training range."
     return text + f" The model in production does not use {WHEN}." * is_unused(snapshot)
 

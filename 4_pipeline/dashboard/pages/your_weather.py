@@ -70,7 +70,7 @@ def _columns() -> Component:
 
 
 def register(app: Dash, follower: Follower) -> None:
-    """Register the callbacks; when the model changes, predict again for the file in the browser."""
+    """Register the callbacks, which also predict again for the file in the browser when the model changes."""
 
     @app.callback(
         Output("weather-answer", "children"),

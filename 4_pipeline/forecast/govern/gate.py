@@ -44,7 +44,7 @@ class Registry(mlflow_gate.Registry):
 
 
 class Gate(mlflow_gate.Gate):
-    """The gate with the limits of section `promote` in params.yaml, on the rows of data/test.parquet.
+    """The gate with the limits in the `promote` section of params.yaml; it evaluates on data/test.parquet.
 
     ``policy`` and ``held_out`` (a processed frame) replace these limits and rows.
     """
@@ -82,7 +82,7 @@ class Gate(mlflow_gate.Gate):
 
 
 def _refit(run: Run, model_uri: str) -> tuple[str, str]:
-    """Refit a run's model on data/germany.parquet; return run and model of that fit."""
+    """Refit a run's model on data/germany.parquet; return the refit's run and model."""
     from forecast.learn import storage
 
     table, stage = "data/germany.parquet", run.data.tags.get(STAGE_TAG, run.info.run_name)
@@ -94,7 +94,7 @@ def _refit(run: Run, model_uri: str) -> tuple[str, str]:
 
 
 def _links(run: Run | None, tags: Mapping[str, str]) -> list[Link]:
-    """Return the links of a lineage between commit and run: stage and executed notebook."""
+    """Return the links of a lineage between the commit and the run: the stage and the executed notebook."""
     stage, notebook = (Link(kind, "not recorded", known=False) for kind in ("stage", "notebook"))
     if STAGE_TAG in tags:
         stage = Link("stage", tags[STAGE_TAG], dict(sorted(run.data.params.items())) if run else {})

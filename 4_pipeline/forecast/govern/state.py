@@ -23,9 +23,9 @@ FILES = "tracking_store.json", "alias.json"
 def write_state(folder: Path, decision: Path) -> None:
     """Write the state of the tracking server to files in ``folder``, which stages depend on.
 
-    `tracking_store.json` has the store's id: dvc.lock cannot tell that a tracking server was recreated. `alias.json`
-    has the version at the alias if it moved since ``decision``: after a rollback, or a promotion from elsewhere, the
-    gate runs again.
+    `tracking_store.json` holds the store's id, because dvc.lock cannot tell that a tracking server was recreated.
+    `alias.json` holds the alias's version if the alias has moved since ``decision``, so that the gate runs again after
+    a rollback or a promotion from elsewhere.
     """
     client = connect()
     store, alias = map(folder.joinpath, FILES)

@@ -17,7 +17,7 @@ def unreferenced_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     """Return unreferenced stage runs older than ``days``.
 
     A run is referenced if its id, or its model's, is in a registered model, a version, their tags, or a JSON file in
-    ``results``; and so is the last run of `prepare` before it, which has the findings on its data.
+    ``results``. The last run of `prepare` before a referenced run has the findings on its data and is kept, too.
     """
     client, tag = tracking.connect(), f"tags.`{tracking.STAGE_TAG}` LIKE '%'"
     versions, registered = client.search_model_versions(max_results=200_000), client.search_registered_models()

@@ -19,7 +19,7 @@ from forecast.table.schema import FEATURES, STAMP, TARGETS
 from forecast.terms import steps
 from forecast.terms.quantities import Target
 
-# A model may take the inputs, or time and inputs.
+# A model may take only the inputs, or the time and the inputs.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
 # With the sun below -12 degrees in the middle of Germany it is night in the whole country, which spans about 9 degrees
 # of longitude and 8 of latitude.
@@ -135,7 +135,7 @@ def is_night(utc_timestamp: pd.Series) -> np.ndarray:
 def evaluate(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
     """Return the scores that the gate checks, from a processed frame; the blocks are weeks.
 
-    Raises DataError if the model does not know the installed capacity at that time: rows to predict do not include it.
+    Raises DataError if the model does not know the installed capacity at that time, since rows to predict lack it.
     """
     frame = held_out.reset_index(drop=True)
     row, _ = assume_capacity(frame[INPUTS].head(1), model.year_ends if model.takes_time else {})
@@ -201,7 +201,7 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
 def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict[str, float]:
     """Return the coverage of the error bands as `coverage_<key>`: the share of rows within ``low`` and ``high``.
 
-    A daytime target counts rows with the sun up (NaN if there are none): at night any band that contains zero is right.
+    For a daytime target only rows with the sun up count (NaN without any): at night any band containing zero is right.
     """
     day = sun_position(to_utc(frame["utc_timestamp"]))["elevation"].to_numpy() > 0
     shares = {}

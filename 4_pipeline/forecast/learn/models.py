@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 N_ITER_NO_CHANGE = 10  # early stopping: this many trees without a smaller validation error
-BATCH_CANDIDATES = 6  # fitted together: the features that they share take as long as two fits
+BATCH_CANDIDATES = 6  # fitted together, because deriving their shared features takes as long as two fits
 # As good as 40 trees at the usual rate of 0.1, in half the time: 0.8 ** 19 equals 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
 LOWER_BOUNDS = [target.possible[0] for target in problem.TARGETS]
@@ -55,7 +55,7 @@ MIN_HOURS = 200  # too few to split into training, validation and calibration
 
 @cache
 def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # takes 5 ms, a prediction of one row 3 ms
+    return ThreadpoolController()  # takes 5 ms; predicting one row takes 3 ms
 
 
 def one_thread() -> AbstractContextManager:
@@ -116,11 +116,11 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     Output per installed GW drifts for reasons outside the inputs: with ``level_days`` its level is estimated for each
     period of that many days (`find_levels`), and predictions use the level of the last period.
 
-    With ``validation_fraction`` (histogram gradient boosting only) the last rows validate early stopping; with
+    With ``validation_fraction`` (histogram gradient boosting only) the last rows are used for early stopping; with
     ``refit`` the same number of trees is then fitted on all rows.
 
-    ``band`` is a histogram gradient booster for the quantiles of the error band. These are too narrow for later years,
-    so they are calibrated to the promised ``coverage`` on ``folds`` of the training data; a change of the level is not
+    ``band`` is a histogram gradient booster for the quantiles of the error band. It is too narrow for later years,
+    so it is calibrated to the promised ``coverage`` on ``folds`` of the training data; a change of the level is not
     covered.
     """
 
@@ -236,7 +236,7 @@ def _strip_fitting_state(regressor: Any) -> Any:
 
 
 def find_levels(derived: np.ndarray, factor: np.ndarray, timestamps: pd.DatetimeIndex, level_days: int) -> np.ndarray:
-    """Return the level of each row: the sum of the capacity factors over its period, divided by the sum expected.
+    """Return the level of each row: the sum of the capacity factors over its period, divided by the expected sum.
 
     ``factor`` has the shape (rows,), ``derived`` (rows, features); ``timestamps`` are in order. Periods have
     ``level_days`` days, counted from the end; the first one also has the rest. The expectation is a small gradient
@@ -347,7 +347,7 @@ def _by_value(function: Callable) -> bytes:
 
 
 def _score_fold(batch: dict[int, CapacityFactorRegressor], X: pd.DataFrame, y: pd.DataFrame, fold: tuple) -> Scores:
-    """Return number and score of each estimator of a batch, fitted on the same training data."""
+    """Return the number and score of each estimator of a batch, fitted on the same training data."""
     before, after = fold
     data, validation = TrainingData(X.iloc[before], y.iloc[before]), (X.iloc[after], y.iloc[after])
     return [(number, estimator.fit_data(data).score(*validation)) for number, estimator in batch.items()]

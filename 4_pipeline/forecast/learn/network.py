@@ -107,7 +107,7 @@ def options(model: Any, folder: Path) -> dict[str, Any]:
 
 
 def requirements() -> list[str]:
-    """Return pinned requirements; `tensorflow-cpu` exists for one platform only, elsewhere it is `tensorflow`."""
+    """Return pinned requirements; `tensorflow-cpu` exists for only one platform, so elsewhere `tensorflow` is used."""
     pins = [f"{name}=={version(name)}" for name in ("keras", "pandas", "numpy", "pvlib")]
     try:
         pin = version("tensorflow-cpu")

@@ -132,7 +132,7 @@ def predict_unseen(
 ) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
     """Predict each row with a model that was not trained on it, as far as possible; see `predict_with_band`.
 
-    Rows up to ``training_end`` are training rows of a refit: the ``evaluated`` model predicts them in its place.
+    Rows up to ``training_end`` are training rows of the refit, so the ``evaluated`` model predicts them instead.
     """
     if evaluated is None or training_end is None:
         return model.predict_with_band(frame)
@@ -166,7 +166,7 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
 def log_training(
     model: Any, example: pd.DataFrame, metrics: dict[str, float], figure: Figure, summary: Path | str
 ) -> None:
-    """Log model, metrics and figure to the active run, and write ``summary``, the input of the stage `compare`."""
+    """Log model, metrics and figure to the active run, and write ``summary``, the input of the `compare` stage."""
     import mlflow
 
     mlflow.log_figure(figure, "predicted_against_measured.html")
@@ -230,7 +230,7 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
 def load_files(folder: Path, name: str) -> LoadedModel:
     """Load a model from its local folder (`load_folder`), with the size of its files and its signature.
 
-    Also raises ModelError for a model of another step or other units; without such metadata the current ones apply.
+    Also raises ModelError for a model with another step or units; without this metadata the current ones apply.
     """
     from mlflow.models import Model
 

@@ -123,10 +123,10 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
 def _localize(parsed: Series, zone: tzinfo | None, values: DataFrame) -> tuple[Series, Series]:
     """Return local times in UTC (NaT if ambiguous), and which are in the hour skipped by the clock change in spring.
 
-    In autumn each time of one hour occurs twice. Rows with the same time and values are copies of one row, or of two if
-    there are twice as many copies as of the neighbouring rows. Of the remaining rows each time must occur exactly
-    twice, first all of one hour, then all of the other: summer time first, or winter time in a file with the newest row
-    first. Other rows are ambiguous.
+    In autumn the local times of one hour occur twice, in summer and in winter time. Identical rows (same time, same
+    values) count as one row, or as two if there are twice as many of them as of each neighbouring row. Each time must
+    then occur exactly twice: first all times of one hour, then all of the other. The first hour is in summer time, or
+    in winter time if the file has the newest row first. Rows that do not fit this pattern are ambiguous.
     """
     summer, winter = (
         parsed.dt.tz_localize(zone, ambiguous=np.full(len(parsed), is_summer), nonexistent="NaT").dt.tz_convert("UTC")
@@ -170,7 +170,7 @@ def _require_existing(
 
 
 def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, time: TimeColumn) -> None:
-    """Raise DataError, with a fix, if all times are off the start of a step by the same offset, or by the zone."""
+    """Raise DataError, with a fix, if all times miss the starts of steps by the same offset, or because of the zone."""
     is_start = stamps.isna() | (stamps == steps.starts(stamps.dropna()).reindex(stamps.index))
     if is_start.all():
         return

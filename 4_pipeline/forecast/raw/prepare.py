@@ -247,7 +247,7 @@ def count(parts: Mapping[str, Part], frame: DataFrame) -> dict[str, Any]:
 
 
 def _count_reasons(parts: Mapping[str, Part], grid: DatetimeIndex) -> dict[str, dict[str, int]]:
-    """Return rows `doubled` and steps `absent` by part, and empty cells (`incomplete`) by column."""
+    """Return the counts of `doubled` rows and `absent` steps by part, and of empty cells (`incomplete`) by column."""
     return {
         "doubled": {name: int(part.duplicates.isin(grid).sum()) for name, part in parts.items()},
         "absent": {name: int((~grid.isin(part.frame.index)).sum()) for name, part in parts.items()},

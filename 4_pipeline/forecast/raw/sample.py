@@ -93,7 +93,7 @@ def make_sample() -> tuple[DataFrame, DataFrame]:
     hours = pd.date_range(f"{FIRST_YEAR}-01-01", f"{LAST_YEAR + 1}-01-01", freq="h", tz="UTC", inclusive="left")
     places = join_places(read_stations())
     weather = model_weather(places, hours)
-    random = np.random.RandomState(SEED)  # its stream never changes, that of default_rng may
+    random = np.random.RandomState(SEED)  # its stream never changes; that of default_rng may change
     wind_MW, solar_MW = model_wind(places, hours, random), model_solar(places, hours, random)
     power = pd.DataFrame(
         {

@@ -23,7 +23,7 @@ from forecast.terms.parameters import Fetch
 
 POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
 OWN_FILE, CARD_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "SHA256SUMS"
-EXAMPLE_ATTRIBUTION = "The owner of the data, shown in dashboard and report."  # of own/README.md
+EXAMPLE_ATTRIBUTION = "The owner of the data, shown in dashboard and report."  # from own/README.md
 ATTRIBUTIONS = {
     "sample": "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher"
     " Wetterdienst (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined,"
@@ -80,7 +80,7 @@ def fetch(
 ) -> list[Path]:
     """Write the raw files of a source into ``folder`` and return their paths: tables, card, origin, checksums.
 
-    ``source`` is `sample`, `opsd` or `csv`; ``options`` are the section `fetch` of params.yaml, whose relative paths
+    ``source`` is `sample`, `opsd` or `csv`; ``options`` are the `fetch` section of params.yaml, whose relative paths
     start at ``base`` (default: the current folder). Downloads are cached in ``downloads`` (default: the user's cache).
 
     Files are written atomically, checksums last. An up-to-date folder is not touched; files of another source are
@@ -182,7 +182,7 @@ def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) ->
     Downloads stay in the cache, which may also hold copies made by hand; a wrong file is removed from it.
     """
     pooch.get_logger().setLevel("WARNING")
-    # No checksum here: the published one is that of the table, which may be in an archive.
+    # No checksum here: the published one is for the table, which may be in an archive.
     store = pooch.create(
         cache, "", registry={release.name: None}, urls={release.name: release.url}, retry_if_failed=RETRIES
     )

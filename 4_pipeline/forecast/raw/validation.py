@@ -34,7 +34,7 @@ WHOLE_YEAR = 0.9 * steps.A_YEAR
 # Distance from the median of the step and its two neighbours (a Hampel identifier: Davies and Gather, The
 # Identification of Multiple Outliers, 1993), in units of its 99 % quantile. The maximum in the sample is 8.
 MAX_SPIKE = 10.0
-# A constant value for that long (a week in daily data) means a frozen sensor or a filled gap.
+# A constant value for this long (a week in daily data) means a frozen sensor or a filled gap.
 MAX_CONSTANT_HOURS, MIN_CONSTANT_STEPS = 24, 7
 # Rank correlation (Spearman) of a target with its driver by year; for a target that follows the sun, by day only. In
 # the sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared
@@ -48,9 +48,9 @@ MAX_NIGHT_PERCENT = 1.0
 # Under clouds diffuse radiation exceeds direct radiation: in the sample in 62 to 67 % of the daylight hours, and never
 # if the column of direct radiation holds the sum of both.
 MIN_ABOVE_PERCENT = 2.0
-# Usual relations of a target to the sun and to installed capacity, and possible causes of other values. The usual
-# values of a driver are in `problem`.
-BEHIND_SUN = (-0.6, 0.6)  # hours; 0 in the sample; 9 degrees of longitude make 0.6
+# Expected ranges for a target's lag behind the sun and for its capacity factor, and likely causes of values outside
+# them. The expected ranges for a driver are in `problem`.
+BEHIND_SUN = (-0.6, 0.6)  # hours; 0 in the sample; 9 degrees of longitude are 0.6 h
 SUN_CAUSE = (
     "winter time declared as Europe/Berlin, local time declared as UTC, stamps at the end of the hour, or other places?"
 )
@@ -70,7 +70,7 @@ MAX_PLACES = 4  # named in the note of a check; the rest are counted
 class Check:
     """A check ``name`` of a column or file ``of``: its value, the limits of usual values, and a note on the place.
 
-    The limits are inclusive; None is no limit.
+    The limits are inclusive; None means no limit.
     """
 
     name: str
@@ -344,7 +344,7 @@ def _suggest_unit(values: Series, column: str, usual: tuple[float, float]) -> st
 def _lags(values: Series, reference: Series) -> Series:
     """Return the lag of ``values`` behind ``reference`` in hours, by year and season (summer or winter time).
 
-    It is the lag, in whole steps, with the highest correlation.
+    The lag is that with the highest correlation, in whole steps.
     """
     shifted = DataFrame({rows * steps.HOURS: reference.shift(rows) for rows in range(-MAX_LAG, MAX_LAG + 1)})
     seasons = np.where(values.index.month.isin(SUMMER), "summer", "winter")

@@ -1,1 +1,1 @@
-"""Output for people: `figures`, `monitoring` of the quality of predictions, and the weekly `report`."""
+"""Human-readable output: `figures`, `monitoring` of the quality of predictions, and the weekly `report`."""

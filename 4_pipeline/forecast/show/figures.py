@@ -66,9 +66,9 @@ def measured_and_predicted(
     """Draw measured (dark) and predicted (coloured) values over time, one panel per target.
 
     ``frame`` is a processed frame; ``predicted`` holds the targets for the same rows in the same order. ``band`` is the
-    lower and upper end of an error band with nominal ``coverage``, each like ``predicted``; ``measured_name`` is the
-    legend's name of the dark line. Missing steps are gaps. More than 100 complete days are drawn as daily means without
-    a band, since that of single steps does not apply to means. Times are in the time zone of ``frame``. Raises
+    lower and upper end of an error band with nominal ``coverage``, each like ``predicted``; ``measured_name`` names
+    the dark line in the legend. Missing steps are gaps. More than 100 complete days are drawn as daily means without
+    a band, since a band for single steps does not apply to means. Times are in the time zone of ``frame``. Raises
     DataError if there are no rows, a column is missing, or the numbers of rows differ.
     """
     measured, predicted = (_over_time(part) for part in _aligned(frame, predicted))
@@ -112,7 +112,7 @@ def _add_lines(
     ends: Sequence[pd.DataFrame],
     coverage: float | None,
 ) -> None:
-    """Add band and lines of a target to a row of `measured_and_predicted`."""
+    """Add a target's band and lines to a row of `measured_and_predicted`."""
     if ends:
         low, high = (end[target] for end in ends)
         _add_band(figure, low, high, target, coverage, row)
@@ -468,7 +468,7 @@ def learning_curve(
 
 
 def levels(table: pd.DataFrame) -> go.Figure:
-    """Draw the level of each target, measured divided by expected from the inputs; ``table`` is indexed by time."""
+    """Draw each target's level, its sum divided by that expected from the inputs; ``table`` is indexed by time."""
     figure = go.Figure()
     for name, values in table.items():
         line = {"color": COLOURS[name], "shape": "hv"}
@@ -486,7 +486,7 @@ def empty(text: str) -> go.Figure:
 
 
 def _aligned(frame: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return both as frames of the targets, indexed by time; daily data by local time."""
+    """Return the measured and the predicted targets as frames indexed by time; daily data by local time."""
     require_columns(frame.columns, ["utc_timestamp", *TARGETS], "The frame")
     require_columns(predicted.columns, TARGETS, "The frame of predictions")
     if len(frame) != len(predicted) or frame.empty:

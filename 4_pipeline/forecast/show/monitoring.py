@@ -32,9 +32,9 @@ MAX_COVERAGE_POINTS = 10.0  # between coverage and nominal coverage, for the sta
 
 
 def max_bias_percent() -> float:
-    """Return the gate's limit of the bias, in percent of the mean: `promote.max_bias_percent` of params.yaml.
+    """Return the gate's limit for the bias, in percent of the mean: `promote.max_bias_percent` in params.yaml.
 
-    Raises ParameterError if params.yaml cannot be read or its section `promote` is invalid.
+    Raises ParameterError if params.yaml cannot be read or its `promote` section is invalid.
     """
     return read_stage(project() / FILE, "promote").max_bias_percent
 
@@ -55,7 +55,7 @@ class Quality:
     In the target's unit: ``mean`` (measured), ``mae``, ``bias`` (predicted minus measured), ``capacity`` (mean
     installed; NaN if the target is not scaled by it) and ``baselines``, the mean absolute errors of `baselines` by
     name. ``bias_percent`` follows `in_percent`. ``coverage`` is the share of rows within the band, ``nominal_coverage``
-    the intended one: NaN without a band. ``max_bias_percent`` is the limit for a good bias.
+    the intended one; both are NaN without a band. ``max_bias_percent`` is the limit for a good bias.
     """
 
     target: Target

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # The worst errors of a target: their number, their distance in time, and their minimum, as a share of the week's peak.
 MAX_ERRORS, MIN_DISTANCE, MIN_ERROR = 3, pd.Timedelta(hours=6), 0.002
-# Changes above this quantile are unusual, and values outside the range of eight in ten similar rows.
+# Changes above this quantile are unusual, and so are values outside the range of eight in ten similar rows.
 UNUSUAL_QUANTILE, TAIL, MIN_SIMILAR = 0.95, 0.1, 20
 NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = max(round(3 / steps.HOURS), 1), 20, 3  # steps, and days
 ABOUT_TIMES = (
@@ -102,13 +102,13 @@ class Week:
         return steps.grid(self.monday.tz_convert("UTC"), last)
 
     def amounts(self, values: Series, target: Target) -> Series:
-        """Return the amount of each step, such as GWh; the values themselves if a sum is meaningless."""
+        """Return each step's contribution to the target's total, e.g. in GWh; the values if a total is meaningless."""
         return schema.amounts(values, target, self.hours["utc_timestamp"]) if target.sum_unit else values
 
 
 @dataclass(frozen=True)
 class WorstHour:
-    """A step with a large error of a target, in the target's unit; ``band`` is None without one."""
+    """A step with a large error in a target, in the target's unit; ``band`` is None without one."""
 
     number: int
     at: Timestamp
@@ -234,7 +234,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
                 f" in 95 of 100 {steps.NAMES} it changes by less than {usual:.1f} {driver.unit}."
             )
     is_biased = abs(recent.bias_percent) > recent.max_bias_percent and recent.bias * miss.error > 0
-    if is_biased and abs(recent.bias_percent) / 100 * miss.measured > abs(miss.error) / 2:  # it is most of the error
+    if is_biased and abs(recent.bias_percent) / 100 * miss.measured > abs(miss.error) / 2:  # bias is most of the error
         direction = "low" if recent.bias < 0 else "high"
         yield (
             f"Predictions of {target.words} were {abs(recent.bias_percent):.0f} % too {direction} on average over"
@@ -394,7 +394,7 @@ def qualities(data: ReportData, week: Week) -> dict[str, list[Quality]]:
 
 
 def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:
-    """Return the gaps of a week in the steps of ``grid`` as text, each by its first and last step."""
+    """Return a week's gaps in ``grid`` as strings, each given by its first and last step."""
     missing = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
     parts = missing.groupby(Series(grid.isin(week.hours["utc_timestamp"]).cumsum(), grid)[missing])
     ends = (dict.fromkeys((part.iloc[0], part.iloc[-1])) for _, part in parts)

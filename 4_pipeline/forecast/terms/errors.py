@@ -51,7 +51,7 @@ class PipelineError(click.ClickException):
 
 
 def typeable(text: str) -> str:
-    """Replace this environment's programs in a text by their paths, unless they are on PATH."""
+    """Replace this environment's programs in a string by their paths, unless they are on PATH."""
     folder = Path(sys.executable).parent
     if Path(shutil.which("dvc") or "").resolve() == (folder / "dvc").resolve():
         return text
@@ -63,7 +63,7 @@ def typeable(text: str) -> str:
 
 
 def _indented(part: object) -> str:
-    """Return a text with its continuation lines indented; a list has one item on each line."""
+    """Return the part as a string with its continuation lines indented; a list has one item per line."""
     text = "\n".join(map(str, part)) if isinstance(part, (list, tuple)) else str(part)
     return f"\n{INDENT}".join(line.removeprefix(INDENT) for line in text.splitlines())
 

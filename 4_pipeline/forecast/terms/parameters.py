@@ -215,7 +215,7 @@ class Limit(Section):
 
 
 class Training(Section):
-    """The keys of a training stage's section besides its parameters."""
+    """The keys of a training stage's section other than its parameters."""
 
     title: str = Field(description="the model's name in the dashboard")
     limits: dict[str, Limit] = Field(description="of each parameter: {alpha: {type: float, gt: 0}}")

@@ -81,10 +81,10 @@ def hours(stamps: Series) -> Series:
 
 
 def date(stamp: Timestamp | str) -> str:
-    """Return the date of a step for people: `31 Dec 2016`."""
+    """Return the date of a step for display: `31 Dec 2016`."""
     return f"{Timestamp(stamp).tz_convert(CALENDAR):%d %b %Y}"
 
 
 def written(stamp: Timestamp, date: str = "%Y-%m-%d", time: str = " %H:%M") -> str:
-    """Return the start of a step for people, in the calendar's time zone; without a time if the step is a day."""
+    """Return the start of a step for display, in the calendar's time zone; without a time if the step is a day."""
     return stamp.tz_convert(CALENDAR).strftime(date + time * (not IS_DAY))
