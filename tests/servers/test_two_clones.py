@@ -127,7 +127,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     values = first.workshop("check", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
     assert f"tracking server: {second.settings.tracking_uri} (set by MLFLOW_TRACKING_URI)" in values.stderr
     restarted = first.workshop("up")
-    assert f"MLflow tracking takes {first.port}: port {second.port} is used by" in restarted.stderr
+    assert f"MLflow tracking uses port {first.port}: port {second.port} is used by" in restarted.stderr
     assert str(second.settings.state) in restarted.stderr
     with environment_of(first.environment | shell):  # the old terminal uses the new address
         assert verified_tracking_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
@@ -142,7 +142,7 @@ def test_clone_reuses_its_ports(clones):
     first.workshop("up")
     shell, ports = exports_of(first.settings), first.port
     done = second.workshop("up")
-    busy = f"MLflow tracking takes {second.port}: port {ports} is used by another clone: {first.settings.state}, "
+    busy = f"MLflow tracking uses port {second.port}: port {ports} is used by another clone: {first.settings.state}, "
     assert busy in done.stderr
     assert second.port in range(20000, 30000)
     new_port = second.port

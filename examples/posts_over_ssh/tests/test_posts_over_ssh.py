@@ -73,7 +73,7 @@ def test_better_model_is_promoted_once(session):
     alice = session.alice
     forest = json.loads(alice.run("git show HEAD~1:./results/decision.json"))
     assert forest["reason"] == "promoted: all rules passed, nothing was in production yet"
-    assert "this tree's decision: promoted" in session.outputs["look"]
+    assert "this working tree's decision: promoted" in session.outputs["look"]
     with restored(alice):
         alice.run("dvc repro --force -s promote")
         again = json.loads(alice.laptop.path(f"{HOME}/results/decision.json").read_text())
