@@ -22,7 +22,7 @@ from workshop.servers import supervisor
 from workshop.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "4_pipeline" / "tests"))  # for any importing module
+sys.path += [str(ROOT / "4_pipeline" / "tests"), str(ROOT / "tests")]  # for any importing module, also without pytest
 from places import (  # noqa: E402, F401 - for the tests of the room, too
     BIN,
     PERSON,
