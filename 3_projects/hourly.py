@@ -34,7 +34,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 def make_training_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all training scripts share."""
     parser = make_parser(description)
-    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="share of the hours held out, the latest")
+    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="share of hours to hold out (the latest)")
     return parser
 
 
@@ -118,7 +118,7 @@ def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFra
     cut = math.floor(len(frame) * (1 - test_fraction))
     train, test = frame[:cut], frame[cut:]
     if min(len(train), len(test)) < 2:
-        stop(f"With {len(frame)} hours, a test_fraction of {test_fraction} leaves too few for training or testing.", 2)
+        stop(f"With {len(frame)} hours, a test_fraction of {test_fraction} leaves too few hours to train or test.", 2)
     return train, test
 
 

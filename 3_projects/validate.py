@@ -57,7 +57,7 @@ def read_run(run_id: str) -> Run:
     try:
         run = mlflow.get_run(run_id)
     except mlflow.MlflowException as error:
-        hourly.stop(f"The run {run_id} cannot be read: {error.message}. Copy its id from the MLflow UI.", 1)
+        hourly.stop(f"The run {run_id} cannot be read: {error.message}. Copy the run's id from the MLflow UI.", 1)
     if "test_fraction" not in run.data.params or not (run.outputs and run.outputs.model_outputs):
         hourly.stop(f"The run {run_id} has no test_fraction or no model. Choose a run that trained a model.", 1)
     return run
@@ -81,7 +81,7 @@ def predict(folder: Path, weather: pd.DataFrame) -> np.ndarray:
             return model.predict(weather.to_numpy(), verbose=0)
         problem = "it is neither a scikit-learn model in skops format nor a Keras model."
     except ImportError as error:
-        problem = f"a package is missing in this environment ({error}). Use the project that trained the model."
+        problem = f"a package is missing from this environment ({error}). Use the project that trained the model."
     except (TypeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         problem = str(error)
     return hourly.stop(f"The model cannot be loaded: {problem}", 1)

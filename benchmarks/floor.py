@@ -84,7 +84,7 @@ def _run_cells(notebook: Path, parameters: dict) -> None:
     from matplotlib_inline.backend_inline import configure_inline_support
 
     shell = InteractiveShell.instance()
-    configure_inline_support(shell, INLINE)  # figures are drawn
+    configure_inline_support(shell, INLINE)  # draw figures, as in a kernel
     with (
         Path(os.devnull).open("w") as devnull,
         contextlib.redirect_stdout(devnull),

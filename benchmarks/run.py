@@ -35,7 +35,7 @@ RESULTS = Path(__file__).with_name("results.json")
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Runs per side.")
 @click.option("--table-only", is_flag=True, help="Write the table from results.json without measuring.")
 def main(names: tuple[str, ...], runs: int, table_only: bool) -> None:
-    """Compare with the standard tools: all benchmarks, or the given NAMES.
+    """Compare this repository with standard tools: run all benchmarks, or the given NAMES.
 
     \b
     Example:  python -m benchmarks.run notebooks --runs 5

@@ -233,7 +233,7 @@ def test_experiment_does_not_change_production(restored, in_workplace, temporary
         if not temporary:
             decision = json.loads((restored.pipeline / "results" / "decision.json").read_text())
             assert (decision["promoted"], decision["experiment"]) == (True, "lower")
-            assert "the alias stays: this is the DVC experiment lower" in decision["words"]
+            assert "the alias does not move, because this is the DVC experiment lower" in decision["words"]
     finally:
         restored.run(BIN / "mlflow-gate", "rollback", "--why", "the test is over", cwd=restored.pipeline)
         dvc(restored, "exp", "remove", "lower")

@@ -83,7 +83,7 @@ def home(tmp_path_factory):
 def test_pipeline_of_the_copy_puts_a_model_into_production(home):
     """Notebooks run on a local Dask cluster, the gate's decision is printed, and all stages are up to date."""
     assert home.output.count("Running stage") == 10
-    assert "promoted: all rules passed, nothing was in production yet" in home.output
+    assert "promoted: all rules passed, and nothing was in production yet" in home.output
     assert not re.search(r"Styler|Warning|^\d+$", home.output.partition("Running stage 'promote'")[2], re.MULTILINE)
     assert re.search(r"wind_solar version 1 .* from commit \w{10} \(branch main\), r2", home.status), home.status
     assert home.again.count(": unchanged") == 9

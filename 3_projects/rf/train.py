@@ -59,7 +59,7 @@ def read_parameters() -> dict[str, str | float | bool]:
     parser.add_argument("--max_depth", type=hourly.positive, default=10, help="maximum depth of a tree")
     parser.add_argument("--seed", type=hourly.seed, default=0, help="random seed")
     parser.add_argument("--last_hours", type=hourly.integer(0), default=0, help="train on the last N hours; 0: all")
-    parser.add_argument("--by_capacity", type=hourly.boolean, default=False, help="true: train on capacity factors")
+    parser.add_argument("--by_capacity", type=hourly.boolean, default=False, help="if true, train on capacity factors")
     return vars(parser.parse_args())
 
 

@@ -26,7 +26,7 @@ def read(folder: Path, pattern: str) -> tuple[np.ndarray, np.ndarray]:
         if file.stat().st_size % size:
             raise ValueError(f"{file} has {file.stat().st_size} bytes, not a multiple of {size}. Download it again.")
     if not batches:
-        raise ValueError(f"{folder} has no file {pattern}. Run: python images.py {folder.name} {folder}")
+        raise ValueError(f"{folder} contains no file {pattern}. Run: python images.py {folder.name} {folder}")
     rows = np.concatenate([np.fromfile(file, np.uint8) for file in batches]).reshape(-1, size)
     return rows[:, 1:].reshape(-1, *SHAPE).transpose(0, 2, 3, 1), rows[:, 0]
 

@@ -42,7 +42,7 @@ SPACES = {
         "svc__gamma": np.logspace(-5, 1, 7).tolist(),
     },
 }
-NO_CLUSTER = "There is no Dask cluster at {!r}: {}\nUse --cluster none, local, or an address: tcp://HOST:8786."
+NO_CLUSTER = "There is no Dask cluster at {!r}: {}\nSet --cluster to none, local, or tcp://HOST:8786."
 
 
 @contextlib.contextmanager
@@ -80,10 +80,10 @@ def check_python(client: Client) -> None:
     client_python = platform.python_version_tuple()[:2]
     scheduler_python = tuple(client.get_versions()["scheduler"]["host"]["python"].split(".")[:2])
     if scheduler_python != client_python:
-        text = "The cluster runs Python {}.{}, and this is {}.{}: pickles may not load across versions.".format(
+        text = "The cluster runs Python {}.{} and this program {}.{}: pickles may not load across versions.".format(
             *scheduler_python, *client_python
         )
-        raise click.ClickException(f"{text}\nUse one version: set `BASE` in the Containerfile, or change this Python.")
+        raise click.ClickException(f"{text}\nUse the same version: change `BASE` in the Containerfile, or this Python.")
 
 
 def new_search(space: str, folds: list) -> GridSearchCV:

@@ -46,7 +46,7 @@ def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
             except (ParseError, KeyError, ValueError) as error:
                 counts["broken"] += 1
                 if counts["broken"] <= MAX_REPORTED:
-                    print(f"line {number} is broken, skipped: {error!r}")
+                    print(f"line {number} is broken and was skipped: {error!r}")
                 continue
             if question is None:
                 counts["answers"] += 1

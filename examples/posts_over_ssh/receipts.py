@@ -35,7 +35,7 @@ def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
     """
     store = Path(store)
     if not store.is_dir():
-        raise ReceiptError(f"There is no folder {store} on this machine.\n  next: create it, or change `store`")
+        raise ReceiptError(f"There is no folder {store} on this machine.\n  next: create the folder, or change `store`")
     descriptor, file = _new_file(store)
     try:
         yield file
@@ -50,7 +50,7 @@ def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise ReceiptError(f"The disk of {store} is full.\n  next: free some space, then dvc repro") from error
+        raise ReceiptError(f"The disk of {store} is full.\n  next: free some space, then run dvc repro") from error
     finally:
         file.unlink(missing_ok=True)
         os.close(descriptor)

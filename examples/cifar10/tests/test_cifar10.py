@@ -122,7 +122,7 @@ def test_readme_trains_a_model_and_compares_it(trained):
     """Setup, pipeline, an experiment, and the diff of metrics and plots."""
     first, compared = trained.outputs
     assert "Accuracy on 360 test images: 0." in first
-    assert "promoted: all rules passed, nothing was in production yet" in first
+    assert "promoted: all rules passed, and nothing was in production yet" in first
     assert all(word in compared for word in ("accuracy", "train.learning_rate"))  # in 80 columns, too
     assert json.loads((trained.example / "metrics.json").read_text())["accuracy"] > 0.3
     assert "up to date" in trained.run("dvc status")

@@ -207,7 +207,7 @@ def test_ctrl_c_is_ignored_by_a_starting_process(commands, tmp_path):
 
 
 def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
-    """A command whose run was killed still holds the lock of its stage; the next copy waits for it."""
+    """A command whose run was killed still holds the lock of its stage; the next run waits for it."""
     log = tmp_path / "log"
     first = commands.start("echo $$ > pid; sleep 300", str(tmp_path), ENVIRONMENT, log)
     wait_for(lambda: read(tmp_path / "pid").endswith("\n"))
@@ -215,7 +215,7 @@ def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
     shell.parent().kill()
     assert first.wait(60) == 128 + signal.SIGKILL
     second = commands.start("echo begun", str(tmp_path), ENVIRONMENT, log)
-    wait_for(lambda: "waiting for an earlier copy" in read(log))
+    wait_for(lambda: "waiting for an earlier run" in read(log))
     assert "begun" not in read(log)
     for process in (*shell.children(), shell):
         process.kill()

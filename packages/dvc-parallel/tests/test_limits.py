@@ -63,7 +63,7 @@ def test_failed_stage_releases_its_resources(tmp_path):
     repo = new_repository(tmp_path / "place", stages)
     done = program(repo, "dvc-parallel", "repro", "--limit", "gpu=1", "--force")
     assert done.returncode == 1
-    assert "1 of 3 stages failed: bad. Not run, because they depend on failed stages: c." in done.stderr
+    assert "1 of 3 stages failed: bad. These stages did not run because they depend on failed stages: c." in done.stderr
     assert (repo / "good.txt").exists()
 
 
@@ -73,9 +73,9 @@ def test_failed_stage_releases_its_resources(tmp_path):
         ({"uses": {"gpu": 2}}, "gpu=1", 1, "Stage a exceeds a limit"),
         ({"uses": {"gpu": 1}}, "gpus=1", 1, "expected: gpu"),
         ({}, "gpu=1", 1, "expected: none"),
-        ({"uses": {"gpu": 1}}, "gpu", 2, "not a number of 0 or more"),
-        ({"uses": {"gpu": 1}}, "gpu=-1", 2, "not a number of 0 or more"),
-        ({"uses": {"gpu": 1}}, "gpu=nan", 2, "not a number of 0 or more"),
+        ({"uses": {"gpu": 1}}, "gpu", 2, "not a number that is 0 or greater"),
+        ({"uses": {"gpu": 1}}, "gpu=-1", 2, "not a number that is 0 or greater"),
+        ({"uses": {"gpu": 1}}, "gpu=nan", 2, "not a number that is 0 or greater"),
         ({"uses": {"gpu": "8 GB"}}, "gpu=1", 1, "invalid settings"),
         ({"uses": {"gpu": True}}, None, 1, "invalid settings"),
         ({"uses": ["gpu"]}, None, 1, "invalid settings"),

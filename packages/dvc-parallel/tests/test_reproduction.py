@@ -261,7 +261,7 @@ def test_failed_stage_stops_only_its_dependents(tmp_path):
     repo = new_repository(tmp_path / "place", stages)
     done = repro(repo)
     assert done.code == 1
-    for words in ("2 of 5 stages failed", "bad", "the reason", "exited with 7", "lost.txt", "needy"):
+    for words in ("2 of 5 stages failed", "bad", "the reason", "exited with code 7", "lost.txt", "needy"):
         assert words in done.error
     assert (done.states["needy"], done.states["better"]) == (State.SKIPPED, State.DONE)
     assert set(yaml.safe_load(read(repo / "dvc.lock"))["stages"]) == {"good", "better"}

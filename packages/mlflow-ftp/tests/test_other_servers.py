@@ -267,7 +267,7 @@ def test_server_without_a_free_connection_is_an_error_with_the_limit(monkeypatch
         with contextlib.ExitStack() as others:
             for _ in range(3):
                 others.callback(connections._connect(address).close)
-            with pytest.raises(StoreFull, match="has reached its limit of clients") as caught:
+            with pytest.raises(StoreFull, match="has reached its client limit") as caught:
                 store.log_artifacts(str(many))
             assert "password" not in str(caught.value)
             assert caught.value.get_http_status_code() == 503

@@ -88,12 +88,12 @@ def test_settings_are_found_in_parent_folders(run, name, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ("", "No registered model specified."),
+        ("", "No registered model is specified."),
         ("[tool.mlflow-gate\n", "pyproject.toml cannot be read"),
         (SETTINGS.replace("gate:", "gate_x:"), "No module named 'gate_x'"),
         (SETTINGS.replace(":gate", ":wrong"), "gate:wrong is not a gate"),
         (SETTINGS.replace("\ngate", "\nregistry"), "has invalid settings"),
-        (SETTINGS.replace(":gate", ":broken"), "give min, max or both"),
+        (SETTINGS.replace(":gate", ":broken"), "set min, max or both"),
         (SETTINGS.replace('"gate:gate"', "3"), "has invalid settings"),
     ],
 )
@@ -116,7 +116,7 @@ def test_exit_codes_of_misuse_and_a_server_that_is_down(run, monkeypatch):
     """An unknown option is exit code 2; a server that is down is exit code 1, with a next step and no password."""
     assert "No such option" in run("history", "--unknown", code=2).err
     Path("pyproject.toml").unlink()
-    assert "No gate specified" in run("promote", "1", code=1).err
+    assert "No gate is specified" in run("promote", "1", code=1).err
     assert "CANDIDATE is missing" in run("promote", "--gate", "models:make_gate", code=2).err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     message = run("history", "models", code=1).err

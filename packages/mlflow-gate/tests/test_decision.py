@@ -40,7 +40,7 @@ def test_limits_check_a_metric(limits, value, passed, limit, step):
     ("rules", "words"),
     [
         ({"r2": {"minimum": 0.5}}, "r2.minimum"),
-        ({"r2": {}}, "give min, max or both"),
+        ({"r2": {}}, "set min, max or both"),
         ({"r2": {"min": 2, "max": 1}}, "min 2 is above max 1"),
         ({"r2": {"min": "high"}}, "r2.min"),
         ({"r2": {"min": math.nan}}, "r2.min"),
@@ -152,7 +152,7 @@ def test_decision_is_json_and_text():
     content = json.loads(json.dumps(decision.as_dict(), allow_nan=False))
     assert content["candidate"]["metrics"] == {}
     assert content["champion"]["metrics"] == {"accuracy": 0.9}
-    assert decision.words.splitlines()[-1].endswith("user and reason are recorded")
+    assert decision.words.splitlines()[-1].endswith("the user and the reason are recorded")
     assert [row["result"] for row in decision.table][:2] == ["passed", "failed"]
     error = pickle.loads(pickle.dumps(ModelError("No.", value=1, next_step="3")))
     assert (type(error), error.exit_code, str(error)) == (ModelError, 1, "No.\n  found:    1\n  next:     3")

@@ -30,7 +30,7 @@ def test_last_version_of_the_record_is_the_champion_if_the_alias_is_removed(gate
         assert gate.registry.rollback().version == "1"
     else:
         again = gate.promote(gate.runs[1])
-        assert again.reason == "promoted again: all rules passed, the alias was unset"
+        assert again.reason == "promoted again: all rules passed, and the alias was unset"
         assert gate.registry.production().version == "2"
     better = gate.promote(train(0.1))
     assert better.reason.startswith("promoted: mae 0.1000 beats the champion's")
@@ -123,14 +123,14 @@ def test_rules_alone_decide_without_a_comparison(name):
     """Without a comparison neither the champion's training rows nor its files matter, with or without blocks."""
     gate = make_gate(name, comparison=None, evaluate=lambda model, rows: Scores({"mae": abs(model.predict(rows)[0])}))
     assert gate.promote(train(0.5, learned=range(1250)), force=True, why="the first").forced
-    assert gate.promote(train(4.0)).reason == "promoted: all rules passed (no comparison with the champion configured)"
+    assert gate.promote(train(4.0)).reason == "promoted: all rules passed (no champion comparison is configured)"
 
 
 def test_champion_with_other_keys_is_not_compared(name):
     """If the champion's training rows have keys of another kind, the candidate is refused, with both kinds."""
     gate = make_gate(name)
     gate.promote(train(0.5, learned=["a"]), force=True, why="the first")
-    assert "training rows are texts, those of the held-out rows numbers" in gate.promote(train(0.1)).reason
+    assert "rows are texts, but those of the held-out rows are numbers" in gate.promote(train(0.1)).reason
 
 
 def test_damaged_declaration_of_the_champion_is_a_refusal(gate, tracking):

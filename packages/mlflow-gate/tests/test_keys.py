@@ -92,7 +92,7 @@ def test_keys_of_another_kind_cannot_be_compared(learned, held_out, kinds, span)
     """Keys of different kinds are a problem that names both kinds."""
     rows, problem = declare(learned, span=span).find(Keys.of(held_out))
     assert not any(rows)
-    assert problem == f"the keys of its training rows are {kinds[0]}, those of the held-out rows {kinds[1]}"
+    assert problem == f"the keys of its training rows are {kinds[0]}, but those of the held-out rows are {kinds[1]}"
 
 
 @pytest.mark.parametrize(

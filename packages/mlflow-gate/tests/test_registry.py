@@ -122,9 +122,9 @@ def test_invalid_alias_or_name_is_an_error_before_anything_is_written(name, alia
     ("options", "words"),
     [
         ({"comparison": "mae"}, "`comparison` is not a Comparison"),
-        ({"rules": {"two": lambda scores: (1.0, "<= 2")}}, "The rule two failed.*not enough values"),
-        ({"rules": {"none": lambda scores: None}}, "The rule none failed.*NoneType"),
-        ({"rules": {"own": lambda scores: 1 / 0}}, "The rule own failed.*ZeroDivisionError"),
+        ({"rules": {"two": lambda scores: (1.0, "<= 2")}}, "The rule two is invalid.*not enough values"),
+        ({"rules": {"none": lambda scores: None}}, "The rule none is invalid.*NoneType"),
+        ({"rules": {"own": lambda scores: 1 / 0}}, "The rule own is invalid.*ZeroDivisionError"),
         (
             {"evaluate": lambda *_: Scores({"mae": HELD_OUT["target"]})},
             "Invalid metrics of Scores.*not a single number",
@@ -136,7 +136,7 @@ def test_invalid_alias_or_name_is_an_error_before_anything_is_written(name, alia
         ({"refit": lambda run, uri: uri}, "`refit` returned an invalid value"),
         ({"refit": lambda run, uri: ("0" * 32, uri)}, "The run does not exist"),
         ({"refit": lambda run, uri: (run.info.run_id, "models:/m-other")}, "The run did not log the refit's model"),
-        ({"rules": {"own": lambda scores: (1, "<= 2", "failed")}}, "The rule own failed.*neither True nor False"),
+        ({"rules": {"own": lambda scores: (1, "<= 2", "failed")}}, "The rule own is invalid.*neither True nor False"),
         ({"evaluate": lambda *_: Scores({"mae": 1}, period="2020")}, "Invalid period of Scores"),
         ({"evaluate": "gate.py"}, "`evaluate` or `refit` is not a function"),
         ({"time_limit": 0}, "Invalid time limit"),
@@ -167,7 +167,7 @@ def test_champion_without_a_declaration_is_not_compared(name):
 
 def test_keys_of_reset_index_are_suspected(name):
     """If both training and held-out keys count from 0, the refusal suggests that `reset_index` made them."""
-    renumbered, words = HELD_OUT.reset_index(drop=True), "the keys count from 0: if reset_index made them"
+    renumbered, words = HELD_OUT.reset_index(drop=True), "the keys count from 0: if reset_index created them"
     gate = make_gate(name, held_out=renumbered)
     assert words in gate.promote(train(0.5)).words
     gate.promote(train(0.5), force=True, why="the first")
@@ -276,7 +276,7 @@ def test_experiment_does_not_move_the_alias(gate, monkeypatch, variable):
     for options in ({}, {"force": True, "why": "now"}):
         decision = gate.promote(run_id, **options)
         assert (decision.promoted, decision.experiment, decision.production["version"]) == (True, "dusty-lamp", "2")
-        assert decision.words.endswith("the alias stays: this is the DVC experiment dusty-lamp")
+        assert decision.words.endswith("the alias does not move, because this is the DVC experiment dusty-lamp")
         assert gate.registry.production().version == "2"
 
 

@@ -289,7 +289,7 @@ def test_cells_with_a_tag_are_skipped(cluster, tmp_path):
     assert statuses == ["completed", "skipped", "skipped", "completed", "failed"]
     assert [cell.execution_count for cell in cells] == [1, None, None, 2, 3]
     assert (cells[1].source, cells[1].outputs, cells[3].outputs[0].text) == (sources[1], [], "False\n")
-    assert "No code cell has the tag to skip: typo." in words
+    assert "No code cell has these tags to skip: typo." in words
 
 
 def test_notebook_ends_with_its_dvc_process(cluster, tmp_path):

@@ -104,8 +104,8 @@ BAD_TABLES = {
     "no identifier": (b"depth,learning rate\n8,1\n", "'learning rate', number 2", "not an identifier"),
     "unknown": (b"dept,rate\n8,1\n", "'dept', number 1", "not in the notebook's cell", "depth, rate"),
     "empty header": (b"depth,,rate\n8,1,2\n", "'', number 2"),
-    "long row": (b"depth,rate\n8,1\n8,1,2\n", "line 3 has 3 values, the header has 2"),
-    "empty cell": (b"depth,rate\n8,\n", "line 2 has 1 values, the header has 2", "None for a missing value"),
+    "long row": (b"depth,rate\n8,1\n8,1,2\n", "line 3 has 3 values, but the header has 2"),
+    "empty cell": (b"depth,rate\n8,\n", "line 2 has 1 values, but the header has 2", "None for each missing value"),
     "UTF-16": ("depth,rate\n8,1\n".encode("utf-16"), "can't decode byte", "UTF-8"),
     "open quote": (b'depth,rate\n8,"1\n', "unexpected end of data"),
     "empty": (b"", "the file is empty"),
@@ -197,7 +197,7 @@ def test_sweep_skips_cells_with_a_tag(at, warm_cluster):
     program = start(at, warm_cluster.environment, "score.ipynb", "--sweep", "depth=3,4", "--skip-tags", "slow,plots")
     out, err = program.communicate(timeout=STOP_SECONDS)
     assert [line.split(",")[1] for line in out.splitlines()] == ["status", "done", "done"], err
-    assert [line for line in err.splitlines() if "tag" in line] == ["No code cell has the tag to skip: plots."]
+    assert [line for line in err.splitlines() if "tag" in line] == ["No code cell has these tags to skip: plots."]
     cells = nbformat.read(at / "executed/score/score-1.ipynb", as_version=4).cells
     assert [cell.metadata.papermill.status for cell in cells[-2:]] == ["skipped", "completed"]
 

@@ -14,7 +14,7 @@ from dvc_parallel.repro import reproduce
 from dvc_parallel.settings import amount
 from dvc_parallel.states import State
 
-LIMIT_HELP = "Total of the resource NAME for all running stages; repeat the option for more resources."
+LIMIT_HELP = "Total of the resource NAME that running stages may use; repeat the option for each resource."
 
 
 def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
@@ -68,10 +68,10 @@ def _read_limits(_context: object, _option: object, texts: tuple[str, ...]) -> d
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
 @click.option("-R", "--recursive", is_flag=True, help="Run all stages in the target folders.")
 @click.option("--downstream", is_flag=True, help="Run the targets and the stages that depend on them.")
-@click.option("--glob", is_flag=True, help="Interpret the targets as patterns.")
-@click.option("--run-cache/--no-run-cache", default=True, help="Restore results of earlier runs.")
+@click.option("--glob", is_flag=True, help="Interpret the targets as glob patterns.")
+@click.option("--run-cache/--no-run-cache", default=True, help="Restore the results of earlier runs.")
 def repro(**options: Any) -> None:
-    """Run changed stages like `dvc repro`, but independent ones in parallel.
+    """Run changed stages as `dvc repro` does, but run independent stages in parallel.
 
     TARGETS are stages in DVC's notation; the default is all stages of the dvc.yaml in this folder.
 
@@ -84,7 +84,7 @@ def repro(**options: Any) -> None:
 
 @main.command()
 def check() -> None:
-    """List code in this folder that stages import without declaring it as a dependency; exit with 1 if there is any.
+    """List the files in this folder that stages import but do not declare as dependencies; exit with code 1 if any.
 
     \b
     Example:  dvc-parallel check

@@ -126,7 +126,7 @@ def _statements(file: Path) -> list[ast.stmt]:
         tree = ast.parse(code)
     except (KeyError, SyntaxError, TypeError, ValueError) as error:
         text = f"{os.path.relpath(file)} cannot be parsed as Python."
-        raise ReproError(text, found=error, next="correct the file, then check again") from None
+        raise ReproError(text, found=error, next="correct the file, then run the check again") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and re.fullmatch(r"(\w+\.)?TYPE_CHECKING", ast.unparse(node.test)):
             node.body = []

@@ -128,7 +128,7 @@ class Pipeline:
     def _holder(self, message: str) -> str:
         """Describe the process that holds DVC's lock or, according to DVC's message, uses files of a stage."""
         if match := re.search(r"PID (\d+)", message):
-            return f"process {match[1]}, which uses files of a stage"
+            return f"process {match[1]}, which is using files of a stage"
         file = Path(self._repo.lock.lockfile)
         with contextlib.suppress(OSError, ValueError):
             return f"process {int(file.read_text())}, which holds DVC's lock"

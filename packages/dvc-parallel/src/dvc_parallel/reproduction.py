@@ -67,7 +67,7 @@ def open_repository() -> Iterator[compat.Repo]:
         with compat.Repo() as repo:
             yield repo
     except (compat.DvcException, OSError, TypeError, ValueError) as error:  # such as a date in params.yaml
-        next_step = "choose other stages or correct the problem that DVC reports, then run again"
+        next_step = "choose other stages, or correct the problem that DVC reports; then run the command again"
         raise ReproError("The pipeline cannot be run.", found=_explain(error), next=next_step) from None
 
 
@@ -158,7 +158,7 @@ class _Reproduction:
         with self._failing(stage):
             if exit_code:
                 tail = _tail(self._pipeline.log_of(stage))
-                raise ChildProcessError(f"a command exited with {exit_code}\n{tail}")
+                raise ChildProcessError(f"a command exited with code {exit_code}\n{tail}")
             if lines:
                 self._start_command(stage, lines)
             else:
@@ -189,9 +189,9 @@ class _Reproduction:
         skips = [stage.addressing for stage, state in self._states.items() if state is State.SKIPPED]
         texts = [f"{len(self._errors)} of {len(self._states)} stages failed: {', '.join(self._errors)}."]
         if skips:
-            texts[0] += f" Not run, because they depend on failed stages: {', '.join(skips)}."
+            texts[0] += f" These stages did not run because they depend on failed stages: {', '.join(skips)}."
         texts += [f"  found:    {stage}: {text}" for stage, text in self._errors.items()]
-        texts.append("  next:     correct the cause, then run again: finished stages are kept")
+        texts.append("  next:     correct the cause, then run the command again; finished stages are kept")
         return StagesFailed("\n".join(texts))
 
 

@@ -82,7 +82,7 @@ def _acquire(lock: int, report: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not seconds:
-            print("waiting for an earlier copy of this stage to end", flush=True)
+            print("waiting for an earlier run of this stage to end", flush=True)
         seconds = WAIT_SECONDS
     os._exit(128 + signal.SIGTERM)
 

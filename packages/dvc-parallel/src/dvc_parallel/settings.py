@@ -22,7 +22,7 @@ def amount(value: object) -> Decimal:
             return number
     except ArithmeticError:
         pass
-    raise click.BadParameter(f"{value!r} is not a number of 0 or more; an example is gpu=1")
+    raise click.BadParameter(f"{value!r} is not a number that is 0 or greater; an example of a limit is gpu=1")
 
 
 def uses_of(stage: Any) -> dict[str, Decimal]:
@@ -32,8 +32,8 @@ def uses_of(stage: Any) -> dict[str, Decimal]:
         (uses,) = ({"uses": {}} | settings).values()  # ValueError if there are more
         return {str(name): amount(value) for name, value in uses.items()}
     except (AttributeError, TypeError, ValueError, click.BadParameter):
-        what = f"Stage {stage.addressing} has invalid settings of dvc-parallel in its `meta`."
-        allowed = "uses: {NAME: NUMBER}, with numbers of 0 or more"
+        what = f"Stage {stage.addressing} has invalid dvc-parallel settings in its `meta`."
+        allowed = "uses: {NAME: NUMBER}, where each number is 0 or greater"
         raise ReproError(what, found=settings, expected=allowed, next=f"correct {stage.relpath}") from None
 
 
@@ -53,12 +53,12 @@ class Limits:
         for name, limit in self._limits.items():
             if not any(name in uses for uses in self._uses.values()):
                 raise ReproError(
-                    "No stage uses the limited resource.", found=name, expected=names, next="correct the limit"
+                    "No stage uses the resource of this limit.", found=name, expected=names, next="correct its name"
                 )
             for stage in steps:
                 if (number := self._uses[stage].get(name, 0)) > limit:
                     what = f"Stage {stage.addressing} exceeds a limit, so it can never start."
-                    next_step = "raise the limit, or correct the stage's `uses`"
+                    next_step = "raise the limit, or reduce the number in the stage's `uses`"
                     raise ReproError(what, found=f"{name}={number}", expected=f"{limit} or less", next=next_step)
 
     def allow(self, stage: Any, running: Iterable[Any]) -> bool:

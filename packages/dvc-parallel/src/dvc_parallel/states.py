@@ -34,10 +34,10 @@ class ReproError(click.ClickException):
 
     Examples
     --------
-    >>> print(ReproError("No stage uses the limited resource.", found="gpu", next="correct the limit"))
-    No stage uses the limited resource.
+    >>> print(ReproError("No stage uses the resource of this limit.", found="gpu", next="correct its name"))
+    No stage uses the resource of this limit.
       found:    gpu
-      next:     correct the limit
+      next:     correct its name
     """
 
     def __init__(self, what: str, **lines: object) -> None:

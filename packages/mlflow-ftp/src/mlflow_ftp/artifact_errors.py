@@ -36,7 +36,7 @@ class StoreUnavailable(ArtifactError):
 
 
 class StoreSilent(ArtifactError):
-    """The FTP server did not respond in time; not retried, because that would double the wait."""
+    """The FTP server did not respond in time; the command is not retried, because that would double the wait."""
 
     code = codes.TEMPORARILY_UNAVAILABLE
 
@@ -71,26 +71,26 @@ def explain(error: BaseException, server: str, *, is_logged_in: bool = False) ->
     """Convert a network error of ``server`` into an ArtifactError with a next step."""
     code = str(error)[:3] if isinstance(error, ftplib.Error) else ""
     kind: type[ArtifactError] = StoreUnavailable
-    what, next_step = "does not respond.", "check that the server runs"
+    what, next_step = "does not respond.", "check that the server is running"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-        kind, what = ArtifactError, "cannot be trusted."
+        kind, what = ArtifactError, "cannot be trusted, because its certificate could not be verified."
         next_step = (
-            "set MLFLOW_FTP_SERVER_CERT_PATH to the file with its certificate, or with its certificate authority's"
+            "set MLFLOW_FTP_SERVER_CERT_PATH to the file with the server's certificate or its certificate authority's"
         )
     elif isinstance(error, ftplib.Error) and NO_ROOM.match(str(error)):
         kind, what = ArtifactError, "has no space left; the artifact was not stored."
         next_step = "free space on the server's disk, or delete runs and run `mlflow gc`"
     elif not is_logged_in and (code == "421" or (code == "530" and FULL.search(str(error)))):
-        kind, what = StoreFull, "has reached its limit of clients."
+        kind, what = StoreFull, "has reached its client limit."
         next_step = "allow more connections per user and per host on the server, or wait for other clients to finish"
     elif code == "530" and is_logged_in:
-        what, next_step = "has ended the session.", "try again"
+        what, next_step = "has ended the session.", "retry the operation"
     elif code == "530":
-        kind, what, next_step = ArtifactError, "rejected the login.", "check user and password"
+        kind, what, next_step = ArtifactError, "rejected the login.", "check the user name and the password"
     elif isinstance(error, ftplib.error_perm):
-        kind, what, next_step = StoreRefused, "rejected a command.", "look at the server's log"
+        kind, what, next_step = StoreRefused, "rejected a command.", "look for the reason in the server's log"
     elif isinstance(error, TimeoutError):
         kind = StoreSilent
     elif isinstance(error, ftplib.error_temp):
-        what = "is temporarily unable to do this."
+        what = "is temporarily unable to execute a command."
     return kind(f"{server} {what}", value=f"{type(error).__name__}: {error}", next_step=next_step)

@@ -29,7 +29,7 @@ class TransferHandler(TLS_DTPHandler):
     _work: Future[None] | None = None
 
     def readable(self) -> bool:
-        """Ignore events of a closed connection with this descriptor; otherwise pyftpdlib would close this one, too."""
+        """Ignore leftover events for a closed connection whose file descriptor this one reuses."""
         return bool((self.receive or self._initialized or wait([self._fileno], 0)) and super().readable())
 
     def close(self) -> None:

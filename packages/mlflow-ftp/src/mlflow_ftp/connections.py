@@ -55,9 +55,9 @@ def parse(uri: str) -> tuple[Address, str]:
             address = Address(parts.scheme == "ftps", parts.hostname, parts.port or ftplib.FTP_PORT)
             return address, unquote(parts.path).lstrip("/")
     raise ArtifactNameRefused(
-        "The artifact URI has a user or a password, no host, or an invalid port.",
+        "The artifact URI contains a user name or a password, lacks a host, or has an invalid port.",
         expected=f"{parts.scheme}://host:port/folder",
-        next_step="set MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD for user and password",
+        next_step="set the user name in MLFLOW_FTP_USERNAME, and the password in MLFLOW_FTP_PASSWORD",
     )
 
 
@@ -274,7 +274,7 @@ def _connect(address: Address, *, one_by_one: bool = False) -> Connection:
     user, password = os.environ.get("MLFLOW_FTP_USERNAME"), os.environ.get("MLFLOW_FTP_PASSWORD")
     if not (user and password):
         next_step = "set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD"
-        raise ArtifactError(f"User or password for {address} is missing.", next_step=next_step)
+        raise ArtifactError(f"{address} requires a user name and a password; one is missing.", next_step=next_step)
     connection = Connection(encoding="latin-1")
     if address.is_secure:
         context = ssl.create_default_context()

@@ -89,9 +89,7 @@ def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
             return _describe(connection, folder, [name for name in entry_names if name not in ("", ".", "..")])
     if any(listings) or not listings:
         what = f"The server's listing of the folder {folder!r} cannot be parsed."
-        raise StoreRefused(
-            what, value=listings or "refused", expected="MLSD, LIST in the format of Unix or Windows, or NLST"
-        )
+        raise StoreRefused(what, value=listings or "refused", expected="MLSD, LIST in Unix or Windows format, or NLST")
     return []
 
 

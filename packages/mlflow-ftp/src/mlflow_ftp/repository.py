@@ -61,7 +61,7 @@ class FTPArtifactRepository(ArtifactRepository):
                     if file.is_file():
                         futures.append(pool.submit(self.log_artifact, str(file), None if path == "." else path))
                     else:
-                        _logger.warning("Not stored, since it is not a regular file: %s", file)
+                        _logger.warning("%s was not stored, because it is not a regular file.", file)
             try:
                 for future in futures:
                     future.result()
@@ -130,10 +130,10 @@ class FTPArtifactRepository(ArtifactRepository):
             ) from None
         if not _is_marked(connection, remote, content.hexdigest()):
             raise ArtifactDamaged(
-                f"The artifact {path!r} is damaged: its content differs from the stored one.",
+                f"The artifact {path!r} is damaged: its content differs from what was stored.",
                 value=f"{file.tell()} bytes, sha256 {content.hexdigest()[:16]}...",
                 expected="the bytes that were stored under this name",
-                next_step="download it again; if the error persists, the server's disk is faulty: store it again",
+                next_step="download the artifact again; if that fails, the server's disk is faulty: store a new copy",
             )
 
     def _retry(self, work: Callable[[Connection], T], *temporary: type[Exception]) -> T:
@@ -164,7 +164,7 @@ def _normalize(path: str | None) -> str:
             "Invalid artifact name.",
             value=ascii(path),
             expected="a relative path in UTF-8, without '..', line breaks or reserved names, "
-            "of less than 1500 bytes, 256 per name, and at most 100 folders deep",
+            "shorter than 1500 bytes, each name shorter than 256 bytes, and at most 100 folders deep",
         )
     return "" if normal == "." else normal
 
@@ -212,7 +212,7 @@ def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
         return False
     if not folders.lists_hidden_names(connection, folder):
         what = f"The artifact {name!r} cannot be verified: the server does not list hidden names."
-        next_step = "let the server list names that start with a dot, or store the artifact again"
+        next_step = "configure the server to list names that start with a dot, or store the artifact again"
         raise ArtifactError(what, next_step=next_step)
     _logger.warning("The artifact %s was stored by another program, without a checksum.", names.printable(name))
     return True

@@ -106,21 +106,21 @@ SETTINGS = {"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True, "help_opti
 @click.command(context_settings=SETTINGS)
 @click.version_option(package_name="mlflow-ftp")
 @_option("--folder", default="mlflow-ftp", help="Folder for artifacts and the generated certificate.", type=FOLDER)
-@_option("--host", default="127.0.0.1", help="Address to listen on; except on loopback, logins require TLS.")
+@_option("--host", default="127.0.0.1", help="Address to listen on; logins require TLS, except on loopback.")
 @_option("--port", default=2121, help="Port for commands.")
 @_option("--passive-ports", default=(60100, 60139), help="First and last port for data connections.", nargs=2, type=int)
 def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> None:
-    """Serve a folder by FTP to a single user, chrooted, passive only, with explicit TLS.
+    """Serve a folder to a single user over FTP: chrooted, in passive mode only, with explicit TLS.
 
-    The user and the password come from MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD. Clients need the server's
-    certificate, `HOST.pem` in the folder, in MLFLOW_FTP_SERVER_CERT_PATH.
+    The user and the password come from MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD. On clients, set
+    MLFLOW_FTP_SERVER_CERT_PATH to a copy of the server's certificate, `HOST.pem` in the folder.
 
     \b
     Example:  mlflow-ftp-server --folder /srv/mlflow --host 0.0.0.0
     """
     first, last = passive_ports
     if not (ports := range(first, last + 1)):
-        raise click.UsageError(f"The passive ports {first} {last} are in the wrong order: put the lower one first.")
+        raise click.UsageError(f"The passive ports {first} {last} are in the wrong order: put the lower port first.")
     credentials = os.environ.get("MLFLOW_FTP_USERNAME", ""), os.environ.get("MLFLOW_FTP_PASSWORD", "")
     if not all(credentials):
         raise click.UsageError("Set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD.")
@@ -132,7 +132,7 @@ def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> 
         )
     except OSError as error:
         what = f"The FTP server cannot start on {host}:{port} in {folder}: {error.strerror or error}"
-        raise click.ClickException(f"{what}. Set MLFLOW_FTP_PORT, or MLFLOW_FTP_FOLDER.") from None
+        raise click.ClickException(f"{what}. Change MLFLOW_FTP_PORT or MLFLOW_FTP_FOLDER.") from None
     serve(server)
 
 

@@ -100,15 +100,15 @@ def find_registry(name: str | None, gate_path: str | None = None) -> Registry:
     if gate and name in (None, gate.registry.name):
         return gate.registry
     if name is None:
-        raise ConfigError("No registered model specified.", expected=f"its name; or in a pyproject.toml:\n{EXAMPLE}")
+        raise ConfigError("No registered model is specified.", expected=f"NAME, or in a pyproject.toml:\n{EXAMPLE}")
     return Registry(name)
 
 
 @main.command()
 @click.argument("candidate", required=False)
-@click.option("--why", default="", help="The reason, for the history.")
+@click.option("--why", default="", help="The reason to record in the history.")
 @click.option("--dry-run", is_flag=True, help="Show the decision without promoting.")
-@click.option("--force", is_flag=True, help="Overrule a refusal; requires --why, and is recorded.")
+@click.option("--force", is_flag=True, help="Overrule a refusal; this requires --why and is recorded.")
 @gate_option
 def promote(candidate: str | None, module: str | None, dry_run: bool, **options: Any) -> None:
     """Evaluate a candidate and promote it if it passes; exit with 3 if it is refused.
@@ -121,7 +121,7 @@ def promote(candidate: str | None, module: str | None, dry_run: bool, **options:
               mlflow-gate promote results/candidate.json --dry-run
     """
     if (gate := find_gate(module)) is None:
-        raise ConfigError("No gate specified.", expected=f"--gate MODULE:OBJECT; or in a pyproject.toml:\n{EXAMPLE}")
+        raise ConfigError("No gate is specified.", expected=f"--gate MODULE:OBJECT, or in a pyproject.toml:\n{EXAMPLE}")
     chosen = _read_candidate(candidate or gate.candidate_file)
     click.echo("evaluating the candidate and the model in production", err=True)
     decision = gate.promote(**chosen, dry_run=dry_run, **options)
@@ -138,7 +138,7 @@ def promote(candidate: str | None, module: str | None, dry_run: bool, **options:
 @name_argument
 @click.option("--to", metavar="VERSION", help="The version to restore; by default the previous one.")
 @click.option(
-    "--why", default="rolled back on the command line", show_default=True, help="The reason, for the history."
+    "--why", default="rolled back on the command line", show_default=True, help="The reason to record in the history."
 )
 @gate_option
 def rollback(name: str | None, to: str | None, why: str, module: str | None) -> None:
@@ -162,9 +162,9 @@ def rollback(name: str | None, to: str | None, why: str, module: str | None) -> 
 @json_option
 @gate_option
 def history(name: str | None, as_json: bool, module: str | None) -> None:
-    """Show each version that was in production, since when, by whom and why; the last line is the current one.
+    """Show each version that was in production, with the time, the user and the reason; the last line is current.
 
-    The table truncates long reasons; JSON does not. Moves made by hand, for example in MLflow's UI, are recorded.
+    The table truncates long reasons; JSON does not. Moves of the alias by hand, as in MLflow's UI, are recorded.
 
     \b
     Example:  mlflow-gate history reviews
@@ -190,7 +190,7 @@ def history(name: str | None, as_json: bool, module: str | None) -> None:
 @click.option("--decision", type=click.Path(path_type=Path), help="JSON file with this working tree's last decision.")
 @gate_option
 def status(name: str | None, decision: Path | None, module: str | None) -> None:
-    """Show the version in production, its commit, and whether this working tree's decision agrees.
+    """Show the version in production, its commit, and whether this working tree's decision agrees with it.
 
     \b
     Example:  mlflow-gate status --decision results/decision.json
@@ -205,7 +205,7 @@ def status(name: str | None, decision: Path | None, module: str | None) -> None:
 def lineage(subject: str | None, as_json: bool, module: str | None) -> None:
     """Show a model's lineage: data, commit, run, version, decision, time in production.
 
-    The default is the version in production. Either VERSION or NAME is enough; NAME is required without settings.
+    The default is the version in production. VERSION or NAME is enough; NAME is required if no gate is configured.
 
     \b
     Example:  mlflow-gate lineage reviews/3
@@ -226,7 +226,7 @@ def lineage(subject: str | None, as_json: bool, module: str | None) -> None:
 def _read_candidate(candidate: str | Path | None) -> dict[str, Any]:
     """Return the candidate's run_id and, if known, its model_uri."""
     if candidate is None:
-        raise click.UsageError("CANDIDATE is missing: a run id, or a JSON file with run_id.")
+        raise click.UsageError("CANDIDATE is missing: pass a run id, or a JSON file with run_id.")
     if isinstance(candidate, str) and RUN.fullmatch(candidate):
         return {"run_id": candidate}
     try:

@@ -60,7 +60,7 @@ class Comparison:
             is_number = isinstance(value, Real) and 0 <= float(value) <= upper
             if not is_number and not (value is None and field == "max_gain"):
                 what = f"Invalid {field} of the comparison."
-                raise ConfigError(what, value=value, expected=f"a number from 0{' to 1' * (upper == 1)}")
+                raise ConfigError(what, value=value, expected=f"a number {'from 0 to 1' if upper == 1 else '>= 0'}")
 
     def compare(self, candidate: Scores, champion: Scores) -> Iterator[Finding]:
         """Yield the findings on the gain, on the paired test of a near-tie, and on a gain too large to trust."""
@@ -74,7 +74,7 @@ class Comparison:
         limit = f"> {self.min_gain or self.near_tie:g} (champion: {other:.4f})"
         if self.near_tie:
             limit += f", {'and if' if self.min_gain else 'or'} within {self.near_tie:g} with smaller block errors"
-        step = f"{'worse' if gain < 0 else 'too small'}: improve the candidate, or evaluate both on a longer period"
+        step = f"{'worse' if gain < 0 else 'too small'}: improve the candidate, or score both models on a longer period"
         title = f"{label} gained over the model in production"
         yield Finding(title, gain, limit, enough and better, next_step="" if enough else step)
         if near:
@@ -90,7 +90,7 @@ class Comparison:
     def value(self, scores: Scores) -> float:
         """Return the compared metric; raise ConfigError if it is missing from the scores."""
         if self.metric not in scores.metrics:
-            expected = f"one of {', '.join(scores.metrics) or 'none'}"
+            expected = f"one of {', '.join(scores.metrics) or 'the metrics, but there are none'}"
             raise ConfigError("The compared metric is missing from the scores.", value=self.metric, expected=expected)
         return scores.metrics[self.metric]
 
@@ -102,7 +102,7 @@ def p_value(candidate: Mapping[str, float], champion: Mapping[str, float]) -> fl
     four blocks could be below 0.05. If fewer than six blocks differ, the p-value is 1.
     """
     if candidate.keys() != champion.keys():
-        what, step = "The models were scored on different blocks.", "let `evaluate` base block names on the data alone"
+        what, step = "The models were scored on different blocks.", "in `evaluate`, name the blocks by the data alone"
         raise ConfigError(
             what, value=", ".join(sorted(map(str, candidate.keys() ^ champion.keys()))[:3]), next_step=step
         )

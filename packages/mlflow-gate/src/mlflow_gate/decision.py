@@ -14,7 +14,7 @@ from mlflow_gate.errors import ConfigError
 from mlflow_gate.rules import Finding, Rules, Scores, check
 
 UNDECLARED = "its run does not declare its training rows"
-RENUMBERED = "; the keys count from 0: if reset_index made them, keep the index of the whole table"
+RENUMBERED = "; the keys count from 0: if reset_index created them, keep the index of the whole table instead"
 HELD_OUT = "held-out rows"
 UNSEEN = "held-out rows in neither model's training rows"
 BLOCKED = "rolled back before"
@@ -113,12 +113,12 @@ class Decision:
         """The decision and, after a refusal, one line for each next step."""
         lines = [self.reason]
         if self.experiment:
-            lines.append(f"  the alias stays: this is the DVC experiment {self.experiment}")
+            lines.append(f"  the alias does not move, because this is the DVC experiment {self.experiment}")
         elif not self.promoted:
             lines += [f"  next: {each.name}: {each.next_step}" for each in self.failed if each.next_step]
             if self.candidate is not None:
                 command = "`mlflow-gate promote --force --why REASON`, in Python `force=True, why=REASON`"
-                lines.append(f"  or overrule the gate: {command}; user and reason are recorded")
+                lines.append(f"  or overrule the gate: {command}; the user and the reason are recorded")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, com
     scores, disqualified, compared = candidate.scores, None, None
     works, step = (
         "loads and predicts",
-        "" if scores else "load the model and predict the held-out rows, as the gate does",
+        "" if scores else "to find the error, load the model and predict the held-out rows, as the gate does",
     )
     findings = [Finding("loading", candidate.problem or works, works, bool(scores), next_step=step)]
     if scores is not None:
@@ -168,17 +168,17 @@ def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, com
             elif disqualified is None and champion.scores is not None:
                 compared = champion.scores
                 if scores.held_out != compared.held_out:
-                    raise ValueError("candidate and champion were scored on different rows")
+                    raise ValueError("the candidate and the champion were scored on different rows")
                 findings += comparison.compare(scores, compared)
     failed = [each for each in findings if not each.passed]
     if failed or scores is None:
         reason = "refused: " + "; ".join(map(str, failed))
     elif champion is None:
-        reason = "promoted: all rules passed, nothing was in production yet"
+        reason = "promoted: all rules passed, and nothing was in production yet"
     elif comparison is None:
-        reason = "promoted: all rules passed (no comparison with the champion configured)"
+        reason = "promoted: all rules passed (no champion comparison is configured)"
     elif compared is None:
-        reason = f"promoted: all rules passed, the champion is disqualified: {disqualified}"
+        reason = f"promoted: all rules passed, and the champion is disqualified: {disqualified}"
     else:
         tested = next((each for each in findings if each.name == PAIRED_TEST), None)
         verb = "is in a near-tie with" if tested else "beats"
@@ -217,7 +217,7 @@ def decide_on_champion(
     """Return the decision on the re-evaluated champion; if its alias was removed, it must pass the rules."""
     decision = decide(champion, None, rules, None)
     if not has_alias:
-        passed = "promoted again: all rules passed, the alias was unset"
+        passed = "promoted again: all rules passed, and the alias was unset"
         return replace(decision, reason=passed if decision.promoted else decision.reason)
     scores, metric = champion.scores, comparison.metric if comparison else ""
     value = f"{metric} {comparison.value(scores):.4f}, " if comparison and scores else ""
@@ -237,11 +237,11 @@ def _candidate_findings(candidate: Evaluation, scores: Scores, rules: Rules) -> 
     yield from check(rules, scores)
     new, step = "not in the model's training rows", ""
     if not candidate.is_declared:
-        value, step = UNDECLARED, "call mlflow_gate.log_learned(keys) in the run that trains it"
+        value, step = UNDECLARED, "call mlflow_gate.log_learned(keys) in the run that trains the model"
     elif candidate.unknown:
-        value, step = candidate.unknown, "declare keys of the same kind as the held-out rows"
+        value, step = candidate.unknown, "declare keys of the same kind as those of the held-out rows"
     elif count := candidate.seen_rows:
-        value, step = f"it was trained on {count} of {scores.rows}", "hold out rows that it was not trained on"
+        value, step = f"it was trained on {count} of {scores.rows}", "hold out rows that the model was not trained on"
         step += RENUMBERED * candidate.are_renumbered
     else:
         value = new
@@ -259,11 +259,11 @@ def _disqualification(champion: Evaluation, comparison: Comparison) -> str | Non
 def _obstacle(champion: Evaluation) -> Finding | None:
     """Return the finding on a champion that no candidate can be compared with."""
     if not champion.exists:
-        step, value = "restore its files, or roll back to another version", f"deleted: {champion.problem}"
+        step, value = "restore the champion's files, or roll back to another version", f"deleted: {champion.problem}"
         return Finding(CHAMPION, value, "a champion to compare the candidate with", passed=False, next_step=step)
     if not champion.is_declared:
-        step = f"declare them (with mlflow.start_run(run_id={champion.run_id!r}): log_learned(keys)), or "
-        step = f"{step if champion.run_id else ''}overrule the gate once: the new champion declares its own"
+        step = f"declare its training rows (with mlflow.start_run(run_id={champion.run_id!r}): log_learned(keys)), or "
+        step = f"{step if champion.run_id else ''}overrule the gate once: the new champion declares its own rows"
         return Finding(CHAMPION, UNDECLARED, "declared training rows", passed=False, next_step=step)
     if champion.unknown:
         step, limit = (
@@ -275,9 +275,9 @@ def _obstacle(champion: Evaluation) -> Finding | None:
         return None
     value = f"too few: the model in production was trained on {champion.seen_rows} of {champion.scores.rows}"
     step = "wait for data that is new to both models, or hold out rows that neither was trained on; for different data"
-    step += f" sets, name a `population` for each in log_learned{RENUMBERED * champion.are_renumbered}"
+    step += f" sets, pass a `population` for each to log_learned{RENUMBERED * champion.are_renumbered}"
     if not champion.scores.blocks:
-        step += "; let `evaluate` return blocks: the other rows may be enough"
+        step += "; return blocks from `evaluate`: the other rows may be enough"
     limit = f"at least {MIN_BLOCKS} blocks of such rows"
     return Finding(UNSEEN, value, limit, passed=False, next_step=step)
 

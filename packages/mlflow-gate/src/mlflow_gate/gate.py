@@ -228,7 +228,7 @@ class Gate:
         """Return a model that the run logged (`runs:/RUN/NAME` works, too); raise ModelError for any other."""
         client = self.registry.client
         if (run := self.registry.find_run(run_id)) is None:
-            step = "look for it in MLflow; MLFLOW_TRACKING_URI selects the server"
+            step = "look for the run in MLflow; MLFLOW_TRACKING_URI selects the server"
             raise ModelError("The run does not exist.", value=run_id, next_step=step)
         logged = [f"models:/{output.model_id}" for output in (run.outputs.model_outputs if run.outputs else [])]
         matches = [model_uri] if model_uri else logged
@@ -240,8 +240,8 @@ class Gate:
             is_unknown = model_uri and len(matches) < 2
             raise ModelError(
                 f"The run did not log the {what}'s model." if is_unknown else f"Which model of the run is the {what}?",
-                value=model_uri or f"the run logged {len(logged)}",
-                expected=f"a model of the run {run_id}: {', '.join(logged) or 'it has none'}",
+                value=model_uri or f"the run logged {len(logged)} models",
+                expected=f"a model of the run {run_id}: {', '.join(logged) or 'the run has none'}",
                 next_step=None if logged else "log a model in the run: mlflow.<flavor>.log_model(model, name='model')",
             )
         return EvaluatedModel(run_id, matches[0], run.data.tags, matches[0], run)

@@ -106,7 +106,7 @@ class TrainingRows:
         """Return, for each key, whether the model was trained on its row; also why that is unknown, else ""."""
         if self.problem or self.kinds != keys.kinds:
             trained, held_out = (" and ".join(kinds) for kinds in (self.kinds, keys.kinds))
-            mismatch = f"the keys of its training rows are {trained}, those of the held-out rows {held_out}"
+            mismatch = f"the keys of its training rows are {trained}, but those of the held-out rows are {held_out}"
             return [False] * len(keys.texts), self.problem or mismatch
         if self.ends is None:
             return [digest in self.digests for digest in keys.digests()], ""
@@ -221,7 +221,7 @@ def _column(column: Any) -> tuple[str, list[str]]:
     if nested := [key for key in keys if isinstance(key, list | dict | set) or getattr(key, "ndim", None)]:
         raise _without_keys(nested[0])
     if missing := [key for key in keys if isna(key)]:
-        raise ConfigError("The key of a row is missing.", value=repr(missing[0]), expected="a number, a time or a text")
+        raise ConfigError("The key of a row is missing.", value=repr(missing[0]), expected="a number, time or string")
     kind = infer_dtype(keys, skipna=False)
     if kind == "string" and all(map(DATE.fullmatch, keys)):
         with contextlib.suppress(ValueError):

@@ -79,7 +79,7 @@ def run_link(run: Run | None, url: str, more: dict[str, Any], kind: str = "run")
     """Describe an MLflow run, with ``more`` facts."""
     if run is None:
         return Link(kind, "no run, or the run was purged", known=False)
-    info, step = run.info, f"restore it with `mlflow runs restore --run-id {run.info.run_id}`"
+    info, step = run.info, f"restore the run with `mlflow runs restore --run-id {run.info.run_id}`"
     started = datetime.fromtimestamp(info.start_time / 1000, UTC).isoformat(timespec="seconds")
     facts = {"id": info.run_id, "status": info.status, "started": started, "by": run.data.tags.get("mlflow.user")}
     facts["deleted"] = None if info.lifecycle_stage == "active" else step

@@ -65,7 +65,7 @@ def load(model_uri: str, read: Callable[[Path], Any] | None, seconds: float) -> 
             raise outage(f"The files of {model_uri} cannot be read: no decision was made", error) from error
         if not (files / "MLmodel").is_file():
             raise ModelMissing(
-                "The model has no files.", value=model_uri, expected="a file MLmodel among the artifacts"
+                "The model has no files.", value=model_uri, expected="a file named MLmodel among the artifacts"
             )
         model = call_within(seconds, read or (lambda path: load_model(str(path))), files)
         remove = stack.pop_all().close

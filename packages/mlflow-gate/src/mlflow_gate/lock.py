@@ -49,7 +49,7 @@ def locked(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
         def check() -> None:
             if all(each != ticket for _, each, _ in _queue(client, name)):
                 value = f"this process was suspended for more than {STALE_SECONDS:g} s"
-                raise Conflict("The lock on the alias was lost.", value=value, next_step="try again")
+                raise Conflict("The lock on the alias was lost.", value=value, next_step="retry the operation")
 
         yield check
     finally:
@@ -84,8 +84,8 @@ def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
         if now - start > WAIT_SECONDS:
             raise Conflict(
                 "Another promotion or rollback is in progress.",
-                value=f"it takes longer than {WAIT_SECONDS:g} s",
-                next_step="look at mlflow-gate history, and try again",
+                value=f"it has taken longer than {WAIT_SECONDS:g} s",
+                next_step="look at `mlflow-gate history`, then retry the operation",
             )
         if now > notice:
             notice = start + WAIT_SECONDS

@@ -70,7 +70,7 @@ class Registry:
         time_limit: float = 600.0,
     ) -> None:
         if not isinstance(time_limit, int | float) or not 0 < time_limit <= threading.TIMEOUT_MAX:
-            raise ConfigError("Invalid time limit.", value=time_limit, expected="seconds, more than 0")
+            raise ConfigError("Invalid time limit.", value=time_limit, expected="a number of seconds greater than 0")
         self.name, self.alias, self.time_limit, self._tags = name, alias, time_limit, tuple(tags)
         self._client, self._read, self._decision_file = client, load, decision
         self._links = links or (lambda _run, _tags: [])
@@ -141,7 +141,7 @@ class Registry:
         entry = find(self.client.get_model_version, self.name, number) if is_number else read.version
         if entry is None or (number and not is_number):
             what = f"Version {number} of {self.name} does not exist." if number else "No model is in production."
-            raise ModelError(what, next_step=f"mlflow-gate history {self.name}; or promote a model")
+            raise ModelError(what, next_step=f"look at `mlflow-gate history {self.name}`, or promote a model")
         described = self.describe(read, entry)
         model = described.evaluated
         links = [data_link(model.run, model.tags), commit_link(model.tags), *self._links(model.run, model.tags)]
@@ -169,15 +169,15 @@ class Registry:
             raise
         except Exception as error:
             what = f"Version {target} cannot be loaded: the alias was not moved."
-            step = "choose another version from mlflow-gate history"
+            step = "choose another version from `mlflow-gate history`"
             raise ModelError(what, value=loading.describe_error(error), next_step=step) from error
         with locked(self.client, self.name) as check_lock:
             now = self.record()
             if now.current != read.current:
                 value, was = (f"version {each}" if each else "no version" for each in (now.current, read.current))
                 what, step = (
-                    "The model in production has changed meanwhile.",
-                    "look at mlflow-gate history, and try again",
+                    "The model in production has changed during the rollback.",
+                    "look at `mlflow-gate history`, then retry the rollback",
                 )
                 raise Conflict(what, value=value, expected=f"{was}, as before", next_step=step)
             last = {move.version: move for move in now.moves}[target]  # the last move to this version

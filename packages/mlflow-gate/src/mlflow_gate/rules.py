@@ -50,7 +50,7 @@ class Scores:
             try:
                 values = {str(key): _number(value) for key, value in mapping.items()}
                 if len(values) < len(mapping):
-                    raise ValueError("two have the same name")
+                    raise ValueError("two values have the same name")
             except (AttributeError, TypeError, ValueError) as error:
                 expected = "a mapping or a Series of single numbers with unique names"
                 raise ConfigError(f"{what}: {error}.", value=repr(mapping)[:200], expected=expected) from None
@@ -147,7 +147,7 @@ class Rule(BaseModel):
     @model_validator(mode="after")
     def _has_a_limit(self) -> Rule:
         if self.min is None and self.max is None:
-            raise ValueError("give min, max or both")
+            raise ValueError("set min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is above max {self.max:g}")
         return self
@@ -190,7 +190,7 @@ def check(rules: Rules, scores: Scores) -> Iterator[Finding]:
     for name, rule in rules.items():
         if isinstance(rule, Rule):
             if name not in scores.metrics:
-                expected = f"one of {', '.join(scores.metrics) or 'none'}"
+                expected = f"one of {', '.join(scores.metrics) or 'the metrics, but there are none'}"
                 raise ConfigError(
                     "A rule refers to a metric that is missing from the scores.", value=name, expected=expected
                 )
@@ -203,8 +203,8 @@ def check(rules: Rules, scores: Scores) -> Iterator[Finding]:
             except GateError:
                 raise
             except Exception as error:
-                expected = "a function of Scores that returns the value, the limit as text, and whether it passed"
-                raise ConfigError(f"The rule {name} failed.", value=repr(error)[:300], expected=expected) from error
+                expected = "a function of Scores that returns the value, the limit as text, and whether the rule is met"
+                raise ConfigError(f"The rule {name} is invalid.", value=repr(error)[:300], expected=expected) from error
             step = "" if passed else (rule.__doc__ or f"look at the rule {name}").strip()
             value = value if isinstance(value, float) else str(value)
             yield Finding(name, value, str(limit), bool(passed), next_step=step)

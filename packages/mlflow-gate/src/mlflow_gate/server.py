@@ -17,7 +17,7 @@ RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 PROBE_RETRIES = 2  # after 0 and 4 s; with MLflow's seven an error would take four minutes
 PROBE_PATH, PROBE_PARAMS = "/api/2.0/mlflow/registered-models/search", {"max_results": 1, "filter": "name = '-'"}
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-CERTIFICATE = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate that signed the server's"
+CERTIFICATE = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate that signed the server's certificate"
 NOT_FOUND_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 UNAVAILABLE_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 
@@ -56,9 +56,9 @@ def connect(uri: str | None = None) -> MlflowClient:
             raise outage(f"{what} does not respond", error) from None
         value = f"HTTP {response.status_code}: {response.text:.200}"
         if response.status_code in (401, 403):
-            raise ServerError(f"{what} rejects the credentials.", value=value, expected=f"those in {CREDENTIALS}")
+            raise ServerError(f"{what} rejects the credentials.", value=value, expected=f"valid ones in {CREDENTIALS}")
         if response.status_code >= 400:
-            step = "set MLFLOW_TRACKING_URI to the address of an MLflow server; if it is busy, try again"
+            step = "set MLFLOW_TRACKING_URI to the URL of an MLflow server; if the server is busy, try again later"
             raise ServerError(f"{what} does not respond.", value=value, next_step=step)
     try:
         sqlite.make(uri)
@@ -72,7 +72,7 @@ def outage(what: str, error: BaseException) -> ServerError:
     """Return the ServerError for a server that is down or whose certificate is not trusted."""
     from requests.exceptions import SSLError
 
-    step = "start it, or set MLFLOW_TRACKING_URI; if it is busy, try again"
+    step = "start the server, or set MLFLOW_TRACKING_URI; if the server is busy, try again later"
     for each in causes(error):
         if isinstance(each, SSLError):
             what, step = f"{what}: its TLS certificate is not trusted", CERTIFICATE

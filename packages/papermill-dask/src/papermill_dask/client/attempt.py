@@ -94,7 +94,7 @@ class Attempt:
                 declaration = stage.find_declaration(self._options, self._executed.output_path)
                 if not declaration.deps and not declaration.outs:
                     logger.warning(
-                        "The worker %s does not see this folder, and no files are declared: the notebook runs in an "
+                        "The worker %s does not see this folder, and no files are declared, so the notebook runs in an "
                         "empty folder. Declare files in the options deps and outs, or in the stage's dvc.yaml.", address
                     )  # fmt: skip
                 task.folder = stack.enter_context(transfer.scratch_folder(client, address, Path.cwd(), declaration))

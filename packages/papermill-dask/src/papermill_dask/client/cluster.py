@@ -110,8 +110,8 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
             raise EngineError(
                 "The Dask scheduler does not respond.",
                 value=f"{address} ({error})",
-                expected="address of a running scheduler; for tls://, also Dask's TLS settings (distributed.comm.tls)",
-                next_step="start a scheduler (`dask scheduler`), or set DASK_SCHEDULER_ADDRESS to a running one",
+                expected="a running scheduler's address; for tls://, also Dask's TLS settings (distributed.comm.tls)",
+                next_step="start a scheduler with `dask scheduler`, or correct DASK_SCHEDULER_ADDRESS",
             ) from None
         stack.enter_context(client)
         require_worker(client)
@@ -154,8 +154,8 @@ def _call_factory(name: str, address: str | None) -> Any:
     raise EngineError(
         "The setting `papermill-dask.cluster` in Dask's configuration is invalid.",
         value=f"{name} {problem}",
-        expected="`module:function` that returns a Dask client or cluster, and no scheduler address",
-        next_step="correct it (PYTHONPATH adds your own modules), or set only an address (DASK_SCHEDULER_ADDRESS)",
+        expected="`module:function` that returns a Dask client or cluster; DASK_SCHEDULER_ADDRESS must be unset",
+        next_step="correct the setting (PYTHONPATH adds your modules), or set only DASK_SCHEDULER_ADDRESS instead",
     )
 
 
@@ -308,7 +308,7 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
         "No worker matches this environment, the kernel and the requested resources.",
         value="problems of the workers:\n" + "\n".join(f"    {worker}" for worker in workers),
         expected="a worker with this environment's versions, the notebook's kernel and the requested resources",
-        next_step="install the same versions for the workers, or declare the resources (`dask worker --resources`)",
+        next_step="install the same versions on the workers, or declare the resources (`dask worker --resources`)",
     )
 
 

@@ -86,7 +86,7 @@ def execute_notebook(
         metadata.pop(result, None)  # left by an earlier execution
     options = NotebookOptions.resolve(metadata, arguments)
     if unknown := set(options.skip_tags) - cell_tags(nb.cells):
-        logger.warning("No code cell has the tag to skip: %s.", ", ".join(sorted(unknown)))
+        logger.warning("No code cell has these tags to skip: %s.", ", ".join(sorted(unknown)))
     executed = ExecutedNotebook(nb, output_path, log_output, progress_bar, autosave_cell_every)
     executed.skip_tags = frozenset(options.skip_tags)
     with stage.terminate_with_dvc(), contextlib.nullcontext(client) if client else cluster.connect() as client:

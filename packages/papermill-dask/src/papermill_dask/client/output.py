@@ -62,7 +62,7 @@ class ExecutedNotebook(NotebookExecutionManager):
             raise EngineError(
                 f"Saving the executed notebook failed{'; the last saved version is intact' if partial else ''}.",
                 value=f"{target}: {error}".partition("\n")[0],  # pyarrow lists all paths searched for Java
-                next_step=f"{'free space, or ' if error.errno in DISK_FULL else ''}write elsewhere; then run it again",
+                next_step=f"{'free space or ' if error.errno in DISK_FULL else ''}use another path; rerun the notebook",
             ) from None
         finally:
             self.output_path = target

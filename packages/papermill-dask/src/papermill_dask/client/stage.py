@@ -72,7 +72,7 @@ def _dvc_process() -> psutil.Process | None:
     """Return the process that runs the stage, the nearest ancestor outside of it; exit if it has died."""
     dvc = next((process for process in psutil.Process().parents() if not _is_in_stage(process)), None)
     if dvc is not None and dvc.pid == 1 and "dvc" not in " ".join(dvc.cmdline()):
-        sys.stderr.write(f"The DVC process of the stage {os.environ[STAGE]} has died: the stage is not run.\n")
+        sys.stderr.write(f"The DVC process of the stage {os.environ[STAGE]} has died, so the stage is not run.\n")
         sys.exit(128 + signal.SIGTERM)
     return dvc
 
@@ -102,10 +102,10 @@ def read_declaration(folder: Path, stage: str, *, client_outs: Iterable[Path] = 
             return _to_declaration(repo, _find_stage(repo, folder, stage), folder, outs)
     except Exception as error:  # noqa: BLE001 - no DVC, no such stage, or any other error from DVC
         raise EngineError(
-            f"DVC cannot read the stage `{stage}`, whose files a worker without shared disk needs.",
+            f"DVC cannot read the stage `{stage}`, whose files a worker without a shared disk needs.",
             value=f"{type(error).__name__}: {error}",
-            expected=f"DVC installed with papermill ('papermill-dask[dvc]'), and this stage in a dvc.yaml in {folder}",
-            next_step="run `dvc stage list` to find the problem; outside of a stage, unset DVC_STAGE",
+            expected=f"DVC installed with papermill ('papermill-dask[dvc]'), and the stage in a dvc.yaml in {folder}",
+            next_step="run `dvc stage list` to find the problem; if you are not running a stage, unset DVC_STAGE",
         ) from None
 
 

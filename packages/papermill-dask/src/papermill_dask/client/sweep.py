@@ -142,7 +142,7 @@ def existing_tags(options: Mapping[str, Any], notebook: Path, report: Report) ->
     keywords = {"skip_tags": options["skip_tags"]} if "skip_tags" in options else {}
     tags, known = NotebookOptions.resolve(metadata, keywords).skip_tags, cell_tags(document["cells"])
     if unknown := sorted(set(tags) - known):
-        report(f"No code cell has the tag to skip: {', '.join(unknown)}.")
+        report(f"No code cell has these tags to skip: {', '.join(unknown)}.")
     return [tag for tag in tags if tag in known]
 
 
@@ -165,13 +165,13 @@ def read_table(content: bytes, source: str, raw: Container[str] = ()) -> tuple[l
         problem = f"column 1 is {names[0]!r}; the separator seems to be {separator[0]!r}"
     for line, row in rows:
         if len(row) != len(names) or "" in row:
-            problem = problem or f"line {line} has {len(row) - row.count('')} values, the header has {len(names)}"
+            problem = problem or f"line {line} has {len(row) - row.count('')} values, but the header has {len(names)}"
     if problem or not rows:
         raise EngineError(
             "Reading the table of parameters failed.",
             value=f"{source}: {problem or ('no row below the header' if names else 'the file is empty')}",
             expected="CSV in UTF-8, separated by commas: a header, and a value for each column in every row",
-            next_step="save the file in this format; write None for a missing value",
+            next_step="save the file in this format; write None for each missing value",
         )
     return names, [{name: _convert(name, text, raw) for name, text in zip(names, row, strict=True)} for _, row in rows]
 
@@ -270,17 +270,17 @@ def _execute(run: NotebookRun, notebook: Path, options: dict[str, Any], signals:
 @click.version_option(package_name="papermill-dask")
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="One run per value; repeat for all combinations."
+    "--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="Run once per value; repeat for all combinations."
 )
 @click.option(
-    "--csv", "file", type=click.File("rb"), help="One run per row of this file; its header names the parameters."
+    "--csv", "file", type=click.File("rb"), help="Run once per row of this file; its header names the parameters."
 )
 @click.option("-r", "--raw", multiple=True, metavar="NAME", help="Keep the values of this parameter as strings.")
 @click.option("--skip-tags", metavar="TAG,TAG", help="Skip cells with any of these tags.")
 def main(
     notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None, raw: tuple[str, ...], skip_tags: str | None
 ) -> None:
-    """Run NOTEBOOK on a Dask cluster for each set of parameters, and print a table of the runs (CSV).
+    """Run NOTEBOOK on a Dask cluster for each set of parameters, and print a table of the runs as CSV.
 
     \b
     Example:  papermill-sweep train.ipynb --sweep depth=4,8,12
@@ -289,7 +289,7 @@ def main(
     combined = combinations(sweeps, raw)
     known = [*names, *combined[0]]
     if unknown := sorted({*raw} - {*known}):
-        raise click.BadParameter(f"{', '.join(unknown)} not among {', '.join(known)}", param_hint="--raw")
+        raise click.BadParameter(f"unknown: {', '.join(unknown)}; allowed: {', '.join(known)}", param_hint="--raw")
     sources = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
     check_parameter_names(known, ", then ".join(sources), notebook)
     parameter_sets = [row | combination for row in rows for combination in combined]

@@ -348,7 +348,7 @@ class Store:
                             raise EngineError(
                                 "A file changed while it was sent to the worker.",
                                 value=f"its MD5 is no longer {member.name}",
-                                next_step="run the notebook again when no program writes to its dependencies",
+                                next_step="run the notebook again when no program is writing to its dependencies",
                             )
                         content.replace(self._cache / member.name)
                 incoming.unlink()

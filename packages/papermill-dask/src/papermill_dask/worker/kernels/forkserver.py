@@ -111,7 +111,7 @@ def serve_forks() -> NoReturn:
 
 
 def _serve(listener: socket.socket, path: Path, imports: Imports) -> NoReturn:
-    """Fork a supervisor for each request of a worker; raise KernelForked in its kernel."""
+    """Fork a supervisor for each request from a worker; raise KernelForked in the kernel that the supervisor forks."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # reap supervisors automatically
     listeners, workers = [listener], list[socket.socket]()
     while listeners or workers:

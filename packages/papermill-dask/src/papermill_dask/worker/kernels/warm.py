@@ -92,7 +92,7 @@ def _private_folder() -> Iterator[tuple[Path, Path]]:
     try:
         status = os.fstat(descriptor)
         if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-            raise PermissionError(f"other users can access {folder}; remove it, or set TMPDIR to a private folder")
+            raise PermissionError(f"other users can access {folder}; delete it, or set TMPDIR to a private folder")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder, Path(f"/proc/self/fd/{descriptor}")
     finally:
@@ -260,7 +260,7 @@ def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
     'the notebook uses `environ`, which may change the modules or settings of an import'
     """
     if (folder / "matplotlibrc").exists():
-        return "its folder contains a matplotlibrc"
+        return "the notebook's folder contains a matplotlibrc"
     packages = [file.parent for file in folder.glob("*/__init__.py")]
     files = [file for parent in (folder, *packages) for file in parent.glob("*.py") if os.access(file, os.R_OK)]
     sources = list(cells)
