@@ -96,7 +96,7 @@ def test_page_shows_totals_and_quality_of_the_predictions(data):
 
 def test_page_names_the_training_overlap(data):
     """The page says whether the week is in the training data."""
-    assert "all of these are new to it" in words(data)
+    assert "all of these hours are new to it" in words(data)
     assert "trained on all of these hours" in words(data, "2014-W30")
     assert "is not known" in words(dataclasses.replace(data, training_end=None))
 
@@ -254,7 +254,7 @@ def test_stage_renders_the_page_of_any_week(servers, tmp_path):
 
     text = visible(page(WEEK))
     assert f"week {WEEK}" in text
-    assert "all of these are new to it" in text
+    assert "all of these hours are new to it" in text
 
     # Hours of years without a known capacity, as after the gate has refused the first model on a user's data.
     germany = processed.read(folder / "data" / "germany.parquet")

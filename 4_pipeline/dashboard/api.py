@@ -22,9 +22,9 @@ from .layout import WHAT_TO_RUN
 
 POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MEASURES = {  # by attribute of `monitoring.Quality`: name and meaning
-    "mae": ("model_mae", "Mean absolute error, in the unit of the target,"),
+    "mae": ("model_mae", "Mean absolute error in the unit of the target"),
     "bias_percent": ("model_bias_percent", "Bias in percent of the measured mean"),
-    "coverage": ("model_inside", f"Share within the error band of the {steps.NAMES}"),
+    "coverage": ("model_inside", f"Share of the {steps.NAMES} within the error band"),
 }
 EXAMPLE = {"utc_timestamp": requests.EXAMPLE} | {each.name: each.slider.first for each in problem.INPUTS}
 
@@ -70,7 +70,7 @@ def register(server: Flask, follower: Follower) -> None:
 
 
 def _predict(follower: Follower) -> tuple[Response, int]:
-    example, next_step = json.dumps({"rows": [EXAMPLE]}), "send the rows as in the example"
+    example, next_step = json.dumps({"rows": [EXAMPLE]}), "send the rows in the form of the example"
     if not request.is_json:
         status, content_type = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, request.content_type or "no Content-Type"
         next_step = "send this header with a body such as " + example
@@ -106,12 +106,12 @@ def _predict(follower: Follower) -> tuple[Response, int]:
 
 def _metrics(comparison: Comparison | None) -> Iterator[str]:
     """Yield the lines of https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format."""
-    yield f"# HELP model_state State of the latest predictions, as an index into: {', '.join(monitoring.STATES)}."
+    yield f"# HELP model_state State of the latest predictions, an index into the list {', '.join(monitoring.STATES)}."
     yield "# TYPE model_state gauge"
     if comparison:
         yield f"model_state {monitoring.STATES.index(comparison.state)}"
     for measure, (name, meaning) in MEASURES.items():
-        yield f"# HELP {name} {meaning} of the latest {monitoring.WINDOW_DAYS} days."
+        yield f"# HELP {name} {meaning} over the latest {monitoring.WINDOW_DAYS} days."
         yield f"# TYPE {name} gauge"
         for quality in comparison.latest if comparison else []:
             yield f'{name}{{target="{quality.target.key}"}} {getattr(quality, measure)}'

@@ -119,8 +119,8 @@ def _listen(follower: Follower, host: str, port: int) -> BaseWSGIServer:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="forecast")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The loopback address to listen on.")
-@click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--log-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML, for `logging`.")
+@click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
+@click.option("--log-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML logging config.")
 def main(host: str, port: int, log_config: Path | None) -> None:
     """Serve the dashboard of the pipeline in this folder: its data, the model in production and its predictions.
 
@@ -141,7 +141,7 @@ def main(host: str, port: int, log_config: Path | None) -> None:
             "The dashboard would be reachable from other machines without a password.",
             value=f"--host {host}",
             expected=" or ".join(LOOPBACK),
-            next_step=f"from another machine, use a tunnel: ssh -L {port}:127.0.0.1:{port} HOST",
+            next_step=f"to use it from another machine, open a tunnel: ssh -L {port}:127.0.0.1:{port} HOST",
         )
     if tracking.tracking_uri().startswith("sqlite:"):
         logging.getLogger(__name__).info(tracking.NO_SERVER)

@@ -298,4 +298,4 @@ def _user_message(why: str | Exception) -> str:
         step = str(why.next_step or "")
         step = f"`{step}`" if step.startswith(("mlflow-gate ", "python ")) else step
         return why.what + (f" Next: {step}." if step else "")
-    return f"{type(why).__name__}; see the dashboard's log."
+    return f"Unexpected error ({type(why).__name__}): see the dashboard's log."

@@ -28,8 +28,8 @@ INDEX = """<!DOCTYPE html>
 <head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/icon.svg" type="image/svg+xml">
 <script src="/assets/theme.js"></script>
 {%css%}</head>
-<body><noscript>The dashboard needs JavaScript: allow it for this site. The API (POST /predict)
-and the <a href="/results/report.html">report</a> work without it.</noscript>
+<body><noscript>The dashboard needs JavaScript: enable it for this site. The API (POST /predict)
+and the <a href="/results/report.html">report</a> work without JavaScript.</noscript>
 {%app_entry%}{%config%}{%scripts%}{%renderer%}</body>
 </html>"""
 

@@ -13,7 +13,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 from forecast import problem
-from forecast.terms import steps
 from forecast.terms.errors import PipelineError
 from forecast.terms.parameters import FILE, load, project
 
@@ -53,7 +52,7 @@ def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | 
         highest = 0.0 if snapshot.frame is None else float(snapshot.frame[target.name].max())
         is_known = not math.isnan(value) and highest
         share = min(max(value / highest, 0.0), 1.0) if is_known else 0.0
-        notes = [f"{share:.0%} of the highest {steps.NAME} in the data"] if is_known else []
+        notes = [f"{share:.0%} of the highest value in the data"] if is_known else []
         low, high = (float(end[target.name].iloc[0]) for end in band) if band else (0.0, 0.0)
         if high - low > MIN_WIDTH:  # solar power has no band at night
             notes = [f"{coverage:.0%} error band: {low:.1f} to {high:.1f} {target.unit}", *notes]

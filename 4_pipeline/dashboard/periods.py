@@ -42,9 +42,9 @@ def adjust(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]
         invalid = end if days[0] else start
         what = f"“{str(invalid)[:40]}” is not a date" if invalid else "The first or the last day is missing"
         return latest(snapshot), f"{what}, so the latest two weeks are shown."
-    notes = ["The last day was before the first, so they were swapped."] if days[0] > days[1] else []
+    notes = ["The last day was before the first, so the two were swapped."] if days[0] > days[1] else []
     if not all(first <= each <= last for each in days):
-        notes.append(f"The data cover {first:{DAY}} to {last:{DAY}}; days outside are left out.")
+        notes.append(f"The data cover {first:{DAY}} to {last:{DAY}}; days outside this period are left out.")
     start, end = sorted(min(max(each, first), last) for each in (days[0], days[1]))
     return (start, end), " ".join(notes)
 

@@ -78,7 +78,7 @@ def from_records(rows: object) -> pd.DataFrame:
         require_columns(row, columns, f"Row {number}", _CORRECT)
         if unknown := [name for name in row if name not in columns]:
             what = f"Row {number} has unknown keys: {', '.join(unknown)[:200]}."
-            raise DataError(what, expected=", ".join([*INPUTS, *CAPACITIES.values()]), next_step="remove them")
+            raise DataError(what, expected=", ".join([*INPUTS, *CAPACITIES.values()]), next_step="remove these keys")
     text = pd.DataFrame([[str(row[name]) for name in columns] for row in rows], columns=columns, dtype="str")
     text.index = pd.RangeIndex(1, len(rows) + 1, name="row")
     return _check(text, "the rows", _CORRECT)
@@ -94,7 +94,7 @@ def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:
     from pandera.pandas import Check
 
     if not len(text):
-        raise DataError("There are no rows.", expected=f"one row per {steps.NAME}", next_step="add at least one")
+        raise DataError("There are no rows.", expected=f"one row per {steps.NAME}", next_step="add at least one row")
     if len(text) > MAX_ROWS:
         raise _too_large(f"{len(text)} rows")
     frame = convert_text(text, name)
@@ -113,7 +113,7 @@ def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:
             f"The mean of {' and '.join(high)} is implausibly high.",
             value=", ".join(f"{name}: {mean:.3g}" for name, mean in high.items()),
             expected=", ".join(f"{name}: at most {USUAL_MEANS[name][1]} {UNITS[name]}" for name in high),
-            next_step="check the units: km/h in place of m/s, or °F in place of °C?",
+            next_step="check the units: are they km/h instead of m/s, or °F instead of °C?",
         )
     return frame.reset_index(drop=True)
 
@@ -123,5 +123,5 @@ def _too_large(amount: str) -> DataError:
         "The request is too large.",
         value=amount,
         expected=f"at most {MAX_ROWS:,} rows (a year of {steps.NAMES}) and {MAX_BYTES:,} bytes",
-        next_step="split it by year",
+        next_step="split the rows by year",
     )

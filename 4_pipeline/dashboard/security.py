@@ -46,8 +46,8 @@ def protect(app: Dash, paths: Collection[str]) -> None:
     def check_request() -> None:
         host = request.headers.get("Host", "")
         if not is_allowed(host):
-            reason = f"the host {host[:80]!r} is neither localhost, a private address nor in {HOSTS}; to allow it,"
-            abort(HTTPStatus.FORBIDDEN, f"{reason} start the dashboard with the name, such as {HOSTS}=dash.company.lan")
+            reason = f"the host {host[:80]!r} is neither localhost nor a private address nor in {HOSTS}; to allow it,"
+            abort(HTTPStatus.FORBIDDEN, f"{reason} start the dashboard with its name, as in {HOSTS}=dash.company.lan")
 
     @server.after_request
     def add_headers(response: Response) -> Response:
@@ -62,7 +62,7 @@ def protect(app: Dash, paths: Collection[str]) -> None:
 def _answer_error(error: Exception) -> tuple[Response, int]:
     """Return 4xx with a reason for a bad request, and 500 for an error of the dashboard."""
     if isinstance(error, RequestEntityTooLarge):
-        reason = f"the body is too large: {MAX_BODY_BYTES:,} bytes are allowed, {MAX_BYTES:,} for a file"
+        reason = f"the body is too large: at most {MAX_BODY_BYTES:,} bytes are allowed, and {MAX_BYTES:,} for a file"
         status = error.code
     elif isinstance(error, HTTPException):
         reason, status = error.description or error.name, error.code or HTTPStatus.INTERNAL_SERVER_ERROR

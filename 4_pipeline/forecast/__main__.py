@@ -15,7 +15,7 @@ from forecast.terms.parameters import FILE, allowed, project, read, read_stage, 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="forecast")
 def main() -> None:
-    """Commands for the stages of dvc.yaml and for use by hand.
+    """Commands for the stages of dvc.yaml and for manual use.
 
     \b
     Example:  python -m forecast params
@@ -52,8 +52,8 @@ def params(stage: str | None) -> None:
 def state(folder: Path) -> None:
     """Validate params.yaml, record the tracking store's id and moves of the alias, and delete outdated summaries.
 
-    A wiped store makes the stages that log to it run again. DVC keeps the summaries of removed training stages, which
-    `compare` would read.
+    If the store was wiped, the stages that log to it run again. DVC keeps the summaries of removed training stages,
+    which `compare` would read.
 
     \b
     Example:  python -m forecast state --to data

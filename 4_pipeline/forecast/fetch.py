@@ -20,7 +20,7 @@ from forecast.terms.parameters import FILE, project, read_stage
 def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     """Write the raw files of a source into a folder, with checksums and attribution.
 
-    The section `fetch` of params.yaml describes your own file. Downloads are cached: the next fetch needs no network.
+    The `fetch` section of params.yaml describes your own file. Downloads are cached: the next fetch needs no network.
 
     \b
     Example:  python -m forecast fetch --source opsd --to raw_data
@@ -35,7 +35,7 @@ def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
         raise ParameterError(
             f"{FILE}: fetch.csv.file must be in own/, since DVC tracks changes there.",
             value=options.csv.file,
-            expected="a file in own/, a dependency of the stage in dvc.yaml; a symbolic link is enough",
+            expected="a file in own/, which is a dependency of the stage in dvc.yaml; a symbolic link is enough",
             next_step=f"ln -s {base / options.csv.file} {own_folder}, and set fetch.csv.file to the link",
         )
     settings: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}

@@ -28,11 +28,11 @@ DIRTY_TAG = "pipeline.git.dirty"
 DATA_TAG, EXPERIMENT_TAG, OVERRIDES_TAG = "mlflow_gate.data.", "mlflow_gate.experiment", "mlflow_gate.overrides"
 STORE_ID_TAG = "pipeline.store_id"  # of the experiment
 MADE = ("dvc.lock", "results/metrics.json")  # files written by the pipeline do not make a tree dirty
-START = "start one (`mlflow server`) and set MLFLOW_TRACKING_URI to its address"
+START = "start a server (`mlflow server`) and set MLFLOW_TRACKING_URI to its URL"
 RECORDS, ARTIFACTS = "mlflow.db", "mlartifacts"  # the default names of `mlflow server`
 NO_SERVER = (
     f"MLFLOW_TRACKING_URI is not set: runs and models are stored here, in {RECORDS} and {ARTIFACTS}/. For the MLflow UI"
-    " and other users: run `mlflow server --port 5500` here and export MLFLOW_TRACKING_URI=http://127.0.0.1:5500"
+    " and for other users, run `mlflow server --port 5500` here and export MLFLOW_TRACKING_URI=http://127.0.0.1:5500"
 )
 
 
@@ -73,8 +73,8 @@ def tracking_uri() -> str:
     if uri in ("", records) and Path(folder, ".dvc").is_dir():
         return records
     if not uri.startswith(("http://", "https://")):
-        what, value = "The tracking URI is not the address of a server.", f"MLFLOW_TRACKING_URI is not set ({folder})"
-        expected = "http://HOST:PORT, or unset in a folder that is a DVC repository itself (with a folder .dvc)"
+        what, value = "The tracking URI is not the URL of a server.", f"MLFLOW_TRACKING_URI is not set ({folder})"
+        expected = "http://HOST:PORT, or unset in a folder that is itself a DVC repository (with a .dvc folder)"
         raise ServiceError(what, value=uri or value, expected=expected, next_step=START)
     return uri
 

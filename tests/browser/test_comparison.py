@@ -143,7 +143,7 @@ def test_comparison_opens_at_the_period_of_its_address(browser, url):
         cells = page.locator("#comparison-weeks tbody td").all_inner_texts()
         tiles = page.locator("#key-figures .tile").all_inner_texts()
         for tile, (measured, predicted, error) in zip(tiles, (cells[:3], cells[3:]), strict=True):
-            assert f"mean measured {measured} GW" in tile
+            assert f"measured mean {measured} GW" in tile
             percent = float(error.removesuffix(" %").replace("\N{MINUS SIGN}", "-"))
             assert percent == pytest.approx(100 * (float(predicted) / float(measured) - 1), abs=1)
         assert page.evaluate("window.stillTheSamePage")

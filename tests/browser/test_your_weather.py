@@ -36,8 +36,8 @@ def test_your_weather_is_predicted_and_can_be_downloaded(weather, url):
     content = example.value.path().read_bytes()
     upload(weather, content, "example.csv")
     expect(weather.locator("#weather-figure .main-svg").first).to_be_visible()
-    expect(weather.locator("#weather-predictions-hint")).to_contain_text("example.csv: 72 hours, by wind_solar version")
-    expect(weather.locator("#weather-status")).to_contain_text("example.csv: 72 hours, by wind_solar version")
+    expect(weather.locator("#weather-predictions-hint")).to_contain_text("72 hours, predicted by wind_solar version")
+    expect(weather.locator("#weather-status")).to_contain_text("72 hours, predicted by wind_solar version")
     assert weather.locator("#weather-answer").evaluate("part => part.closest('[aria-live], [role=status]')") is None
     with weather.expect_download() as predicted:
         weather.get_by_role("button", name="Download the predictions").click()
@@ -60,7 +60,7 @@ def test_your_weather_names_the_errors_of_a_file(weather):
     more = HEADER.replace("\n", ",station\n") + "2016-06-01T12:00:00Z,3,12,100,50,7\n"
     upload(weather, more.encode())
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("mine.csv: 1 hour,")
-    expect(weather.locator("#weather-predictions-hint")).to_contain_text("Not used: station.")
+    expect(weather.locator("#weather-predictions-hint")).to_contain_text("Unused columns: station.")
     expect(fault).to_have_count(0)
     weather.get_by_role("button", name="Try the example").click()
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("The example: 72 hours,")

@@ -56,7 +56,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         parts.graph(
             "comparison-figure", content["comparison-figure"], "Measured and predicted over time, with error band"
         ),
-        html.P(f"All data: daily means, each target divided by its highest {steps.NAME}. {DRAG}", className="hint"),
+        html.P(f"All data: daily means, each target divided by its highest value. {DRAG}", className="hint"),
         parts.graph("overview", content["overview"], "All data; drag across it to choose a period", "strip"),
     ]
     by_month = parts.graph("residuals-by-month", content["residuals-by-month"], "Errors by month", "chart low")
@@ -228,7 +228,7 @@ def button_states(snapshot: Snapshot, period: Period) -> dict[str, bool]:
 
 def _tile(quality: Quality) -> html.Div:
     target, unit = quality.target, quality.target.unit
-    hint = f"mean measured {quality.mean:.2f} {unit}, mean absolute error {quality.mae:.2f}, bias"
+    hint = f"measured mean {quality.mean:.2f} {unit}, mean absolute error {quality.mae:.2f}, bias"
     hint += f" {signed(quality.bias, 2)} {unit}" + f", {quality.coverage:.0%} within the band" * (quality.coverage >= 0)
     baselines = [f"{name} {error:.2f} {unit}" for name, error in quality.baselines.items() if not math.isnan(error)]
     hint += "; baselines: " * bool(baselines) + ", ".join(baselines)

@@ -13,7 +13,7 @@ from ..follower import Snapshot
 
 PATH, TITLE = "/data", "Data"
 LICENCES = {
-    "sample": "The weather files carry no licence of their own: have it checked before you pass them on.",
+    "sample": "The weather files carry no licence of their own: have this checked before you pass the data on.",
     "opsd": "The publisher states no licence: attribute the data, and do not claim one.",
 }
 
@@ -37,8 +37,8 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         ("Licence", LICENCES.get(origin.source, "See the terms of the data's owner.")),
     ]
     modelled = "The generation is modelled, not measured: the figures only show that the method works."
-    unknown = "Not stated whether measured or modelled: set `fetch.csv.modelled` in params.yaml."
-    hint = {True: modelled, False: "Measured.", None: unknown}[origin.modelled]
+    unknown = "It is unknown whether the generation was measured or modelled: set `fetch.csv.modelled` in params.yaml."
+    hint = {True: modelled, False: "The generation was measured.", None: unknown}[origin.modelled]
     checks = "The executed notebook prepare.ipynb, kept by its run in MLflow, lists all gaps, ranges and checks."
     source = parts.panel("source", "Source", hint, [parts.facts(rows), html.P(checks)])
     return [html.Div([hours, source], className="columns")]

@@ -49,8 +49,8 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     about = f"{steps.NAMES.capitalize()} after {steps.date(since)}, the end of the training data." if since else ""
     if refit:
         last, start = map(steps.date, (refit, since))
-        about = f"{steps.NAMES.capitalize()} to {last} are predicted by the evaluated model (training data to {start});"
-        about += " later ones, right of the dotted line, by its refit in production (training data to that line)."
+        about = f"{steps.NAMES.capitalize()} up to {last} are predicted by the evaluated model (trained up to {start});"
+        about += " those after the dotted line, by its refit in production (trained up to that line)."
     about = about or f"All {steps.NAMES}, since the training data of the model are not recorded."
     about += " The first and the last month may be incomplete."
     outside = "Predictions outside the training range are unreliable: tree models predict a constant there."

@@ -36,7 +36,7 @@ COMMON_YEAR = 2015  # not a leap year
 # Suffix the name of a time slider if an input has the same name.
 HOUR, DAY, YEAR = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day", "year"))
 TIME = {} if steps.IS_DAY else {HOUR: "Hour of the day"}
-WHEN = "hour and day" if TIME else "the day"
+WHEN = "the hour and the day" if TIME else "the day"
 TIME |= {DAY: "Day of the year"}
 LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIME
 AXES = {each.name: each.label for each in problem.INPUTS} | TIME | {HOUR: "Hour of the day, UTC"}
@@ -64,8 +64,8 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     figure = parts.graph("what-if-curves", curves(snapshot, values), label, "chart tall")
     about = (
         f"The prediction when one input changes and the others stay the same; the dotted line marks your {steps.NAME}."
-        f" The training range is shaded; darker where the other inputs were similar, without extremes."
-        f"{' A line ends where more light is set than the sun can give.' * bool(LIGHT)}"
+        f" The training range is shaded, and darker where the other inputs were similar (without extremes)."
+        f"{' A line ends where more light is set than the sun can provide.' * bool(LIGHT)}"
     )
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),
@@ -158,7 +158,7 @@ def adjustments(query: dict[str, str]) -> str:
         for name, text in requested.items()
         if _is_number(text) and not SLIDERS[name].low <= float(text) <= SLIDERS[name].high
     ]
-    notes = [f"Ignored, since not a number: {', '.join(ignored)}."] * bool(ignored)
+    notes = [f"Ignored, because not a number: {', '.join(ignored)}."] * bool(ignored)
     notes += [f"Set to the end of the slider's range: {', '.join(clipped)}."] * bool(clipped)
     return " ".join(notes)
 

@@ -32,7 +32,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     if snapshot.champion and snapshot.champion.year_ends:
         last = last_year(snapshot.champion.year_ends)
         limits += f" The installed capacity is known until the end of {last}. For the next {LATER_YEARS} years the"
-        limits += " last value is assumed and marked. For other times add the columns"
+        limits += " last value is assumed and marked. For other times, add the columns"
         limits += f" {' and '.join(CAPACITIES.values())}."
     uploading = [
         html.Div(upload, className="place"),  # reserves the space: Dash loads the upload late
@@ -127,12 +127,12 @@ def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str
         return [parts.banner(snapshot.missing("champion"), "Upload the file again later.")], ""
     uploaded, (rows, origin) = rows, assume_capacity(rows, champion.year_ends)
     predicted, band = champion.predict_with_band(rows)
-    status = f"{name}: {len(rows):,} {steps.NAME}{'s' * (len(rows) > 1)}, by {champion.production}."
+    status = f"{name}: {len(rows):,} {steps.NAME}{'s' * (len(rows) > 1)}, predicted by {champion.production}."
     if unused := rows.attrs.get("unused"):
-        status += f" Not used: {', '.join(unused)[:200]}."
+        status += f" Unused columns: {', '.join(unused)[:200]}."
     if assumed := (origin == "assumed").sum():
         last = last_year(champion.year_ends)
-        status += f" For {assumed:,} of them the installed capacity is assumed to be that of the end of {last}."
+        status += f" For {assumed:,} of these, the installed capacity is assumed to be that of the end of {last}."
     if len(rows) == 1:
         content = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     else:

@@ -132,7 +132,7 @@ def rules(policy: Promote) -> dict[str, Any]:
 
 
 def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
-    """Log the model with the signature of the pipeline's models: `forecast.learn.storage.log_model`."""
+    """Log the model with `forecast.learn.storage.log_model`, to give it the signature of the pipeline's models."""
     from forecast.learn.evaluation import SIGNATURES
 
     targets = " and ".join(f"{target.key} in {target.unit}" for target in problem.TARGETS)

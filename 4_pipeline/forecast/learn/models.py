@@ -76,14 +76,14 @@ class TrainingData:
         if not self.timestamps.is_monotonic_increasing:
             raise DataError(
                 "The rows are not in chronological order.",
-                expected="rows sorted by utc_timestamp: the last ones are for early stopping and calibration",
+                expected="rows sorted by utc_timestamp: the last rows are for early stopping and calibration",
                 next_step='frame.sort_values("utc_timestamp")',
             )
         if len(X) < MIN_HOURS:
-            expected = f"at least {MIN_HOURS}, in the first of `folds`, too"
+            expected = f"at least {MIN_HOURS}, even in the first of the `folds`"
             what = f"There are too few {steps.NAMES} to train on."
             raise DataError(
-                what, value=f"{len(X)} {steps.NAMES}", expected=expected, next_step="take more years, or fewer folds"
+                what, value=f"{len(X)} {steps.NAMES}", expected=expected, next_step="use more years, or fewer folds"
             )
         self.year_ends = year_ends_of(X)
         self.factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
@@ -330,9 +330,9 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
             yield future.result()
     except (CancelledError, KilledWorker, OSError) as error:
         raise ServiceError(
-            "The hyperparameter search failed: a Dask worker or the scheduler ended or does not respond.",
+            "The hyperparameter search failed: a Dask worker or the scheduler has stopped or does not respond.",
             value=f"{type(error).__name__}: {error}",
-            next_step="check that scheduler and workers run, then run `dvc repro` again",
+            next_step="check that the scheduler and the workers are running, then run `dvc repro` again",
         ) from None
 
 

@@ -88,7 +88,7 @@ def refit(model: Any, frame: pd.DataFrame, parameters: Mapping[str, str]) -> Cap
             "The model cannot be refitted.",
             value=f"{type(error).__name__}: {error}",
             expected="a `CapacityFactorNetwork` whose run logged epochs, learning_rate and seed",
-            next_step="set promote.refit to false in params.yaml, or add this kind to forecast/learn/network.py",
+            next_step="set promote.refit to false in params.yaml, or add this model type to forecast/learn/network.py",
         ) from None
     fit_network(network, frame, epochs=epochs, learning_rate=rate)
     return CapacityFactorNetwork(network, year_ends_of(frame))

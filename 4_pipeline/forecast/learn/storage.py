@@ -39,7 +39,7 @@ TRUSTED_TYPES = {
 }
 SKOPS_FILE = "model.skops"  # its name in MLflow's model folder
 PROBLEM = UNITS | {"step": f"{steps.HOURS:g} h"}  # logged with a model
-LOG_IT = "log it with forecast.learn.storage.log_model; if that was done, find out who can write to the store"
+LOG_IT = "log the model with forecast.learn.storage.log_model; if you did, find out who can write to the store"
 MAX_CHARACTERS = 200  # of a signature in the history
 # A prediction may exceed the possible range by this factor: a linear model extrapolates in a storm.
 MAX_FACTOR = 50
@@ -222,7 +222,7 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
             raise ModelError(
                 "The model cannot be downloaded.",
                 value=f"{model_uri}: {error}",
-                next_step="open it in MLflow, or look at mlflow-gate status",
+                next_step="open the model in MLflow, or run mlflow-gate status",
             ) from None
         return load_files(folder_of_model, model_uri)
 
@@ -237,7 +237,7 @@ def load_files(folder: Path, name: str) -> LoadedModel:
     logged = Model.load(folder)
     trained = PROBLEM | (logged.metadata or {})
     if changed := ", ".join(f"{key} {trained[key]}, not {now}" for key, now in PROBLEM.items() if trained[key] != now):
-        what, step = "The model was trained with another step or other units.", "promote a model with the current ones"
+        what, step = "The model has another step or other units.", "promote a model with the current step and units"
         raise ModelError(what, value=f"{name}: {changed}", next_step=step)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return replace(load_folder(folder, name), size_bytes=size, signature=_signature(logged))
@@ -304,10 +304,10 @@ def _check_prediction(model: LoadedModel) -> LoadedModel:
         raise
     except Exception as error:  # noqa: BLE001 - each library raises its own error for wrong columns
         raise ModelError(
-            "The model does not fit the problem of forecast/problem.py.",
+            "The model does not match the problem in forecast/problem.py.",
             value=f"{error!r:.300}",
-            expected=f"{', '.join(FEATURES)} in, {', '.join(TARGETS)} out",
+            expected=f"inputs {', '.join(FEATURES)}; outputs {', '.join(TARGETS)}",
             next_step="if the problem has changed, check out the commit of the model's run (see mlflow-gate lineage"
-            " VERSION), or promote a model of the current problem",
+            " VERSION), or promote a model for the current problem",
         ) from None
     return model

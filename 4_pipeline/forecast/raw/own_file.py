@@ -74,14 +74,14 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
     text = text.str.replace(_MIDNIGHT, "00", regex=True)
     is_aware = raw.has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
     if is_aware.any():
-        raw.require(is_aware, original, file, "an offset such as Z or +01:00, as in other lines", _CORRECT)
+        raw.require(is_aware, original, file, "an offset such as Z or +01:00, as on other lines", _CORRECT)
     parsed = pd.to_datetime(text, format=time.format or "ISO8601", errors="coerce", utc=bool(is_aware.all()))
     # pandas parses "today" and "now", too
     is_valid = parsed.notna() & text.str.contains(r"\d", na=False)
-    expected = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
+    expected = f"a time like {time.format}" if time.format else "a time in ISO 8601, or a `format` in params.yaml"
     english = ", with English names of months and weekdays" * bool(re.search("%[aAbB]", time.format or ""))
     raw.require(
-        is_valid, original, file, expected + english, "correct the line, or fetch.csv.time.format in params.yaml"
+        is_valid, original, file, expected + english, "correct the line, or set fetch.csv.time.format in params.yaml"
     )
     # If 00:00 is mostly next to 23:00 of the same date, it means the end of that day, like 24:00.
     rows = parsed[parsed != parsed.shift()]
@@ -100,7 +100,7 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
             stamps = parsed - _STEP
     elif time.zone is None and not steps.IS_DAY:
         example = f"`time: {{column: {time.column}, zone: UTC}}`"
-        next_step = f"set in params.yaml, under fetch.csv: {example}, or Europe/Berlin, or +01:00"
+        next_step = f"set {example} in params.yaml (fetch.csv), or another zone, such as Europe/Berlin or +01:00"
         raw.require(is_aware, original, file, "an offset, or a zone for the file (fetch.csv.time.zone)", next_step)
     elif steps.IS_DAY:
         days = pd.DatetimeIndex(parsed - _STEP if by_end else parsed)
@@ -217,5 +217,5 @@ def _zone(name: str) -> tzinfo | None:
             "params.yaml: fetch.csv.time.zone is not a time zone.",
             value=repr(name),
             expected="a name such as Europe/Berlin or UTC, or an offset such as +01:00",
-            next_step="choose one; if Python knows no zone at all, install tzdata",
+            next_step="choose a time zone; if Python knows no zone at all, install tzdata",
         ) from None

@@ -62,7 +62,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             "The last year is before the first.",
             value=f"first_year {first_year}, last_year {last_year}",
             expected="first_year <= last_year",
-            next_step="swap them (in the pipeline: params.yaml)",
+            next_step="swap the two years (in the pipeline: in params.yaml)",
         )
     origin = origin_in(raw_folder)
     grid = steps.of_days(f"{first_year}-01-01", f"{last_year + 1}-01-01")
@@ -128,7 +128,7 @@ def _suggest_fix(step: pd.Timedelta) -> str:
         f'set STEP = "{name}" in forecast/problem.py': not steps.DAY % step,
         f'take means, such as table.resample("{steps.STEP}").mean(), {OR_SUMS}, {SCRIPT}': step < steps.LENGTH,
         f"{JOIN}, {SCRIPT}": step == steps.DAY,
-        f"use a file of {steps.OFTEN} values: these cannot be resampled": step > steps.LENGTH and steps.DAY % step,
+        f"use a file of {steps.OFTEN} values: these rows cannot be resampled": step > steps.LENGTH and steps.DAY % step,
     }
     return "; or ".join(fix for fix, applies in fixes.items() if applies)
 
@@ -147,10 +147,10 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
     if len(frequencies) > 1:
         first, later = (f"{distance / steps.HOUR:.7g} h" for distance in frequencies.iloc[:2])
         raise DataError(
-            f"{path}, line {frequencies.index[1]}: from here on the rows are {later} apart, before this {first}.",
+            f"{path}, line {frequencies.index[1]}: from this line on, the rows are {later} apart; before it, {first}.",
             value=f"{stamps[frequencies.index[1]]:{STAMP}}",
             expected=f"one row per {steps.NAME}",
-            next_step=f"split it into two files and use one; or take means over the longer step, {OR_SUMS}, {SCRIPT}",
+            next_step=f"split the file in two and use one; or take means over the longer step, {OR_SUMS}, {SCRIPT}",
         )
     if len(distances) > 1 and (step := distances.mode()[0]) != steps.LENGTH:
         raise DataError(
@@ -184,7 +184,7 @@ def _require_one_row(rows: DataFrame, path: Path) -> None:
     if (counts > 1).sum() <= times.nunique() / 2:
         return
     has_times = (counts.index.sort_values().diff()[1:] < 23 * steps.HOUR).any()
-    fix = f"sum them, or keep one of them, {SCRIPT}"
+    fix = f"sum these rows, or keep one of them, {SCRIPT}"
     raise DataError(
         f"{path}: {counts.mode()[0]} different rows per {steps.NAME}.",
         value=", ".join(f"line {line}" for line in distinct.index[distinct == counts.index[0]][:4]),

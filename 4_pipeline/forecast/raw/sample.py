@@ -114,7 +114,7 @@ def read_packaged(package: str, path: str) -> bytes:
         return files(package).joinpath(path).read_bytes()
     except (ModuleNotFoundError, OSError) as error:
         raise DataError(
-            f"The package {package}, a source of the sample, is missing or incomplete.",
+            f"The `{package}` package, a source of the sample, is missing or incomplete.",
             value=error,
             expected=f"{package} with its file {path}",
             next_step=_INSTALL_AGAIN,
@@ -135,7 +135,7 @@ def read_stations() -> dict[int, DataFrame]:
     actual = hashlib.sha256(b"".join(contents.values())).hexdigest()
     if actual != STATIONS_SHA256:
         raise DataError(
-            "The weather files of the package demandlib are not those of the sample.",
+            "The weather files of the `demandlib` package are not those of the sample.",
             value=f"sha256 {actual}",
             expected=f"sha256 {STATIONS_SHA256} (demandlib 0.2.2)",
             next_step=_INSTALL_AGAIN,

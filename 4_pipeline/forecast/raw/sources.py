@@ -139,13 +139,13 @@ def _origin(source: str, options: Fetch) -> Origin:
     if options.csv is None:
         raise ParameterError(
             "The source `csv` needs a file and a description of its columns.",
-            value="no section fetch.csv",
-            expected="fetch.csv.file, and its columns and units unless it is a processed table",
+            value="no fetch.csv section",
+            expected="fetch.csv.file, and the columns and units of that file unless it is a processed table",
             next_step="see own/README.md, then edit params.yaml",
         )
     file_options = options.csv
     if file_options.attribution == EXAMPLE_ATTRIBUTION:
-        logger.warning("fetch.csv.attribution is still the example of own/README.md: name the owner of the data.")
+        logger.warning("fetch.csv.attribution is still the example from own/README.md: name the owner of the data.")
     return Origin(source=source, csv=file_options, attribution=file_options.attribution, modelled=file_options.modelled)
 
 
@@ -157,7 +157,7 @@ def _hash_own_file(file: Path) -> str:
             f"The file {file} cannot be read.",
             value=error.strerror or error,
             expected="a CSV file; its path is relative to the folder of params.yaml",
-            next_step="put it there (`dvc pull` if it was pushed), or correct fetch.csv.file in params.yaml",
+            next_step="put the file there (run `dvc pull` if it was pushed), or correct fetch.csv.file in params.yaml",
         ) from None
 
 
@@ -195,7 +195,7 @@ def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) ->
             unzip = pooch.Unzip([release.member], folder) if release.member else None
             store.fetch(release.name, unzip, downloader)
             table = Path(folder, release.member) if release.member else cache / release.name
-            actual = f"sha256 {pooch.file_hash(table)}" if table.exists() else f"no {release.member} in it"
+            actual = f"sha256 {pooch.file_hash(table)}" if table.exists() else f"no {release.member} in the archive"
             if actual != f"sha256 {release.sha256}":
                 raise ValueError(actual)
             write_atomically(path, table.read_bytes())
@@ -217,10 +217,10 @@ def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) ->
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         (cache / release.name).unlink()
         raise DataError(
-            f"The content of {release.name} is not the published one.",
+            f"The content of {release.name} differs from the published content.",
             value=error,
             expected=f"sha256 {release.sha256}" + f" of {release.member} in a zip archive" * bool(release.member),
-            next_step=f"fetch it again (does a browser show a login or error page at {release.url}?), "
+            next_step=f"fetch the file again (does a browser show a login or error page at {release.url}?), "
             f"{_BY_HAND.format(cache)}",
         ) from None
     finally:

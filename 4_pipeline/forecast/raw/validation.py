@@ -52,7 +52,7 @@ MIN_ABOVE_PERCENT = 2.0
 # them. The expected ranges for a driver are in `problem`.
 BEHIND_SUN = (-0.6, 0.6)  # hours; 0 in the sample; 9 degrees of longitude are 0.6 h
 SUN_CAUSE = (
-    "winter time declared as Europe/Berlin, local time declared as UTC, stamps at the end of the hour, or other places?"
+    "winter time declared as Europe/Berlin, local time declared as UTC, times at the end of hours, or another region?"
 )
 MEAN_FACTOR = (0.05, 0.7)  # solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea
 HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; a little more than 1 if capacity is reported late
@@ -68,7 +68,7 @@ MAX_PLACES = 4  # named in the note of a check; the rest are counted
 
 @dataclass(frozen=True)
 class Check:
-    """A check ``name`` of a column or file ``of``: its value, the limits of usual values, and a note on the place.
+    """A check ``name`` of a column or file ``of``: its value, the limits of usual values, and a note on the period.
 
     The limits are inclusive; None means no limit.
     """
@@ -151,7 +151,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule for values by place (a year, a season or a time), with limits for all places or for each.
+    """A rule for values by period (a year, a season or a time), with limits for all periods or for each.
 
     ``question`` suggests a cause of values beyond the limits; ``readings`` are the values of the column at these times.
     """
@@ -165,7 +165,7 @@ class Rule:
     readings: Series | None = None
 
     def check(self) -> Check:
-        """Return the check of the worst place; its note lists the places beyond the limits, worst first."""
+        """Return the check for the period furthest outside its limits; its note lists all such periods, worst first."""
         values, (low, high) = self.values.dropna(), (np.nan if limit is None else limit for limit in self.limits)
         beyond = DataFrame({"below": low - values, "above": values - high}, values.index).max(axis="columns")
         beyond = beyond.sort_values(ascending=False, kind="stable")
@@ -266,7 +266,7 @@ def _rules_of_runs(values: Series) -> Iterator[Rule]:
     runs, max_zero = prepare.runs(values).set_index("first"), QUANTITIES[values.name].zero_hours
     if max_zero is None:
         return
-    zero, hours, question = runs["value"] == 0, runs["steps"] * steps.HOURS, "frozen, or filled in?"
+    zero, hours, question = runs["value"] == 0, runs["steps"] * steps.HOURS, "a frozen sensor, or a filled gap?"
     for kind, is_kind, limit in (("the same value", ~zero, MAX_CONSTANT_HOURS), ("zero", zero, max_zero)):
         name, limits = f"{kind} {steps.NAME} after {steps.NAME}", (None, max(limit, MIN_CONSTANT_STEPS * steps.HOURS))
         yield Rule(name, values.name, hours[is_kind], limits, "h", question, values)
@@ -318,7 +318,7 @@ def _rules_of_capacity(known: DataFrame, full_years: list[int], findings: Mappin
     """Yield the rules for installed capacity, if any: missing years, and mean and highest capacity factor."""
     if not problem.CAPACITY:
         return
-    gaps, question = findings.get("years_without_figure", []), "the capacity is interpolated between its neighbours"
+    gaps, question = findings.get("years_without_figure", []), "the capacity is interpolated from other years"
     without = Series({", ".join(map(str, gaps)): len(gaps)})
     yield Rule("years without a figure", "capacity", without, (None, 0), "", question)
     factors = features.capacity_factors(known)
@@ -338,7 +338,7 @@ def _suggest_unit(values: Series, column: str, usual: tuple[float, float]) -> st
     for unit in OTHER_UNITS:
         with contextlib.suppress(ParameterError):  # another dimension
             units += [unit] * bool(convert(unusual, column, unit).between(*usual).all())
-    return "another unit?" + (f" It would be usual in {' or '.join(units)}" if units else "")
+    return "another unit?" + (f" The values would be usual in {' or '.join(units)}" if units else "")
 
 
 def _lags(values: Series, reference: Series) -> Series:

@@ -41,10 +41,10 @@ def max_bias_percent() -> float:
 
 def state_rule(max_bias_percent: float, *, band: bool) -> str:
     """Return the rule for the state in words; with ``band``, it includes the coverage."""
-    share = f", and the coverage of the band within {MAX_COVERAGE_POINTS:.0f} percentage points of the nominal one"
+    share = f", and the coverage of the band is within {MAX_COVERAGE_POINTS:.0f} percentage points of the nominal one"
     return (
-        f"Good: the bias is at most {max_bias_percent:g} % of the mean{share * band}. Bad: more than twice as much, or"
-        " a larger mean absolute error than one of the baselines. Watch: anything between."
+        f"Good: the bias is at most {max_bias_percent:g} % of the mean{share * band}. Bad: a deviation is more"
+        " than twice its limit, or the mean absolute error exceeds that of a baseline. Watch: anything in between."
     )
 
 
@@ -179,25 +179,25 @@ def training_overlap(
     the evaluated model the earlier ones.
     """
     if training_end is None:
-        return f"Whether the model was trained on these {steps.NAMES} is not known."
+        return f"It is not known whether the model was trained on these {steps.NAMES}."
     last, model, prefix, stamps = pd.Timestamp(training_end), "The model", "", frame["utc_timestamp"]
     if refit_until and (stamps > last).any():
         until, model = pd.Timestamp(refit_until), "The evaluated model"
         later = stamps > until
-        if later.all():
-            text = f"The refit in production was trained on {steps.NAMES} up to {steps.date(until)}"
-            return f"{text}: all of these are new to it."
         prefix = f"The refit in production was trained on {steps.NAMES} up to {steps.date(until)}"
-        prefix += ", so the evaluated model predicts those. "
+        if later.all():
+            return f"{prefix}, so all of these {steps.NAMES} are new to it."
+        prefix += f", so the evaluated model predicts those {steps.NAMES}. "
         prefix += (
             f"The refit predicts the {later.sum():,} later {steps.NAMES}, which are new to it. " if later.any() else ""
         )
         stamps = stamps[~later]
     known = stamps <= last
     if not known.any():
-        return f"{prefix}{model} was trained on {steps.NAMES} up to {steps.date(last)}: all of these are new to it."
+        text = f"{prefix}{model} was trained on {steps.NAMES} up to {steps.date(last)}"
+        return f"{text}, so all of these {steps.NAMES} are new to it."
     share = "all" if known.all() else f"{known.sum():,} (up to {steps.date(last)})"
-    return f"{prefix}{model} was trained on {share} of these {steps.NAMES}; expect larger errors on new ones."
+    return f"{prefix}{model} was trained on {share} of these {steps.NAMES}; expect larger errors on new {steps.NAMES}."
 
 
 def worst_state(qualities: Iterable[Quality]) -> str:
@@ -225,12 +225,12 @@ def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version
     scores = [(decision.get(name) or {}).get("metrics", {}) for name in ("candidate", "champion")]
     errors = [[each.get(of.target.metric("mae")) or math.nan for each in scores] for of in worst]
     if not decision:
-        step = "train a new candidate: `dvc repro`"
+        step = "train a new candidate with `dvc repro`"
     elif is_refused and all(candidate < champion for candidate, champion in errors):
         step = "consider `mlflow-gate promote --force --why REASON`: the refused candidate had smaller errors"
     else:
         step = f"wait for more {steps.NAMES} or change the model: training again on the same data does not help"
-    return f"{text} Check the data of these weeks first (results/findings.json). If they are right, {step}."
+    return f"{text} Check the data of these weeks first (results/findings.json). If the data are right, {step}."
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:

@@ -213,7 +213,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
     is_similar = (values - values[at]).abs() <= max(driver.alike[0], driver.alike[1] * abs(values[at]))
     what = f"at about this {driver.title}"
     if values[at - near : at + near].isna().any():
-        yield f"Neighbouring {steps.NAMES} are missing from the data, so this one may be incomplete."
+        yield f"Neighbouring {steps.NAMES} are missing from the data, so this {steps.NAME} may be incomplete."
     if target.by_day:
         season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
         same_time = (hours.index.hour == at.hour) & (hours.index.minute == at.minute) & (season <= SAME_SEASON_DAYS)
@@ -249,7 +249,7 @@ def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -
     is_other_spell = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
     similar = hours[miss.target][is_similar & is_other_spell].dropna() * hours[f"{miss.target}_capacity"][miss.at]
     if len(similar) < MIN_SIMILAR:
-        yield f"Only {len(similar)} other {steps.NAMES} in the data are {what}: there is little training data."
+        yield f"Only {len(similar)} other {steps.NAMES} in the data are {what}, so there is little training data."
         return
     low, high = similar.quantile(TAIL), similar.quantile(1 - TAIL)
     usual = f"{low:.1f} to {high:.1f} {miss.quantity.unit} in 80 % of {steps.NAMES}"
@@ -259,7 +259,7 @@ def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -
     elif not low <= miss.predicted <= high:
         yield f"The {words} was usual {what}, but the prediction was not (usual: {usual})."
     else:
-        yield f"The {words} varies widely {what}: {usual}, which includes both measured and predicted."
+        yield f"The {words} varies widely {what}: {usual}, which includes both values, measured and predicted."
 
 
 # -- tables and text ---------------------------------------------------------------------------------------------------
@@ -292,8 +292,8 @@ def summary(data: ReportData, week: Week, decision: Mapping[str, Any] | None = N
         lines.append(
             f"> **{len(grid) - len(week.hours)} of the week's {len(grid)} {steps.NAMES}"
             f"{' so far' if len(grid) < steps.A_WEEK else ''} are missing from the data**"
-            f" ({'; '.join(missing[:4])}{more}). No value was filled in: sums and means exclude them, and the lines"
-            " have gaps."
+            f" ({'; '.join(missing[:4])}{more}). No value was filled in: sums and means exclude these {steps.NAMES},"
+            " and the lines have gaps."
         )
     return "\n\n".join(lines)
 
@@ -374,9 +374,9 @@ def describe_model(data: ReportData) -> str:
 
 def describe_origin(origin: Origin) -> str:
     """Return the attribution and the licence of the data."""
-    licence = "Ask the owner of the data before you pass them on."
+    licence = "Ask the owner of the data before you pass the data on."
     if origin.source in ("sample", "opsd"):
-        licence = "The data carry no licence of their own: have it checked before you pass them on."
+        licence = "The data carry no licence of their own: have this checked before you pass the data on."
     return f"{escape(origin.attribution)}\n\n{licence}"
 
 

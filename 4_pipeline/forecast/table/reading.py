@@ -142,17 +142,17 @@ def _read_header(
             f"{name}, line {number}: duplicate columns: {', '.join(duplicates)}.",
             value=f"{len(header)} columns: {', '.join(header)[:200]}",
             expected="each column once",
-            next_step=f"rename or remove the wrong one; {next_step}",
+            next_step=f"rename or remove the wrong column; {next_step}",
         )
     return header
 
 
 def _find_header(lines: list[bytes], line: bytes, number: int, columns: list[str], separator: str, name: str) -> None:
-    """Raise DataError if the columns are in another line than the expected header."""
+    """Raise DataError if the columns are on a line other than the expected header line."""
     for before, row in enumerate(lines):
         if set(columns) <= set(_fields(row.decode("utf-8-sig", errors="replace"), separator)):
             raise DataError(
-                f"{name}, line {number}: the header is in line {before + 1}.",
+                f"{name}: expected the header on line {number}, but found it on line {before + 1}.",
                 value=repr(line[:80].decode(errors="replace")),
                 expected=", ".join(columns),
                 next_step=f"for your own file, set lines_before_header: {before} in params.yaml (fetch.csv); or remove"
@@ -170,7 +170,7 @@ def _require_separator(header: list[str], columns: list[str], separator: str, pl
                 value=f"{joined[:80]} (probably separated by {description})",
                 expected=f"{len(columns)} or more columns",
                 next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for your own file, set"
-                f" separator {other!r} in params.yaml (fetch.csv)",
+                f" separator: {other!r} in params.yaml (fetch.csv)",
             )
 
 
@@ -187,7 +187,7 @@ def _decoded(line: bytes, number: int, name: str) -> str:
             "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "CP1252"
         )  # the default of spreadsheet programs
         raise DataError(
-            f"{name}, line {number}: not UTF-8.",
+            f"{name}, line {number}: the text is not UTF-8.",
             value=repr(line[max(error.start - 20, 0) : error.end + 20]),
             expected="text in UTF-8",
             next_step=f"iconv -f {encoding} -t UTF-8 FILE > NEW; or export the file again as uncompressed CSV UTF-8",
@@ -211,7 +211,7 @@ def _require_whole_lines(file: BinaryIO, lines_before: int, name: str, next_step
     if not line.endswith(b"\n"):  # the last number may be incomplete
         raise DataError(
             f"{name}, line {number}: the file ends in the middle of a line.",
-            next_step=f"{next_step}; or, if that line is complete, add the line end: echo >> {name}",
+            next_step=f"{next_step}; or, if that line is complete, add the missing line break: echo >> {name}",
         )
 
 
@@ -237,8 +237,8 @@ def numbers(
     marked = text.str.contains(decimal, regex=False, na=False)
     groups = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
     if marked.sum() >= MIN_MARKED and 100 <= values[~marked].max() < 1000 and groups.equals(marked) and not thousands:
-        next_step = "if these are thousands, set `thousands` and `decimal` in params.yaml (fetch.csv); otherwise write"
-        next_step += " whole numbers with decimals, too"
+        next_step = f"if each {DECIMALS[decimal]} separates thousands, set `thousands` and `decimal` in params.yaml"
+        next_step += " (fetch.csv); otherwise write the whole numbers with decimals, too"
         require(~groups, text, name, f"a number without a {DECIMALS[decimal]} as thousands separator", next_step)
     return values
 
@@ -268,9 +268,9 @@ def _find_keys(wrong: Series, decimal: str) -> str | None:
             settings = ", ".join(f"{key}: {value!r}" for key, value in keys.items())
             return f"the numbers have another format: for your own file, set {settings} in params.yaml (fetch.csv)"
     mark = f"{wrong.iloc[0].strip()!r}"
-    step = f"if {mark} is a missing value in your own file, set no_value: [{mark}] in params.yaml (fetch.csv)"
+    step = f"if {mark} marks a missing value in your own file, set no_value: [{mark}] in params.yaml (fetch.csv)"
     if wrong.nunique() > 1:
-        step = f"encode categories as numbers (see Visitors in another_problem.md); {step}"
+        step = f"encode categories as numbers (see the Visitors section of another_problem.md); {step}"
     return None if len(numeric) else step
 
 
@@ -280,7 +280,7 @@ def utc_times(text: Series, name: str) -> Series:
     # pandas accepts "today" and "now"
     expected = "a timestamp such as 2013-01-31T23:00:00Z"
     require(values.notna() & text.str.match(r"\d{4}-", na=False), text, name, expected)
-    next_step = "write the times with Z or an offset; for your own file: fetch.csv.time.zone in params.yaml"
+    next_step = "write the times with Z or an offset; for your own file, set fetch.csv.time.zone in params.yaml"
     require(has_zone(text), text, name, f"{expected}, with an offset", next_step)
     return values
 
@@ -299,7 +299,7 @@ def require(good: Series, text: Series, name: str, expected: str, next_step: str
         f"{name}, {place} {line}, column {text.name}: invalid value ({_count((~good).sum(), 'such cell')}).",
         value="an empty cell" if pd.isna(text[line]) else repr(text[line])[:200],
         expected=expected,
-        next_step=next_step or f"correct that {place}, or make the file again",
+        next_step=next_step or f"correct that {place}, or create the file again",
     )
 
 

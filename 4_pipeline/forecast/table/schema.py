@@ -27,7 +27,7 @@ CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.
 A_DAY = timedelta(days=1)  # tolerance for a slow clock of this machine
 MAX_SHOWN = 5  # failures that an error lists
 
-MAKE_AGAIN = "make the file again (python -m forecast csv FILE)"
+MAKE_AGAIN = "create the file again (python -m forecast csv FILE)"
 
 
 def check(frame: DataFrame, name: str = "frame", next_step: str = MAKE_AGAIN) -> DataFrame:

@@ -81,7 +81,7 @@ class TimeColumn(Section):
         description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601",
     )
     stamp: Literal["start", "end"] = Field(
-        "start", description="whether a time is the start or the end of its step; 01:00 to 24:00 are ends"
+        "start", description="whether a time is the start or the end of its step; times from 01:00 to 24:00 are ends"
     )
 
 
@@ -98,7 +98,7 @@ def _columns() -> Any:
     for name, quantity in QUANTITIES.items():
         unit: Any = Annotated[str, AfterValidator(partial(_check_unit, quantity))]
         about = Field(
-            description=f"of the dimension of {quantity.unit or 'a number'}, or the amount per step; parsed by pint"
+            description=f"of the same dimension as {quantity.unit or 'a number'}, or an amount per step; parsed by pint"
         )
         column: Any = create_model(name, __base__=Section, column=(str, ...), unit=(unit, about))
         default = {"column": name, "unit": quantity.unit}
@@ -126,10 +126,10 @@ class OwnFile(Section):
     decimal: Literal[".", ","] = "."
     thousands: Literal[".", ",", " ", "'"] | None = Field(None, description="the thousands separator, as in 1.234.567")
     no_value: list[str] = Field(
-        [], description="strings for missing values, such as '-' or k.A.; empty cells are always missing"
+        [], description="strings that mark missing values, such as '-' or k.A.; empty cells are always missing"
     )
     lines_before_header: int = Field(0, ge=0, le=1000)
-    negative_as_zero: bool = Field(False, description="treat small negative values, as meters record at night, as zero")
+    negative_as_zero: bool = Field(False, description="treat small negative values (from meters at night, say) as zero")
     time: TimeColumn = TimeColumn(column="utc_timestamp")
     columns: Columns = Field(
         {}, validate_default=True, description="the column and unit of each quantity; by default its name and unit"
@@ -141,7 +141,7 @@ class OwnFile(Section):
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
     modelled: bool | None = Field(
-        None, description="true if the generation is modelled, like the sample's; false if measured"
+        None, description="true if the generation is modelled, like the sample's; false if it was measured"
     )
 
     @property
@@ -172,14 +172,14 @@ class Fetch(Section):
         description="the modelled sample, Open Power System Data, or your own file"
     )
     sha256: dict[Literal["time_series_60min_singleindex.csv", "weather_data.csv"], str] | None = Field(
-        None, description="for `opsd`: {FILE: CHECKSUM}, instead of the published ones"
+        None, description="for `opsd`: {FILE: CHECKSUM}, instead of the published checksums"
     )
     csv: OwnFile | None = Field(None, description="for `csv`: the file, its columns and units")
 
     @model_validator(mode="after")
     def _check_section_of_source(self) -> Fetch:
         if self.source == "csv" and self.csv is None:
-            raise ValueError("source: csv requires the section csv with the file: see own/README.md")
+            raise ValueError("source: csv requires a csv section that names the file; see own/README.md")
         return self
 
 
@@ -218,7 +218,7 @@ class Training(Section):
     """The keys of a training stage's section other than its parameters."""
 
     title: str = Field(description="the model's name in the dashboard")
-    limits: dict[str, Limit] = Field(description="of each parameter: {alpha: {type: float, gt: 0}}")
+    limits: dict[str, Limit] = Field(description="limits of each parameter: {alpha: {type: float, gt: 0}}")
 
 
 class Compare(Section):
@@ -236,7 +236,7 @@ class Promote(Section):
     )
     alpha: float = Field(gt=0, lt=0.5, description="significance level of the paired test")
     max_gain: float | None = Field(
-        default=None, gt=0, le=1, description="maximum gain in R2; more is too good to be true"
+        default=None, gt=0, le=1, description="maximum gain in R2; a larger gain is too good to be true"
     )
     min_r2: MinR2
     max_night: MaxNight = Field(
@@ -253,13 +253,13 @@ class Promote(Section):
 class Report(Section):
     """The week of the report."""
 
-    week: str = Field(pattern=r"^(latest|\d{4}-W\d{2})$", description="`latest`, or one like 2016-W40")
+    week: str = Field(pattern=r"^(latest|\d{4}-W\d{2})$", description="`latest`, or a week like 2016-W40")
 
 
 STAGES: dict[str, type[Section]] = {
     "fetch": Fetch, "prepare": Prepare, "split": Split, "compare": Compare, "promote": Promote, "report": Report,
 }  # fmt: skip
-NEW_STAGE = "for a training stage, add `train_...` to dvc.yaml; for another, a class to forecast/terms/parameters.py"
+NEW_STAGE = "for a training stage, add `train_...` to dvc.yaml; for others, add a class to forecast/terms/parameters.py"
 
 
 def trainings(folder: Path) -> list[str]:

@@ -70,8 +70,8 @@ class Quantity:
         raise ParameterError(
             f"The unit {unit!r} cannot be converted to the unit of {self.name}.",
             value=f"{unit}: {_dimension(parsed[0])}",
-            expected=f"{self.unit}: {_dimension(parsed[1])}; or the amount per step",
-            next_step="correct the unit of that column: fetch.csv.columns in params.yaml",
+            expected=f"{self.unit}: {_dimension(parsed[1])}; or an amount per step",
+            next_step="correct the unit of that column in params.yaml (fetch.csv.columns)",
         )
 
     @property
@@ -170,7 +170,7 @@ def _parse(text: str, new_unit: str) -> Any:
             "Unknown unit.",
             value=repr(text),
             expected="a unit that pint knows, such as MW, kWh (also per step), km/h, J/cm2 or m3/h; case matters",
-            next_step="correct it; for a count or a currency set new_unit of that quantity in forecast/problem.py",
+            next_step="correct the unit; for a count or a currency, set the quantity's new_unit in forecast/problem.py",
         ) from None
 
 

@@ -27,7 +27,7 @@ def _length() -> Timedelta:
     with contextlib.suppress(ValueError, TypeError):
         length = DAY if IS_DAY else Timedelta(to_offset(STEP))
     if length <= Timedelta(0) or DAY % length:
-        expected = "a divisor of a day, such as 15min, 30min or h; or a day, D"
+        expected = "a divisor of a day, such as 15min, 30min or h; or D for a day"
         raise ParameterError(
             "Invalid step.", value=STEP, expected=expected, next_step="correct STEP in forecast/problem.py"
         )

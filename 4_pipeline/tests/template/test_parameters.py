@@ -76,7 +76,7 @@ def test_parameters_of_other_stages_are_not_validated(changed):
         ("split: [1", r"is not YAML(?s:.)*params\.yaml\", line 1"),
         ("split: {test_fraction: 0.2, test_fraction: 0.3}", "is not YAML(?s:.)*duplicate key"),
         ("split: {test_fraction: 0.2} # gr\u00fcn".encode("cp1252"), "is not YAML in UTF-8(?s:.)*decode"),
-        ("fetch: {source: csv}", r"fetch is invalid(?s:.)*requires the section csv(?s:.)*own/README\.md"),
+        ("fetch: {source: csv}", r"fetch is invalid(?s:.)*requires a csv section(?s:.)*own/README\.md"),
         ("moon: {a: 1}", r"moon is unknown(?s:.)*for a training stage, add `train_...` to dvc\.yaml"),
         ("a: 1\nreport:\n  week: 2016-02-30", r"day is out of range(?s:.)*params\.yaml\", line 3"),
         ("a: 1\nb: " + "[" * 5000 + "]" * 5000, r"depth(?s:.)*params\.yaml\", line 2"),

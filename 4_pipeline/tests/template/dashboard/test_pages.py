@@ -79,7 +79,7 @@ def test_what_if_shows_the_training_range(made, served):
     assert "0.0 to 0.0" not in night
     noon = str(made("/what-if?windspeed=x"))
     assert "Impossible hour" not in noon
-    assert "Ignored, since not a number: windspeed=x." in noon
+    assert "Ignored, because not a number: windspeed=x." in noon
     beyond = str(made("/what-if?temperature=9999&windspeed=5"))
     assert "Set to the end of the slider's range: temperature=9999 (" in beyond
     assert "windspeed=5 (" not in beyond
@@ -105,7 +105,7 @@ def test_what_if_draws_each_day(made, served):
 @pytest.mark.parametrize(
     ("until", "text"),
     [
-        ("2000-01-01T00:00:00Z", "The model was trained on hours up to 01 Jan 2000: all of these are new to it."),
+        ("2000-01-01T00:00:00Z", "The model was trained on hours up to 01 Jan 2000, so all of these hours are new"),
         ("2100-01-01T00:00:00Z", "The model was trained on all of these hours"),
     ],
 )
@@ -114,7 +114,7 @@ def test_comparison_says_which_hours_the_model_was_trained_on(made, served, unti
     tags = {"mlflow_gate.learned": json.dumps({"first": "1999-01-01T00:00:00Z", "last": until})}
     champion = replace(served.champion, production=replace(served.champion.production, tags=tags))
     assert text in str(made("/comparison", champion=champion))
-    assert "trained on these hours is not known" in str(made("/comparison"))
+    assert "not known whether the model was trained on these hours" in str(made("/comparison"))
 
 
 def test_baseline_r2_is_on_the_held_out_rows_of_the_gate(made, served):

@@ -123,7 +123,7 @@ def test_model_of_another_problem_is_an_error(hours, tmp_path, columns):
     """After a change of inputs or targets older versions cannot be loaded; the error does not suggest tampering."""
     old_inputs, old_targets = columns
     old = LinearRegression().fit(hours[old_inputs], hours[old_targets])
-    with pytest.raises(ModelError, match="does not fit the problem") as error:
+    with pytest.raises(ModelError, match="does not match the problem") as error:
         load_folder(save(old, tmp_path / "model"), "version 1")
     assert "who can write" not in str(error.value)
 

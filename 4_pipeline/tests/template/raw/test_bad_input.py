@@ -78,7 +78,7 @@ def test_file_without_rows(reader):
     reader.path.write_bytes(b"")
     assert reader.rejects("is empty").value == "0 bytes"
     reader.put(["", *reader.lines])
-    reader.rejects("line 1: the header is in line 2", "lines_before_header: 1")
+    reader.rejects("header on line 1, but found it on line 2", "lines_before_header: 1")
     reader.put(reader.lines[:1])
     reader.rejects("line 1: the header has no rows")
 
@@ -115,9 +115,9 @@ def test_byte_order_mark(reader):
 def test_other_encoding(reader):
     """UTF-16 and a cell in Latin-1: the error names the line and a command to convert the file."""
     reader.put(encoding="utf-16")
-    reader.rejects("line 1: not UTF-8", "iconv -f UTF-16 -t UTF-8")
+    reader.rejects("line 1: the text is not UTF-8", "iconv -f UTF-16 -t UTF-8")
     reader.put(reader.with_cells({30: "1\u00b5"}), encoding="latin-1")
-    reader.rejects("line 30: not UTF-8", "iconv -f CP1252 -t UTF-8")
+    reader.rejects("line 30: the text is not UTF-8", "iconv -f CP1252 -t UTF-8")
 
 
 def test_quotes_and_commas_that_are_not_separators(reader):

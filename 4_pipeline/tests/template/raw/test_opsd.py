@@ -114,9 +114,9 @@ WRONG = {
 def test_fetch_rejects_a_wrong_archive_and_downloads_it_again(get, web, tables, tmp_path, kind):
     """Nothing of the archive is written, and the next call downloads it again."""
     good, web.files[f"/{ARCHIVE}"] = web.files[f"/{ARCHIVE}"], WRONG[kind]
-    with pytest.raises(DataError, match="not the published one") as caught:
+    with pytest.raises(DataError, match="differs from the published content") as caught:
         get()
-    assert "fetch it again" in caught.value.next_step
+    assert "fetch the file again" in caught.value.next_step
     assert not (tmp_path / "raw" / WEATHER).exists()
     assert not list(tmp_path.rglob("evil"))
     web.files[f"/{ARCHIVE}"] = good

@@ -80,7 +80,7 @@ def test_own_table_says_whether_it_is_modelled(put, tmp_path, caplog, modelled):
     example = "The owner of the data, shown in dashboard and report."
     frame, _ = _prepare(tmp_path, _own(modelled=modelled, attribution=example), 2015, 2015)
     assert origin_of(frame).modelled is modelled
-    assert "attribution is still the example of own/README.md" in caplog.text
+    assert "attribution is still the example from own/README.md" in caplog.text
     assert example in (PROJECT / "own" / "README.md").read_text()
 
 
@@ -188,7 +188,7 @@ def test_lines_before_the_header_are_skipped_by_a_key(put):
     """Without the key the error names it and its value; line numbers count from the start of the file."""
     path = put(["01.07.2015 02:00", "01.07.2015 03:00"])
     path.write_text('Station 7, 12" mast\n\nZeit in Ortszeit\n' + path.read_text())
-    with pytest.raises(DataError, match="line 1: the header is in line 4") as caught:
+    with pytest.raises(DataError, match="header on line 1, but found it on line 4") as caught:
         own_file.read(path, _own())
     assert "lines_before_header: 3" in caught.value.next_step
     _, frame, _, _ = own_file.read(path, _own(lines_before_header=3))
@@ -266,7 +266,7 @@ EXACT = GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S.%f"}
         (pd.date_range(HOURS[0], periods=60, freq="15min"), r"plants\.csv: the rows are 0\.25 hours", '("h").mean()'),
         (pd.date_range(HOURS[0], periods=20, freq="7h"), "are 7 hours apart", "file of hourly values"),
         (pd.date_range(HOURS[0], periods=60, freq="D"), "are 24 hours apart", "in separate columns"),
-        (HOURS.repeat(3), "3 different rows per hour", "sum them"),
+        (HOURS.repeat(3), "3 different rows per hour", "sum these rows"),
         (pd.date_range(HOURS[0], periods=9).repeat(24), "24 different rows per hour", "join them"),
         (HOURS.append(pd.date_range("2015-07-02 16:00", periods=40, freq="15min")), "line 43", "two files"),
         (HOURS + pd.to_timedelta(range(40), unit="s"), r"are 1\.000278 hours", "move each time to the start"),

@@ -247,7 +247,7 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
         (lambda table: table, {}, set(), []),
         (_tutorial, {}, {BEHIND_LIGHT, TWICE}, ["2014 summer (-1 h)", "an hour late in summer"]),
         (_without_spring, {"time": BERLIN}, {SUN}, ["2014 summer (-1 h)", "winter time declared"]),
-        (_restamped(1), {"time": BERLIN | {"zone": "UTC"}}, {SUN}, ["2014 winter (1 h)", "stamps at the end"]),
+        (_restamped(1), {"time": BERLIN | {"zone": "UTC"}}, {SUN}, ["2014 winter (1 h)", "times at the end"]),
         (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (6 h)"]),
         (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.726)", "swapped?"]),
         (_global, {}, {("rad_diffuse", "hours above rad_horizontal")}, ["2014 (0 %)", "global radiation"]),
@@ -262,7 +262,7 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
         ),
     ],
     ids=[
-        "nothing", "tutorial", "winter time declared Berlin", "stamps at the end", "wind power", "exchanged", "global",
+        "nothing", "tutorial", "winter time declared Berlin", "times at the end", "wind power", "exchanged", "global",
         "knots for m/s", "small country", "small capacity", "gap in the figures",
     ],
 )  # fmt: skip

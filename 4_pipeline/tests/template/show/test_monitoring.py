@@ -142,7 +142,7 @@ def _decision(candidate, champion, *, promoted=False, version="7", **fields):
     return {"promoted": promoted, "findings": rules, "production": {"version": version}} | scores | fields
 
 
-FRESH = "train a new candidate: `dvc repro`"
+FRESH = "train a new candidate with `dvc repro`"
 DECISIONS = [
     ({}, FRESH),
     (_decision(1.0, 2.0, version="6"), FRESH),
@@ -161,4 +161,4 @@ def test_next_step_depends_on_state_and_last_decision(frame, decision, step, fac
     text = monitoring.next_step(wind, decision, "7")
     assert f", over 8 weeks: {state}." in text
     assert ("refused the last candidate (R2 gained)" in text) == (step != FRESH and not decision["promoted"])
-    assert (f"(results/findings.json). If they are right, {step}" in text) == (state == "bad")
+    assert (f"(results/findings.json). If the data are right, {step}" in text) == (state == "bad")
