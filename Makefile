@@ -30,28 +30,28 @@ help:
 	@echo "make status  show the servers and the model in production"
 	@echo "make lab     start the workshop: JupyterLab at its start page, with the servers' pages inside"
 	@echo "make offline FOLDER=...   save the packages and this repository for a machine without a network"
-	@echo "make take-home TO=../plants NAME=plants   copy the pipeline of chapter 4 into your own repository; KERAS=1: with its neural network"
+	@echo "make take-home TO=../plants NAME=plants   copy the pipeline of chapter 4 into your own repository; KERAS=1 includes its neural network"
 	@echo "make test    run the tests; does not touch running servers"
-	@echo "make test-packages   test the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
+	@echo "make test-packages   test the packages; RESOLUTION=lowest-direct installs the oldest dependencies that they allow"
 	@echo "make dist PACKAGE=... ADDRESS=https://...   build a package's wheel and source distribution for publishing"
-	@echo "make test-privileged   run the tests that need root, mounts and network namespaces; fails without them"
-	@echo "make test-room   as root on Debian: test server/room on a separate machine; five people log in, others attack; installs and leaves at, cron, nftables, nginx, openssh-server, quota"
+	@echo "make test-privileged   run the tests that need root, mounts and network namespaces; fails if one of these is missing"
+	@echo "make test-room   as root on Debian: test server/room on a separate machine; five people log in, others attack; installs at, cron, nftables, nginx, openssh-server and quota and does not remove them"
 	@echo "make examples   test the examples and server/team; installs their requirements"
-	@echo "make containers   as root on Debian: test server/team in containers, examples/digits_search on a simulated EC2, the image of examples/cifar10; installs podman"
-	@echo "make walk    run the tests, and every command and cell of the chapters, pages in a browser, servers that are killed"
+	@echo "make containers   as root on Debian: test server/team in containers, examples/digits_search on a simulated EC2, and the image of examples/cifar10; installs podman"
+	@echo "make walk    run the tests, run every command and cell of the chapters, open the pages in a browser, and kill servers"
 	@echo "make night   run CI's nightly tests: new environments, other clones, databases and problems"
-	@echo "make book    build these pages and the executed notebooks as a site, in docs/site"
-	@echo "make soak    run long tests: gigabytes, many repetitions; then all others in random order"
-	@echo "make bench   run the benchmarks (half an hour); writes benchmarks/README.md"
-	@echo "make lint    check format, style, spelling, notebooks without outputs, no private keys"
-	@echo "make lines   count lines of source and tests, and words of pages, by folder"
+	@echo "make book    build the pages and the executed notebooks as a site in docs/site"
+	@echo "make soak    run the long tests (gigabytes of data, many repetitions), then all others in random order"
+	@echo "make bench   run the benchmarks (half an hour) and write benchmarks/README.md"
+	@echo "make lint    check the format, the style and the spelling, and that no notebook has outputs and no file a private key"
+	@echo "make lines   count the lines of source and tests and the words of pages in each folder"
 	@echo "make lock    compile requirements.txt from pyproject.toml"
 
 run: .venv/installed
 	@$(BIN)/workshop up --repro
 
 stop:
-	@if [ -x $(BIN)/workshop ]; then $(BIN)/workshop down; else echo "nothing is installed in this clone, so no server runs"; fi
+	@if [ -x $(BIN)/workshop ]; then $(BIN)/workshop down; else echo "nothing is installed in this clone, so no server is running"; fi
 
 status: .venv/installed
 	@$(BIN)/workshop status
@@ -61,7 +61,7 @@ lab: .venv/installed
 
 # pip skips packages already in the folder, so an interrupted call continues.
 offline: .venv/installed
-	@$(if $(FOLDER),,echo "Name a folder: make offline FOLDER=/media/stick/workshop" >&2; exit 1)
+	@$(if $(FOLDER),,echo "Choose a folder to save to: make offline FOLDER=/media/stick/workshop" >&2; exit 1)
 	@mkdir -p "$(FOLDER)/wheels" && grep -v '^-e' requirements.txt >"$(FOLDER)/packages.txt"
 	@$(BIN)/python -m pip download --quiet --no-deps --requirement "$(FOLDER)/packages.txt" --dest "$(FOLDER)/wheels"
 	@git bundle create --quiet "$(FOLDER)/workshop.bundle" HEAD $$(git branch --show-current)
@@ -76,11 +76,11 @@ leave-keras-out = rm train_keras.ipynb forecast/learn/network.py && find tests -
 # The pipeline as a separate repository: the committed files of 4_pipeline, without the chapter's pages.
 take-home: NAME ?= forecast
 take-home: .venv/installed
-	@test -n "$(TO)" || { echo "Name a folder: make take-home TO=../plants NAME=plants" >&2; exit 1; }
-	@test ! -e "$(TO)" || { echo "Not copied: $(TO) exists" >&2; echo "  next: name another folder, or remove it" >&2; exit 1; }
+	@test -n "$(TO)" || { echo "Choose a folder to create: make take-home TO=../plants NAME=plants" >&2; exit 1; }
+	@test ! -e "$(TO)" || { echo "Not copied: $(TO) already exists" >&2; echo "  next: choose another folder, or remove this one" >&2; exit 1; }
 	@$(BIN)/python -c 'import importlib.util as u, keyword, sys; n = sys.argv[1]; sys.exit(not n.isidentifier() or keyword.iskeyword(n) \
 		or (n != "forecast" and (n in ("tests", "own") or u.find_spec(n) is not None)))' "$(NAME)" || \
-		{ echo "Not copied: $(NAME) is not a valid package name, or exists already" >&2; echo "  next: choose another, such as NAME=plants" >&2; exit 1; }
+		{ echo "Not copied: $(NAME) is not a valid package name, or already exists" >&2; echo "  next: choose another name, such as NAME=plants" >&2; exit 1; }
 	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json dashboard/screenshot.png && \
 		grep -rlIZw germany . | xargs -0 perl -pi -e 's/\bgermany\b(?!-)/observations/g' && \
 		$(if $(KERAS),,$(leave-keras-out) &&) \
@@ -223,7 +223,7 @@ lock: .venv/installed
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: $(or $(PYTHON),python3) is not installed" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py
-	@echo "Installing into .venv (once; a minute or two)" >&2
+	@echo "Installing into .venv (only once; this takes a minute or two)" >&2
 	@# Use this Python's own pip if it is new enough: installing another one takes twice as long as uv. The path is saved
 	@# first, because the new environment is first on PATH.
 	@python=$$(command -v "$(PYTHON)") && \

@@ -76,7 +76,7 @@ def test_next_step_can_be_typed(tmp_path):
     def next_step(path):
         command = [BIN / "workshop", "backup", tmp_path / "no.tar"]
         done = run_program(*command, env=environment | {"PATH": path}, exit_code=None)
-        return re.search("next: +(.*); or", done.stderr)[1]
+        return re.search("next: +type `(.*)`, or", done.stderr)[1]
 
     assert next_step(f"{BIN}:/usr/bin:/bin") == "workshop up"
     step = f"{next_step('/usr/bin:/bin')} --help"
@@ -121,7 +121,7 @@ def python_that_says(folder, body):
         ("import sys; sys.version_info = (3, 9, 2, 'final', 0)", ["Python 3.9 is not supported", "3.11, 3.12 or 3.13"]),
         (
             "import collections, shutil; shutil.disk_usage = lambda _: collections.namedtuple('u', 'free')(1e9)",
-            ["1.0 GB", "5 GB are needed"],
+            ["1.0 GB", "5 GB is needed"],
         ),
         ("import sys; sys.modules['ensurepip'] = None", ["cannot create virtual environments", "apt install"]),
         ("import os; os.environ['PATH'] = '/nowhere'", ["git is not installed"]),

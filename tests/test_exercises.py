@@ -173,7 +173,7 @@ ANSWERS = [
     ("1d", R2.astype("float32").round(3), "a dict", *TESTED), ("1c", "depth 3, 50 trees: -0.77", "one R2", *TESTED),
     ("1d", dict(zip(("solar", "wind"), R2.astype("float32").round(3), strict=True)), "solved", *TESTED),
     ("1c", f"50 trees, depth 3: {BOTH:.2f}", "must be a table", BOTH, MEASURED), ("1a", 24.6, "in per cent"),
-    ("1b", 0.0, "not the linear model's", PREDICTED.clip(0), MEASURED), ("3a", 0, "`plain` must be", "", 0.8),
+    ("1b", 0.0, "not from the linear model", PREDICTED.clip(0), MEASURED), ("3a", 0, "`plain` must be", "", 0.8),
     ("2a", score(("def score(measured", "def score(measured: pd.DataFrame")), "uses `pd`, but does not"),
     ("1d", {"solar": 1, "wind": ...}, "still", *TESTED),
     ("1d", {"solar_GW": R2[0], "wind_GW": R2[1]}, "'solar_GW' is not one of 'solar', 'wind'", *TESTED),
@@ -191,7 +191,7 @@ ANSWERS = [
     ("2a", score(("predicted_GW - GW", "GW - predicted_GW")), "`bias_solar` has the wrong sign"),
     ("2a", score((f"{MAE}(GW, predicted_GW)", f"{MAE}(...)")), "replace the remaining"), ("2a", score(), "solved"),
     ("2a", score(("(predicted_GW - GW).mean()", "...")), "`bias_solar` is still"),
-    ("2a", score(("return numbers", "return")), "must be a dict"), ("2a", {"r2": 1}, "named `score`"),
+    ("2a", score(("return numbers", "return")), "must be a dict"), ("2a", {"r2": 1}, "the function `score`"),
     ("2a", score((f"    from sklearn.metrics import {MAE}, r2_score\n", "")), "uses `r2_score`, but does not"),
     ("2b", pd.Series([0.7316, 0.9008, 0.8637, 0.9252], REMEDIES), "makes the step larger"),
     ("2b", pd.Series([0.7984, 0.9008, 0.9111, 0.9252], REMEDIES), "original data"),
@@ -230,7 +230,7 @@ def test_parameter_must_have_changed_the_forest(in_workplace, solved_file, capsy
     forest = RandomForestRegressor(2, min_samples_leaf=20, random_state=0).fit(TEST[FEATURES], MEASURED)
     r2 = r2_score(MEASURED, forest.predict(TEST[FEATURES]))
     for parameters, metric, words in (
-        ({"min_samples_leaf": 20}, r2, "solved"), ({"min_samples_leaf": 20}, 0.9, "a different `r2` from its forest"),
+        ({"min_samples_leaf": 20}, r2, "solved"), ({"min_samples_leaf": 20}, 0.9, "not that of its forest"),
         ({"min_samples_leaf": 10}, r2, "not fitted with min_samples_leaf"), ({"max_features": 1.0}, r2, "default"),
         ({"n_estimators": 2}, r2, "no new parameter"), ({"min_samples_leaf": 20}, None, "no model or no"),
     ):  # fmt: skip

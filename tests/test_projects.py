@@ -267,10 +267,10 @@ def test_checks_recognise_near_misses(typed, in_workplace, capsys):
     lr, rf = (run_id_of(typed_run(typed, pattern)) for pattern in (".*lr .*=false", ".*rf .*max_depth=8"))
     theirs = mlflow.MlflowClient(in_workplace.tracking_uri).get_run(lr)
     answers = [
-        ("3.1", lr, "test_fraction 0.2, not 0.1"),
+        ("3.1", lr, "test_fraction of 0.2, not 0.1"),
         ("3a", 0.0016, "differs from `theirs` in n_estimators, max_depth", theirs, rf),
-        ("3a", 0.0016, "not a run of the project `rf`", theirs, lr),
-        ("3.1", rf, "not a run of the project `lr`"),
+        ("3a", 0.0016, "not a run of the `rf` project", theirs, lr),
+        ("3.1", rf, "not a run of the `lr` project"),
         ("3.1", "0" * 32, "has no run"),
         ("3.2", (lr, "0" * 40), "a different commit"),
         ("3.2", (lr, theirs.data.tags["mlflow.source.git.commit"][:8]), "only the beginning of the right commit"),

@@ -39,7 +39,7 @@ def exports_of(settings: Settings) -> dict[str, str]:
         # use and end the worker. The connection of a dead process closes immediately.
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5 minutes",
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60 s",
-        # By default both use folders shared by all users of the machine, and execute files from there.
+        # By default Dask and DVC use folders shared by all users of the machine, and execute files from there.
         "DASK_TEMPORARY_DIRECTORY": str(settings.state),
         "DVC_SITE_CACHE_DIR": str(settings.state / "dvc"),
     }

@@ -63,12 +63,12 @@ def require_own(settings: Settings, *ports: int) -> None:
         raise ServiceError(
             f"The {foreign_owner}.",
             expected=f"a server of {settings.state}",
-            next_step="workshop down, then workshop up (it chooses a free port)",
+            next_step="type `workshop down`, then `workshop up`, which chooses a free port",
         )
 
 
 def describe_other_users(settings: Settings) -> str | None:
-    """Return a sentence that names the other users of this machine and what they can reach; None if there are none.
+    """Return a sentence that names this machine's other users and what they can reach; None if there are no others.
 
     Users are login accounts with a process in the same network namespace.
     """
@@ -83,7 +83,7 @@ def describe_other_users(settings: Settings) -> str | None:
         return None
     return (
         f"other users of this machine: {', '.join(sorted(names))}. Without a password they can read and change "
-        f"everything in MLflow (http://{settings.host}:{settings.mlflow_port}), and see the dashboard and Dask's"
+        f"everything in MLflow (http://{settings.host}:{settings.mlflow_port}), and view the dashboards"
     )
 
 

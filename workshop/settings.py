@@ -35,7 +35,7 @@ def find_root(start: Path | None = None) -> Path:
 class Settings(BaseSettings):
     """All addresses and paths. In order of priority: ports of running servers, environment, `.env`, defaults.
 
-    The variable of a field is ``WORKSHOP_<FIELD>``; the tracking and scheduler addresses use MLflow's and Dask's.
+    The variable of a field is ``WORKSHOP_<FIELD>``; the tracking and scheduler addresses use those of MLflow and Dask.
     """
 
     model_config = SettingsConfigDict(env_prefix="WORKSHOP_", extra="ignore")
@@ -91,7 +91,7 @@ class Settings(BaseSettings):
 
     @property
     def explicit_tracking_uri(self) -> str | None:
-        """MLFLOW_TRACKING_URI if the user set it. A value from `exports_of` may hold an outdated port: None."""
+        """MLFLOW_TRACKING_URI if the user set it, else None; a value from `exports_of` may contain an outdated port."""
         return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
 
     @property
@@ -220,11 +220,11 @@ class Settings(BaseSettings):
                 "The FTP credentials are missing or damaged.",
                 value=f"{file}: {error!r}",
                 expected="the file that `workshop up` writes, or WORKSHOP_FTP_USER and WORKSHOP_FTP_PASSWORD",
-                next_step=f"rm -f {file}, then workshop up",
+                next_step=f"type `rm -f {file}`, then `workshop up`",
             ) from None
         if mode & 0o077:
             raise SettingsError(
-                f"The file {file} can be read by others.",
+                f"Other users can read the file {file}.",
                 value=oct(mode),
                 expected="0o600",
                 next_step=f"chmod 600 {file}",

@@ -121,7 +121,7 @@ class Person:
         try:
             self.steps, self.checked_at, self.error = STEPS.validate_json(out), time.time(), ""
         except ValidationError as error:
-            raise CommandError(f"it printed no steps: {error.errors()[0]['msg']}") from None
+            raise CommandError(f"the command printed no steps: {error.errors()[0]['msg']}") from None
         if not self.progress_at or before != [step.done for step in self.steps]:
             self.progress_at = self.checked_at
 

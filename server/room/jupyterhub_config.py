@@ -114,7 +114,7 @@ class RoomAuthenticator(PAMAuthenticator):
     known: ClassVar[set[tuple[str, str]]] = set()  # (address, name) that logged in, which others cannot lock out
 
     async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
-        """Return the name if the password is right: PAM's, or in an open room the room's or the instructor's own."""
+        """Return the name if the password is correct. PAM checks it, except in an open room."""
         name, now, is_right = self.normalize_username(data["username"]), time.monotonic(), False
         # Only the log-in page behind nginx, which sets the client's address. The API would give tokens for passwords.
         is_page = isinstance(handler, LoginHandler) and handler.request.connection.stream.socket.getpeername()[0] == HUB
@@ -126,7 +126,7 @@ class RoomAuthenticator(PAMAuthenticator):
             if any(sum(key == each for each, _ in self.attempts) >= limit for key, limit in limits.items()):
                 raise HTTPError(429, f"Too many wrong passwords for {name}. Next: wait a minute.")
             self.attempts.extend((key, now) for key in limits)  # before the check, since many may run at once
-            if room["open"]:
+            if room["open"]:  # the password of the room, or the instructor's own for the instructor
                 right = secret("instructor.password" if name == people.INSTRUCTOR else "room.password")
                 is_right = compare_digest(data["password"].encode(), right.encode())
             else:
@@ -162,7 +162,7 @@ def secret(name: str) -> str:
 def reject_long(_code: orm.OAuthCode, value: str | None, _old: object, _event: object) -> None:
     """Reject a long value before the transaction starts."""
     if value and len(value) > MAX_CODE_LENGTH:
-        raise HTTPError(400, f"A challenge or session has more than {MAX_CODE_LENGTH} characters.")
+        raise HTTPError(400, f"A code challenge or a session id has more than {MAX_CODE_LENGTH} characters.")
 
 
 # JupyterHub has no settings for these limits, which people could otherwise exceed by bypassing nginx.

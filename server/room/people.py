@@ -42,19 +42,19 @@ async def run(*command: str, seconds: float = 60, size: int = 2**20) -> bytes:
             await stream.readexactly(size + 1)
         except asyncio.IncompleteReadError as end:
             return end.partial
-        raise CommandError(f"it printed more than {size} bytes")
+        raise CommandError(f"the command printed more than {size} bytes")
 
     try:
         async with asyncio.timeout(seconds):
             out, err = await asyncio.gather(read(process.stdout), read(process.stderr))
             await process.wait()
     except TimeoutError:
-        raise CommandError(f"it did not end within {seconds:.0f} s") from None
+        raise CommandError(f"the command did not end within {seconds:.0f} s") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process._transport.close()  # processes that left the group may keep the pipes open
     if process.returncode:
         message = (err or out).decode(errors="replace").strip()
-        raise CommandError(message[-500:] or f"it failed with exit code {process.returncode}")
+        raise CommandError(message[-500:] or f"the command failed with exit code {process.returncode}")
     return out

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Manages a person's account, network and processes, as root. Called by the hub.
-#   person.sh enter NAME      create or repair account, network, folders and clone; print the address
+#   person.sh enter NAME      create or repair the account, network, folders and clone; print the address
 #   person.sh run NAME ...    run a command as the person, in the person's network and limits
-#   person.sh size NAME       print MB and number of the person's files, then of deleted files that are still open
+#   person.sh size NAME       print the MB and the number of the person's files, then those of deleted files that are still open
 #   person.sh leave NAME      end all processes of the person
 set -eu
-umask 077 # a lock that others can open, they can hold
+umask 077 # others could hold a lock that they can open
 here=$(dirname "$0")
 # shellcheck source=server/room/settings.sh
 . "$here/settings.sh"

@@ -51,7 +51,7 @@ wait_until_up() {
     [ $((waited += 1)) -lt 120 ] || {
       supervisor status >&2 || true
       for name in nginx proxy hub; do tail --lines=3 "$STATE/$name.log" >&2; done
-      fail "The room does not respond (its last log lines are above)." "ss -ltnp shows which process uses port $(setting port)"
+      fail "The room does not respond (its last log lines are above)." "run ss -ltnp to see which process is using port $(setting port)"
     }
   done
 }
@@ -64,7 +64,7 @@ start() {
   if supervisor pid >/dev/null 2>&1; then
     supervisor reread >/dev/null
     supervisor update >/dev/null
-    nginx -tq -e stderr -c "$here/nginx.conf" || fail "nginx rejects its configuration (see above)." "setup.sh with --certificate and --key"
+    nginx -tq -e stderr -c "$here/nginx.conf" || fail "nginx rejects its configuration (see above)." "run setup.sh with --certificate and --key"
     supervisor restart hub proxy >&2
     supervisor signal HUP nginx >/dev/null 2>&1 || supervisor start nginx >/dev/null || true # HUP: nginx keeps its port
   else
@@ -88,7 +88,7 @@ case ${1:-} in
     umount "$RUN" 2>/dev/null || true
     ;;
   password)
-    id -nG "${2:-}" 2>/dev/null | grep -qw workshop-room || fail "'${2:-}' is not a person of the room." "$0 password NAME"
+    id -nG "${2:-}" 2>/dev/null | grep -qw workshop-room || fail "'${2:-}' is not a user of the room." "$0 password NAME"
     word=$(python3 -Ic "import secrets; print(secrets.token_urlsafe(9))")
     echo "$2:$word" | chpasswd
     umask 077

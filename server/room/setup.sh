@@ -3,11 +3,11 @@
 # Ubuntu. Run it again to install the latest commit; accounts, work and passwords are kept.
 set -euo pipefail
 usage="server/room/setup.sh --people FILE | --open
-  --people FILE                   a file with one name per line; creates an account with a password for each
+  --people FILE                   a file with one name per line; each gets an account with a password
   --open [--password-file FILE]   anyone with the room's password may log in by any name; default: a random password
   --host NAME                     the machine's name in the browser's address
   --port 443                      HTTPS port
-  --certificate FILE --key FILE   your own, in PEM; default: self-signed
+  --certificate FILE --key FILE   your own certificate and its key, in PEM; default: self-signed
   --subdomains                    serve each person's pages from NAME.HOST; needs a wildcard DNS name and certificate
   --memory 4G --processes 1000    limits per person
   --disk 5G                       limit per person; needs quotas on the file system of /home
@@ -32,24 +32,24 @@ done
 [ "$(id -u)" = 0 ] || fail "creating accounts and networks needs root" "sudo $0 ..."
 [ -n "$people" ] || [ -n "$open" ] || fail "either --people or --open is needed" "$usage"
 [ -z "$people" ] || [ -z "$open" ] || fail "--people and --open exclude each other" "use only one of them"
-[ -z "$people" ] || [ -r "$people" ] || fail "$people cannot be read" "name a file with one name per line"
-[ -z "$password_file" ] || [ -r "$password_file" ] || fail "$password_file cannot be read" "name a file with the password"
+[ -z "$people" ] || [ -r "$people" ] || fail "$people cannot be read" "choose a readable file with one name per line"
+[ -z "$password_file" ] || [ -r "$password_file" ] || fail "$password_file cannot be read" "choose a readable file with the password"
 names=$([ -z "$people" ] || tr -s '[:space:]' '\n' <"$people" | grep . || true)
 wrong=$(grep -vxE '[a-z][a-z0-9_-]{0,30}' <<<"${names:-a}" || true)
-[ -z "$wrong" ] || fail "invalid names: ${wrong//$'\n'/, }" "use lowercase letters, digits, - and _; a letter first, at most 31"
-[[ $memory =~ ^[0-9]+[GM]$ ]] || fail "invalid value: --memory $memory" "a number with G or M, such as 4G"
-[[ $processes =~ ^[0-9]+$ ]] || fail "invalid value: --processes $processes" "a number, such as 1000"
-[[ $disk =~ ^([0-9]+[GM])?$ ]] || fail "invalid value: --disk $disk" "a number with G or M, such as 5G"
-[[ $port =~ ^[0-9]{1,5}$ ]] && [ "$port" -gt 0 ] && [ "$port" -le 65535 ] || fail "invalid value: --port $port" "a number from 1 to 65535"
+[ -z "$wrong" ] || fail "invalid names: ${wrong//$'\n'/, }" "use at most 31 lowercase letters, digits, - and _, and start with a letter"
+[[ $memory =~ ^[0-9]+[GM]$ ]] || fail "invalid value: --memory $memory" "choose a number with G or M, such as 4G"
+[[ $processes =~ ^[0-9]+$ ]] || fail "invalid value: --processes $processes" "choose a number, such as 1000"
+[[ $disk =~ ^([0-9]+[GM])?$ ]] || fail "invalid value: --disk $disk" "choose a number with G or M, such as 5G"
+[[ $port =~ ^[0-9]{1,5}$ ]] && [ "$port" -gt 0 ] && [ "$port" -le 65535 ] || fail "invalid value: --port $port" "choose a number from 1 to 65535"
 host=${host,,} address=$host && [ "$port" = 443 ] || address=$host:$port
-[[ $host =~ ^[a-z0-9.-]+$ ]] && [[ -z $subdomains || $host =~ [a-z]$ ]] || fail "invalid value: --host $host" "a name, or without --subdomains an address; no port"
+[[ $host =~ ^[a-z0-9.-]+$ ]] && [[ -z $subdomains || $host =~ [a-z]$ ]] || fail "invalid value: --host $host" "choose a name, or without --subdomains an IP address, and do not add a port"
 for file in password_file certificate key; do # resolve now: the script changes its folder
   [ -z "${!file}" ] || printf -v $file %s "$(realpath "${!file}")"
 done
 if [ -n "$certificate$key" ]; then
   of_key=$(openssl pkey -pubout -in "$key" 2>/dev/null) &&
     [ "$(openssl x509 -pubkey -noout -in "$certificate" 2>/dev/null)" = "$of_key" ] ||
-    fail "certificate and key cannot be read, or do not match: $certificate, $key" "--certificate FILE --key FILE, both in PEM"
+    fail "certificate and key cannot be read, or do not match: $certificate, $key" "use --certificate FILE and --key FILE, both in PEM"
 fi
 room=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=server/room/settings.sh
@@ -74,9 +74,9 @@ if [ ${#packages[@]} -gt 0 ]; then
     >/dev/null || fail "${packages[*]} cannot be installed (see apt's messages above)" "apt-get update; apt-get install ${packages[*]}"
 fi
 python3 -Ic 'import ipaddress, sys; [ipaddress.IPv4Network(each) for each in sys.argv[1].split(", ") if each]' "$reach" 2>/dev/null ||
-  fail "invalid value: --reach $reach" "a network, such as 192.168.5.0/24"
+  fail "invalid value: --reach $reach" "choose a network, such as 192.168.5.0/24"
 if [ -n "$disk" ] && ! quotaon -pu "$(findmnt -no TARGET -T /home)" 2>/dev/null | grep -q "is on"; then
-  fail "--disk $disk: the file system of /home has no quotas" "mount it with usrquota, then type quotacheck and quotaon; or omit --disk"
+  fail "--disk $disk: the file system of /home has no quotas" "mount the file system with usrquota, then type quotacheck and quotaon; or omit --disk"
 fi
 
 echo "Installing into /opt/workshop" >&2
@@ -105,7 +105,7 @@ word() { python3 -Ic "import secrets; print(secrets.token_urlsafe($1))"; }
 for secret in proxy.token instructor.password; do [ -s $secret ] || word 32 >$secret; done
 if [ -n "$password_file" ]; then
   IFS= read -r password <"$password_file" || true
-  [ ${#password} -ge 8 ] || fail "the password in $password_file has only ${#password} characters" "use 8 or more"
+  [ ${#password} -ge 8 ] || fail "the password in $password_file has only ${#password} characters" "use 8 or more characters"
   printf '%s\n' "$password" >room.password
 fi
 [ -z "$open" ] || [ -s room.password ] || word 9 >room.password
@@ -114,7 +114,7 @@ if [ -n "$certificate" ]; then
   cat "$key" >room.key
 elif [ ! -s room.pem ]; then
   openssl req -x509 -newkey rsa:2048 -noenc -days 365 -subj "/CN=$host" -addext "subjectAltName=DNS:$host,DNS:*.$host" \
-    -keyout room.key -out room.pem 2>/dev/null || fail "openssl cannot create a certificate for $host" "--certificate FILE --key FILE"
+    -keyout room.key -out room.pem 2>/dev/null || fail "openssl cannot create a certificate for $host" "use --certificate FILE and --key FILE"
 fi
 { echo "listen $port ssl;" && { [ ! -e /proc/net/if_inet6 ] || echo "listen [::]:$port ssl;"; }; echo "set \$room $address;"; } >listen.conf
 if [ -n "$subdomains" ]; then echo "default unknown; $host room; *.$host person;"; else echo "default any;"; fi >names.conf
@@ -136,7 +136,7 @@ if [ -d /run/systemd/system ]; then
 elif [ -d /etc/cron.d ]; then
   echo "@reboot root $start start" >/etc/cron.d/workshop-room
 else
-  echo "After each reboot type: $start start" >&2
+  echo "After each reboot, type: $start start" >&2
 fi
 $start restart
 others=$(getent passwd | awk -F: -v first=$FIRST_UID -v last=$LAST_UID '$3 >= first && $3 <= last && $1 != "instructor" {print $1}' |

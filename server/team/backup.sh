@@ -1,7 +1,7 @@
 #!/bin/sh
 # Saves runs and artifacts in FOLDER while everything runs: `./backup.sh FOLDER`. Set COMPOSE="docker compose" for Docker.
 set -eu
-[ $# = 1 ] || { echo "Name one folder: ./backup.sh FOLDER" >&2; exit 2; }
+[ $# = 1 ] || { echo "Choose one folder: ./backup.sh FOLDER" >&2; exit 2; }
 umask 077
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)

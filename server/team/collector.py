@@ -95,7 +95,7 @@ def is_being_copied(log: io.FileIO, path: Path) -> bool:
 
 
 def identify(log: io.FileIO, path: Path, database: sqlite_utils.Database) -> dict | None:
-    """Return the file's record with its read position, also after renaming; None for an unfinished copy."""
+    """Return the file's record with its read position, even if the file was renamed; None for an unfinished copy."""
     files, inode = database["files"], str(os.fstat(log.fileno()).st_ino)
     for record in files.rows_where("inode = ?", [inode], order_by="position DESC"):
         if read_tail(log, record["position"]) == record["tail"]:
@@ -161,9 +161,9 @@ def collect(folder: Path, database: sqlite_utils.Database, days: float, megabyte
 def main() -> None:
     """Collect until the process is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of the log files")
-    parser.add_argument("database", type=Path, help="SQLite file")
-    parser.add_argument("--days", type=float, default=30, help="delete older lines (default: %(default)s)")
+    parser.add_argument("folder", type=Path, help="the folder with the log files")
+    parser.add_argument("database", type=Path, help="the SQLite file")
+    parser.add_argument("--days", type=float, default=30, help="how many days to keep a line (default: %(default)s)")
     parser.add_argument("--megabytes", type=float, default=1000, help="maximum database size (default: %(default)s)")
     options = parser.parse_args()
     logging.config.dictConfig(yaml.safe_load(Path(__file__).with_name("logging.yaml").read_text(encoding="utf-8")))

@@ -11,7 +11,7 @@ file = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "logg
 try:
     logging.config.dictConfig(yaml.safe_load(file.read_text(encoding="utf-8")))
 except FileNotFoundError:
-    sys.exit(f"There is no file {file}. Name a logging configuration: `python logging_from_file.py FILE`")
+    sys.exit(f"There is no file {file}. Choose a logging configuration: `python logging_from_file.py FILE`")
 
 logger = logging.getLogger("experiment")
 logger.info("training starts")

@@ -2,7 +2,7 @@
 # Restores a backup of `./backup.sh FOLDER`, on this machine or a new one: `./restore.sh FOLDER`. Newer runs are lost.
 set -eu
 [ $# = 1 ] && [ -s "$1/mlflow.sql" ] && [ -s "$1/artifacts.tar" ] ||
-  { echo "No mlflow.sql and artifacts.tar in '${1-}'. Name the folder of a backup: ./restore.sh FOLDER" >&2; exit 2; }
+  { echo "No mlflow.sql and artifacts.tar in '${1-}'. Choose the folder of a backup: ./restore.sh FOLDER" >&2; exit 2; }
 folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")"
 compose=${COMPOSE:-podman-compose}

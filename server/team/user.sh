@@ -20,7 +20,7 @@ case $action in
     line=
     ;;
   *)
-    echo "Invalid arguments: '$*'. Type ./user.sh add NAME or ./user.sh remove NAME; NAME has letters, digits, . _ -" >&2
+    echo "Invalid arguments: '$*'. Type ./user.sh add NAME or ./user.sh remove NAME; NAME consists of letters, digits, . _ and -" >&2
     exit 2
     ;;
 esac

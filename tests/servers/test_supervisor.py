@@ -222,7 +222,7 @@ def test_servers_started_by_hand_are_left_alone(running):
         rows = status(running)
         assert workshop(running, "up").stderr.count("(started by hand)") == 2
         done = workshop(running, "down", "mlflow")
-        assert f"{before['mlflow']['address']} was started by hand and still runs" in done.stderr
+        assert f"{before['mlflow']['address']} was started by hand and is still running" in done.stderr
         assert status(running) == rows
         assert {name for name, row in rows.items() if row["state"] == "started by hand"} == set(names)
     assert "waiting for FTP artifact store" in workshop(running, "up").stderr

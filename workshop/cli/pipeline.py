@@ -82,7 +82,7 @@ def run_and_show(settings: Settings) -> None:
 @click.command()
 @click.argument("targets", nargs=-1)
 @click.option(
-    "-j", "--jobs", type=click.IntRange(min=1), help="Maximum number of parallel stages (default: the Dask workers)."
+    "-j", "--jobs", type=click.IntRange(min=1), help="Maximum number of parallel stages (default: one per Dask worker)."
 )
 @click.option("-f", "--force", is_flag=True, help="Also run unchanged stages.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
@@ -106,7 +106,7 @@ def repro(targets: tuple[str, ...], **options: Any) -> None:
 @click.option("--export", is_flag=True, help="Print shell commands that set the addresses and PATH.")
 @json_option
 def config(export: bool, as_json: bool) -> None:
-    """Show addresses and folders; with --export, as shell commands.
+    """Show addresses and folders, or with --export print the shell commands that set them.
 
     \b
     Example:  eval "$(workshop config --export)"

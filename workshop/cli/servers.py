@@ -49,7 +49,7 @@ def up(services: tuple[str, ...], chapter: str | None, repro: bool) -> None:
 
         checkpoints.save_first_chapter(settings, int(chapter))
         chapter_files.prepare_for(settings, int(chapter), report)
-        report(f"next: {start_page.write(settings)} shows the next step")
+        report(f"next: open {start_page.write(settings)}, which shows the next step")
 
 
 def _start(services: Sequence[str] = ()) -> Settings:
@@ -121,7 +121,7 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="Port; if it is in use, the next free one.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="Port, or the next free one if it is in use.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lab(port: int, options: tuple[str, ...]) -> None:
     """Start the servers that are down, then JupyterLab at the start page; pass OPTIONS to `jupyter lab`.
@@ -167,7 +167,7 @@ def backup(file: Path | None, restore: bool) -> None:
     settings = get_settings()
     if restore:
         if file is None or not file.exists():
-            raise click.BadParameter(f"name an existing backup to restore, not {file}", param_hint="FILE")
+            raise click.BadParameter(f"choose an existing backup to restore, not {file}", param_hint="FILE")
         files = backups.restore(file, settings)
         report(f"restored {len(files)} files into {settings.state}; next: workshop up")
     else:

@@ -21,7 +21,7 @@ DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 @click.argument("chapter", required=False, type=click.Choice("1234"), metavar="[CHAPTER]")
 @json_option
 def check(chapter: str | None, as_json: bool) -> None:
-    """Show which steps are done and which one is next; exit 1 if CHAPTER is given and not complete.
+    """Show which steps are done and which one is next; exit with code 1 if CHAPTER is given and not complete.
 
     The command checks files, the tracking server, git and DVC, and rewrites the start page, START.md.
 
@@ -50,13 +50,13 @@ def check(chapter: str | None, as_json: bool) -> None:
         click.echo(start_page.LEGEND)
         where = f" ({following.place}, chapter {following.chapter})" if following else ""
         click.echo(_wrap(f"Next: {following.title}{where}" if following else "All steps are done."))
-        click.echo(f"{start_page.START_PAGE} shows the same. If it is open, choose {start_page.RELOAD}")
+        click.echo(f"{start_page.START_PAGE} shows the same steps. If the page is open, choose {start_page.RELOAD}")
     if chapter and not is_complete:
         raise SystemExit(1)
 
 
 def _wrap(text: str, spaces: int = 0) -> str:
-    """Wrap and indent a text to the terminal's width without breaking words."""
+    """Wrap a string to the terminal's width and indent it without breaking words."""
     wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
     wrapper.initial_indent = wrapper.subsequent_indent = " " * spaces
     return wrapper.fill(text)
@@ -65,7 +65,7 @@ def _wrap(text: str, spaces: int = 0) -> str:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check this machine and say what to fix; exit 1 if something will fail.
+    """Check this machine and say what to fix; exit with code 1 if something will fail.
 
     `ok`: fine; `?`: works, but may surprise you; `!!`: will fail.
 
@@ -84,9 +84,9 @@ def doctor(as_json: bool) -> None:
 
 @click.command()
 @click.argument("chapter", type=click.Choice("1234"), metavar="CHAPTER")
-@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def reset(chapter: str, yes: bool) -> None:
-    """Restore the original files of CHAPTER, and move yours to a folder that is printed.
+    """Restore the original files of CHAPTER, and move your files to a folder whose path is printed.
 
     The original files are those that you cloned; your own commits stay in git. Runs in the tracking store, outputs of
     the pipeline and the other chapters are not changed.
@@ -96,7 +96,7 @@ def reset(chapter: str, yes: bool) -> None:
     """
     settings = get_settings()
     start, folder = chapter_files.find_start(settings.root), checkpoints.CHAPTERS[int(chapter) - 1].folder
-    report(f"{folder} will be restored to commit {start[:7]}, its exercises marked unsolved, your files moved away")
+    report(f"{folder} will be restored to commit {start[:7]}, its exercises marked as unsolved, and your files moved")
     if not yes:
         click.confirm("  Continue?", abort=True, err=True)
     report(f"your files are in {chapter_files.restore_chapter(settings, int(chapter), start)}")

@@ -44,10 +44,11 @@ def back_up(file: Path, settings: Settings) -> Hashes:
         raise ServiceError(
             "There is nothing to back up.",
             value=f"no database in {settings.state}",
-            next_step="workshop up; or set WORKSHOP_STATE to another folder",
+            next_step="type `workshop up`, or set WORKSHOP_STATE to another folder",
         )
     if file.exists():
-        raise ServiceError("The file already exists.", value=file, next_step="name another file, or move it away")
+        step = "choose another file name, or move the existing file"
+        raise ServiceError("The file already exists.", value=file, next_step=step)
     # In the same folder, so that the complete file only has to be renamed. Readable by the owner only.
     with (
         _disk_errors("The backup could not be made.", file.absolute().parent),
@@ -116,8 +117,8 @@ def _run_postgres_client(program: str, *options: str, settings: Settings) -> Non
         raise ServiceError(
             f"`{program}` failed.",
             value=completed.stderr.strip()[-1000:],
-            expected="PostgreSQL's clients on PATH, not older than the server; for a restore, an empty database",
-            next_step="fix the cause (to install the clients: apt-get install postgresql-client), then try again",
+            expected="PostgreSQL's clients on PATH, not older than the server; and for a restore, an empty database",
+            next_step="fix the cause (missing clients: apt-get install postgresql-client), then repeat the command",
         )
 
 
@@ -143,11 +144,8 @@ def _copy_to_postgres(source: Path, settings: Settings) -> None:
     revision = sql.text("SELECT version_num FROM alembic_version")
     try:
         if names := sql.inspect(new).get_table_names():
-            raise ServiceError(
-                "A backup can only be restored into an empty database.",
-                value=f"the table {names[0]!r} already exists",
-                next_step="set WORKSHOP_DATABASE_URI to another database",
-            )
+            found, step = f"the table {names[0]!r} already exists", "set WORKSHOP_DATABASE_URI to another database"
+            raise ServiceError("A backup can only be restored into an empty database.", value=found, next_step=step)
         try:
             upgrade = ["mlflow", "db", "upgrade", address]  # the address names a password file, not the password
             subprocess.run(upgrade, check=True, capture_output=True, text=True)
@@ -157,8 +155,9 @@ def _copy_to_postgres(source: Path, settings: Settings) -> None:
                     raise ServiceError(
                         "The backup was made with another version of MLflow.",
                         value=f"schema revision {saved}",
-                        expected=f"schema revision {installed}, of the MLflow installed here",
-                        next_step="install the same version on both machines; back up again there after `workshop up`",
+                        expected=f"schema revision {installed} of the MLflow version installed here",
+                        next_step="install the same version of MLflow on both machines; "
+                        "on the original one, run `workshop up` and back up again",
                     )
                 for table in reversed(tables.sorted_tables):  # default rows that MLflow wrote into the new tables
                     writer.execute(table.delete())
@@ -227,8 +226,8 @@ def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
     raise ServiceError(
         "An artifact is damaged: its content differs from what was stored.",
         value=f"{path}: sha256 {sha256}",
-        expected="the sha256 in the name of one of its marks (`.~...sha256` beside it)",
-        next_step="log it again, or remove it, then repeat the backup",
+        expected="the sha256 in the name of one of its marks (`.~...sha256` beside the file)",
+        next_step="log the artifact again or remove it, then repeat the backup",
     )
 
 
@@ -242,7 +241,7 @@ def _require_empty(settings: Settings) -> None:
             "A backup can only be restored into an empty state folder.",
             value=f"{existing[0]} exists",
             expected="neither a database nor artifacts",
-            next_step="set WORKSHOP_STATE to another folder; or type `workshop down` and move it away",
+            next_step="set WORKSHOP_STATE to another folder; or type `workshop down` and move the old files away",
         )
 
 
@@ -253,7 +252,7 @@ def _extract(file: Path, folder: Path, databases: Sequence[str]) -> Hashes:
             for member in tar:
                 place = (folder / member.name).resolve()
                 if not (member.isfile() or member.isdir()) or not place.is_relative_to(folder.resolve()):
-                    raise ValueError(f"it contains {member.name!r}, which does not belong in a backup")
+                    raise ValueError(f"the archive contains {member.name!r}, which does not belong in a backup")
             tar.extraction_filter = getattr(tarfile, "data_filter", None)  # missing in Python 3.11.2 (Debian 12)
             tar.extractall(folder)  # noqa: S202 - all members were checked
         files = [path for path in folder.rglob("*") if path.is_file()]
@@ -263,7 +262,7 @@ def _extract(file: Path, folder: Path, databases: Sequence[str]) -> Hashes:
         if different := dict(hashes.items() ^ expected.items()):
             raise ValueError(f"{len(different)} files differ from the manifest, such as {min(different)!r}")
         if not hashes.keys() & set(databases) or not (folder / ARTIFACTS).is_dir():
-            raise ValueError(f"it lacks {' and '.join(databases)}, or {ARTIFACTS}")
+            raise ValueError(f"the archive lacks {' and '.join(databases)}, or {ARTIFACTS}")
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ServiceError(
             f"The file {file} is not a complete backup.",

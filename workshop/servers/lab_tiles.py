@@ -62,7 +62,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
         """Reject cross-site requests: to the server they would seem to come from this machine."""
         await ensure_async(super().prepare())
         if self.request.method not in ("GET", "HEAD", "OPTIONS") and not self.check_origin():
-            raise web.HTTPError(403, "Cross-site request blocked: it comes from a page of another site.")
+            raise web.HTTPError(403, "Cross-site request blocked: it comes from a page on another site.")
 
     def proxy_request_headers(self) -> HTTPHeaders:
         """Return the headers with a host that the server accepts, whatever name the browser uses."""
@@ -85,9 +85,9 @@ class RunningServerHandler(NamedLocalProxyHandler):
             # The port is closed (OSError); or the proxy reports a closed connection or a timeout (500, 599).
             if isinstance(error, web.HTTPError) and error.status_code not in (500, 599):
                 raise
-            # Start the server only on navigation: an open page that polls may belong to a server just stopped.
+            # Start the server only on navigation: an open page that polls may belong to a server that was just stopped.
             if self.request.headers.get("Sec-Fetch-Mode") == "navigate":
-                show_problem(self, self.title, f"{self.title} is starting. If this page stays:", self.start())
+                show_problem(self, self.title, f"{self.title} is starting. If this page does not change:", self.start())
             else:
                 show_problem(self, self.title, f"{self.title} does not respond on port {port}.", "workshop up")
 
@@ -134,7 +134,7 @@ class ReportHandler(JupyterHandler):
         """Send the report, with links to MLflow rewritten to JupyterLab's proxy."""
         file = get_settings().pipeline / "results" / "report.html"
         if not file.exists():
-            show_problem(self, self.title, "There is no report yet: the pipeline writes it.", "workshop repro")
+            show_problem(self, self.title, "There is no report yet. The pipeline writes one.", "workshop repro")
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", REPORT_POLICY)
@@ -168,7 +168,7 @@ class Tile(ServerProcess):
         self._handler = handler
 
     def make_proxy_handler(self) -> tuple[type[JupyterHandler], dict]:
-        """Return the handler of the tile's URL and its arguments."""
+        """Return the handler for the tile's URL, and the handler's arguments."""
         return self._handler, {}
 
 

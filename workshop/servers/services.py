@@ -266,10 +266,10 @@ def require_loopback(settings: Settings, *names: str) -> None:
     unprotected = [service.title for service in SERVICES if service.name in names and not service.requires_password]
     if unprotected:
         raise ServiceError(
-            f"Not started, because other machines could use it without a password: {', '.join(unprotected)}.",
+            f"Not started because other machines could use these servers without a password: {', '.join(unprotected)}.",
             value=f"WORKSHOP_HOST={settings.host}",
             expected="127.0.0.1 or localhost",
-            next_step="unset WORKSHOP_HOST; to connect from another machine use a tunnel, such as "
+            next_step="unset WORKSHOP_HOST; to connect from another machine, use a tunnel, such as "
             f"`ssh -L {settings.dashboard_port}:127.0.0.1:{settings.dashboard_port} HOST`",
         )
 

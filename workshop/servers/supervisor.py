@@ -108,7 +108,7 @@ def up(report: Report, names: Sequence[str] = ()) -> Settings:
             except ServiceError:
                 if choose_ports(settings, lambda _: None) == settings:
                     raise
-                # Another program was faster to take a port. No client has the addresses yet, so choose others.
+                # Another program took one of the ports first. No client has the addresses yet, so choose others.
                 _stop_all(settings, report)
                 settings = reserve_ports(settings, report, is_retry=True)
             else:
@@ -133,7 +133,7 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
         for service in SERVICES:
             if service.name in by_hand and service.name in chosen:
                 server = f"{service.title}: {service.address(settings)}"
-                report(f"{server} was started by hand and still runs; stop it in its terminal with Ctrl-C")
+                report(f"{server} was started by hand and is still running; stop it with Ctrl-C in its terminal")
         return sum(not process.is_running() for process in running)
 
 
@@ -169,7 +169,7 @@ def stopped(settings: Settings) -> Iterator[None]:
             raise ServiceError(
                 "The servers of this state folder are running.",
                 value=f"{len(running)} processes on {settings.state}",
-                next_step="workshop down; or set WORKSHOP_STATE to another folder",
+                next_step="type `workshop down`, or set WORKSHOP_STATE to another folder",
             )
         yield
 
@@ -221,7 +221,7 @@ def _start_supervisor(settings: Settings) -> None:
         raise ServiceError(
             "Supervisor did not start.",
             value=(completed.stderr or completed.stdout).strip()[-500:],
-            next_step=f"see {settings.logs / 'supervisord.log'}, then `workshop down` and `workshop up`",
+            next_step=f"read {settings.logs / 'supervisord.log'}, then type `workshop down` and `workshop up`",
         )
 
 
@@ -253,7 +253,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
             "umask": "077" if service.private else f"{_umask():03o}",
             "autostart": "false",
             "autorestart": "true",
-            # Supervisor gives up a service that exits this soon after its start `startretries` (3) times more.
+            # If a service exits sooner than this, supervisor restarts it at most `startretries` (3) times.
             "startsecs": "30",
             "stopwaitsecs": "10",
             "stopasgroup": "true",
@@ -310,7 +310,7 @@ def _health_error(service: Service, settings: Settings, why: str) -> ServiceErro
     return ServiceError(
         f"{service.title} does not respond: {why}.",
         value=f"{service.address(settings)}; the end of its log:\n{last}",
-        next_step=f"fix the cause, then `workshop down` and `workshop up`; full log: {_log_file(service, settings)}",
+        next_step=f"fix the cause, then type `workshop down` and `workshop up`; log: {_log_file(service, settings)}",
     )
 
 
@@ -350,10 +350,10 @@ def _locked(settings: Settings) -> Iterator[None]:
         lock.acquire()
     except OSError as error:  # filelock's Timeout is one
         raise ServiceError(
-            "The state folder is not writable, or another command uses it.",
+            "The state folder is not writable, or is in use by another command.",
             value=f"{settings.state} ({error.strerror or error})",
             expected="a writable folder, without another `workshop up`, `down` or `backup --restore` running on it",
-            next_step="wait for the other command; or set WORKSHOP_STATE to another folder",
+            next_step="wait until the other command has ended, or set WORKSHOP_STATE to another folder",
         ) from None
     try:
         yield

@@ -133,5 +133,5 @@ def _run(command: Sequence[str | Path], folder: Path) -> None:
         raise PipelineError(
             f"`{' '.join(map(str, command))}` failed.",
             value=lines[start:],
-            next_step="type `workshop doctor`, then the same command again: it continues where this one stopped",
+            next_step="type `workshop doctor`, then repeat your command, which continues where it stopped",
         )

@@ -292,7 +292,7 @@ STEPS = {
         ),
         Step(
             "The weekly report", "1_starting_point/README.md", partial(has_file, REPORT),
-            "Type `python make_report.py` in 1_starting_point/report, `python app.py` in 1_starting_point/dashboard.",
+            "In 1_starting_point, type `python make_report.py` in report/ and `python app.py` in dashboard/.",
         ),
     ),
     2: (

@@ -73,7 +73,7 @@ def _memory(settings: Settings) -> Finding:
     text = f"{available_GB:.1f} GB available, {needed_GB:g} GB needed"
     if available_GB >= needed_GB:
         return Finding("memory", OK, text)
-    next_step = "close programs; or write WORKSHOP_DASK_WORKERS=1 into .env, then workshop down and workshop up"
+    next_step = "close programs; or write WORKSHOP_DASK_WORKERS=1 into .env, and type `workshop down`, `workshop up`"
     return Finding("memory", LOOK if available_GB >= needed_GB / 2 else WRONG, text, next_step)
 
 
@@ -83,17 +83,17 @@ def _disk(settings: Settings) -> Finding:
     mounts = [each for each in psutil.disk_partitions(all=True) if folder.is_relative_to(each.mountpoint)]
     kind = max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
     if kind in NETWORK_FILE_SYSTEMS:
-        text = f"{folder} is on a network file system ({kind}): slow, and the tracking database may be locked"
-        next_step = "write WORKSHOP_STATE=/a/local/folder into .env, then workshop down and workshop up"
+        text = f"{folder} is on a network file system ({kind}): it is slow, and the tracking database may be locked"
+        next_step = "write WORKSHOP_STATE=/a/local/folder into .env, then type `workshop down` and `workshop up`"
         return Finding("disk", LOOK, text, next_step)
     return Finding("disk", OK, f"{folder} is on a local disk")
 
 
 def _other_users(settings: Settings) -> Finding:
     if other_users := port_owners.describe_other_users(settings):
-        next_step = "see Ports in server/README.md; to protect users from each other, set up server/room"
+        next_step = "read the Ports section of server/README.md; to protect users from each other, set up server/room"
         return Finding("other users", LOOK, other_users, next_step)
-    return Finding("other users", OK, "no other user runs programs that could reach the servers")
+    return Finding("other users", OK, "no other user is running programs that could reach the servers")
 
 
 # -- the shell -------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def _server(row: supervisor.Status, settings: Settings) -> Finding:
         return Finding(row.name, OK, f"answers at {row.address}")
     if not settings.is_up:
         return Finding(row.name, OK, f"not started: {row.reason or 'type workshop up'}")
-    next_step = f"workshop down, then workshop up, then {EXPORT_COMMAND}; log: {settings.logs / row.name}.log"
+    next_step = f"type `workshop down`, `workshop up` and {EXPORT_COMMAND}; log: {settings.logs / row.name}.log"
     return Finding(row.name, WRONG, row.reason or "does not respond", next_step)
 
 
@@ -156,7 +156,7 @@ def _production(settings: Settings) -> Finding:
             with contextlib.suppress(DataError):  # the pipeline may not have run yet
                 model.predict_with_band(processed.read(settings.pipeline / "data" / "germany.parquet"))
     except (PipelineError, MlflowException, OSError) as error:
-        next_step = "mlflow-gate rollback returns to the previous version (mlflow-gate history); or restore a backup"
+        next_step = "roll back with `mlflow-gate rollback` (see `mlflow-gate history`), or restore a backup"
         return Finding("production", WRONG, str(error).splitlines()[0], next_step)
     text = f"{version.name} version {version.version} loads" if version else "no model is in production"
     return Finding("production", OK, text)

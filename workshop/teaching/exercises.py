@@ -64,13 +64,13 @@ def expect(condition: object, hint: str) -> None:
 
 
 def check(number: str, answer: Any = ..., *evidence: Any) -> Any:
-    """Check an answer: print a hint, or the lesson of a right answer and record the exercise as solved.
+    """Check an answer: print a hint, or if it is right, print the lesson and record the exercise as solved.
 
     ``evidence`` are further objects that the check needs. A wrong answer raises nothing, so the cells below can run; if
     they need the answer, a right one is returned, else the solution. Raises PipelineError for an unknown number.
     """
     if number not in EXERCISES:
-        step = "restore the exercise's number in the call of `check`"
+        step = "restore the exercise's number in the call to `check`"
         raise PipelineError("There is no such exercise.", value=number, expected=", ".join(EXERCISES), next_step=step)
     try:
         is_filled = all(each is not ... for each in (answer, *evidence))
@@ -227,13 +227,13 @@ def _check_negative_wind(answer: float, y_pred: np.ndarray, y_test: DataFrame) -
 
     require_hours(y_test, y_pred)
     solar, wind = np.asarray(y_pred).T
-    expect(0.01 < (wind < 0).mean() < 0.1, "`y_pred` is not the linear model's: run the cells above again.")
+    expect(0.01 < (wind < 0).mean() < 0.1, "`y_pred` is not from the linear model: run the cells above again.")
     mistakes = {
         "this is the number of hours: divide it by the number of all test hours.": (wind < 0).sum(),
         "this is the share for solar power: wind is the other column.": (solar < 0).mean(),
         "this is the share of hours below 1 GW: count those below zero.": (wind < 1).mean(),
-        "measured power is never below zero: count in the predictions.": 0,
-        "this is close: count in `y_pred`, which has the test hours, and do not round.": (0.02, 0.05),
+        "measured power is never below zero: count the predictions below zero.": 0,
+        "this is close: count the test hours, which are in `y_pred`, and do not round.": (0.02, 0.05),
     }
     hint = "count the values of `y_pred[:, 1]` below zero, and divide by the number of all values."
     compare(answer, Number((wind < 0).mean(), 0.4 / len(wind), hint, mistakes, decimals=4))
@@ -243,14 +243,14 @@ def _check_comment_line(answer: str, predicted: np.ndarray, y_test: DataFrame) -
     require(answer, str, "a string")
     r2 = sum(r2_of(y_test, predicted)) / 2
     scores, numbers = re.findall(r"(?<![\d-])0?[.,](\d\d+)", answer), re.findall(r"(?<![\d.,])\d+(?![.,]?\d)", answer)
-    expect(len(scores) == 1, "the line must have one R2 with two decimals, such as 0.86.")
+    expect(len(scores) == 1, "the line must contain one R2 with two decimals, such as 0.86.")
     depths = re.findall(r"depth\D{0,4}(\d+)", answer, re.IGNORECASE)
     is_swapped = depths[0] != "3" if depths else re.search(r"\b3 *trees", answer)
-    expect({"3", "50"} <= set(numbers) and not is_swapped, "the line must name 50 trees and the depth 3.")
+    expect({"3", "50"} <= set(numbers) and not is_swapped, "the line must mention 50 trees and depth 3.")
     hint = f"`predicted` has an R2 of {r2:.3f}, not 0.76 to 0.81: fit a forest of depth 3 on `X_train` and `y_train`."
     expect(0.76 < r2 < 0.81, hint)  # wider than the range over twenty random splits
     is_same = f"{r2:.{len(scores[0])}f}".endswith(scores[0])
-    expect(is_same, f"the line has R2 0.{scores[0]}, but `predicted` has {r2:.3f}: score `predicted` on `y_test`.")
+    expect(is_same, f"the line says R2 0.{scores[0]}, but `predicted` has {r2:.3f}: score `predicted` on `y_test`.")
 
 
 def _check_r2_of_targets(answer: dict[str, float], y_pred: np.ndarray, y_test: DataFrame) -> None:
@@ -273,14 +273,14 @@ def _check_score_function(answer: Callable[[DataFrame, DataFrame], dict[str, flo
 
     measured = DataFrame({"solar_GW": [0.0, 2.0, 5.0, 3.0], "wind_GW": [1.0, 4.0, 9.0, 16.0]})
     predicted = DataFrame({"solar_GW": [1.0, 2.0, 4.0, 2.0], "wind_GW": [-1.0, 2.0, 9.0, 11.0]})
-    expect(getattr(answer, "__name__", "") == "score", f"pass a function named `score`: this has {type_of(answer)}.")
+    expect(getattr(answer, "__name__", "") == "score", f"pass the function `score`: the answer has {type_of(answer)}.")
     source, namespace = "", dict[str, Any]()
     try:
         source = inspect.getsource(answer)
         exec(compile(source, "scores.py", "exec", dont_inherit=True), namespace)  # noqa: S102 -- the attendee's own code
         numbers = namespace["score"](measured.copy(), predicted.copy())
     except NameError as error:
-        hint = "but does not define it. It will be alone in a file: import inside the function, and check the spelling."
+        hint = "but does not define it. In `scores.py` it is alone: import inside the function, and check the spelling."
         raise WrongAnswerError(f"the function uses `{error.name}`, {hint}") from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 -- the function can be anything
         is_open = isinstance(error, TypeError) and ("(...)" in source or "= ..." in source)
@@ -311,7 +311,7 @@ def _check_logged_parameter(answer: str, test: DataFrame) -> None:
     is_changed = any(repr(fitted[name]) != repr(defaults[name]) for name in used)  # 1 is one feature, and 1.0 are all
     expect(is_changed, f"{', '.join(used)} has its default value, which changes nothing: choose another value.")
     r2 = sum(r2_of(test[TARGETS], forest.predict(test))) / 2
-    hint = f"this run has a different `r2` from its forest on `test` ({r2:.3f}): let `track` log it, not your own code."
+    hint = f"the `r2` of this run is not that of its forest on `test` ({r2:.3f}): let `track` log it, not your code."
     expect(abs(run.data.metrics["r2"] - r2) < TOLERANCE, hint)
 
 
@@ -387,7 +387,7 @@ def _check_alias(answer: str) -> None:
     latest = max((int(version.version) for version in versions), default=None)
     expect(str(answer) == str(latest), f"{answer} is not the number of the latest version of `{REGISTERED_MODEL}`.")
     version = client.get_registered_model(REGISTERED_MODEL).aliases.get("reviewed")
-    expect(str(version) == str(latest), f"the alias `reviewed` is on version {version}: set it to the latest version.")
+    expect(str(version) == str(latest), f"the alias `reviewed` is set to version {version}: set it to the latest one.")
 
 
 def finished_run(answer: Any) -> Run:
@@ -412,7 +412,7 @@ def _check_gain_of_sun(answer: float, theirs: Run, plain: Any) -> None:
     run_id = getattr(getattr(plain, "info", plain), "run_id", plain)
     expect(isinstance(run_id, str), f"`plain` must be what `mlflow.projects.run` returns, but has {type_of(plain)}.")
     run = project_run(run_id).data
-    expect(run.params.keys() >= PLAIN_FOREST.keys(), "`plain` is not a run of the project `rf`: run that project.")
+    expect(run.params.keys() >= PLAIN_FOREST.keys(), "`plain` is not a run of the `rf` project: run that project.")
     parameters = PLAIN_FOREST | {"test_fraction": theirs.data.params["test_fraction"]}
     others = [name for name, value in parameters.items() if float(run.params[name]) != float(value)]
     others += ["by_capacity"] * (run.tags.get("target") == "capacity_factor")
@@ -422,11 +422,11 @@ def _check_gain_of_sun(answer: float, theirs: Run, plain: Any) -> None:
     compare(answer, Number(gain, 0.0001, "subtract the logged R2 of `plain` from that of `theirs`.", decimals=3))
 
 
-def _check_fraction(answer: str, task: str = "pass `parameters` a dict with the key `test_fraction`.") -> None:
+def _check_fraction(answer: str, task: str = "pass a dict with the key `test_fraction` as `parameters`.") -> None:
     params = project_run(answer).data.params
-    expect("fit_intercept" in params, "this is not a run of the project `lr`: check the first argument of `run`.")
+    expect("fit_intercept" in params, "this is not a run of the `lr` project: check the first argument of `run`.")
     fraction = params["test_fraction"]
-    expect(float(fraction) == 0.1, f"this run has the test_fraction {fraction}, not 0.1: {task}")
+    expect(float(fraction) == 0.1, f"this run has a test_fraction of {fraction}, not 0.1: {task}")
 
 
 def _check_commit(answer: tuple[str, str]) -> None:
@@ -444,14 +444,14 @@ def _check_floor(answer: str) -> None:
     validated = project_run(answer, "validate").data
     _check_fraction(validated.params["run_id"], "validate the run of exercise 3.1.")
     highest, floor = math.floor(100 * validated.metrics["validation_r2"]) / 100, validated.params["floor"]
-    hint = f"{floor} is not the highest floor of two decimals that this R2 reaches: try a higher or a rounded one."
+    hint = f"{floor} is not the highest floor with two decimals that this R2 reaches: try a higher or a rounded one."
     expect(math.isclose(float(floor), highest), hint)
 
 
 def project_run(answer: Any, entry_point: str = "main") -> Run:
     """Return the finished run of a project's entry point with this id; raise WrongAnswerError for another answer."""
     run = finished_run(answer)
-    hint = f"this is not a run of a project's entry point `{entry_point}`: look at its tags."
+    hint = f"this is not a run of a project's `{entry_point}` entry point: look at the run's tags."
     expect(run.data.tags.get("mlflow.project.entryPoint") == entry_point, hint)
     return run
 
@@ -515,7 +515,7 @@ EXERCISES = {
     "1d": Exercise("the R2 of solar and of wind", "model_keras", _check_r2_of_targets,
         "one R2 for both hid that the network predicts solar power much better than wind power"),
     "1.1": Exercise("the report's week, trained on and held out", "exercises",
-        lesson="R2 is about 0.99 for solar if the week is trained on and 0.90 if not, for wind 0.91 and 0.74: "
+        lesson="R2 is about 0.99 for solar if the week is trained on and 0.90 if not; for wind it is 0.91 and 0.74: "
         "a report on training data promises too much",
         solution={
             name: [Number(r2, 0.02, WEEK, {hint: wrong}) for r2, wrong in zip(R2_OF_WEEK[name], wrong, strict=True)]
@@ -552,7 +552,7 @@ EXERCISES = {
     "2c": Exercise("your own parameter", "model_rf", _check_logged_parameter,
         "the run shows your parameter beside the score: nobody has to remember it"),
     "2d": Exercise("more epochs", "model_keras", _check_epochs,
-        "a little better, although `val_loss` did not fall: it consists mostly of the step in wind power"),
+        "R2 is a little higher, although `val_loss` did not fall: this loss comes mostly from the step in wind power"),
     "2e": Exercise("capacity factors converted to GW", "capacity_factor",
         lesson="a model of capacity factors needs the capacity of the hour, and its user has to know that",
         solution=[
@@ -586,12 +586,12 @@ EXERCISES = {
         "and 0.005 from the hour, which distinguishes morning and afternoon. Your winner of step 5 has an R2 of "
         "0.927 without either"),
     "3.1": Exercise("`lr` run with a tenth of the hours held out", "exercises", _check_fraction,
-        "the run records the fraction: its R2 is on different hours from step 2, so the two cannot be compared"),
+        "the run records the fraction: its R2 is on other hours than that of step 2, so the two cannot be compared"),
     "3.2": Exercise("the commit of a run, from its tags", "exercises", _check_commit,
         "the commit identifies the code, unless there were uncommitted changes: with the run's parameters and the "
         "same data, anyone can repeat it"),
     "3.3": Exercise("the highest floor that a run's R2 reaches", "exercises", _check_floor,
-        "with a higher floor the command would have failed: so a script can stop before it uses a weak model"),
+        "with a higher floor the command would have failed, so a script can stop before it uses a weak model"),
     "4.1": Exercise("the stages that a change affects", "exercises", _check_affected_stages,
         "`split` and all stages downstream run again; DVC keeps the results of `fetch` and `prepare`, upstream"),
     "4.2": Exercise("the rules that the linear regression fails", "exercises", _check_failed_rules,

@@ -29,7 +29,7 @@ def find_problems(folder: str = ".") -> list:
             install = "on Debian and Ubuntu: apt install python" + version + "-venv"
             problems.append(("this Python cannot create virtual environments", install))
     else:
-        other = "install Python 3.11, 3.12 or 3.13, or name one: make run PYTHON=/path/to/python3.12"
+        other = "install Python 3.11, 3.12 or 3.13, or give the path of one: make run PYTHON=/path/to/python3.12"
         problems.append(("Python " + version + " is not supported (" + sys.executable + ")", other))
     try:
         subprocess.check_output(["git", "--version"])
@@ -38,7 +38,7 @@ def find_problems(folder: str = ".") -> list:
         problems.append(("git is not installed or does not run", install))
     free_GB = shutil.disk_usage(folder).free / 1e9
     if free_GB < DISK_GB and not os.path.exists(os.path.join(folder, ".venv", "installed")):  # noqa: PTH110, PTH118
-        full = "only {:.1f} GB of disk space are free, {:.0f} GB are needed".format(free_GB, DISK_GB)  # noqa: UP032
+        full = "only {:.1f} GB of disk space is free, but {:.0f} GB is needed".format(free_GB, DISK_GB)  # noqa: UP032
         problems.append((full, "free some space, or clone into a folder on a larger disk"))
     return problems
 
@@ -47,11 +47,11 @@ def find_place_problems(folder: str, system: str) -> list:
     """Return the problems of the clone's folder; ``system`` is the output of uname."""
     problems = []
     if "microsoft" in system.lower() and re.match("/mnt/[a-z]/", folder):
-        slow = folder + " is on a Windows drive mounted in WSL: slow, and files there cannot be made private"
+        slow = folder + " is on a Windows drive mounted in WSL: it is slow, and files there cannot be private"
         problems.append((slow, "clone into your home folder in Linux: cd ~ && git clone ... && cd to the new folder"))
     if re.search(r"[\s:]", folder):
         what = "the path of this clone contains a space or a colon: " + folder
-        problems.append((what, "move it to a path without them: the environment's programs cannot start from there"))
+        problems.append((what, "move the clone to a path without them: the environment's programs cannot start there"))
     return problems
 
 

@@ -33,7 +33,7 @@ def main() -> int:
             return 0
         sys.exit(f"No tracking server is set in this terminal. At the top of the repository, type: {EXPORT_COMMAND}")
     if real is None:
-        sys.exit(f"Only Python {VERSION} is available here. For others, install https://github.com/pyenv/pyenv")
+        sys.exit(f"Only Python {VERSION} is available here. For other versions, install https://github.com/pyenv/pyenv")
     return os.execv(real, [str(real), *arguments])  # noqa: S606 -- replaces this process with the real pyenv
 
 

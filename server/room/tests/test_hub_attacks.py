@@ -53,7 +53,7 @@ def troubles(room: Room) -> Iterator[dict[str, str]]:
     room.types("ada", "mv ~/workshop ~/elsewhere")
     room.types("boole", "cd 1_starting_point; mv model_rf.ipynb kept; mkfifo model_rf.ipynb")
     try:
-        yield {"ada": "cd to", "boole": "did not end within", "curie": "no steps", "dirac": "it printed more than"}
+        yield {"ada": "cd to", "boole": "did not end within", "curie": "no steps", "dirac": "printed more than"}
     finally:
         room.server.run(f"mv {workshop}.real {workshop}; mv /home/ada/elsewhere /home/ada/workshop")
         room.types("boole", "cd 1_starting_point; mv --force kept model_rf.ipynb")
@@ -108,7 +108,7 @@ def test_board_shows_files_and_runs_nothing_of_them(room):
         assert "<b>" not in text
         assert room.types("ada", "ls ~/ran").returncode
         page.goto(f"{BOARD}files/ada/shown/pipe")
-        assert "it did not end within" in page.inner_text("body")
+        assert "the command did not end within" in page.inner_text("body")
         assert page.goto(f"{BOARD}files/ada/%2e%2e/.bashrc").status == 404
     room.types("ada", "rm -r shown ~/.jupyter")
 
@@ -277,7 +277,7 @@ def test_error_of_one_person_is_one_row_of_the_board(room):
 
         def are_said() -> bool:
             said = rows(page)
-            return all(word in said[name] and "not checked since" in said[name] for name, word in reasons.items())
+            return all(word in said[name] and "not checked for" in said[name] for name, word in reasons.items())
 
         wait_for(are_said, 2 * LAB_SECONDS)
         wait_for(lambda: "not checked" not in rows(page)["euler"], LAB_SECONDS)
@@ -305,17 +305,17 @@ def test_full_disk_stops_one_person_and_no_other(room, name, fill):
     room.server.run(
         f"mount -o remount,nr_inodes=$((40000 + $(stat -fc '%c - %d' /home))) /home; {SCRIPTS}/person.sh enter {name}"
     )
-    with room.page("instructor", BOARD) as page:  # who was not logged in
+    with room.page("instructor", BOARD) as page:  # the instructor was not logged in before
         wait_for(lambda: reserve.exists() and "\t0 MB" not in rows(page)[name], 60)
-        page.wait_for_timeout(11_000)  # until space was seen
+        page.wait_for_timeout(11_000)  # until the board has seen enough space
         room.types(name, f"mkdir ~/fill; cd; ({fill}) >/dev/null 2>&1 &")
         wait_for(lambda: "grew most" in rows(page)[name], 60)
         wait_for(lambda: not room.server.run(f"pgrep --uid {name} || true"), 60)
         assert next(iter(rows(page))) == name
         assert "Little space" in page.inner_text("body")
         assert reserve.exists()
-        page.get_by_role("button", name="Give the reserve").click()
-        expect(page.get_by_role("button", name="Give the reserve")).to_have_count(0)
+        page.get_by_role("button", name="Release the reserve").click()
+        expect(page.get_by_role("button", name="Release the reserve")).to_have_count(0)
         assert not reserve.exists()
     room.open_lab("euler")
     room.server.run(f"rm -r /home/{name}/fill; mount -o remount,nr_inodes=9999999 /home")

@@ -21,7 +21,7 @@ from workplace import wait_for
 
 pytestmark = pytest.mark.privileged
 CHAPTER_1 = " ".join(f"1_starting_point/{name}.ipynb" for name in ("make_processed_data", "model_linreg", "model_rf"))
-# The memory (PSS) of a person's processes; some end meanwhile.
+# The memory (PSS) of a person's processes, some of which may end while it is read.
 MEMORY = (
     "pgrep --uid {name} | sed 's|.*|/proc/&/smaps_rollup|' | xargs cat 2>/dev/null | "
     "awk '/^Pss:/ {{kB += $2}} END {{print int(kB / 1024)}}'"
