@@ -72,7 +72,7 @@ def test_better_model_is_promoted_once(session):
     """The linear model beats the forest; a second run finds it already in production."""
     alice = session.alice
     forest = json.loads(alice.run("git show HEAD~1:./results/decision.json"))
-    assert forest["reason"] == "promoted: all rules passed, nothing was in production yet"
+    assert forest["reason"] == "promoted: all rules passed, and nothing was in production yet"
     assert "this working tree's decision: promoted" in session.outputs["look"]
     with restored(alice):
         alice.run("dvc repro --force -s promote")
