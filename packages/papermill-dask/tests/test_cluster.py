@@ -236,7 +236,7 @@ def test_notebook_waits_for_a_slow_worker_unless_another_is_eligible(fresh_clust
             )
 
         def is_waited_for() -> bool:
-            return "Waiting for slow workers to answer: slow." in caplog.text
+            return "Waiting for slow workers to respond: slow." in caplog.text
 
         slow.send_signal(signal.SIGSTOP)
         try:

@@ -21,9 +21,9 @@ from subprocess import DEVNULL
 from dvc_parallel.compat import get_executable, shell_words
 from dvc_parallel.runner import PID_BYTES
 
-# Commands without shell syntax: spaces, safe characters, and quoted text without expansions.
+# Matches commands without shell syntax: spaces, safe characters, and quoted text without expansions.
 PLAIN = re.compile(r"""(?:[\w@%+=:,./ -]|'[^'\n]*'|"[^"$`\\\n]*")+""", re.ASCII)
-# Without the current folder, whose files could shadow modules, and without names in `__main__`.
+# Drops the current folder from the path, as its files could shadow modules; adds no names to `__main__`.
 SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
 __import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
 
@@ -55,7 +55,7 @@ def imported_modules(lines: Iterable[str], environment: Mapping[str, str]) -> li
 
 
 class Command:
-    """A running command in the session ``pid``; raises OSError if the fork server has ended."""
+    """A running command in the session ``pid``; raises OSError if the fork server has exited."""
 
     def __init__(self, requests: socket.socket, *request: object) -> None:
         self._report, theirs = socket.socketpair()
@@ -65,18 +65,18 @@ class Command:
                 socket.send_fds(requests, [b"-"], [theirs.fileno()])
             self._report.sendall(pickle.dumps(request))
             if not (pid := self._report.recv(PID_BYTES)):
-                raise ConnectionError("the fork server has ended")
+                raise ConnectionError("the fork server has exited")
         except OSError:
             self._report.close()
             raise
         self.pid = int.from_bytes(pid)
 
     def fileno(self) -> int:
-        """Return a file descriptor that becomes readable when the command ends."""
+        """Return a file descriptor that becomes readable when the command exits."""
         return self._report.fileno()
 
     def wait(self, seconds: float | None = None) -> int:
-        """Wait for the end of the command; return its exit code."""
+        """Wait until the command exits; return its exit code."""
         self._report.settimeout(seconds)
         with self._report:
             return int.from_bytes(self._report.recv(1) or bytes([128 + signal.SIGKILL]))
@@ -98,11 +98,11 @@ class Commands:
 
     @functools.cached_property
     def modules(self) -> list[str]:
-        """The modules to preload; only computed when a command starts."""
+        """The modules to preload, computed only when a command starts."""
         return imported_modules(self._lines, os.environ)
 
     def close(self) -> None:
-        """End the fork servers; running commands continue."""
+        """Stop the fork servers; running commands continue."""
         while self._servers:
             requests, process = self._servers.popitem()[1]
             requests.close()

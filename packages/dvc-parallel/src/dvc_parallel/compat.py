@@ -9,7 +9,7 @@ from dvc.dvcfile import PROJECT_FILE, Lockfile, ProjectFile
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
-from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro  # stages and their order
+from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro  # select and sort stages
 from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError, rwlock  # DVC's read/write locks
 from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError

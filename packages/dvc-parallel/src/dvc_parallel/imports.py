@@ -23,7 +23,7 @@ SCRIPT = re.compile(r"(?:^|\b(?:run|launch|torchrun) (?:.* )?)(?:\w+=\S* )*(\S+\
 NOTEBOOKS = re.compile(r"--execute\b|\bjupyter[ -](execute|run)\b")
 # IPython magics such as `%cd ..`, `files = !ls` and `name?`, but not `% x` and `!= x` in expressions.
 MAGIC = re.compile(r"^([ \t]*(?:[\w, ]+=[ \t]*)?)(?:(?:%+\w|!(?!=))(?:.*\\\n)*.*|\??\w[\w.]*\?+$)", re.MULTILINE)
-Code = tuple[Path, str]  # a file, and the package of its relative imports
+Code = tuple[Path, str]  # a file, and the package that its relative imports start from
 
 
 def undeclared() -> list[str]:
@@ -72,7 +72,7 @@ def _programs(line: str, folder: Path) -> Iterator[tuple[tuple[Code, ...], tuple
 
 @functools.cache
 def _imported(program: tuple[Code, ...], folders: tuple[str, ...]) -> dict[Path, Path | None]:
-    """Return the code files of a program, each with the file that imports it, or None."""
+    """Return the code files of a program by path, each with the file that imports it (None for the program itself)."""
     importers: dict[Path, Path | None] = {file: None for file, _ in program}
     codes = list(program)
     for file, package in codes:
@@ -85,7 +85,7 @@ def _imported(program: tuple[Code, ...], folders: tuple[str, ...]) -> dict[Path,
 
 @functools.cache
 def _find(name: str, folders: tuple[str, ...]) -> tuple[Code, ...]:
-    """Return the files in this folder that Python runs to import ``name``, or as much of it as is a module."""
+    """Return the files in this folder that Python runs to import ``name``, or its longest prefix that is a module."""
     codes, package, path = [], "", [*folders, *sys.path]
     for part in name.split("."):
         spec = PathFinder.find_spec(part, path)
@@ -107,7 +107,7 @@ def _names(file: Path, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            with contextlib.suppress(ImportError):  # beyond the top-level package: Python fails, too
+            with contextlib.suppress(ImportError):  # beyond the top-level package: Python would fail, too
                 module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 

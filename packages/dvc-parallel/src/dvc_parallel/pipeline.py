@@ -22,8 +22,8 @@ from dvc_parallel.stop import Stopped, StopRequest
 
 FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # in the repository; ignored by git
 BUSY_SECONDS = 0.2
-HEAD = "schema: '2.0'\nstages:\n"  # of dvc.lock
-MAX_NAME_BYTES = 200  # of a log's file name; file systems allow 255
+HEAD = "schema: '2.0'\nstages:\n"  # the first lines of dvc.lock
+MAX_NAME_BYTES = 200  # maximum for a log's file name; file systems allow 255
 T = TypeVar("T")
 
 
@@ -48,7 +48,7 @@ class Pipeline:
         self.graph, self.steps = self._locked(lambda: self._plan(targets, **selection))
 
     def close(self) -> None:
-        """Release the stages' files for other processes."""
+        """Let other processes use the stages' files again."""
         self.kept_lock.close()
         self._files_in_use.close()
 
@@ -65,7 +65,7 @@ class Pipeline:
         return self._locked(lambda: any(stage.changed() for stage in self.steps if not stage.always_changed))
 
     def prepare(self, stage: Stage, *, may_run: bool, force: bool, run_cache: bool) -> State:
-        """Do what `Stage.reproduce` and `Stage.run` do before commands; return RUNNING if commands must run.
+        """Do what `Stage.reproduce` and `Stage.run` do before running commands; return RUNNING if commands must run.
 
         A changed stage that may not run yet stays WAITING and is added to `outdated`. DVC's lock is kept in
         `kept_lock`: taking it again would make DVC read its settings and open its databases again.
@@ -97,7 +97,7 @@ class Pipeline:
         except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # truncated by a full disk
             Path(self._repo.tmp_dir, compat.RWLOCK_FILE).unlink()
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
-        # DVC rewrites the whole rwlock file several times for each stage: from now on use an empty one.
+        # DVC rewrites the whole rwlock file several times for each stage, so use an empty one from now on.
         self._repo.tmp_dir = str(self._folder)
         Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # left by a killed run
         return graph, steps
@@ -105,7 +105,7 @@ class Pipeline:
     def _locked(self, work: Callable[[], T], *, give_up: bool = True, keep: bool = False) -> T:
         """Call ``work`` with DVC's lock; retry while another DVC process holds it or uses files of the stages.
 
-        Raises Stopped if the user stops the run; without ``give_up`` only at the second request.
+        Raises Stopped if the user stops the run; without ``give_up``, only on the second request.
         """
         is_waiting = False
         while True:
@@ -157,7 +157,7 @@ class Pipeline:
         return State.RESTORED
 
     def _record(self, stage: Stage) -> None:
-        """Do what `Stage.run` and `dvc repro` do after commands; idempotent."""
+        """Do what `Stage.run` and `dvc repro` do after running commands; idempotent."""
         outputs = [out for out in stage.outs if not (out.is_metric or out.is_plot)]
         with self._repo.scm_context(quiet=True):
             stage.save(run_cache=all(out.use_cache for out in outputs))
@@ -180,13 +180,13 @@ class Pipeline:
         entries = texts if is_ours else stage.dvcfile.lockfile_contents.get("stages", {})
         entry = _text_of(stage.name, data) if is_ours else data
         if entry == entries.get(stage.name):
-            return  # skip the slow reading and writing
+            return  # unchanged: skip the slow reading and writing
         if stage.name not in entries:
             self._new.add(stage)
         copy.unlink(missing_ok=True)
         if path.exists():
             shutil.copy2(path, copy)
-        if is_ours:  # DVC would parse and write all entries, for each stage
+        if is_ours:  # for each stage, DVC would parse and write all entries
             self._enter(texts := dict(texts), stage, entry, lock_file)
             copy.write_text(HEAD + "".join(texts.values()), "utf-8")
         else:
@@ -200,7 +200,7 @@ class Pipeline:
         self._repo.scm_context.track_file(lock_file.relpath)
 
     def _enter(self, entries: dict[str, T], stage: Stage, entry: T, lock_file: compat.Lockfile) -> None:
-        """Add a stage's entry, and keep new entries in order."""
+        """Add a stage's entry, and keep new entries in DVC's order."""
         entries[stage.name] = entry
         for other in self.steps:
             if other in self._new and compat.lock_file(other).path == lock_file.path:
@@ -217,7 +217,7 @@ def _put_in_place(new: Path, file: Path) -> None:
     old, fresh = file.lstat() if os.path.lexists(file) else None, new.stat()
     is_alone = not old or (stat.S_ISREG(old.st_mode) and old.st_nlink == 1)
     if is_alone and (not old or (old.st_uid, old.st_gid) == (fresh.st_uid, fresh.st_gid)):
-        with contextlib.suppress(OSError):  # on another file system, or a mount point
+        with contextlib.suppress(OSError):  # the target is on another file system, or a mount point
             new.replace(file)
             return
     content = new.read_bytes()

@@ -40,11 +40,11 @@ def run_stages(
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
-        stack.enter_context(contextlib.chdir(folder))  # DVC names stages and files relative to it
+        stack.enter_context(contextlib.chdir(folder))  # DVC's stage and file names are relative to this folder
         for name, level in {
             "dvc": logging.WARNING,
             "dvc.progress": logging.CRITICAL,
-        }.items():  # no messages or progress bars
+        }.items():  # hide DVC's messages and progress bars
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
@@ -88,16 +88,16 @@ class _Reproduction:
         self._limits, self._options = limits, options  # options of `Pipeline.prepare`
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
-        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the stage's remaining commands
+        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the stage and its remaining commands
         self._errors: dict[str, str] = {}
 
     def run(self, jobs: int) -> dict[str, State]:
         """Run the stages; return their states, or raise the errors of `reproduce`."""
         try:
             self._start_ready(jobs)
-            with contextlib.suppress(Stopped, compat.DvcException, OSError):  # `prepare` will raise it again
+            with contextlib.suppress(Stopped, compat.DvcException, OSError):  # `prepare` will raise the error again
                 if self._running and (self._options["force"] or self._pipeline.is_outdated()):
-                    # Preload while the stages that always run look for changes.
+                    # Preload modules while the stages that always run look for changes.
                     self._commands.warm_up(self._commands.modules)
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
@@ -115,7 +115,7 @@ class _Reproduction:
 
     def _start_ready(self, jobs: int) -> None:
         """Start the stages that are ready, and skip those that depend on a failed stage."""
-        # In DVC's order, dependencies first; but stages that always run come first, to look for changes.
+        # Use DVC's order (dependencies first), but start stages that always run first, because they look for changes.
         for stage in sorted(self._states, key=lambda stage: not stage.always_changed):
             state = self._states[stage]
             if state is State.WAITING and len(self._running) < jobs:
@@ -151,7 +151,7 @@ class _Reproduction:
         """After a command, start the stage's next one, or record the stage."""
         exit_code = command.wait()
         if exit_code:
-            command.send_signal(signal.SIGKILL)  # background jobs of a shell ignore SIGINT
+            command.send_signal(signal.SIGKILL)  # a shell's background jobs ignore SIGINT
         if self._stop and (exit_code or lines):
             self._set(stage, State.INTERRUPTED)
             return
@@ -172,7 +172,7 @@ class _Reproduction:
 
     @contextlib.contextmanager
     def _failing(self, stage: Stage) -> Iterator[None]:
-        """Treat errors of DVC and of the system as the stage's failure."""
+        """Treat errors of DVC and the operating system as a failure of the stage."""
         try:
             yield
         except Stopped:
@@ -196,7 +196,7 @@ class _Reproduction:
 
 
 def _tail(log: Path) -> str:
-    """Return the last lines of a log, with only the last state of progress bars."""
+    """Return the last lines of a log, with only the final state of each progress bar."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         lines = file.read().decode(errors="replace").rstrip().split("\n")[-TAIL_LINES:]

@@ -28,7 +28,7 @@ def serve() -> None:
     """Import the modules and call the functions (`module:function`) in sys.argv, then fork a `run` for each socket."""
     requests, names = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
     for name in names:
-        with contextlib.suppress(Exception):  # the program will fail with the same error, in its log
+        with contextlib.suppress(Exception):  # the program will fail with the same error and log it
             loaded = EntryPoint("", name, "").load()
             if callable(loaded):
                 loaded()
@@ -46,7 +46,7 @@ def run(report: socket.socket) -> None:
     """Run the command received from ``report``; send its process id and exit code. Does not return."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGTERM):  # only the command handles them
+    for number in (signal.SIGINT, signal.SIGTERM):  # only the command handles these signals
         signal.signal(number, signal.SIG_IGN)
     with report.makefile("rb") as file:
         program, words, cwd, environment, log, ignored = pickle.load(file)  # noqa: S301 - sent by the run
@@ -70,7 +70,7 @@ def run(report: socket.socket) -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if select.select([report], [], [], 0)[0]:
         ender.join()
-    fcntl.flock(lock, fcntl.LOCK_UN)  # background processes of the command do not block the next one
+    fcntl.flock(lock, fcntl.LOCK_UN)  # or background processes of this command would block the next one
     report.sendall(bytes([code if code >= 0 else 128 - code]))
     os._exit(0)
 
@@ -88,7 +88,7 @@ def _acquire(lock: int, report: socket.socket) -> None:
 
 
 def _end_with(report: socket.socket) -> None:
-    """End the whole session, including this process, when the run has ended."""
+    """Terminate the whole session, including this process, when the run has ended."""
     select.select([report], [], [])
     os.killpg(0, signal.SIGTERM)
     time.sleep(END_SECONDS)
@@ -97,9 +97,9 @@ def _end_with(report: socket.socket) -> None:
 
 def _run_shell(words: list[str], environment: dict[str, str]) -> int:
     """Replace this process with the shell, as DVC starts it; return an exit code if that fails."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python; the shell would inherit that
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these signals; the shell would, too
         signal.signal(number, signal.SIG_DFL)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # background processes would keep them open
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # background processes would keep the files open
     try:
         os.execvpe(words[0], words, environment)  # noqa: S606
     except OSError as error:
@@ -109,7 +109,7 @@ def _run_shell(words: list[str], environment: dict[str, str]) -> int:
 
 def _run_program(program: EntryPoint, words: list[str], environment: dict[str, str]) -> None:
     """Run a console script in this process, and exit through the interpreter, which joins threads and flushes files."""
-    os.environ.update(environment)  # variables set by the imports are kept
+    os.environ.update(environment)  # keep variables that the imports have set
     sys.argv = words
     sys.path[:0] = [] if sys.flags.safe_path else [os.path.dirname(words[0])]  # noqa: PTH120
     importlib.invalidate_caches()

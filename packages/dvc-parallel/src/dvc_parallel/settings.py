@@ -22,14 +22,14 @@ def amount(value: object) -> Decimal:
             return number
     except ArithmeticError:
         pass
-    raise click.BadParameter(f"{value!r} is not a number that is 0 or greater; an example of a limit is gpu=1")
+    raise click.BadParameter(f"{value!r} is not a number that is 0 or greater; example of a limit: gpu=1")
 
 
 def uses_of(stage: Any) -> dict[str, Decimal]:
     """Return the amount of each resource that a stage uses."""
     settings = stage.meta.get("dvc-parallel", {}) if isinstance(stage.meta, dict) else {}
     try:
-        (uses,) = ({"uses": {}} | settings).values()  # ValueError if there are more
+        (uses,) = ({"uses": {}} | settings).values()  # ValueError if there are other keys
         return {str(name): amount(value) for name, value in uses.items()}
     except (AttributeError, TypeError, ValueError, click.BadParameter):
         what = f"Stage {stage.addressing} has invalid dvc-parallel settings in its `meta`."
@@ -53,7 +53,7 @@ class Limits:
         for name, limit in self._limits.items():
             if not any(name in uses for uses in self._uses.values()):
                 raise ReproError(
-                    "No stage uses the resource of this limit.", found=name, expected=names, next="correct its name"
+                    "No stage uses the limited resource.", found=name, expected=names, next="correct its name"
                 )
             for stage in steps:
                 if (number := self._uses[stage].get(name, 0)) > limit:

@@ -34,8 +34,8 @@ class ReproError(click.ClickException):
 
     Examples
     --------
-    >>> print(ReproError("No stage uses the resource of this limit.", found="gpu", next="correct its name"))
-    No stage uses the resource of this limit.
+    >>> print(ReproError("No stage uses the limited resource.", found="gpu", next="correct its name"))
+    No stage uses the limited resource.
       found:    gpu
       next:     correct its name
     """
@@ -45,4 +45,4 @@ class ReproError(click.ClickException):
 
 
 class StagesFailed(ReproError):
-    """Stages failed; stages that do not depend on them have run and are recorded."""
+    """Stages failed; the stages that do not depend on them have run and been recorded."""

@@ -19,10 +19,10 @@ def ignored_signals() -> tuple[int, ...]:
 
 
 class StopRequest:
-    """A counter of SIGINT and SIGTERM, which do not interrupt DVC's work."""
+    """Counts SIGINT and SIGTERM instead of letting them interrupt DVC's work."""
 
     number = 0
-    ignored: tuple[int, ...] = ()  # ignored since the start, as in a script's background job
+    ignored: tuple[int, ...] = ()  # signals ignored since the start, as in a script's background job
     _count, _since = 0, 0.0
 
     @contextlib.contextmanager

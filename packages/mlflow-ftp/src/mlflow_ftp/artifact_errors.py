@@ -21,7 +21,7 @@ class ArtifactError(MlflowException):
     The message states the failure, the value found, the expected value and the next step.
     """
 
-    code = codes.RESOURCE_CONFLICT  # status 409, because MLflow's clients would retry a 500 for minutes
+    code = codes.RESOURCE_CONFLICT  # status 409: MLflow's clients would retry a 500 for minutes
 
     def __init__(self, what: str, *, value: object = None, expected: str = "", next_step: str = "") -> None:
         details = {"found:   ": value, "expected:": expected, "next:    ": next_step}

@@ -18,10 +18,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def ensure_certificate(folder: Path, host: str) -> Path:
-    """Return the file with a host's key and certificate, created if missing; `<host>.pem` is the one for clients."""
+    """Return the file with a host's key and certificate, created if missing; clients need a copy of `<host>.pem`."""
     file, client_file = folder / f"{host}-key.pem", folder / f"{host}.pem"
     if not file.exists():
-        client_file.unlink(missing_ok=True)  # belongs to another key
+        client_file.unlink(missing_ok=True)  # it belongs to another key
         _make(file, host)
     if not client_file.exists():
         _, begin, rest = file.read_bytes().partition(b"-----BEGIN CERTIFICATE")

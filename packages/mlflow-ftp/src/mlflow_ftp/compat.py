@@ -1,4 +1,4 @@
-"""Uses of pyftpdlib's private interfaces, and why each is needed; `tests/test_compat.py` checks that they exist."""
+"""All uses of pyftpdlib's private interfaces, each with its reason; `tests/test_compat.py` checks that they exist."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mlflow_ftp.uploads import Incoming, Upload
 
 THREADS = ThreadPoolExecutor(8, "fsync")
 WAIT_SECONDS = 0.01
-END_SECONDS = 0.05  # a killed client's control connection ends shortly after its data connection, and then aborts it
+END_SECONDS = 0.05  # a killed client's control connection closes soon after the data connection and aborts the upload
 
 
 class TransferHandler(TLS_DTPHandler):
     """A data connection that keeps only complete files and reports disk errors to the client.
 
-    pyftpdlib keeps a file even if the client was killed. It hides disk errors: its reply is `426 None`, and with TLS
-    there is no reply.
+    pyftpdlib keeps a file even if the client was killed. It hides disk errors: it replies `426 None`, or with TLS,
+    nothing at all.
     """
 
     timeout = 60  # seconds without data
     _work: Future[None] | None = None
 
     def readable(self) -> bool:
-        """Ignore leftover events for a closed connection whose file descriptor this one reuses."""
+        """Ignore leftover events of a closed connection whose file descriptor this connection reuses."""
         return bool((self.receive or self._initialized or wait([self._fileno], 0)) and super().readable())
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class TransferHandler(TLS_DTPHandler):
         try:
             for each in work:
                 each()
-        except (OSError, ValueError) as error:  # ValueError if the file has been closed
+        except (OSError, ValueError) as error:  # ValueError if the file is already closed
             self.transfer_finished: bool = False
             self._resp = f"426 {getattr(error, 'strerror', error)}; the file was not stored.", logger.warning
         super().close()
@@ -67,5 +67,5 @@ class TransferHandler(TLS_DTPHandler):
         error = sys.exception()
         if isinstance(error, OSError) and isinstance(error.__cause__, OSError):
             error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts it into the reply
-        self._error = True  # reply before TLS is closed
+        self._error = True  # send the reply before TLS is closed
         DTPHandler.handle_error(self)

@@ -62,7 +62,7 @@ def parse(uri: str) -> tuple[Address, str]:
 
 
 class Connection(ftplib.FTP):
-    """An ftplib connection that can pipeline commands: one round trip for several of them.
+    """An ftplib connection that can pipeline commands: several share one round trip.
 
     Its encoding is Latin-1, which preserves all bytes. Names that are not UTF-8 have surrogates (PEP 383), so that the
     server gets the same bytes back; replies show such bytes as `\\xfc`.
@@ -89,13 +89,13 @@ class Connection(ftplib.FTP):
                 try:
                     replies.append(self.getresp())
                 except (ftplib.error_perm, ftplib.error_temp) as error:
-                    if str(error)[:3] in ("421", "530"):  # the server has ended the session
+                    if str(error)[:3] in ("421", "530"):  # the server has closed the session
                         raise
                     replies.append(error)
         return replies
 
     def executes(self, *commands: str, seconds: float) -> bool:
-        """Return whether the server executes pipelined commands, with each reply in time."""
+        """Return whether the server replies to each of the pipelined commands in time."""
         self.sock.settimeout(seconds)
         with suppress(*NETWORK_ERRORS, OSError):
             replies = self.burst(*commands)
@@ -132,7 +132,7 @@ class Connection(ftplib.FTP):
 
     @contextmanager
     def _transfer(self, command: str) -> Iterator[socket.socket]:
-        """Open a data connection; at the end close it and read the reply."""
+        """Open a data connection; after the block, close it and read the reply."""
         with self.transfercmd(command) as data:
             yield data
             if isinstance(data, ssl.SSLSocket):
@@ -154,7 +154,7 @@ class SecureConnection(Connection, ftplib.FTP_TLS):
 
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[ssl.SSLSocket, int | None]:
         """Open the data connection."""
-        data, size = ftplib.FTP.ntransfercmd(self, cmd, rest)  # noqa: S321 - FTP is what this is for
+        data, size = ftplib.FTP.ntransfercmd(self, cmd, rest)  # noqa: S321 - this package is for FTP
         return self.context.wrap_socket(data, server_hostname=self.host, session=self.sock.session), size
 
 
@@ -170,7 +170,7 @@ class _Pool:
         self.changed = threading.Condition()
 
     def take(self) -> Connection | None:
-        """Return the most recently used idle connection, or None; the caller may then open one, already counted."""
+        """Return the most recently used idle connection, or None if the caller may open one (already counted)."""
         with self.changed:
             self.changed.wait_for(lambda: self.idle or self.open < self.limit)
             connection = self.idle.pop() if self.idle else None
@@ -222,7 +222,7 @@ class _Pool:
 
 
 _pools: dict[Address, _Pool] = {}
-_one_by_one: set[Address] = set()  # servers (or firewalls) without pipelining
+_one_by_one: set[Address] = set()  # servers (or firewalls) that do not support pipelining
 
 
 def close_idle() -> None:
@@ -258,7 +258,7 @@ def acquire(address: Address) -> Iterator[Connection]:
             if not isinstance(error, StoreFull) or time.monotonic() - start > FULL_SECONDS:
                 raise
             pool.limit = max(1, pool.open)
-            if not pool.open:  # other processes have all connections
+            if not pool.open:  # other processes hold all connections
                 time.sleep(random.uniform(0.2, 0.6))  # noqa: S311 - spreads the attempts of several processes
     try:
         yield connection

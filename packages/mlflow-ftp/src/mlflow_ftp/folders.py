@@ -12,7 +12,7 @@ from mlflow_ftp import names
 from mlflow_ftp.artifact_errors import StoreRefused
 from mlflow_ftp.connections import Connection
 
-LINE = re.compile(  # a line of LIST, in the formats of Unix and Windows
+LINE = re.compile(  # a line of LIST output, in Unix or Windows format
     r"(?:[-d]|(?P<link>l))[-\w]{9}\S* +\d+ +\S+ +\S+ +\d+ +(?:[^\W\d]\S* +\d+|\d+\.? +[^\W\d]\S*) +[\d:]{4,5} "
     r"(?P<unix>.+?)(?(link) -> .+)|\d\d-\d\d-\d+ +\d\d:\d\d\w* +(?:<DIR> {10}|\d+ )(?P<windows>.+)"
 )
@@ -75,7 +75,7 @@ def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
         "LIST",
         "NLST -a",
         "NLST",
-    ):  # of the current folder: not all servers accept options with a path
+    ):  # list the current folder, because not all servers accept options with a path
         try:
             listings.append([line for line in connection.lines(command) if not re.fullmatch(r"total \d+", line)])
         except ftplib.error_perm as error:
@@ -103,7 +103,7 @@ def _describe(connection: Connection, folder: str, entry_names: list[str]) -> li
 
 
 def lists_hidden_names(connection: Connection, folder: str) -> bool:
-    """Return whether the server lists hidden names (marks are hidden); creates a folder to find out."""
+    """Return whether the server lists hidden names, such as marks; create a folder to find out."""
     probe = posixpath.join(folder, names.new_temporary("probe"))
     (reply,) = connection.burst(f"MKD {probe}")
     try:
@@ -126,7 +126,7 @@ def remove_folder(connection: Connection, folder: str) -> None:
         if entry.is_folder and not names.is_own(entry.name):
             remove_folder(connection, posixpath.join(folder, entry.name))
     leaves = [entry for entry in entries if names.is_own(entry.name) or not entry.is_folder]
-    # Artifacts before marks: an artifact without its mark could not be verified.
+    # Remove artifacts before marks: an artifact without its mark could not be verified.
     _remove(connection, folder, sorted(leaves, key=lambda entry: entry.is_folder))
     if folder != "/":
         _remove(connection, posixpath.dirname(folder), [Entry(posixpath.basename(folder), is_folder=True)])

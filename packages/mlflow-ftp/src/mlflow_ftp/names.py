@@ -7,7 +7,7 @@ import re
 import secrets
 from pathlib import Path
 
-MAX_NAME_CHARACTERS = 50  # of an artifact's name in a temporary name, at 4 bytes each: a file name may have 255 bytes
+MAX_NAME_CHARACTERS = 50  # kept of an artifact's name, at up to 4 bytes each: a file name may have 255 bytes
 TEMPORARY = re.compile(r"\.?~.*\.[0-9a-f]{16}\.part")
 MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
@@ -69,7 +69,7 @@ def is_own(name: str) -> bool:
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Remove the temporary files of uploads in a local folder and return their number; no upload may be running."""
+    """Remove temporary files of uploads from a local folder and return their number; no upload may be running."""
     parts = [file for file in folder.rglob("*~*.part") if is_temporary(file.name) and not file.is_symlink()]
     for file in parts:
         file.unlink(missing_ok=True)

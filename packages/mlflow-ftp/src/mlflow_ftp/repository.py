@@ -1,6 +1,6 @@
 """The artifact store: uploads are atomic, and downloads are verified.
 
-FTP renames one file atomically (RNFR, RNTO), but not two: a checksum file could not change together with its artifact.
+FTP renames one file atomically (RNFR, RNTO), but not two, so a checksum file could not change with its artifact.
 So the checksum is in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`, created before the artifact
 is renamed. Marks of former contents stay until the artifact is deleted, as another client may be storing that content.
 """
@@ -39,7 +39,7 @@ class FTPArtifactRepository(ArtifactRepository):
     """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
 
     The user and the password come from the environment. Temporary errors are retried. Failures of the store raise
-    ArtifactError, those of local files OSError.
+    ArtifactError, and failures of local files OSError.
     """
 
     def __init__(self, artifact_uri: str, **servers: str | None) -> None:
@@ -90,7 +90,7 @@ class FTPArtifactRepository(ArtifactRepository):
         self._retry(delete, StoreRefused)
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
-        """Download a file to a temporary name, verify it, and rename it."""
+        """Download a file under a temporary name, verify it, and rename it."""
         target = Path(local_path)
         temporary = target.with_name(names.new_temporary(target.name))
         try:
@@ -101,7 +101,7 @@ class FTPArtifactRepository(ArtifactRepository):
             temporary.unlink(missing_ok=True)
 
     def _store(self, local_file: Path, remote: str) -> None:
-        """Upload a file to a temporary name, verify, mark and rename it, so that readers never see a partial file."""
+        """Upload a file under a temporary name, verify, mark and rename it; readers never see a partial file."""
         folder, name = posixpath.split(remote)
         temporary, old = names.new_temporary(name), posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
@@ -156,7 +156,7 @@ def _normalize(path: str | None) -> str:
     parts = normal.split("/")
     if (
         parts[0] in {"", ".."}
-        or re.search("[\0\r\n\ud800-\udfff]", normal)  # end of an FTP command, or not UTF-8
+        or re.search("[\0\r\n\ud800-\udfff]", normal)  # ends an FTP command, or is not UTF-8
         or any(names.is_own(part) for part in parts)
         or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # servers check each folder of a path
     ):
@@ -170,9 +170,9 @@ def _normalize(path: str | None) -> str:
 
 
 def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old: str) -> None:
-    """Upload a file to the temporary name ``part``, mark its content, and rename it.
+    """Upload a file under the temporary name ``part``, mark its content, and rename it.
 
-    If the server does not replace files, the former file is at the path ``old`` until it is replaced.
+    If the server cannot replace files, the former file is kept at ``old`` until the new one is in place.
     """
     folder, name = posixpath.split(remote)
     temporary = posixpath.join(folder, part)
@@ -184,7 +184,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old:
     mark = posixpath.join(folder, names.mark_of(name, sha256))
     size, *marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
     folders.raise_refusal(*marked)
-    if isinstance(size, ftplib.Error):  # a server without SIZE: read the file back
+    if isinstance(size, ftplib.Error):  # the server does not support SIZE: read the file back
         size = str(sum(map(len, connection.blocks(f"RETR {temporary}"))))
     if size.split()[-1] != str(file.tell()):
         raise StoreRefused(
@@ -192,7 +192,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old:
         )
     renaming = f"RNFR {temporary}", f"RNTO {remote}"
     replies = connection.burst(*renaming)
-    if isinstance(replies[0], ftplib.Error) and part[0] == ".":  # a server that cannot rename hidden files
+    if isinstance(replies[0], ftplib.Error) and part[0] == ".":  # the server cannot rename hidden files
         connection.burst(f"DELE {temporary}")
         _upload(connection, file, remote, part[1:], old)
         return

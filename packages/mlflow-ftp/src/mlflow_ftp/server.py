@@ -39,7 +39,7 @@ class Handler(TLS_FTPHandler):
     proto_cmds["DELE"] = proto_cmds["DELE"] | {"perm": None}  # `WholeFiles.remove` checks the path
 
     def handle_auth_failed(self, msg: str, password: str) -> None:
-        """Delay the replies to an address's failed logins, each by 1 to 5 s after the previous one."""
+        """Delay the replies to an address's failed logins: each is sent 1 to 5 s after the previous one."""
         now = time.monotonic()
         wait = max(1, self.next_answers.get(self.remote_ip, 0) - now)
         if wait >= self.timeout:
@@ -53,7 +53,7 @@ class Handler(TLS_FTPHandler):
 class Server(FTPServer):
     """The listening server and its folder; raises OSError if the port is in use.
 
-    The connection limits are far above the needs of a tracking server.
+    The connection limits are far above what a tracking server needs.
     """
 
     max_cons = 512
@@ -70,7 +70,7 @@ class Server(FTPServer):
         authorizer.add_user(*credentials, str(artifacts), perm="elradfmwMT")
         settings = {"certfile": str(certificate), "passive_ports": passive_ports, "authorizer": authorizer}
         encryption = {"tls_control_required": tls, "tls_data_required": tls}
-        # next_answers: the time of the next reply to failed logins, by address.
+        # next_answers: when to send the next reply to a failed login, by address.
         handler = type("Handler", (Handler,), settings | encryption | {"next_answers": {}})
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(socket.create_server((host, port), family=family), handler)
@@ -82,7 +82,7 @@ def serve(server: Server) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    # Safe now: the process that has the port is the folder's only server.
+    # Safe because the process that holds the port is the folder's only server.
     if count := remove_temporaries(server.artifacts):
         logger.info("Removed %d files of interrupted uploads.", count)
     ports = server.handler.passive_ports

@@ -1,4 +1,4 @@
-"""Hidden uploads: a file appears when it is complete, as with ProFTPD's HiddenStores."""
+"""Hidden uploads: a file appears only when it is complete, as with ProFTPD's HiddenStores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Incoming(io.BufferedWriter):
 
     def __init__(self, path: Path, name: str) -> None:
         raw = io.FileIO(path, "w")
-        raw.name = name  # its name in the log
+        raw.name = name  # the log shows this name
         super().__init__(raw)
 
     def close(self) -> None:
@@ -29,7 +29,7 @@ class Incoming(io.BufferedWriter):
 
 
 class Upload(Incoming):
-    """A file with a temporary name; `close` removes it unless `keep` has renamed it."""
+    """A file with a temporary name; `close` deletes the file unless `keep` has renamed it."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._hidden = path, path.with_name(new_temporary(path.name))

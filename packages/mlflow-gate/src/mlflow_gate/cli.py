@@ -28,7 +28,7 @@ class Group(click.Group):
     """A command group that prints MLflow's errors without a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
-        """Run a command; convert an MLflow exception into a ModelError."""
+        """Run a command; convert MLflow's exceptions to ModelError."""
         try:
             return super().invoke(context)
         except Exception as error:
@@ -111,7 +111,7 @@ def find_registry(name: str | None, gate_path: str | None = None) -> Registry:
 @click.option("--force", is_flag=True, help="Overrule a refusal; this requires --why and is recorded.")
 @gate_option
 def promote(candidate: str | None, module: str | None, dry_run: bool, **options: Any) -> None:
-    """Evaluate a candidate and promote it if it passes; exit with 3 if it is refused.
+    """Evaluate a candidate and promote it if it passes; exit with code 3 if it is refused.
 
     CANDIDATE is a run id, or a JSON file with run_id and, if the run has several models, model_uri; the default is the
     gate's candidate file. Exit code 4: promoted without a comparison because the champion was disqualified.

@@ -98,8 +98,8 @@ class Comparison:
 def p_value(candidate: Mapping[str, float], champion: Mapping[str, float]) -> float | None:
     """Return the p-value for the alternative that the candidate's block errors are smaller; None below six blocks.
 
-    Blocks with equal errors are dropped: with ties, SciPy uses the normal approximation, with which the p-value of even
-    four blocks could be below 0.05. If fewer than six blocks differ, the p-value is 1.
+    Blocks with equal errors are dropped: with ties, SciPy uses the normal approximation, whose p-value could be below
+    0.05 for as few as four blocks. If fewer than six blocks differ, the p-value is 1.
     """
     if candidate.keys() != champion.keys():
         what, step = "The models were scored on different blocks.", "in `evaluate`, name the blocks by the data alone"

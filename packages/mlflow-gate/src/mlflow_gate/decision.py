@@ -70,7 +70,7 @@ class Decision:
     candidate, champion : Scores, optional
         The scores of both models.
     disqualified : str, optional
-        Why the champion's scores do not count.
+        Why the champion was left out of the comparison.
     forced : bool
         Whether somebody overruled the gate.
     experiment : str, optional
@@ -191,14 +191,14 @@ def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, com
 
 
 def force(decision: Decision) -> Decision:
-    """Return the decision overruled by a person; its reason and findings keep the gate's refusal."""
+    """Return the decision after a person overruled it; the reason and findings still show the gate's refusal."""
     if decision.promoted or decision.candidate is None:
         return decision
     return replace(decision, promoted=True, reason=f"forced; the gate's decision: {decision.reason}", forced=True)
 
 
 def refuse(decision: Decision, finding: Finding) -> Decision:
-    """Return the decision with another failed rule."""
+    """Return the decision as a refusal, with one more failed rule."""
     reason = f"refused: {finding}" if decision.promoted else f"{decision.reason}; {finding}"
     return replace(decision, promoted=False, reason=reason, findings=(*decision.findings, finding))
 
@@ -214,7 +214,7 @@ def check_refit(decision: Decision, refitted: Evaluation, rules: Rules) -> Decis
 def decide_on_champion(
     champion: Evaluation, rules: Rules, comparison: Comparison | None, *, has_alias: bool
 ) -> Decision:
-    """Return the decision on the re-evaluated champion; if its alias was removed, it must pass the rules."""
+    """Return the decision on the re-evaluated champion, which must pass the rules if its alias was removed."""
     decision = decide(champion, None, rules, None)
     if not has_alias:
         passed = "promoted again: all rules passed, and the alias was unset"
@@ -228,7 +228,7 @@ def decide_on_champion(
 
 
 def _candidate_findings(candidate: Evaluation, scores: Scores, rules: Rules) -> Iterator[Finding]:
-    """Yield the findings that need no champion."""
+    """Yield the findings that do not depend on the champion."""
     values = {**scores.metrics, **{f"block {name}": error for name, error in scores.blocks.items()}}
     numbers, wrong = "all are finite", [name for name, value in values.items() if not math.isfinite(value)]
     step = "look for NaN or infinity in the model's predictions of the held-out rows" if wrong else ""
@@ -257,7 +257,7 @@ def _disqualification(champion: Evaluation, comparison: Comparison) -> str | Non
 
 
 def _obstacle(champion: Evaluation) -> Finding | None:
-    """Return the finding on a champion that no candidate can be compared with."""
+    """Return a finding that says why no candidate can be compared with the champion, or None."""
     if not champion.exists:
         step, value = "restore the champion's files, or roll back to another version", f"deleted: {champion.problem}"
         return Finding(CHAMPION, value, "a champion to compare the candidate with", passed=False, next_step=step)

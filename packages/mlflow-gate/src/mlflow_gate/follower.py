@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class Snapshot:
     """The version in use and its model; ``problem`` is None unless they are out of date.
 
-    With a problem, ``newest`` is the version at the alias, and ``error`` the exception that was raised.
+    If there is a problem, ``newest`` is the version at the alias, and ``error`` the exception.
     """
 
     production: Production | None = None
@@ -61,7 +61,7 @@ class Follower:
         )  # version, time of the next attempt, error
 
     def poll(self) -> Snapshot:
-        """Ask for the version at the alias (one request), swap the model if it is new, and return the snapshot."""
+        """Query the version at the alias (one request), swap the model if it is new, and return the snapshot."""
         current, began = self.now.production, time.monotonic()
         try:
             newest = self.registry.production(current)
@@ -69,7 +69,7 @@ class Follower:
             return self._keep(f"The registry cannot be read: {error!s:.500}", error)
         if newest is None:
             return self._keep("Nothing is in production.")
-        identity = (newest.version, newest.source)  # version numbers start again in a recreated registry
+        identity = (newest.version, newest.source)  # version numbers restart in a recreated registry
         if current is not None and identity == (current.version, current.source):
             self.now = Snapshot(newest, self.now.model, newest=newest)
             return self.now

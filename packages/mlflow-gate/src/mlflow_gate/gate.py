@@ -44,7 +44,7 @@ class Gate:
         How a candidate is compared with the champion; without one, only the rules decide.
     refit : callable, optional
         ``refit(run, model_uri)`` fits a candidate again, on all rows, once it has passed; it returns
-        ``(run_id, model_uri)`` of that fit, which goes into production instead; None keeps the candidate.
+        the refit's ``(run_id, model_uri)``, which is promoted instead, or None to keep the candidate.
     candidate : path, optional
         The file that `mlflow-gate promote` reads the candidate from.
 
@@ -99,7 +99,7 @@ class Gate:
         """Evaluate a run's model; if it passes, register it and move the alias to it.
 
         A model that was promoted before keeps its version. If the model in production changes in between, the candidate
-        is compared with the new one. ``force`` overrules the gate and requires ``why``. In a DVC experiment the alias
+        is compared with the new one. ``force`` overrules the gate and requires ``why``. In a DVC experiment, the alias
         never moves. With a refit, the refitted model must pass the rules, too, and is the one that is registered.
         Raises the errors of `evaluate`, and Conflict.
         """
@@ -119,10 +119,10 @@ class Gate:
             final = self._finish(decision, champion, refit_evaluation, forced=force)
             if not final.promoted:
                 return final
-        with contextlib.suppress(Exception):  # it usually exists; other errors appear in the next request
+        with contextlib.suppress(Exception):  # the model usually exists; the next request raises any other error
             registry.client.create_registered_model(registry.name)
         with locked(registry.client, registry.name) as check_lock:
-            if not registry.record().is_unchanged_since(read):  # another process was faster
+            if not registry.record().is_unchanged_since(read):  # another process has moved the alias
                 decision, champion, _ = self._decide(candidate)
                 final = self._finish(decision, champion, refit_evaluation, forced=force)
                 if not final.promoted or _is_live(candidate, champion):
@@ -146,9 +146,9 @@ class Gate:
             if model and comparison:
                 other = training_rows(model.run_id, model.tags, client)
                 if other and rows and "" != other.population != rows.population != "":
-                    other = TrainingRows(keys.kinds, source=other.source)  # equal keys are different rows here
+                    other = TrainingRows(keys.kinds, source=other.source)  # equal keys do not mean equal rows here
                 if other and rows and other.source != rows.source:
-                    comparison = replace(comparison, max_gain=None)  # no limit for a gain on other data
+                    comparison = replace(comparison, max_gain=None)  # the data differs: do not limit the gain
                 seen = other.find(keys)[0] if other else []
                 if 0 < sum(seen) < len(seen):
                     rest = _drop(held_out, seen)
@@ -178,7 +178,7 @@ class Gate:
     def _finish(
         self, decision: Decision, champion: Production | None, refit_evaluation: Evaluation | None, *, forced: bool
     ) -> Decision:
-        """Return the decision after the check of the refit and, if forced, after the user's override."""
+        """Return the final decision: after the refit's check and, if forced, the user's override."""
         if refit_evaluation:
             decision = check_refit(decision, refit_evaluation, self._rules())
         live = champion if champion and champion.has_alias else None
@@ -202,7 +202,7 @@ class Gate:
             model.source,
             model.run_id,
             description=decision.reason[:DESCRIPTION_CHARACTERS],
-            await_creation_for=0,  # it exists once the call returns
+            await_creation_for=0,  # the version exists once the call returns
             model_id=model.source.removeprefix("models:/"),
         )
         run = model.run if version.run_id == model.run_id else registry.find_run(version.run_id)
@@ -256,7 +256,7 @@ class Gate:
         return held_out, keys
 
     def _evaluation(self, model: EvaluatedModel, rows: TrainingRows | None, held_out: Any, keys: Keys) -> Evaluation:
-        """Load and score a model; a failure to load or to predict becomes the `problem`."""
+        """Load and score a model; if it cannot load or predict, the evaluation's `problem` says why."""
         registry, (seen, unknown) = self.registry, rows.find(keys) if rows else ([], "")
         run_id = model.run_id if model.run and model.run.info.lifecycle_stage == "active" else ""
         facts: dict[str, Any] = {"unknown": unknown, "are_renumbered": keys.are_renumbered, "run_id": run_id}

@@ -92,7 +92,7 @@ class Keys:
 class TrainingRows:
     """The training rows that a run declares with `log_learned`: a span of keys or the digest of each.
 
-    ``ends`` are the lowest and the highest key of a span; ``problem`` says why the declaration cannot be used.
+    ``ends`` are the lowest and highest keys of a span; ``problem`` is the reason if the declaration is unusable.
     """
 
     kinds: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ class TrainingRows:
     problem: str = ""
 
     def find(self, keys: Keys) -> tuple[list[bool], str]:
-        """Return, for each key, whether the model was trained on its row; also why that is unknown, else ""."""
+        """Return whether the model was trained on each key's row, and why this is unknown ("" if it is known)."""
         if self.problem or self.kinds != keys.kinds:
             trained, held_out = (" and ".join(kinds) for kinds in (self.kinds, keys.kinds))
             mismatch = f"the keys of its training rows are {trained}, but those of the held-out rows are {held_out}"
@@ -199,7 +199,7 @@ def training_rows(run_id: str, tags: Mapping[str, str], client: MlflowClient) ->
 
 
 def hash_rows(held_out: Any, keys: Keys) -> str:
-    """Return a hash of held-out rows: of their keys and, for a pandas object, of its values where hashable."""
+    """Return a hash of the keys of held-out rows and, for a pandas object, of its values if they are hashable."""
     content = hashlib.sha256()
     for texts in sorted(keys.texts):
         content.update("\0".join(texts).encode() + b"\n")
@@ -249,7 +249,7 @@ def _column(column: Any) -> tuple[str, list[str]]:
 
 
 def _floats(numbers: Any, dtype: Any) -> tuple[str, list[str]]:
-    """Return floats as strings; if the dtype rounds some of them (ids above 2**53, say), the kind says so."""
+    """Return the kind of floats, which says if the dtype rounds some (such as ids above 2**53), and their texts."""
     import numpy as np
 
     is_whole, end = np.isfinite(numbers) & (numbers == np.round(numbers)), 2 ** (np.finfo(dtype).nmant + 1)

@@ -13,7 +13,7 @@ from mlflow_gate.record import FORCED, PROMOTED, Move
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-DATA_TAG = "mlflow_gate.data."  # followed by a file's path; the value is its MD5, as in dvc.lock
+DATA_TAG = "mlflow_gate.data."  # followed by a file's path; the value is the file's MD5, as in dvc.lock
 COMMIT_TAG = "mlflow.source.git.commit"
 EXPERIMENT_FACTS = {"mlflow_gate.experiment": "DVC experiment", "mlflow_gate.overrides": "parameters changed"}
 
@@ -44,7 +44,7 @@ class Link:
 
     @classmethod
     def of(cls, kind: str, name: str | None, facts: Mapping[str, Any], url: str = "") -> Link:
-        """Return a link without the facts that are None or empty."""
+        """Return a link, leaving out facts that are None or empty."""
         recorded = {fact: str(value) for fact, value in facts.items() if value not in (None, "")}
         return cls(kind, name or next(iter(recorded), "not recorded"), recorded, url or None, known=bool(recorded))
 
@@ -76,7 +76,7 @@ def is_dirty(tags: Mapping[str, str]) -> bool | None:
 
 
 def run_link(run: Run | None, url: str, more: dict[str, Any], kind: str = "run") -> Link:
-    """Describe an MLflow run, with ``more`` facts."""
+    """Describe an MLflow run, adding the facts in ``more``."""
     if run is None:
         return Link(kind, "no run, or the run was purged", known=False)
     info, step = run.info, f"restore the run with `mlflow runs restore --run-id {run.info.run_id}`"

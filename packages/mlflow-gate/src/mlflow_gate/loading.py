@@ -48,7 +48,7 @@ def call_within(seconds: float, call: Callable[..., Any], *arguments: Any) -> An
 
 
 def load(model_uri: str, read: Callable[[Path], Any] | None, seconds: float) -> Any:
-    """Load a model with ``read`` (default: `mlflow.pyfunc`) from files that are kept as long as the model.
+    """Load a model with ``read`` (default: `mlflow.pyfunc`), and keep its downloaded files as long as the model.
 
     Raises ModelMissing if the files do not exist, ServerError if they cannot be read now, and any error of ``read``.
     """
@@ -71,7 +71,7 @@ def load(model_uri: str, read: Callable[[Path], Any] | None, seconds: float) -> 
         remove = stack.pop_all().close
     try:
         weakref.finalize(model, remove)
-    except TypeError:  # an object without weak references, such as a dict
+    except TypeError:  # an object that cannot be weakly referenced, such as a dict
         atexit.register(remove)
     return model
 

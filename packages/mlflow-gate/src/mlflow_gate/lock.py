@@ -2,8 +2,8 @@
 
 MLflow has neither locks nor compare-and-swap, but tags with a single writer each are enough for Lamport's bakery
 algorithm (https://doi.org/10.1145/361082.361093): each process draws a ticket number above all others, and the lowest
-number holds the lock. Known gap: a process that is suspended for more than `STALE_SECONDS` loses the lock, and may
-still move the alias if it was suspended between its last check of the lock and the move.
+number holds the lock. Known gap: a process that is suspended for more than `STALE_SECONDS` loses the lock, and can
+still move the alias if it was suspended after its last check of the lock.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
         since = {each[1:]: since.get(each[1:], now) for each in ahead}
         for (other, _), at in since.items():
             if now - at > STALE_SECONDS:  # no heartbeat: the process was killed
-                with contextlib.suppress(Exception):  # removed by another process
+                with contextlib.suppress(Exception):  # another process has removed it
                     client.delete_registered_model_tag(name, other)
         if now - start > WAIT_SECONDS:
             raise Conflict(
                 "Another promotion or rollback is in progress.",
                 value=f"it has taken longer than {WAIT_SECONDS:g} s",
-                next_step="look at `mlflow-gate history`, then retry the operation",
+                next_step="check `mlflow-gate history`, then retry the operation",
             )
         if now > notice:
             notice = start + WAIT_SECONDS

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 MOVE_TAG = "mlflow_gate.move."  # followed by number.part: a long text is split into parts
-PART_CHARACTERS = 5000  # of a tag; MLflow allows 100,000, but PostgreSQL only 5,000
+PART_CHARACTERS = 5000  # per tag; MLflow allows 100,000, but PostgreSQL only 5,000
 LAST_TAG = "mlflow_gate.last_move."  # followed by the alias; a version's tag with the number of the last move to it
 PROMOTED, FORCED, BY_HAND = "promoted", "forced", "by hand"
 ROLLED_BACK, RESTORED = "rolled back", "restored"
@@ -91,7 +91,7 @@ class Move:
 
     @property
     def label(self) -> str:
-        """The compared metric; the first one if that was not recorded."""
+        """The compared metric, or the first metric if none was recorded as compared."""
         return self.metric or next(iter(self.scores), "score")
 
     @property
@@ -102,7 +102,7 @@ class Move:
 
     @property
     def score(self) -> str:
-        """The value of the compared metric with the held-out rows, as text."""
+        """The value of the compared metric and the held-out rows, as text."""
         return "" if self.value is None else " ".join(filter(None, [f"{self.value:.4f}", self.held_out_rows]))
 
     @property
@@ -182,7 +182,7 @@ _MOVES = TypeAdapter(Move)
 
 
 class Record:
-    """The version at an alias (None without one) and all ``moves`` of the alias, oldest first."""
+    """The version at an alias (None if the alias is unset) and all ``moves`` of the alias, oldest first."""
 
     def __init__(self, client: MlflowClient, name: str, alias: str) -> None:
         self.version = find(client.get_model_version_by_alias, name, alias)
@@ -210,11 +210,11 @@ class Record:
             self.moves.append(replace(by_hand, alias=alias, recorded=False))
 
     def is_unchanged_since(self, other: Record) -> bool:
-        """Return whether the alias has not moved since ``other`` was read, not even back and forth."""
+        """Return whether the alias has not moved since ``other`` was read, not even away and back."""
         return (self.current, self.next_number) == (other.current, other.next_number)
 
     def last_move_to(self, version: str) -> Move | None:
-        """Return the last move to a version, even an unfinished one, because it names the evaluated model."""
+        """Return the last move to a version, even an unfinished one, because it identifies the evaluated model."""
         return next((move for move in reversed(self._all) if move.version == version), None)
 
     def versions_of(self, model_uri: str) -> set[str]:
@@ -245,7 +245,7 @@ def write(client: MlflowClient, name: str, move: Move, *, done: bool) -> None:
 
 
 def promotion_path(moves: list[Move]) -> list[str]:
-    """Return the versions that led to the current one, which is last, without those that were rolled back."""
+    """Return the versions that led to the current one (the last), without those that were rolled back."""
     path: list[str] = []
     for move in moves:
         if move.action == ROLLED_BACK and move.version in path:

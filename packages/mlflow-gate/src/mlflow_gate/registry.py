@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-KEPT_CHARACTERS = 500  # of each run tag in the history
+KEPT_CHARACTERS = 500  # per run tag in the history
 
 
 class Registry:
@@ -106,7 +106,7 @@ class Registry:
     def history(self, *, note: bool = False) -> list[Move]:
         """Return all moves of the alias, oldest first.
 
-        With ``note`` a move by hand, for example in MLflow's UI, is recorded, so that a rollback can return to it.
+        With ``note``, record a move by hand, such as in MLflow's UI, so that a rollback can return to its version.
         """
         moves = self.record().moves
         if note and not all(move.recorded for move in moves):
@@ -115,7 +115,7 @@ class Registry:
         return [replace(move, number=place) for place, move in enumerate(moves, start=1)]
 
     def status(self, decision: Path | str | None = None) -> str:
-        """Return a line with the version in production, and whether this working tree's decision agrees.
+        """Return one line: the version in production, and whether this working tree's decision agrees with it.
 
         ``decision`` is a JSON file written from `Decision.as_dict`; by default the registry's file.
         """
@@ -137,11 +137,11 @@ class Registry:
         Raises ModelError if the version does not exist.
         """
         read, number = self.record(), (version or "").removeprefix(f"{self.name}/")
-        is_number = number.isdecimal() and len(number) < 10  # a longer number is a database error
+        is_number = number.isdecimal() and len(number) < 10  # a longer number causes a database error
         entry = find(self.client.get_model_version, self.name, number) if is_number else read.version
         if entry is None or (number and not is_number):
             what = f"Version {number} of {self.name} does not exist." if number else "No model is in production."
-            raise ModelError(what, next_step=f"look at `mlflow-gate history {self.name}`, or promote a model")
+            raise ModelError(what, next_step=f"check `mlflow-gate history {self.name}`, or promote a model")
         described = self.describe(read, entry)
         model = described.evaluated
         links = [data_link(model.run, model.tags), commit_link(model.tags), *self._links(model.run, model.tags)]
@@ -164,7 +164,7 @@ class Registry:
         exists = partial(find, self.client.get_model_version, self.name)
         target = record.rollback_target(to, read.moves, read.current, exists)
         try:
-            self.load(f"models:/{self.name}/{target}")  # may take minutes, so before taking the lock
+            self.load(f"models:/{self.name}/{target}")  # before taking the lock, because this may take minutes
         except ServerError:
             raise
         except Exception as error:
@@ -177,7 +177,7 @@ class Registry:
                 value, was = (f"version {each}" if each else "no version" for each in (now.current, read.current))
                 what, step = (
                     "The model in production has changed during the rollback.",
-                    "look at `mlflow-gate history`, then retry the rollback",
+                    "check `mlflow-gate history`, then retry the rollback",
                 )
                 raise Conflict(what, value=value, expected=f"{was}, as before", next_step=step)
             last = {move.version: move for move in now.moves}[target]  # the last move to this version
@@ -193,7 +193,7 @@ class Registry:
         return Record(self.client, self.name, self.alias)
 
     def move(self, move: Move, check_lock: Callable[[], None] | None = None) -> Production:
-        """Record and make a move; the caller holds the lock, which ``check_lock`` verifies."""
+        """Record a move and move the alias; the caller holds the lock, which ``check_lock`` verifies."""
         read = self._note_move_by_hand()
         replaced = read.moves[-1].version if read.moves else None
         move = replace(move, number=read.next_number, alias=self.alias, replaced=replaced)
@@ -238,7 +238,7 @@ class Registry:
         return find(self.client.get_run, run_id) if run_id else None
 
     def version_of(self, source: str, *, recorded: bool = False) -> ModelVersion | None:
-        """Return the last version of a model or of its refit, or None; ``recorded`` ignores versions made by hand."""
+        """Return the last version of a model or its refit, or None; with ``recorded``, ignore versions made by hand."""
         versions = [] if recorded else self.client.search_model_versions(f"source_path='{source}'")
         matches, numbers = [each for each in versions if each.name == self.name], self.record().versions_of(source)
         evaluated = (find(self.client.get_model_version, self.name, number) for number in numbers)
@@ -261,14 +261,14 @@ class Registry:
 
 
 def _check_names(name: str, alias: str) -> None:
-    """Raise ConfigError for a name or an alias that MLflow would refuse only on writing."""
+    """Raise ConfigError for a name or an alias that MLflow would reject only on the first write."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils import validation
 
     try:
         validation._validate_model_name(name)
         validation._validate_model_alias_name(alias)
-        # In MLflow 3.1 the check above includes the reserved names.
+        # MLflow 3.1 lacks this function: the check above covers reserved names there.
         getattr(validation, "_validate_model_alias_name_reserved", str)(alias)
     except (MlflowException, TypeError) as error:
         expected = "a name without / or :; an alias of letters, digits, - and _, other than `latest` or `v1`"

@@ -71,7 +71,7 @@ class Scores:
 
 
 def _number(value: Any) -> float:
-    """Return a number; raise TypeError for a string, an array or a Series, even of length 1."""
+    """Return a value as a float; raise TypeError for a string, an array or a Series, even of length 1."""
     if isinstance(value, str | bytes) or getattr(value, "ndim", None):
         raise TypeError(f"{value!r:.60} is not a single number")
     return float(value)
@@ -169,7 +169,7 @@ Rules = Mapping[str, Rule | Callable[[Scores], tuple[Any, str, bool]]]
 
 def read_rules(rules: Mapping[str, Any] | None) -> Rules:
     """Return validated rules; raise ConfigError for a rule that is neither limits nor a function."""
-    rules = {} if rules is None else rules  # an empty YAML file
+    rules = {} if rules is None else rules  # None: an empty YAML file
     if not isinstance(rules, Mapping):
         expected = "a mapping such as {r2: {min: 0.5}}, or a function that returns one"
         raise ConfigError("Invalid rules.", value=repr(rules)[:200], expected=expected)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-PROBE_RETRIES = 2  # after 0 and 4 s; with MLflow's seven an error would take four minutes
+PROBE_RETRIES = 2  # after 0 and 4 s; with MLflow's seven retries an error would take four minutes
 PROBE_PATH, PROBE_PARAMS = "/api/2.0/mlflow/registered-models/search", {"max_results": 1, "filter": "name = '-'"}
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 CERTIFICATE = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate that signed the server's certificate"
@@ -43,13 +43,13 @@ def connect(uri: str | None = None) -> MlflowClient:
     from mlflow.tracking._tracking_service.utils import _get_store
     from mlflow.utils.rest_utils import http_request
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would show one for every few kilobytes
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # even small files would show one
     uri = uri or mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
         retries = int(os.environ[RETRIES]) if os.environ.get(RETRIES, "").isdigit() else PROBE_RETRIES
         options: dict[str, Any] = {"params": PROBE_PARAMS, "max_retries": retries, "raise_on_status": False}
         what = f"The MLflow tracking server at {without_password(uri)}"
-        host = _get_store(uri).get_host_creds()  # ask the store: a plug-in may validate the address first
+        host = _get_store(uri).get_host_creds()  # query the store: its plug-in may validate the URI first
         try:
             response = http_request(host, PROBE_PATH, "GET", **options)
         except MlflowException as error:
@@ -87,7 +87,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether an error is due to the network or the server, and not to a model."""
+    """Return whether an error is due to the network or the server, not to a model."""
     from requests import ConnectionError as Unreachable
     from requests import Timeout
 

@@ -29,7 +29,7 @@ def file_of(uri: str) -> Path | None:
 def make(uri: str) -> None:
     """Create a new SQLite store atomically: its file appears with all tables, or not at all.
 
-    If two processes create a store at once, MLflow itself fails or leaves some tables out.
+    If two processes create a store at once, MLflow itself fails or creates only some of the tables.
     """
     import mlflow
 
@@ -38,7 +38,7 @@ def make(uri: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{file.name}.", dir=file.parent) as folder:
         mlflow.MlflowClient(f"{SCHEME}{folder}/{file.name}")
-        with contextlib.suppress(FileExistsError):  # another process was faster
+        with contextlib.suppress(FileExistsError):  # another process has created the file
             os.link(Path(folder, file.name), file)
 
 

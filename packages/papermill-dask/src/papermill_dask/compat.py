@@ -34,8 +34,8 @@ def new_client(address: Any, seconds: float) -> Client:
     Dask's errors propagate if the connection takes longer than ``seconds``.
 
     The scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that a client's first batch
-    holds a single message, and fails if it also holds such a report. After a ConnectionAbortedError Dask cleans up, and
-    a retry works. In November 2026 Dask had no issue about this bug.
+    holds a single message, and fails if it also holds a report. After a ConnectionAbortedError Dask cleans up, and
+    a retry works. As of November 2026, Dask has no issue for this bug.
     """
     import distributed
 
@@ -64,7 +64,7 @@ def run_in_loop(node: Client | Worker, coroutine: Coroutine[Any, Any, Any]) -> F
 
 
 def run_on_scheduler(client: Client, function: Callable[..., Coroutine[Any, Any, Any]], seconds: float) -> Any:
-    """Run a coroutine function on the scheduler and return its result; raise OSError if no answer comes in time.
+    """Run a coroutine function on the scheduler and return its result; raise OSError if it does not respond in time.
 
     `Client.run_on_scheduler` never returns if the network is down. Dask pickles nested functions by value, so this
     package need not be installed on the scheduler.
@@ -81,7 +81,7 @@ async def run_on_worker(client: Client, worker: str, function: Callable[..., Any
 
 
 def get_task_status(worker: Worker, key: str, seconds: float) -> str | None:
-    """Return a task's state on the scheduler, None if it was released; raise TimeoutError if no answer comes.
+    """Return a task's state on the scheduler, None if it was released; raise TimeoutError if there is no response.
 
     Dask does not notify a running task when its client disconnects. Call this from a thread of the worker.
     """
@@ -105,7 +105,7 @@ def delete_topic(client: Client, topic: str) -> None:
 
 
 def is_listening(address: str, seconds: float) -> bool:
-    """Return whether a Dask server accepts connections, which the system does even while the server is busy."""
+    """Return whether a Dask server accepts connections; the operating system accepts them even if it is busy."""
     from distributed.comm.addressing import get_address_host_port
 
     try:
@@ -133,7 +133,7 @@ def parse_parameter(text: str) -> bool | int | float | str | None:
 
 
 def is_captured(client: NotebookClient, message_id: str) -> bool:
-    """Return whether an Output widget captures the outputs of this request; nbclient has no public API for this."""
+    """Return whether an Output widget captures the outputs of a request; nbclient has no public API for this."""
     return bool(client.output_hook_stack[message_id])
 
 
@@ -142,7 +142,7 @@ def patch_ipykernel(folder: Path) -> None:
     """Patch ipykernel where it has no option: drop no output, open no TCP port, and do not list all modules.
 
     Only a debugger needs the list of module files, and none is attached. In a forked kernel, building it would copy the
-    memory pages of every module: half of all pages copied before the kernel is ready.
+    memory pages of every module: half of all pages that are copied before the kernel is ready.
     ipykernel opens a TCP port for the output of forked children even if its other sockets are Unix sockets; use a Unix
     socket in ``folder``. ZeroMQ drops outputs when a reader is 1,000 messages behind
     (https://github.com/nteract/papermill/issues/426); remove this limit.
@@ -190,7 +190,7 @@ def patch_kernel(app: Any) -> None:
 
     def cache_and_register(*arguments: Any, **options: Any) -> str:
         name = cache(*arguments, **options)
-        inspect.modulesbyfile.setdefault(name, "")  # "" is not a module's name
+        inspect.modulesbyfile.setdefault(name, "")  # "" is not a module name
         return name
 
     app.kernel._process_children = lambda: psutil.wait_procs(children(), timeout=0)[1]
@@ -200,8 +200,8 @@ def patch_kernel(app: Any) -> None:
 def wait_for_shutdown_reply(app: Any, seconds: float) -> None:
     """Wait until a kernel has sent its shutdown reply.
 
-    Its control thread still flushes the streams afterwards. ipykernel sometimes stops the thread that writes them
-    first; then the flush blocks for 10 s.
+    The kernel's control thread still flushes the streams afterwards. If ipykernel has already stopped the thread that
+    writes them, as it sometimes does, the flush blocks for 10 s.
     """
     if app.kernel._shutdown_message:
         app.control_thread.join(seconds)

@@ -12,7 +12,7 @@ import yaml
 
 from papermill_dask.errors import EngineError
 
-SECTION = "papermill-dask"  # in Dask's configuration
+SECTION = "papermill-dask"  # section of Dask's configuration
 METADATA = "papermill_dask"  # key in a notebook's metadata
 NOTEBOOK = "notebook"  # Dask resource: how many notebooks a worker runs in parallel
 RESULT_KEYS = ("lost", "runs")  # metadata written by an execution

@@ -47,7 +47,7 @@ def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
 
 
 def _log_location() -> str:
-    """Describe where this worker's log is: its standard error, on many clusters redirected to a file."""
+    """Return the location of this worker's log: standard error, which many clusters redirect to a file."""
     with contextlib.suppress(OSError):
         if (file := Path("/dev/fd/2").readlink()).is_file():
             return f"{socket.gethostname()}:{file}"

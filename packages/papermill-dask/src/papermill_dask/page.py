@@ -19,7 +19,7 @@ PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 
 @functools.cache
 def _compressed_plotly() -> tuple[str, bytes, Any]:
-    """Return plotly.js, compressed: base64 text, the remaining bytes, and the compressor to append figures with."""
+    """Return the compressed plotly.js: base64 text, the remaining bytes, and the compressor for appending figures."""
     import plotly
 
     compressor = zlib.compressobj(9)
@@ -36,7 +36,7 @@ def convert(notebook: dict[str, Any], name: str) -> str:
     """
     node, figures = nbformat.from_dict(notebook), []
     for data in (output.get("data", {}) for cell in node.cells for output in cell.get("outputs", [])):
-        data.pop(WIDGET, None)  # needs a kernel; the text representation remains
+        data.pop(WIDGET, None)  # widgets need a kernel; the text representation remains
         if PLOTLY in data:
             figures.append(data.pop(PLOTLY))
             data["text/html"] = '<div class="plotly-figure"></div>'

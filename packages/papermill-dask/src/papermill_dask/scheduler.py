@@ -35,7 +35,7 @@ class DaskExecutionManager(DefaultExecutionManager):
                 progress_bar=False,
             )  # fmt: skip
         finally:
-            if executed.exists():  # missing if the engine rejected the job
+            if executed.exists():  # there is no output if the engine rejected the job
                 self.create_output_files(job, nbformat.read(executed, as_version=4))
             self.add_side_effects_files(str(source.parent))
 

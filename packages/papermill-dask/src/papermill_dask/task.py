@@ -1,4 +1,4 @@
-"""The task that a client sends to a worker, and its run there."""
+"""The task that a client sends to a worker, and its run on the worker."""
 
 from __future__ import annotations
 

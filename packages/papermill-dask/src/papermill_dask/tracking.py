@@ -73,12 +73,12 @@ class NotebookRuns:
         if self._uri and not _is_reachable(self._uri):
             logger.warning(
                 "The worker on %s cannot reach the MLflow tracking server (%s=%s). Start the server, or set the "
-                "variable to an address that the workers can reach. Ignore this if the notebook logs no runs.",
+                "variable to a URI that the workers can reach. Ignore this if the notebook logs no runs.",
                 socket.gethostname(), URI_VARIABLE, self._uri,
             )  # fmt: skip
 
     def find(self) -> None:
-        """Find the runs while the kernel is alive: at its exit MLflow would mark open runs as finished."""
+        """Find the runs while the kernel is alive, because MLflow marks open runs as finished when it exits."""
         with contextlib.suppress(Exception):  # must not mask the notebook's own error
             if self._uri and _is_reachable(self._uri):
                 from mlflow import MlflowClient
@@ -137,9 +137,9 @@ def _log_page(
 
 
 def default_variables() -> dict[str, str]:
-    """Return MLflow's default tracking URI for the current folder: `mlflow.db`, if it exists and no URI is set.
+    """Return the variable for MLflow's default URI (`mlflow.db` in the current folder), if no URI is set and it exists.
 
-    Use these only for workers that see the folder.
+    Use it only for workers that see the folder.
     """
     file = Path(str(Path.cwd()).partition("/.dvc/tmp/exps/")[0], "mlflow.db")  # `dvc exp run --temp` works in a copy
     is_chosen = is_installed() and not os.environ.get(URI_VARIABLE) and file.exists()

@@ -37,7 +37,7 @@ PROBE_SECONDS = 1.5
 
 
 class Attempt:
-    """One attempt to run a notebook, as a Dask task on one worker; ``runs`` then holds its MLflow runs."""
+    """One attempt to run a notebook, as a Dask task on one worker; afterwards ``runs`` holds its MLflow runs."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Attempt:
         **keywords: Any,
     ) -> None:
         self._executed, self._client, self.worker, self._options = executed, client, worker, options
-        # Starts no kernel: it only processes the messages of the kernel on the worker.
+        # This client starts no kernel: it only processes the messages of the kernel on the worker.
         outputs = {option: keywords.pop(option, None) for option in ("log_output", "stdout_file", "stderr_file")}
         self._log = PapermillNotebookClient(
             executed, log=logger, record_timing=keywords.get("record_timing", True), **outputs
@@ -66,7 +66,7 @@ class Attempt:
         self.environment = _forwarded_environment(options)
         if worker.sees_folder:
             self.environment |= tracking.default_variables()
-        document = json.loads(json.dumps(executed.nb))  # plain dicts unpickle without nbformat
+        document = json.loads(json.dumps(executed.nb))  # plain dicts can be unpickled without nbformat
         for index in filter(executed.is_skipped, range(len(document["cells"]))):
             document["cells"][index]["source"] = ""  # nbclient does not run empty cells
         self._task = Task(

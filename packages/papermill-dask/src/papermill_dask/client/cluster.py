@@ -45,7 +45,7 @@ class KernelMissing(EngineError, NoSuchKernel):
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker, as it describes itself; ``problems`` are the reasons why it cannot run the notebook.
+    """A worker's description of itself; ``problems`` are the reasons why it cannot run the notebook.
 
     ``notebooks`` is its number of slots; ``id`` is unique even if a new process has the same address.
     """
@@ -88,12 +88,12 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
     """
     # papermill logs at INFO; Dask's INFO records are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    # These log tracebacks of errors that are reported as EngineError; tornado logs failed lease refreshes.
+    # These loggers print tracebacks of errors that become an EngineError; tornado's logs failed lease refreshes.
     for name in ("distributed.client", "distributed.comm.tcp", "distributed.semaphore", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address, function = dask.config.get("scheduler-address", None), dask.config.get(f"{SECTION}.cluster", None)
     client = None
-    if tracking.TASK_VARIABLE in os.environ:  # in a notebook: use the cluster that it runs on
+    if tracking.TASK_VARIABLE in os.environ:  # in a notebook: use the cluster that runs it
         function = None
     with contextlib.ExitStack() as stack:
         if function is not None:
@@ -122,7 +122,7 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
 def _local_cluster(notebooks: int) -> Iterator[LocalCluster]:
     """Start a private cluster of one worker, with one thread per processor; close it after the block.
 
-    Scheduler and worker are threads of this process. Processes would run the caller's script again, so this would need
+    Scheduler and worker are threads of this process. Processes would run the caller's script again, which would need
     `if __name__ == "__main__":`, and a daemonic process could not start them. Clients need a TLS key. A private
     folder replaces Dask's default, which all users of the machine share, and from which Dask imports modules.
     """
@@ -209,15 +209,15 @@ def query_workers(
             slow = [worker.name for worker in workers if worker.problems == [NO_ANSWER]]
             if not kernel_name or not slow or any(not worker.problems for worker in workers):
                 return workers
-            log_once("Waiting for slow workers to answer: %s.", ", ".join(slow))
+            log_once("Waiting for slow workers to respond: %s.", ", ".join(slow))
             seconds = RETRY_SECONDS
 
 
 async def _describe(client: Client, worker: str, marker: str | None) -> Any:
-    """Call `describe` on a worker, without a time limit; return its result or the error."""
+    """Call `describe` on a worker, without a time limit; return the result or the error."""
     answer = TimeoutError()
     try:
-        # Retry Dask's own errors (a slow connection), which have no errno; the worker's OSErrors have one.
+        # Retry Dask's own errors (slow connections): they have no errno, while the worker's OSErrors do.
         while isinstance(answer, OSError) and not answer.errno:
             answer = await compat.run_on_worker(client, worker, describe, marker)
     except Exception as error:  # noqa: BLE001 - any error makes the worker ineligible
@@ -378,7 +378,7 @@ def _lender(workers: list[Worker], request: dict[str, float]) -> Worker | None:
 
 def _slot_semaphore(name: str, number: int, stack: contextlib.ExitStack) -> Semaphore:
     """Create a semaphore for ``number`` slots, whose leases are refreshed until the stack closes."""
-    # With Dask's default a killed client would hold its slot for 30 s.
+    # With Dask's default timeout, a killed client would hold its slot for 30 s.
     with _register_lock, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
         semaphore = Semaphore(number, name)
         semaphore.register()
@@ -388,7 +388,7 @@ def _slot_semaphore(name: str, number: int, stack: contextlib.ExitStack) -> Sema
 
 @contextlib.contextmanager
 def _scale_up(client: Client) -> Iterator[bool]:
-    """Make an adaptive cluster start one more worker: keep a task queued that no worker can run.
+    """Make an adaptive cluster start one more worker by keeping a task queued that no worker can run.
 
     Yield whether a cluster object, such as LocalCluster or GatewayCluster, manages the workers.
     """

@@ -26,7 +26,7 @@ def connection_problem(client: Client, worker: str, seconds: float) -> str | Non
             (await asyncio.to_thread(socket.create_connection, get_address_host_port(worker), seconds)).close()
         except OSError:
             return "The network connection to the Dask worker failed."
-        except ValueError:  # a worker in the scheduler's process has no network address
+        except ValueError:  # workers in the scheduler's process have no network address
             pass
         return None
 

@@ -26,13 +26,13 @@ from papermill_dask.client.output import ExecutedNotebook
 from papermill_dask.config import METADATA, OPTIONS, RESULT_KEYS, NotebookOptions, cell_tags
 from papermill_dask.errors import EngineError, WorkerLost
 
-RESTART_SECONDS = 30  # for a nanny to restart its worker
+RESTART_SECONDS = 30  # time for a nanny to restart its worker
 LOG_SECONDS = 120
 POLL_SECONDS = 0.2
 
 
 def preload() -> None:
-    """Compile nbformat's JSON schema once, for all programs that `dvc-parallel` forks from this process."""
+    """Compile nbformat's JSON schema once for all programs that `dvc-parallel` forks from this process."""
     nbformat.validate(nbformat.v4.new_notebook())
 
 
@@ -124,7 +124,7 @@ def _run(
                     _record(executed, lost=losses)
                 if "scheduler" not in error.what:
                     error.next_step = f"see the worker's log ({worker.log}), then {error.next_step}"
-                executed.mark_aborted()  # also saves, before any request to the tracking server
+                executed.mark_aborted()  # also saves the notebook, before any request to the tracking server
                 runs = tracking.NotebookRuns(attempt.key, attempt.environment)
                 runs.find()
                 runs.end("FAILED")
@@ -181,7 +181,7 @@ def _exit_on_signal(number: int, _frame: object) -> None:
 
 
 def _log_to_mlflow(client: Client, attempt: Attempt, notebook: nbformat.NotebookNode, input_path: object) -> None:
-    """Log the executed notebook to its MLflow runs, from a worker, which has already imported MLflow (saves 2 s).
+    """Log the executed notebook to its MLflow runs on a worker, which has already imported MLflow (saves 2 s).
 
     A failure is a warning, because the notebook itself succeeded.
     """

@@ -18,7 +18,7 @@ from papermill_dask.config import cell_tags
 from papermill_dask.errors import DISK_FULL, EngineError
 
 SAVE_SECONDS = 1.0
-SAVE_FRACTION = 0.05  # of the run time, at most
+SAVE_FRACTION = 0.05  # maximum share of the run time spent on saving
 
 
 class ExecutedNotebook(NotebookExecutionManager):
@@ -58,7 +58,7 @@ class ExecutedNotebook(NotebookExecutionManager):
             if partial:
                 partial.unlink(missing_ok=True)
             if isinstance(error, FileNotFoundError):
-                raise  # missing folder: papermill's own error is clear
+                raise  # the folder is missing: papermill's own error is clear
             raise EngineError(
                 f"Saving the executed notebook failed{'; the last saved version is intact' if partial else ''}.",
                 value=f"{target}: {error}".partition("\n")[0],  # pyarrow lists all paths searched for Java
@@ -70,7 +70,7 @@ class ExecutedNotebook(NotebookExecutionManager):
         self._save_seconds = time.monotonic() - start
 
     def autosave_cell(self) -> None:
-        """Save new outputs if a save is due; save less often if saving is slow, and never if autosave is off."""
+        """Save new outputs if a save is due: less often if saving is slow, never if autosave is off."""
         seconds = (self.now() - self.last_save_time).total_seconds()
         interval = min(self.autosave_cell_every, max(SAVE_SECONDS, self._save_seconds / SAVE_FRACTION))
         if self.autosave_cell_every and self.has_changed and seconds >= interval:
@@ -85,7 +85,7 @@ class ExecutedNotebook(NotebookExecutionManager):
                 self.cell_complete(cell, cell_index=index)
 
     def notebook_complete(self, **_: Any) -> None:
-        """Finish as papermill does, but keep cells that never ran as pending."""
+        """Finish as papermill does, but leave cells that never ran pending."""
         pending_cells = [cell for cell in self.nb.cells if cell.metadata.papermill["status"] == self.PENDING]
         super().notebook_complete()
         if self.nb.metadata.papermill["exception"] and pending_cells:
@@ -101,7 +101,7 @@ def replace_file(new: Path, file: Path) -> None:
     """
     try:
         stream = file.open("r+b")
-    except FileNotFoundError:  # no file, or a dangling link: create its target
+    except FileNotFoundError:  # no file, or a dangling link whose target to create
         shutil.move(new, os.path.realpath(file))
         return
     with stream:

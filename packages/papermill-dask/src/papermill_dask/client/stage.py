@@ -1,4 +1,4 @@
-"""The DVC stage that papermill runs in, if any: its files, and the end of the DVC process."""
+"""The DVC stage that papermill runs in, if any: its files, and a watch on the DVC process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def find_declaration(options: NotebookOptions, output_path: str | None) -> Decla
 def terminate_with_dvc() -> Iterator[None]:
     """During the block, send SIGTERM to this process if the DVC process that runs the stage dies.
 
-    A killed DVC leaves its stage running, and the next `dvc repro` would run the stage again in parallel.
+    If DVC is killed, its stage keeps running, and the next `dvc repro` would run the stage a second time in parallel.
     """
     dvc = _dvc_process() if STAGE in os.environ else None
     finished = threading.Event()
@@ -69,7 +69,7 @@ def terminate_with_dvc() -> Iterator[None]:
 
 
 def _dvc_process() -> psutil.Process | None:
-    """Return the process that runs the stage, the nearest ancestor outside of it; exit if it has died."""
+    """Return the process that runs the stage: the nearest ancestor outside the stage. Exit if it has died."""
     dvc = next((process for process in psutil.Process().parents() if not _is_in_stage(process)), None)
     if dvc is not None and dvc.pid == 1 and "dvc" not in " ".join(dvc.cmdline()):
         sys.stderr.write(f"The DVC process of the stage {os.environ[STAGE]} has died, so the stage is not run.\n")
@@ -78,7 +78,7 @@ def _dvc_process() -> psutil.Process | None:
 
 
 def _is_in_stage(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):  # the process is ending, or is another user's
+    with contextlib.suppress(psutil.Error):  # the process is exiting, or is another user's
         return STAGE in process.environ()
     return False
 
@@ -96,7 +96,7 @@ def read_declaration(folder: Path, stage: str, *, client_outs: Iterable[Path] = 
     try:
         from dvc.repo import Repo
 
-        # In `exp run --temp` the variable DVC_ROOT names the parent repository, not this one.
+        # In `exp run --temp` the variable DVC_ROOT points to the parent repository, not to this one.
         with contextlib.closing(Repo(str(folder))) as repo:
             outs = {Path(path).resolve() for path in client_outs}
             return _to_declaration(repo, _find_stage(repo, folder, stage), folder, outs)
@@ -128,7 +128,7 @@ def _to_declaration(repo: Any, stage: Any, folder: Path, client_outs: set[Path])
 
     deps = [dep.fs_path for dep in local(stage.deps) if not isinstance(dep, ParamsDependency)]
     settings = {str(stage.path), *(dep.fs_path for dep in local(stage.params))}
-    deps += [file for file in settings if Path(file).is_relative_to(folder)]  # those above it were read by papermill
+    deps += [file for file in settings if Path(file).is_relative_to(folder)]  # papermill has already read the others
     outs = [out.fs_path for out in local(stage.outs) if Path(out.fs_path) not in client_outs]
     deps += [out for out in outs if Path(out).exists()]
     return Declaration(

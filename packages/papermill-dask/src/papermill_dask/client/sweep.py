@@ -113,7 +113,7 @@ def _convert(name: str, text: str, raw: Container[str]) -> Any:
 
 
 def check_parameter_names(names: Sequence[str], source: str, notebook: Path) -> None:
-    """Raise EngineError, naming the ``source`` of the names, unless they are distinct parameters of the notebook."""
+    """Raise EngineError, with the ``source`` of the names, unless they are distinct parameters of the notebook."""
     try:
         cells = json.loads(notebook.read_bytes())["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
@@ -136,7 +136,7 @@ def check_parameter_names(names: Sequence[str], source: str, notebook: Path) -> 
 
 
 def existing_tags(options: Mapping[str, Any], notebook: Path, report: Report) -> list[str]:
-    """Return the tags to skip that occur in code cells; report unknown ones, once for all runs."""
+    """Return those tags to skip that code cells have; report the unknown ones once for all runs."""
     document = json.loads(notebook.read_bytes())
     metadata = {"skip_tags": document["metadata"].get(METADATA, {}).get("skip_tags")}
     keywords = {"skip_tags": options["skip_tags"]} if "skip_tags" in options else {}
@@ -222,15 +222,15 @@ def run_many(
         stack.enter_context(local_file_io_cwd())
         client = stack.enter_context(cluster.connect(max(1, min(len(parameter_sets), CPU_COUNT))))
         options = {"engine_name": "dask", "client": client, "progress_bar": False} | options
-        stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # collected: an exception could hit any line
+        stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # recorded: raising would interrupt any statement
         stack.enter_context(engine.handle_signals(stop_signals, lambda number, _: signals.append(number)))
         parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
         report(f"{len(runs)} x {notebook.name}, {parallel} in parallel, on {compat.scheduler_of(client).address}")
         pool = stack.enter_context(ThreadPoolExecutor(max(1, len(runs)), "notebook"))
         queue, active = iter(runs), set[Future[None]]()
         while not signals:
-            # Twice as many as slots: some are loaded and saved while others run.
-            with contextlib.suppress(OSError):  # every notebook itself reports a lost scheduler
+            # Submit twice as many runs as there are slots: some are loaded and saved while others run.
+            with contextlib.suppress(OSError):  # each notebook reports a lost scheduler itself
                 parallel = max(1, cluster.capacity(client))
             new = itertools.islice(queue, max(0, 2 * parallel - len(active)))
             active |= {pool.submit(_execute, run, notebook, options, signals, report) for run in new}
@@ -293,7 +293,7 @@ def main(
     sources = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
     check_parameter_names(known, ", then ".join(sources), notebook)
     parameter_sets = [row | combination for row in rows for combination in combined]
-    options = {"skip_tags": skip_tags} if skip_tags else {}  # otherwise from the metadata or the configuration
+    options = {"skip_tags": skip_tags} if skip_tags else {}  # by default, from the metadata or the configuration
     sweep = run_many(notebook, parameter_sets, report=lambda line: click.echo(line, err=True), **options)
     table = sweep.table()
     writer = csv.DictWriter(sys.stdout, dict.fromkeys(itertools.chain(*table)))

@@ -58,12 +58,12 @@ def scratch_folder(client: Client, worker: str, folder: Path, declaration: Decla
         yield scratch
     finally:
         if client.status == "running":
-            with contextlib.suppress(EngineError):  # the folder is removed with the worker
+            with contextlib.suppress(EngineError):  # the scratch folder is removed with the worker
                 _call_store(client, worker, "remove", scratch)
 
 
 def _send(stream: _TarStream, folder: Path, contents: dict[str, Entry]) -> None:
-    """Send file contents in one tar file, named by their hashes."""
+    """Send file contents in one tar file, with their hashes as member names."""
     try:
         with tarfile.open(fileobj=stream, mode="w|", bufsize=CHUNK_BYTES, copybufsize=CHUNK_BYTES) as tar:  # type: ignore[call-overload] # typeshed lacks copybufsize
             for md5, entry in contents.items():
@@ -169,7 +169,7 @@ def _extract_outs(stream: _TarStream, folder: Path, outs: list[PurePosixPath]) -
                 source.rename(target)
         except BaseException:
             for source, target in reversed(history):
-                with contextlib.suppress(FileNotFoundError):  # this move did not happen
+                with contextlib.suppress(FileNotFoundError):  # this out was not moved
                     target.rename(source)
             raise
 
@@ -188,8 +188,8 @@ class Entry:
 def validate(folder: Path, path: str | os.PathLike[str], links_to: Iterable[Path] = (), *, follow: bool = True) -> Path:
     """Return ``folder / path``; raise EngineError unless ``path`` is relative and stays in ``folder``.
 
-    Symbolic links may point into ``folder`` or one of ``links_to`` (such as DVC's cache). Without ``follow`` the last
-    part may be any link, which will be replaced.
+    Symbolic links may point into ``folder`` or one of ``links_to`` (such as DVC's cache). Without ``follow``, the last
+    part may be any link, because it will be replaced.
     """
     parts = PurePosixPath(path).parts
     if not parts or Path(path).is_absolute() or ".." in parts or "\0" in str(path):
@@ -282,8 +282,8 @@ def extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) 
 async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
     """Call a method of the worker's `Store`; return its result or its EngineError.
 
-    Use a thread, so that the worker's event loop stays responsive. Return errors, because Dask would log a
-    raised one with its arguments, which are contents of the user's files.
+    Use a thread, so that the worker's event loop stays responsive. Return errors instead of raising them, because Dask
+    would log the arguments, which are contents of the user's files.
     """
     # Dask removes the worker's local directory with the worker, even if it was killed.
     store = Store(Path(dask_worker.local_directory) / "papermill-dask")
@@ -306,7 +306,7 @@ class Store:
     Sequence of calls for a notebook: `open`, `receive`, `fill`, then `pack` and `read` for its outs, then `remove`.
     """
 
-    _lock = threading.Lock()  # serializes changes of the cache
+    _lock = threading.Lock()  # serializes changes to the cache
 
     def __init__(self, root: Path) -> None:
         self.root = root

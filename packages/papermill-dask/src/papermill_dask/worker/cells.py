@@ -21,8 +21,8 @@ from papermill_dask.worker.kernels.manager import KernelManager
 from papermill_dask.worker.kernels.warm import reason_for_cold_start
 
 INTERRUPT_SECONDS = 0.5
-# Timeout for a cell's last output. nbclient's default is 4 s, because messages may be lost. Unix sockets lose none, and
-# ten thousand messages take longer.
+# Timeout for a cell's last output. nbclient's default is 4 s, because messages may be lost. Unix sockets lose none, but
+# ten thousand messages take longer than 4 s.
 OUTPUT_SECONDS = 120
 OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error", "clear_output"}
 
@@ -48,7 +48,7 @@ class CellEvents:
         # papermill calls this in a `finally` block: with an exception (dead kernel, timeout) the cell failed.
         if sys.exc_info()[0] is not None:
             self.failed.add(cell_index)
-        # With `coalesce_streams` nbclient changes outputs after the last message.
+        # With `coalesce_streams`, nbclient changes the outputs after the last message.
         outputs = cell.get("outputs") if self._run.task.options.get("coalesce_streams") else None
         self._run.report(
             "end",
@@ -98,7 +98,7 @@ class KernelClient(PapermillNotebookClient):
             try:
                 yield
             except CellTimeoutError:
-                # As in papermill's own engine: the traceback shows the current line, and `with` blocks exit.
+                # Interrupt like papermill's own engine: the traceback shows the current line, and `with` blocks exit.
                 run_sync(self.km.interrupt_kernel)()
                 time.sleep(INTERRUPT_SECONDS)
                 raise

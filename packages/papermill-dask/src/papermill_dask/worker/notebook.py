@@ -16,7 +16,7 @@ from papermill_dask.task import RUNS, Run, Task
 
 WATCH_SECONDS = 0.4
 ANSWER_SECONDS = 2.0
-SILENCE_SECONDS = 4.0  # without an answer, before a connection to the scheduler is tried
+SILENCE_SECONDS = 4.0  # without a response, before a connection to the scheduler is tested
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def run(task: Task) -> dict[str, Any]:
         finished.set()
         watch.join()
         del RUNS[key]
-        if notebook.stop_reason and task.is_scratch:  # normally the client's job, but the client may have died
+        if notebook.stop_reason and task.is_scratch:  # normally the client removes it, but the client may have died
             shutil.rmtree(Path(task.folder).parent, ignore_errors=True)
 
 
@@ -97,7 +97,7 @@ def _watch(run: Run, finished: threading.Event) -> None:
     answer_time = time.monotonic()
     while not finished.wait(WATCH_SECONDS):
         if run.stop_reason:
-            run.kill()  # repeatedly, as the kernel may just be starting
+            run.kill()  # repeatedly, because the kernel may still be starting
         elif run.worker.status.name not in ("running", "paused"):
             problem = "The Dask worker that ran the notebook was shut down."
             run.stop_reason = WorkerLost(problem, value=run.worker.address, **LOST)

@@ -45,7 +45,7 @@ from papermill_dask.worker.kernels.supervisor import (
 from papermill_dask.worker.kernels.warm import FORK, LAUNCHER, STALE
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
-# Imported late: by ipykernel at a kernel's start or end, by IPython to show an error.
+# Modules that ipykernel imports late (at a kernel's start or end), or IPython to show an error.
 KERNEL_MODULES = (
     *("ipykernel.debugger", "ipykernel.displayhook", "ipykernel.ipkernel", "psutil", "sqlite3", "stack_data"),
     *("IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio"),
@@ -80,9 +80,9 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
     except BaseException:  # noqa: BLE001 - as the interpreter does
         sys.excepthook(*sys.exc_info())
         code = 1
-    # As at interpreter exit, but without deleting all modules, which takes a second with TensorFlow.
+    # Exit like the interpreter, but without deleting all modules, which takes a second with TensorFlow.
     compat.run_exit_handlers()
-    gc.collect()  # closes and flushes open files
+    gc.collect()  # flush and close open files
     for stream in filter(None, (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -138,7 +138,7 @@ def _serve(listener: socket.socket, path: Path, imports: Imports) -> NoReturn:
 
 
 def _stop_accepting(listeners: list[socket.socket], path: Path) -> None:
-    """Accept no more workers: the next one finds no server and starts its own."""
+    """Accept no more workers: the next worker finds no server and starts a new one."""
     while listeners:
         with contextlib.suppress(OSError):  # the folder has other servers' sockets, or was removed
             path.unlink()
@@ -192,7 +192,7 @@ class Imports:
         importlib.invalidate_caches()  # kernels must list folders again
         inspect.getmodule(run_kernel.__code__)  # fills the cache that tracebacks use
         gc.collect()
-        gc.freeze()  # keeps these objects in shared memory pages
+        gc.freeze()  # keep these objects in shared memory pages
 
     def _import_all(self, modules: Sequence[str]) -> None:
         import ipykernel.kernelapp  # noqa: F401 - first, as in a kernel
@@ -268,7 +268,7 @@ class Imports:
 def _temporary_shell() -> Iterator[Any]:
     """Provide an IPython shell during the imports, as pandas, plotly, tqdm and TensorFlow check for one.
 
-    The kernel creates its own later.
+    The kernel creates its own shell later.
     """
     from ipykernel.zmqshell import ZMQInteractiveShell
     from traitlets.config import Config

@@ -36,18 +36,18 @@ from papermill_dask.worker.kernels.warm import START, WARM, cold_command, forkab
 logger = logging.getLogger(__name__)
 
 CLEANUP_SECONDS = 10.0
-FORK_SECONDS = 15.0  # to wait for imports before a kernel starts cold
+FORK_SECONDS = 15.0  # maximum wait for imports before a kernel starts cold
 ROUND_SECONDS = 0.1
 RECONNECT_MILLISECONDS = 10  # libzmq's default of 100 would delay a ready kernel
 READY_SECONDS = 0.2
 MAX_FOLDER_BYTES = 60  # a Unix socket's path is limited to 104 to 108 bytes
-GRACE_SECONDS = 0.5  # for an idle kernel to shut down
+GRACE_SECONDS = 0.5  # time for an idle kernel to shut down
 
 
 class Kernel:
-    """A handle of a kernel, similar to `subprocess.Popen` and thread-safe.
+    """A thread-safe handle of a kernel, similar to `subprocess.Popen`.
 
-    Futures: ``started`` is the process id or the error at the start, ``ended`` is the exit code, and
+    Futures: ``started`` is the process id or the start error, ``ended`` is the exit code, and
     ``descendants_ended`` is done when no descendant is alive.
     """
 
@@ -81,7 +81,7 @@ class Kernel:
         self._send(signal.SIGKILL)
 
     def _send(self, message: int | Request) -> None:
-        with self._sending, contextlib.suppress(OSError):  # the supervisor has ended
+        with self._sending, contextlib.suppress(OSError):  # the supervisor has exited
             self._connection.send(message)
 
     def _listen(self) -> None:
@@ -95,8 +95,8 @@ class Kernel:
             self.ended.set_result(self._connection.recv())
             self._connection.recv()
         if not self.started.done():
-            self.started.set_exception(WarmProcessStale("the process that starts the kernel has ended"))
-        if not self.ended.done():  # the supervisor was killed, and so was the kernel
+            self.started.set_exception(WarmProcessStale("the process that starts the kernel has exited"))
+        if not self.ended.done():  # the supervisor was killed, and the kernel with it
             self.ended.set_result(-signal.SIGKILL)
         if self._supervisor is not None:
             self._supervisor.wait()
@@ -260,7 +260,7 @@ class KernelManager(AsyncKernelManager):
         # `mkdtemp` uses mode 0700 and an unpredictable name.
         parent = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108
         self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir=parent)
-        # Also without a shutdown, and at interpreter exit.
+        # Remove the folder even without a shutdown, and at interpreter exit.
         self.remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"
         self.connection_file = str(Path(self.private_folder) / "kernel.json")

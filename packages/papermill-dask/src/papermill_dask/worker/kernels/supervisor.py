@@ -1,7 +1,7 @@
 """The supervisor: the parent of one kernel, whose processes it kills when the kernel or the worker ends.
 
 Over its connection to the worker it receives a request (``argv``, ``env``, ``cwd``, ``folder``), then signal numbers.
-It sends the kernel's process id or the start's error, then the exit code (negative for a signal, as in `subprocess`).
+It sends the kernel's process id or a start error, then the exit code (negative for a signal, as in `subprocess`).
 The connection closes when all descendants of the kernel have ended.
 """
 
@@ -23,13 +23,13 @@ Request = dict[str, Any]
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 REAP_SECONDS = 5.0  # interval for reaping ended descendants
-POLL_SECONDS = 0.05  # without `pidfd_open`
+POLL_SECONDS = 0.05  # polling interval without `pidfd_open`
 ROUND_SECONDS = 0.005
-KILL_SECONDS = 10.0  # then give up: another user's process, or one blocked by a broken disk
+KILL_SECONDS = 10.0  # then give up: the process is another user's, or blocked by a broken disk
 
 
 class WarmProcessStale(Exception):
-    """A warm process has ended, or its imported files have changed."""
+    """A warm process has exited, or its imported files have changed."""
 
 
 class ForkUnsafe(Exception):
@@ -58,7 +58,7 @@ def supervise(
         request = connection.recv()
     except (EOFError, OSError):
         os._exit(0)
-    if connection.poll():  # during the imports the kernel was killed, or the worker ended
+    if connection.poll():  # the kernel was killed or the worker ended during the imports
         os._exit(0)
     request["env"]["JPY_PARENT_PID"] = str(os.getpid())
     try:
@@ -74,12 +74,12 @@ def supervise(
     _kill_descendants()
     if not is_reported and request["folder"]:
         shutil.rmtree(request["folder"], ignore_errors=True)
-    connection.close()  # first: freeing a forked process's memory takes a while
+    connection.close()  # close it first: freeing a forked process's memory takes a while
     os._exit(0)
 
 
 def die_with_parent(parent: int) -> None:
-    """Make Linux kill this process when the parent's thread that started it ends."""
+    """Make Linux kill this process when the parent's thread that started it exits."""
     _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(127)
@@ -142,7 +142,7 @@ def _watch(connection: Connection, kernel: int) -> int | None:
 
 
 def _reap(kernel: int | None = None) -> int | None:
-    """Reap ended children; return the kernel's exit code if it is among them.
+    """Reap children that have exited; return the kernel's exit code if it is among them.
 
     Raises ChildProcessError if no children are left.
     """

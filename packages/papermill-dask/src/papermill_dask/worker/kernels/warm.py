@@ -100,9 +100,9 @@ def _private_folder() -> Iterator[tuple[Path, Path]]:
 
 
 class WarmProcess:
-    """A worker's connection to a fork server, which ends with its last worker.
+    """A worker's connection to a fork server; the server exits with its last worker.
 
-    It forks kernels with the same ``key``, unless there is a ``reason`` not to. Raises OSError if the server cannot be
+    It forks kernels with the same ``key``, unless there is a ``reason`` not to. Raises OSError if it cannot be
     started.
     """
 
@@ -115,7 +115,7 @@ class WarmProcess:
         self._command.append(json.dumps(list(modules)))
         self._environment = dict(environment)
         for _ in range(CONNECT_TRIES):
-            # An ending server may remove the folder at any time.
+            # A server that exits may remove the folder at any time.
             with contextlib.suppress(FileNotFoundError), _private_folder() as (folder, short):
                 self._control = self._join(str(short / key), str(folder / key))
                 return
@@ -142,12 +142,12 @@ class WarmProcess:
         return control
 
     def _run_server(self, listener: socket.socket, path: str) -> None:
-        """Run the server until it ends, in a separate thread: during the imports, the server dies with this thread."""
+        """Run the server in a separate thread until it exits; during the imports, the server dies with this thread."""
         with listener:
             server = subprocess.Popen(
                 [*self._command, path, str(listener.fileno())],
                 env=self._environment,
-                cwd="/",  # no modules to import by mistake
+                cwd="/",  # contains no modules to import by mistake
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -155,7 +155,7 @@ class WarmProcess:
         server.wait()
 
     def connect(self) -> Connection:
-        """Return a connection to a new supervisor, which answers after the imports; closed if the server has ended."""
+        """Connect to a new supervisor, which responds after the imports; without a server, the connection is closed."""
         near, far = socket.socketpair()
         with far, contextlib.suppress(OSError):
             socket.send_fds(self._control, [FORK], [far.fileno(), 1, 2])
@@ -167,7 +167,7 @@ class WarmProcess:
         self._control.close()
 
     def retire(self) -> None:
-        """Make an outdated server accept no more workers, and disconnect."""
+        """Make an outdated server stop accepting workers, and disconnect."""
         with contextlib.suppress(OSError):  # already ended
             self._control.settimeout(STALE_SECONDS)
             self._control.send(STALE)
@@ -194,7 +194,7 @@ class WarmProcesses:
         self.find((sys.executable,), environment)
 
     def find(self, python: tuple[str, ...] | None, environment: Mapping[str, str]) -> WarmProcess | None:
-        """Return the process for kernels of this interpreter; if there is none, start or join one and return None."""
+        """Return the process for kernels of this interpreter, or start or join one and return None if there is none."""
         if not self._modules or not python:
             return None
         if sys.platform != "linux":
@@ -228,7 +228,7 @@ class WarmProcesses:
             self._shrink(0)
 
     def remove(self, process: WarmProcess) -> None:
-        """Retire a process that has ended or is outdated."""
+        """Retire a process that has exited or is outdated."""
         with self._lock:
             if process in self.processes:
                 self.processes.remove(process)
@@ -264,9 +264,9 @@ def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
     packages = [file.parent for file in folder.glob("*/__init__.py")]
     files = [file for parent in (folder, *packages) for file in parent.glob("*.py") if os.access(file, os.R_OK)]
     sources = list(cells)
-    for source in sources:  # grows during the loop
+    for source in sources:  # the list grows during the loop
         try:
-            code = ast.unparse(ast.parse(MAGIC.sub(r"\1pass", source)))  # without comments
+            code = ast.unparse(ast.parse(MAGIC.sub(r"\1pass", source)))  # removes comments
         except (SyntaxError, ValueError, RecursionError):  # a magic within an expression, or another language
             code = source
         code = "\n".join([code, *(magic for _, magic in MAGIC.findall(source))])
