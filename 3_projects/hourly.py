@@ -1,6 +1,6 @@
 """Code that the projects share: read the data, split it, score predictions, parse parameters.
 
-This module imports only packages that every project's `python_env.yaml` names, and nothing from this repository.
+This module imports only packages that every project's `python_env.yaml` lists, and nothing from this repository.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make_training_parser(description: str) -> argparse.ArgumentParser:
 
 
 def boolean(text: str) -> bool:
-    """Return the boolean that ``text`` names."""
+    """Parse ``true`` or ``false``, in upper or lower case."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text} is not true or false")
     return text.lower() == "true"
@@ -77,12 +77,12 @@ def stop(message: str, exit_code: int) -> NoReturn:
 
 
 def require_tracking_server() -> None:
-    """Exit with code 2 if no tracking server is set and the run would go to a local file."""
+    """Exit with code 2 if no tracking server is set, because the run would be logged to a local file."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
         stop(
-            f"No tracking server is set in this terminal, so the run would go to {uri or 'a file in this folder'}. "
-            'Run at the top of the repository: eval "$(.venv/bin/workshop config --export)"',
+            f"No tracking server is set in this terminal: the run would go to {uri or 'a file in this folder'}. "
+            'Run in the repository root: eval "$(.venv/bin/workshop config --export)"',
             2,
         )
 
@@ -96,7 +96,7 @@ def read_frame(path: str, *, with_capacity: bool = False) -> pd.DataFrame:
     import pandas as pd
 
     file = Path(path).resolve()
-    advice = "Run at the top of the repository: python -m forecast csv 3_projects/germany.csv"
+    advice = "Run in the repository root: python -m forecast csv 3_projects/germany.csv"
     if not file.is_file():
         stop(f"There is no data file {file}. {advice}", 1)
     columns = [*FEATURES, *TARGETS, *(CAPACITIES if with_capacity else [])]

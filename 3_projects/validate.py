@@ -28,7 +28,7 @@ def main() -> None:
     """Score one model and log the scores in a new run."""
     parameters = read_parameters()
     hourly.require_tracking_server()
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # the files are small
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # not useful for small files
     import mlflow
 
     training_run = read_run(parameters["run_id"])
@@ -51,15 +51,15 @@ def main() -> None:
 
 
 def read_run(run_id: str) -> Run:
-    """Return the run; exit with code 1 if it does not exist or has no `test_fraction` or model."""
+    """Return the run; exit with code 1 if it does not exist or lacks a `test_fraction` or a model."""
     import mlflow
 
     try:
         run = mlflow.get_run(run_id)
     except mlflow.MlflowException as error:
-        hourly.stop(f"The run {run_id} cannot be read: {error.message}. Copy the run's id from the MLflow UI.", 1)
+        hourly.stop(f"Run {run_id} cannot be read: {error.message}. Copy the run's id from the MLflow UI.", 1)
     if "test_fraction" not in run.data.params or not (run.outputs and run.outputs.model_outputs):
-        hourly.stop(f"The run {run_id} has no test_fraction or no model. Choose a run that trained a model.", 1)
+        hourly.stop(f"Run {run_id} lacks a test_fraction or a model. Choose a run that trained a model.", 1)
     return run
 
 

@@ -61,7 +61,7 @@ print(time.perf_counter() - start)
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return both stores for each row."""
+    """Return two sides for each row, one per store."""
     folders = {size: clone.new_folder(size) for size in ("small", "large")}
     for number in range(SMALL):
         (folders["small"] / f"{number}.bin").write_bytes(os.urandom(SMALL_BYTES))
@@ -74,7 +74,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def run(clone: Clone, side: str, size: str, source: Path, round_trip: float) -> float:
-    """Upload (and download, if large) in one process; return the seconds that this takes, without the imports."""
+    """Upload (and download, if large) in one process; return the seconds, not counting the imports."""
     settings = clone.settings
     with contextlib.ExitStack() as stack:
         host, environment = "127.0.0.1", dict(clone.environment)

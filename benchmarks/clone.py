@@ -15,7 +15,7 @@ from workshop.exports import exports_of
 
 TIMEOUT_SECONDS = 900
 WARM_SECONDS = 120
-LAST_IMPORT = "mlflow_gate.registry"  # the last module that workers import in advance
+LAST_IMPORT = "mlflow_gate.registry"  # the last module that workers preload
 TAIL_CHARACTERS = 3000
 
 
@@ -25,7 +25,7 @@ class Clone(Servers):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         root, environment = new_workplace(folder / "clone")
-        del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # tests turn the kernel imports off
+        del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # the tests turn preloading off
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise both sides compile their imports at each start
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "dvc")
         self.fresh_environment = environment
@@ -50,9 +50,9 @@ class Clone(Servers):
         self.do("workshop", "down", environment=self.fresh_environment)
 
     def wait_until_warm(self) -> None:
-        """Wait until each worker forks kernels with the imports done; raise RuntimeError after `WARM_SECONDS`."""
+        """Wait until each worker forks kernels with preloaded modules; raise RuntimeError after `WARM_SECONDS`."""
         folder, deadline = self.new_folder("warm"), time.monotonic() + WARM_SECONDS
-        # A cell that reads `sys.modules` would get a kernel without the imports.
+        # A notebook that contains `sys.modules` would get a kernel without preloaded modules.
         code = f"import time\nbegin = time.monotonic()\nimport {LAST_IMPORT}\nassert time.monotonic() - begin < 0.1"
         cell = nbformat.v4.new_code_cell(code)
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -17,7 +17,7 @@ from laptops import ssh_cluster, two_nodes
 
 TITLE = "A grid search"
 LOKY, LOCAL, SSH = "joblib's own two processes", "two local Dask workers", "two Dask workers by SSH"
-# A third of the larger space, after a small search that makes the workers import their packages.
+# Search a third of the larger space, after a small search that makes the workers import their packages.
 CODE = """
 import itertools, sys, time
 import joblib, search
@@ -32,7 +32,7 @@ with loky if sys.argv[1] == "loky" else search.parallel_backend(sys.argv[1], dat
     search.new_search("large", folds).fit(images, digits)
     print("seconds", time.perf_counter() - start)
 """
-ROWS = tuple(Row("a search of 98 combinations, 294 trainings", LOKY, ours) for ours in (LOCAL, SSH))
+ROWS = tuple(Row("a search of 98 combinations, 294 fits", LOKY, ours) for ours in (LOCAL, SSH))
 
 
 def sides(clone: Clone) -> list[Side]:

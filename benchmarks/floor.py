@@ -1,4 +1,4 @@
-"""The pipeline's minimum time: only the cells of its notebooks, each in a fork of one process with all imports done.
+"""The pipeline's minimum time: only the notebooks' cells, each notebook in a fork of a process with all imports done.
 
 `python -m benchmarks.floor` runs in the pipeline's folder, with the servers' addresses in its environment, and prints
 the minimum seconds on two processors. Stages are grouped by their depth in the DAG. A group takes as long as its

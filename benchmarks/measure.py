@@ -16,7 +16,7 @@ QUIET_SECONDS = 20.0
 class Side:
     """One side of a comparison: ``prepare`` is not timed, ``run`` is.
 
-    If ``run`` returns a number, it replaces the call's time. If ``wait`` is false, ``run`` starts right after
+    If ``run`` returns a number, it replaces the measured time. If ``wait`` is false, ``run`` starts right after
     ``prepare``, even if the machine is still busy.
     """
 

@@ -26,7 +26,7 @@ BENCHMARKS = {
     "digits": digits,
     "idle": idle,
 }
-ADDITIONS = 10_000_000  # in a Python loop, to compare machines
+ADDITIONS = 10_000_000  # timed in a Python loop, to compare machines
 RESULTS = Path(__file__).with_name("results.json")
 
 

@@ -40,7 +40,7 @@ stages:
       cmd: papermill {notebook} ${{item}}.ipynb -p i ${{item}} {options}
       outs: ["${{item}}.ipynb"]
 """
-# One job more than there are workers: the next client is connected when a worker becomes free.
+# One more job than workers, so that a client is already connected when a worker becomes free.
 STAGES_SIDE_BY_SIDE = ("dvc-parallel", "repro", "--jobs", "3")
 SNAKEMAKE = "snakemake==9.27.1"
 SNAKEFILE = """

@@ -22,7 +22,7 @@ class Row:
     ours: str
 
     def cells(self, figures: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
-        """Return the row's cells; speedups are per round, because both sides of a round had the same machine load."""
+        """Return the row's cells; speedups are per round, as both sides of a round had the same machine load."""
         ratios = [slow / fast for slow, fast in zip(figures[self.base], figures[self.ours], strict=True)]
         return (
             self.task,
@@ -37,7 +37,7 @@ def table(results: Mapping[str, dict], benchmarks: Mapping[str, ModuleType]) -> 
     rows = []
     for name, module in measured.items():
         figures = results[name]["figures"]
-        # A row added since then is not measured yet.
+        # Skip rows that were added after the last measurement.
         rows += [row.cells(figures) for row in module.ROWS if {row.base, row.ours} <= figures.keys()]
     lines = ["| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *rows)] + [""]
     for name, module in measured.items():

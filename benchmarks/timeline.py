@@ -35,7 +35,7 @@ KINDS = {  # kinds of processes, each with a substring of its command line
 def main() -> None:
     """Measure one run, print its seconds, and draw it."""
     with running_clone() as clone:
-        run(clone, "workshop")  # puts a model into production
+        run(clone, "workshop")  # so that a model is in production
         clone.wait_until_warm()
         wait_until_quiet()
         phases, cpu_seconds = _watch(clone)

@@ -47,7 +47,7 @@ def sides(clone: Clone) -> list[Side]:
     def prepare_cold() -> None:
         remove_results(clone)
         clone.down()
-        clone.up()  # new workers, without imports
+        clone.up()  # new workers, without preloaded modules
 
     def run_unchanged(program: str) -> None:
         lock = (clone.pipeline / "dvc.lock").read_bytes()
@@ -69,7 +69,7 @@ def sides(clone: Clone) -> list[Side]:
         Side(FLOOR, lambda: run_floor(clone), prepare_warm),
         Side(COLD, lambda: run(clone, "workshop"), prepare_cold, wait=False),
         Side(WARM, lambda: run(clone, "workshop"), prepare_warm),
-        # on the results of the previous side
+        # `prepare` completes the results of the same program
         Side(STOCK_UNCHANGED, lambda: run_unchanged("dvc"), lambda: run(clone, "dvc")),
         Side(UNCHANGED, lambda: run_unchanged("workshop"), lambda: run(clone, "workshop")),
         Side(STOCK_MANY, lambda: run_many("dvc")),

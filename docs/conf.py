@@ -18,13 +18,13 @@ extensions = ["myst_nb", "sphinx_external_toc", "sphinx_copybutton", "sphinxcont
 extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 external_toc_path = "docs/_toc.yml"
 external_toc_exclude_missing = True
-exclude_patterns = ["**/.environment", "book"]  # an environment of chapter 3; the build
+exclude_patterns = ["**/.environment", "book"]  # chapter 3's environment; the built book
 copybutton_selector = "div:not(.output):not(.highlight-text) > div.highlight > pre"
 
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
 mermaid_height, mermaid_fullscreen = "auto", False
-nb_execution_mode = "off"  # the pipeline and `make book` have executed the notebooks
+nb_execution_mode = "off"  # the pipeline and `make book` have already executed the notebooks
 
 default_role = "code"
 autodoc_member_order = "bysource"

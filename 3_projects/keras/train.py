@@ -78,7 +78,7 @@ def read_parameters() -> dict[str, str | float]:
     """Return the parameters by name; exit with code 2 if one is invalid."""
     parser = hourly.make_training_parser("Fit a small neural network and log it.")
     parser.add_argument("--epochs", type=hourly.positive, default=20, help="passes over the training data")
-    parser.add_argument("--hidden_units", type=hourly.positive, default=32, help="units of each hidden layer")
+    parser.add_argument("--hidden_units", type=hourly.positive, default=32, help="units per hidden layer")
     parser.add_argument("--seed", type=hourly.seed, default=0, help="random seed")
     return vars(parser.parse_args())
 

@@ -46,7 +46,7 @@ def main() -> None:
             input_example=train[hourly.FEATURES].head(3),
             # Without this list, MLflow would spend seconds inferring the packages.
             pip_requirements=[f"{name}=={version(name)}" for name in ("pandas", "scikit-learn", "skops")],
-            # skops refuses other types, except scikit-learn's simpler ones.
+            # skops trusts only these types, and scikit-learn's simpler ones.
             skops_trusted_types=["sklearn.tree._tree.Tree"],
         )
     print(f"R2 {metrics['r2']:.3f} on the last {len(test)} hours; run {run.info.run_id}")

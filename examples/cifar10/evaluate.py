@@ -19,7 +19,7 @@ WORST = 12
 
 arrays = np.load("arrays.npz")
 images, classes, names = arrays["test_images"], arrays["test_classes"], arrays["names"]
-model = keras.saving.load_model("model.keras")  # in safe mode: runs no code from the file
+model = keras.saving.load_model("model.keras")  # Keras' safe mode runs no code from the file
 probabilities = model.predict(images, batch_size=256)
 predicted = probabilities.argmax(axis=1)
 true_probabilities = probabilities[np.arange(len(classes)), classes]
@@ -51,7 +51,7 @@ ConfusionMatrixDisplay.from_predictions(
 mlflow.set_experiment("cifar10")
 try:
     run = mlflow.start_run(run_id=Path("mlflow_run").read_text())
-except mlflow.MlflowException:  # the training run is on another tracking server
+except mlflow.MlflowException:  # the model was logged to another tracking server
     run = mlflow.start_run()
     log_learned(arrays["train_keys"])
 with run:

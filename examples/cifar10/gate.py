@@ -1,4 +1,4 @@
-"""The gate for `mlflow-gate`: accuracy may fall at most `gate.max_drop` below the accuracy in the last commit."""
+"""The gate for `mlflow-gate`: accuracy may be at most `gate.max_drop` below that of the last commit."""
 
 from __future__ import annotations
 

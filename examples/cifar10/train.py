@@ -70,14 +70,14 @@ NETWORKS = {"small": small, "resnet20": resnet20}
 
 
 def build(network: str, learning_rate: float, steps: int) -> keras.Model:
-    """Return a compiled network from `NETWORKS`; ``steps`` is the length of its learning rate schedule."""
+    """Return a compiled network from `NETWORKS`; ``steps`` is the length of the learning rate schedule."""
     inputs = layers.Input((32, 32, 3))
     features = NETWORKS[network](layers.Rescaling(1 / 255)(inputs))
     model = keras.Model(inputs, layers.Dense(10, activation="softmax", dtype="float32")(features))
     optimizer = keras.optimizers.Adam(learning_rate)
     if network == "resnet20":
         rates = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        # The paper applies weight decay of 1e-4 through the momentum: ten times as strong as Keras' direct decay.
+        # In the paper, momentum amplifies the weight decay of 1e-4 tenfold; Keras applies its decay without momentum.
         optimizer = keras.optimizers.SGD(rates, momentum=0.9, weight_decay=1e-3)
     model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
@@ -128,7 +128,7 @@ def main() -> None:
     with mlflow.start_run(run_id=run_file.read_text() if run_file.exists() else None, run_name=name) as run:
         run_file.write_text(run.info.run_id)
         mlflow.log_params(params)
-        log_learned(arrays["train_keys"])  # with the validation images
+        log_learned(arrays["train_keys"])  # including the validation images
         build(params["network"], params["learning_rate"], steps * params["max_epochs"]).fit(
             batches(images[first:], classes[first:], size, params["seed"], epochs_done, flip=params["flip"]),
             steps_per_epoch=steps,

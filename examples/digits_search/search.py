@@ -30,7 +30,7 @@ sys.path.insert(0, str(SRC))
 
 from strokes import deskew  # noqa: E402
 
-# scikit-learn sends this process's warning filters to the workers. MLflow's filters need packages that workers lack.
+# scikit-learn sends this process's warning filters to the workers, which lack packages that MLflow's filters need.
 with warnings.catch_warnings():
     import mlflow
 
@@ -53,7 +53,7 @@ def parallel_backend(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if cluster == "local":
-            # For this user only: TLS, and no files in the folder that Dask shares among the machine's users.
+            # Keep other users out: use TLS, and a private folder instead of the one that Dask shares among users.
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(dask.config.set({"temporary-directory": folder}))
             options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "security": True}
@@ -67,9 +67,9 @@ def parallel_backend(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
                 raise click.ClickException(NO_CLUSTER.format(cluster, error)) from None
             check_python(client)
             print(f"{client}\nDask dashboard: {client.dashboard_link}", flush=True)
-            for file in SRC.glob("*.py"):  # the current version, also for workers that join later
+            for file in SRC.glob("*.py"):  # send the current version, also to workers that join later
                 client.upload_file(str(file))
-            client.amm.stop()  # Dask's memory manager would delete copies
+            client.amm.stop()  # Dask's memory manager would delete copies of the data
             stack.callback(client.amm.start)
             stack.enter_context(joblib.parallel_config("dask", verbose=20, scatter=data))
         yield

@@ -16,4 +16,4 @@ with SSHCluster(hosts, remote_python=PYTHON, **options) as cluster, Client(clust
     try:
         input("Press Enter to stop the cluster.\n")
     finally:
-        client.shutdown()  # stops the remote processes before the connections close
+        client.shutdown()  # stop the remote processes before the connections close

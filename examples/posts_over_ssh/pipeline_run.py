@@ -15,7 +15,7 @@ EXPERIMENT = "posts_over_ssh"
 def start(stage: str) -> None:
     """Start a stage's run inside the pipeline's run for this commit and these parameters."""
     mlflow.set_experiment(EXPERIMENT)
-    tags = resolve_tags()  # commit and cluster task; if the task is killed, its runs are ended
+    tags = resolve_tags()  # commit and cluster task; the engine ends the runs of a killed task
     text = Path("params.yaml").read_text()
     state = hashlib.md5(f"{tags.get('mlflow.source.git.commit')} {text}".encode()).hexdigest()  # noqa: S324
     runs = mlflow.search_runs(filter_string=f"tags.posts_state = '{state}'", output_format="list", max_results=1)
@@ -28,7 +28,7 @@ def start(stage: str) -> None:
 
 
 def end(**metrics: float) -> None:
-    """Log metrics to both runs and end them."""
+    """Log metrics to the stage's run and the pipeline's run, and end both."""
     while mlflow.active_run():
         mlflow.log_metrics(metrics)
         mlflow.end_run()

@@ -14,9 +14,9 @@ from defusedxml.common import DefusedXmlException, DTDForbidden
 from defusedxml.ElementTree import fromstring
 
 MAX_ROW_BYTES = 2**24
-FRAME = re.compile(rb"(\xef\xbb\xbf)?(<\?xml [^<>]*\?>)?\s*(</?posts>)?\s*")  # lines without a row
-DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # even if it continues in the next line
-MAX_REPORTED = 5  # broken rows
+FRAME = re.compile(rb"(\xef\xbb\xbf)?(<\?xml [^<>]*\?>)?\s*(</?posts>)?\s*")  # lines that contain no row
+DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # even if it continues on the next line
+MAX_REPORTED = 5  # broken rows to print
 
 
 class PostsError(Exception):
@@ -42,7 +42,7 @@ def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
             try:
                 question = _question(line, about)
             except DefusedXmlException:
-                raise PostsError(f"{xml}, line {number}: a document type or entity, which no dump has.") from None
+                raise PostsError(f"{xml}, line {number}: document types and entities are not allowed.") from None
             except (ParseError, KeyError, ValueError) as error:
                 counts["broken"] += 1
                 if counts["broken"] <= MAX_REPORTED:

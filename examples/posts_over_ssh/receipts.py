@@ -23,15 +23,15 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ReceiptError(Exception):
-    """The receipt is invalid, its file is missing or damaged, or there is no store; the message has the next step."""
+    """The receipt is invalid, its file is missing or damaged, or there is no store; the message gives the next step."""
 
 
 @contextlib.contextmanager
 def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
     """Yield a new file in the folder ``store``; after the block, rename it to its md5 and write its receipt.
 
-    Members of the folder's group can add files; kept files are read-only. If the block raises, no file and no receipt
-    remains. The next call removes the file of a killed process.
+    Members of the folder's group can add files; kept files are read-only. If the block raises an error, neither file
+    nor receipt remains. The next call removes the file of a killed process.
     """
     store = Path(store)
     if not store.is_dir():
@@ -57,14 +57,14 @@ def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
 
 
 def write(receipt: str | Path, file: str | Path, stage: str) -> None:
-    """Write the receipt of an existing file."""
+    """Write the receipt for an existing file."""
     content = {"path": str(file), **_md5_and_size(Path(file).resolve()), "stage": stage}
     Path(receipt).parent.mkdir(exist_ok=True)
     Path(receipt).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def locate(receipt: str | Path, store: str | Path) -> Path:
-    """Return a receipt's file; raise ReceiptError if it is not in the store, missing or damaged."""
+    """Return a receipt's file; raise ReceiptError if the file is outside the store, missing or damaged."""
     store = Path(store)
     try:
         content = json.loads(Path(receipt).read_text())
@@ -73,7 +73,7 @@ def locate(receipt: str | Path, store: str | Path) -> Path:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         is_receipt = False
     if not is_receipt:
-        raise ReceiptError(f"{receipt} is not a receipt of a file in {store}.\n  next: rm {receipt}; dvc repro")
+        raise ReceiptError(f"{receipt} is not a receipt for a file in {store}.\n  next: rm {receipt}; dvc repro")
     is_inside = file.resolve() == store.resolve() / file.relative_to(store)
     if problem := _problem(content) if is_inside else "is a link":
         raise ReceiptError(f"{file}, an output of the stage {stage}, {problem}.\n  next: dvc repro --force -s {stage}")
@@ -81,7 +81,7 @@ def locate(receipt: str | Path, store: str | Path) -> Path:
 
 
 def check(folder: str | Path = "receipts") -> None:
-    """Print which receipts' files are missing or damaged, as seen by a worker; exit with 1 if any is."""
+    """Print which receipts' files are missing or damaged, as seen by a worker; exit with code 1 if any are."""
     from distributed import Client
 
     contents = [json.loads(receipt.read_text()) for receipt in sorted(Path(folder).glob("*.json"))]
@@ -106,7 +106,7 @@ def _problem(content: dict) -> str | None:
 
 
 def _md5_and_size(file: Path) -> dict[str, str | int]:
-    """Return a regular file's md5 and size; raise OSError for a link, and for a pipe or device (may never end)."""
+    """Return a regular file's md5 and size; raise OSError for a link, pipe or device (reading may never end)."""
     with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as content:
         if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", file)
@@ -117,7 +117,7 @@ def _new_file(store: Path) -> tuple[int, Path]:
     """Remove files of killed processes; return a new file, locked while this process lives."""
     folder = os.open(store, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # keeps other processes from creating or removing files
+        fcntl.flock(folder, fcntl.LOCK_EX)  # keep other processes from creating or removing files
         for leftover in store.glob(f"{UNFINISHED}*"):
             with contextlib.suppress(OSError), leftover.open("rb") as content:
                 fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)

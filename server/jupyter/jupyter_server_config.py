@@ -1,6 +1,6 @@
 """JupyterLab's configuration for `workshop lab`.
 
-Elsewhere, such as on a hub, put this folder into JUPYTER_CONFIG_PATH.
+Elsewhere, such as on a hub, add this folder to JUPYTER_CONFIG_PATH.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from workshop.settings import get_settings
 
 c = get_config()  # noqa: F821 - defined by Jupyter
 settings = get_settings()
-folder = Path(__file__).parent  # in a room, this is not in the user's clone
+folder = Path(__file__).parent  # in a room, this folder is not in the user's clone
 
-# Kernels and terminals inherit this environment: the servers' addresses, and this environment's programs first.
+# Kernels and terminals inherit these variables: the servers' addresses, and a PATH that starts with this bin folder.
 os.environ.update(exports_of(ports_for_shell(settings, lambda _: None)))  # works before the servers have started
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # Prefer this environment's kernel to one in the home folder from another installation.
@@ -47,7 +47,7 @@ def release_threads():
             thread.queue.put_nowait(None)
 
 
-# Runs before Python joins the threads; `atexit` handlers run after that.
+# This runs before Python joins the threads; `atexit` handlers run afterwards.
 threading._register_atexit(release_threads)
 
 START_PAGE = "START.md"
@@ -57,7 +57,7 @@ class StartPageManager(AsyncLargeFileManager):
     """Jupyter's contents manager, which also refreshes the start page before it is read."""
 
     async def get(self, path, content=True, **keywords):
-        """Return a file or a folder; rewrite START.md before it is read, at most every five seconds.
+        """Return a file or a folder; rewrite START.md before reading it, but at most every five seconds.
 
         Listings of the folder, every ten seconds, request no content, so they only create a missing page.
         """

@@ -29,7 +29,7 @@ from tornado.web import Application, HTTPError, RequestHandler, authenticated
 
 CHECK_SECONDS = 300  # a check takes two to three CPU seconds
 QUIET_SECONDS = 60  # no checks right after a log-in, since many people log in at once
-IDLE_SECONDS = 1200  # until the servers of chapter 4 are stopped
+IDLE_SECONDS = 1200  # idle time after which the servers of chapter 4 are stopped
 DISK_SECONDS = 300
 DEADLINE = 120
 CHECKS = asyncio.Semaphore(3)  # concurrent checks; a person's hanging check blocks only one slot until its deadline
@@ -38,7 +38,7 @@ FOLDERS = map(Path, ("/var/lib/workshop-room", "/home"))
 DISKS = [*{folder.stat().st_dev: folder for folder in FOLDERS}.values()]  # one folder per file system
 RESERVE = ".workshop-room-reserve"
 LOW_BYTES, LOW_FILES = 300_000_000, 5_000  # free space that log-ins need
-MIN_GROWTH = 0.3  # as a share of the above, to be flagged
+MIN_GROWTH = 0.3  # share of LOW_BYTES or LOW_FILES from which a person is flagged
 # Print a notebook's sources and text outputs, ignoring the person's configuration.
 PRINT = f"JUPYTER_NO_CONFIG=1 exec {sys.executable} -I -m nbconvert --stdout --to=markdown --log-level=ERROR"
 NOTEBOOK = ("sh", "-c", f'{PRINT} --NbConvertBase.display_data_priority=text/plain "$1"', "sh")
@@ -72,8 +72,8 @@ class Person:
     measured_at: float = 0
     disk_MB: int | None = 0  # None if the files could not be measured
     files: int = 0
-    baseline: float = float("inf")  # disk use when there was still space
-    flagged_at: float = 0  # when this person's use had grown most
+    baseline: float = float("inf")  # disk use when there was still enough space
+    flagged_at: float = 0  # when this person was last found to have grown most
     memory_MB: int = 0
     task: asyncio.Task[None] | None = None
 
@@ -90,7 +90,7 @@ class Person:
 
     @property
     def growth(self) -> float:
-        """The growth of the disk use since there was space; infinite if it could not be measured."""
+        """The growth of the disk use since there was enough space; infinite if it could not be measured."""
         return max(0, self.usage - self.baseline) if self.disk_MB is not None else float("inf")
 
     @property
@@ -161,7 +161,7 @@ people: dict[str, Person] = {}
 
 
 def seconds(text: str) -> float:
-    """Convert a time of the hub's API to seconds since 1970."""
+    """Convert a time from the hub's API to seconds since 1970."""
     return datetime.fromisoformat(text).timestamp()
 
 
@@ -191,7 +191,7 @@ def is_low(disk: Path) -> bool:
 
 
 def create_reserves() -> None:
-    """Reserve bytes and files on each disk with three times as many free; the instructor can release them later."""
+    """Reserve bytes and files on each disk that has three times as many free; the instructor can release them later."""
     for disk in DISKS:
         usage, reserve = os.statvfs(disk), disk / RESERVE
         size, count = min(10**9, usage.f_blocks * usage.f_frsize // 50), min(20_000, usage.f_files // 50)
@@ -217,12 +217,12 @@ async def guard_disks(was_low: bool) -> bool:
         for person in filter(lambda person: person.disk_MB is not None, people.values()):
             person.baseline = person.usage
     elif people:
-        # Prefer a measured growth: a person may be unmeasurable because of someone else's load.
+        # Prefer a measured growth: a measurement may fail because of someone else's load.
         person = max(people.values(), key=lambda person: (MIN_GROWTH <= person.growth < float("inf"), person.growth))
         if person.growth >= MIN_GROWTH:
             if person.flagged_at > started - 60:
                 if person.disk_MB is not None:
-                    person.baseline = person.usage  # let the person log in again to delete files
+                    person.baseline = person.usage  # so that the person can log in again to delete files
                 await run(PERSON, "leave", person.name)
                 if person.user["servers"]:  # else the hub would offer the dead server for half a minute
                     await call_hub(f"users/{person.name}/server", "DELETE")
@@ -250,7 +250,7 @@ class BoardHandler(HubOAuthenticated, RequestHandler):
     """Page with the table of the room, for users with access to this service."""
 
     def set_default_headers(self) -> None:
-        """Forbid scripts."""
+        """Forbid scripts in the page."""
         policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
         self.set_header("Content-Security-Policy", policy)
         self.set_header("X-Content-Type-Options", "nosniff")
@@ -280,7 +280,7 @@ class BoardHandler(HubOAuthenticated, RequestHandler):
 
 
 class FilesHandler(BoardHandler):
-    """Page with a file of a person's clone as plain text, or a folder as links; read with the person's rights."""
+    """Page with a file of a person's clone as plain text, or a folder as links, read with the person's permissions."""
 
     @authenticated
     async def get(self, name: str, path: str) -> None:

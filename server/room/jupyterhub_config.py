@@ -28,7 +28,7 @@ import people  # noqa: E402
 HUB, LAB_PORT = "10.77.0.2", 8888  # the hub's address on the bridge of `room.sh`; JupyterLab's port in each namespace
 WITH_HUB = ("setpriv", "--pdeathsig", "KILL")  # services die with the hub, and the next hub starts them again
 WRONG_PASSWORD_SECONDS = 3
-MAX_WRONG, MAX_WRONG_OF_ADDRESS = 30, 6  # wrong passwords of a name per minute
+MAX_WRONG, MAX_WRONG_OF_ADDRESS = 30, 6  # wrong passwords per minute for a name, from anywhere and from one address
 MAX_CODE_LENGTH = 256  # a code challenge has at most 128 characters: RFC 7636
 # Reads the output of a person's programs until they end, and keeps the first megabyte.
 LOG = ("sh", "-c", 'mkdir -p "${1%/*}"; stdbuf -o0 head --bytes=1M >"$1"; exec cat >/dev/null', "sh")
@@ -42,7 +42,7 @@ room = json.loads((SETTINGS / "room.json").read_text())
 
 
 class PersonSpawner(LocalProcessSpawner):
-    """Spawner that starts JupyterLab under the user's own account, in their network namespace and with their limits."""
+    """Spawner that starts JupyterLab under the user's account, with the user's network namespace and limits."""
 
     async def start(self) -> tuple[str, int]:
         """Prepare the person's account, network and clone, then start JupyterLab."""
@@ -85,7 +85,7 @@ class UpdateHandler(BaseHandler):
 
     @authenticated
     async def get(self) -> None:
-        """Show the button."""
+        """Show the update button."""
         self.finish(await self.render_template("update.html", output=""))
 
     @authenticated
@@ -102,7 +102,7 @@ class UpdateHandler(BaseHandler):
             output = f"Not updated: {error}"
         finally:
             self.updating.remove(name)
-            if not self.current_user.active:  # without JupyterLab, nothing else ends programs that git started
+            if not self.current_user.active:  # without JupyterLab, nothing else stops programs that git started
                 await people.run(people.PERSON, "leave", name)
         self.finish(await self.render_template("update.html", output=output))
 
@@ -111,12 +111,12 @@ class RoomAuthenticator(PAMAuthenticator):
     """Authenticator for the room's names; limits wrong passwords and delays them without blocking other log-ins."""
 
     attempts: ClassVar[list[tuple[object, float]]] = []  # of the last minute: key (name, or address and name) and time
-    known: ClassVar[set[tuple[str, str]]] = set()  # (address, name) that logged in, which others cannot lock out
+    known: ClassVar[set[tuple[str, str]]] = set()  # (address, name) that has logged in; others cannot lock it out
 
     async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
         """Return the name if the password is correct. PAM checks it, except in an open room."""
         name, now, is_right = self.normalize_username(data["username"]), time.monotonic(), False
-        # Only the log-in page behind nginx, which sets the client's address. The API would give tokens for passwords.
+        # Only accept the log-in page via nginx (it sets the client's address); the API would give tokens for passwords.
         is_page = isinstance(handler, LoginHandler) and handler.request.connection.stream.socket.getpeername()[0] == HUB
         if is_page and self.validate_username(name) and self.check_allowed(name):
             client = ipaddress.ip_address(handler.request.remote_ip)  # an IPv6 client has a whole /64
@@ -187,7 +187,7 @@ c.ConfigurableHTTPProxy.auth_token = secret("proxy.token")
 c.JupyterHub.spawner_class = PersonSpawner
 c.Spawner.default_url = "/lab/tree/START.md"
 c.Spawner.start_timeout = c.Spawner.http_timeout = 300  # twenty people may log in at once
-c.Spawner.disable_user_config = True  # only the installation's configuration
+c.Spawner.disable_user_config = True  # use only the installation's configuration
 c.Spawner.args = ["--ServerApp.allow_remote_access=True", "--ServerApp.jpserver_extensions={'nbgitpuller': False}"]
 
 c.Authenticator.username_pattern = r"[a-z][a-z0-9_-]{0,30}\Z"

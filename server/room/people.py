@@ -20,7 +20,7 @@ class CommandError(HTTPError):
 
     def __init__(self, message: str) -> None:
         super().__init__(500)
-        self.jupyterhub_message = message  # shown on JupyterHub's own pages
+        self.jupyterhub_message = message  # JupyterHub's own pages show this message
 
     def __str__(self) -> str:
         return self.jupyterhub_message
@@ -49,7 +49,7 @@ async def run(*command: str, seconds: float = 60, size: int = 2**20) -> bytes:
             out, err = await asyncio.gather(read(process.stdout), read(process.stderr))
             await process.wait()
     except TimeoutError:
-        raise CommandError(f"the command did not end within {seconds:.0f} s") from None
+        raise CommandError(f"the command did not finish within {seconds:.0f} s") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

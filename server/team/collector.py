@@ -25,7 +25,7 @@ import sqlite_utils
 import yaml
 
 BATCH_BYTES = 4_000_000  # a longer line is cut
-TAIL_BYTES = 1000  # before the read position, to recognize a file
+TAIL_BYTES = 1000  # bytes before the read position, which identify a file
 # Magic bytes of gzip, compress, bzip2, xz, zstd, lz4, lzip, zip and 7-Zip.
 COMPRESSED = (
     b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP", b"PK\x03\x04",
@@ -36,7 +36,7 @@ POSTGRES = {"timestamp": "time", "error_severity": "level", "backend_type": "log
 USED_BYTES = "SELECT (c.page_count - f.freelist_count) * s.page_size FROM pragma_page_count c, pragma_freelist_count f, pragma_page_size s"  # noqa: E501
 
 logger = logging.getLogger("collector")
-warn_once = functools.cache(logger.warning)  # each round reads the same files
+warn_once = functools.cache(logger.warning)  # each round would repeat the warnings
 
 
 def open_database(path: Path) -> sqlite_utils.Database:
@@ -84,7 +84,7 @@ def read_tail(log: io.FileIO, position: int) -> bytes:
 
 
 def is_being_copied(log: io.FileIO, path: Path) -> bool:
-    """Return whether the file is a copy of a log that is not truncated yet."""
+    """Return whether the file is a copy of a log that has not been truncated yet."""
     size = os.fstat(log.fileno()).st_size
     for other in path.parent.iterdir():
         if path.name.startswith(other.name) and path != other:
@@ -150,7 +150,7 @@ def collect(folder: Path, database: sqlite_utils.Database, days: float, megabyte
     for path in sorted(folder.glob("[!.]*.*")):
         try:
             count += read(path, database)
-        except FileNotFoundError:  # just renamed: read in the next round
+        except FileNotFoundError:  # the file was just renamed: read it in the next round
             continue
         except OSError as error:
             warn_once("not collected: %r: %s", path.name, error.strerror)

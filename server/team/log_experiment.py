@@ -13,7 +13,7 @@ STEPS = 20
 def main() -> None:
     """Log a parameter, a metric for each step and an artifact to one run; MLflow prints the run's URL."""
     if "MLFLOW_TRACKING_URI" not in os.environ:
-        sys.exit("MLFLOW_TRACKING_URI is not set. Next: export the URL of the team's MLflow, as in README.md")
+        sys.exit("MLFLOW_TRACKING_URI is not set. Next: export the URL of the team's MLflow server, as in README.md")
     mlflow.set_experiment("hello_team")
     with mlflow.start_run():
         mlflow.log_param("learning_rate", 0.1)

@@ -1,4 +1,4 @@
-"""Step 2: logging configured by hand. Each program repeats these lines, and each change is made in each program."""
+"""Step 2: logging configured by hand. Every program repeats these lines, so each change must be made in all."""
 
 import logging
 

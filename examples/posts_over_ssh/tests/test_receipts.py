@@ -79,7 +79,7 @@ def test_invalid_receipt_is_an_error(store, text):
     """The ReceiptError names the file and the next step."""
     if text != "missing":
         Path("receipt.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(receipts.ReceiptError, match=r"receipt\.json is not a receipt of a file in .*\n  next: rm"):
+    with pytest.raises(receipts.ReceiptError, match=r"receipt\.json is not a receipt for a file in .*\n  next: rm"):
         receipts.locate("receipt.json", store)
 
 

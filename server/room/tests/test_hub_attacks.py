@@ -53,7 +53,7 @@ def troubles(room: Room) -> Iterator[dict[str, str]]:
     room.types("ada", "mv ~/workshop ~/elsewhere")
     room.types("boole", "cd 1_starting_point; mv model_rf.ipynb kept; mkfifo model_rf.ipynb")
     try:
-        yield {"ada": "cd to", "boole": "did not end within", "curie": "no steps", "dirac": "printed more than"}
+        yield {"ada": "cd to", "boole": "did not finish within", "curie": "no steps", "dirac": "printed more than"}
     finally:
         room.server.run(f"mv {workshop}.real {workshop}; mv /home/ada/elsewhere /home/ada/workshop")
         room.types("boole", "cd 1_starting_point; mv --force kept model_rf.ipynb")
@@ -108,7 +108,7 @@ def test_board_shows_files_and_runs_nothing_of_them(room):
         assert "<b>" not in text
         assert room.types("ada", "ls ~/ran").returncode
         page.goto(f"{BOARD}files/ada/shown/pipe")
-        assert "the command did not end within" in page.inner_text("body")
+        assert "the command did not finish within" in page.inner_text("body")
         assert page.goto(f"{BOARD}files/ada/%2e%2e/.bashrc").status == 404
     room.types("ada", "rm -r shown ~/.jupyter")
 
