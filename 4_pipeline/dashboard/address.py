@@ -13,7 +13,7 @@ PREFIX = re.compile(r"(?:/[\w.~%@+-]+)+")
 
 
 def parse(url: object) -> tuple[str, dict[str, str]]:
-    """Return the path and the query fields of a URL, the last of each name; the front page if it is invalid."""
+    """Return a URL's path and query fields (the last of each name); an invalid URL gives the front page."""
     if not isinstance(url, str) or len(url) > MAX_CHARACTERS:
         return "/", {}
     try:
@@ -25,7 +25,7 @@ def parse(url: object) -> tuple[str, dict[str, str]]:
 
 
 def prefix() -> str:
-    """Return the path prefix sent by a proxy such as JupyterLab, or an empty string without a proxy.
+    """Return the path prefix sent by a proxy such as JupyterLab; empty without a proxy.
 
     A header that is not a path is ignored, since the prefix is written into the page.
     """
@@ -41,7 +41,7 @@ def link(path: str) -> str:
 def of_referrer() -> str:
     """Return the path and query of the page that requests the layout.
 
-    A browser that sends no referrer gets the front page, then requests its own page (`assets/address.js`).
+    Without a referrer this is the front page; the browser then requests the right page (`assets/address.js`).
     """
     url = flask.request.referrer if flask.has_request_context() else None
     _, slash, rest = (url or "").removeprefix("https://").removeprefix("http://").partition("/")

@@ -21,7 +21,7 @@ from .follower import Comparison, Follower, Snapshot
 from .layout import WHAT_TO_RUN
 
 POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-MEASURES = {  # by attribute of `monitoring.Quality`: name and meaning
+MEASURES = {  # attribute of `monitoring.Quality`: metric name and description
     "mae": ("model_mae", "Mean absolute error in the unit of the target"),
     "bias_percent": ("model_bias_percent", "Bias in percent of the measured mean"),
     "coverage": ("model_inside", f"Share of the {steps.NAMES} within the error band"),
@@ -30,7 +30,7 @@ EXAMPLE = {"utc_timestamp": requests.EXAMPLE} | {each.name: each.slider.first fo
 
 
 def register(server: Flask, follower: Follower) -> None:
-    """Add the routes; none waits for MLflow."""
+    """Add the routes; no route waits for MLflow."""
     dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
     server.json.dumps = dumps  # type: ignore[method-assign] # for this server only
 

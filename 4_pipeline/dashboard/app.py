@@ -25,11 +25,11 @@ from .hosts import LOOPBACK, is_loopback
 
 THREADS = 64
 MAX_CONNECTIONS = 1000  # browsers keep connections open; waitress's default limit is 100
-FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # the start of a root-relative URL in the HTML, and in its JSON
+FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # the start of a root-relative URL, in HTML or embedded JSON
 
 
 class Dashboard(Dash):
-    """A Dash application that works behind any path prefix; each request states its own."""
+    """A Dash application that works behind any path prefix; each request carries its prefix."""
 
     def interpolate_index(self, **parts: str) -> str:
         """Return the page with the URLs of scripts, styles and callbacks under the prefix."""
@@ -128,8 +128,8 @@ def main(host: str, port: int, log_config: Path | None) -> None:
     Example:  python -m dashboard --port 8051
     Behind a proxy:  DASHBOARD_ALLOWED_HOSTS=dash.company.lan,other.lan python -m dashboard
     """
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs every queued request
-    # Detect a hanging server within seconds, and a replaced database; the dashboard retries by itself.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns about every queued request
+    # Notice a hanging server within seconds, and a replaced database; the dashboard itself retries.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
     if log_config:

@@ -32,9 +32,9 @@ from .record import Record
 
 POLL_SECONDS = 1.0
 MAX_RUN_SECONDS = 900.0  # the data file may be missing for this long: DVC removes a stage's outputs before running it
-RECORD_SECONDS = 30.0  # between reads of the record, since runs may change after their promotion
-ACTIVE_SECONDS = 60.0  # this long after the last request the dashboard counts as idle
-IDLE_FACTOR = 10  # while idle, polls are less frequent by this factor
+RECORD_SECONDS = 30.0  # interval between reads of the record: runs may change after their promotion
+ACTIVE_SECONDS = 60.0  # after this long without a request, the dashboard is idle
+IDLE_FACTOR = 10  # polling interval while idle, as a multiple
 MAX_CACHED = 64
 LOADING = "Loading …"
 MISSING = {"frame": "There is no data yet.", "champion": "No model is in production yet."}
@@ -57,7 +57,7 @@ def cache_per_revision(make: Callable[..., Answer]) -> Callable[..., Answer]:
 
 @dataclass(frozen=True)
 class Fault:
-    """A reason why the pages are out of date, with its start (UTC)."""
+    """A reason why the pages are out of date, and since when (UTC)."""
 
     since: datetime
     why: str
@@ -79,7 +79,7 @@ class Comparison:
     max_bias_percent: float
 
     def at(self, rows: pd.Index) -> Comparison:
-        """Return the comparison for some of the rows."""
+        """Return the comparison restricted to some rows."""
         band = (self.band[0].loc[rows], self.band[1].loc[rows]) if self.band else None
         return replace(self, frame=self.frame.loc[rows], predicted=self.predicted.loc[rows], band=band)
 
@@ -108,7 +108,7 @@ class Comparison:
         held_out = self.frame[stamps.between(*map(pd.Timestamp, period))]
         if evaluated_on.get("part") == split.TEST_WEEKS:
             held_out = held_out[split.is_test_week(held_out["utc_timestamp"])]
-        if len(held_out) != evaluated_on.get("rows"):  # the data have since changed
+        if len(held_out) != evaluated_on.get("rows"):  # the data have changed since the evaluation
             return {}
         return monitoring.baseline_r2(held_out, self.baselines)
 
@@ -117,7 +117,7 @@ class Comparison:
 class Snapshot:
     """The immutable state of the dashboard, replaced as a whole, so that no page mixes two versions.
 
-    ``predictions`` are those of ``champion`` for each row of ``frame``, with the error band. The keys of ``faults`` are
+    ``predictions`` are ``champion``'s for each row of ``frame``, with the error band. The keys of ``faults`` are
     `registry`, `model`, `data` and `parameters`. ``is_ready`` is False until data and registry have been polled once
     and the first model is loaded. ``revision`` identifies the snapshot: a page with another revision is out of date.
     """
@@ -134,12 +134,12 @@ class Snapshot:
 
     @property
     def move(self) -> Move | None:
-        """The last move of the version in production; None until the record has been read."""
+        """The latest move of the alias to the version in production; None until the record has been read."""
         version = self.champion and self.champion.production.version
         return next((move for move in reversed(self.record.history) if move.version == version), None)
 
     def missing(self, *required: str) -> str:
-        """Return a message on the first ``required`` field (`frame`, `champion`) that is None; empty if none is."""
+        """Return a message about the first ``required`` field (`frame`, `champion`) that is None; empty if none is."""
         messages = [MISSING[name] if self.is_ready else LOADING for name in required if getattr(self, name) is None]
         return messages[0] if messages else ""
 
@@ -170,18 +170,18 @@ class Follower:
         self._lock = threading.RLock()
         self._data_seen_at = time.monotonic()
         self._alias = mlflow_gate.Follower(gate.Registry(), load=self._load)
-        # A request ends both waits; a move of the alias ends only the wait between reads of the record.
+        # A request ends both waits; a change of the alias ends only the wait between reads of the record.
         self._due, self._record_due = threading.Event(), threading.Event()
         self._active_until = -math.inf
 
     def start(self) -> None:
-        """Start two daemon threads: the record has its own, because reading it may take minutes."""
+        """Start two daemon threads; one only reads the record, which may take minutes."""
         tasks = (self.poll, self._due, POLL_SECONDS), (self.read_record, self._record_due, RECORD_SECONDS)
         for task in tasks:
             threading.Thread(target=self._repeat, args=task, daemon=True).start()
 
     def on_request(self) -> None:
-        """Note a request: poll now if the dashboard was idle, and often from now on."""
+        """Record a request: poll at once if the dashboard was idle, and often from now on."""
         if time.monotonic() > self._active_until:
             self._due.set()
             self._record_due.set()
@@ -224,7 +224,7 @@ class Follower:
             status = self.data_file.stat()
         except FileNotFoundError:
             if self.now.frame is not None and time.monotonic() > self._data_seen_at + MAX_RUN_SECONDS:
-                self._add_fault("data", "The data file was deleted; the pages show the data that were read before.")
+                self._add_fault("data", "The data file was deleted; the pages show the last data that were read.")
             return
         self._data_seen_at = time.monotonic()
         stamp = (status.st_mtime_ns, status.st_size)
@@ -258,7 +258,7 @@ class Follower:
             self._remove_fault("model")
 
     def _load(self, production: Production) -> tuple[Champion, Prediction | None]:
-        """Load a version's model and predict the data with it; the old model stays in use until then."""
+        """Load a version's model and predict the data with it; meanwhile the old model stays in use."""
         if self.now.champion is None and "model" not in self.now.faults:  # retries after a failure are not shown
             self._replace(is_ready=False)
         evaluated = storage.load(production.refit_of.model_uri) if production.refit_of else None
@@ -275,7 +275,7 @@ class Follower:
             self._replace(faults={name: fault for name, fault in self.now.faults.items() if name != subject})
 
     def _add_fault(self, subject: str, why: str | Exception, prefix: str = "") -> None:
-        """Add and log a fault, once; a persistent fault keeps its start."""
+        """Add and log a fault once; a persistent fault keeps its start time."""
         text = prefix + _user_message(why)
         known = self.now.faults.get(subject)
         if known and known.why == text:

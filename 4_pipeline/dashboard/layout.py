@@ -44,7 +44,7 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
             dcc.Interval(id="clock", interval=CLOCK_MILLISECONDS),
             dcc.Store(id="revision", data=snapshot.revision),
             dcc.Store(id="version", data=version(snapshot)),
-            dcc.Store(id="requested", data=requested),  # the URL to show; `assets/address.js` sets it
+            dcc.Store(id="requested", data=requested),  # the URL to show, set by `assets/address.js`
             dcc.Store(id="shown", data=[requested, title]),  # the current URL and the window's title
             html.Header(
                 [
@@ -54,7 +54,7 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
                 className="masthead",
             ),
             html.Div([html.Nav(links, id="navigation", **{"aria-label": "Pages"}), theme], className="bar"),
-            html.Div(id="connection", className="alert alert-danger", role="alert"),  # of `assets/connection.js`
+            html.Div(id="connection", className="alert alert-danger", role="alert"),  # filled by `assets/connection.js`
             html.Div(message(snapshot), id="message", role="status", **{"aria-live": "polite"}),
             html.Main(content, id="page", tabIndex="-1"),
             html.Footer([html.P(attribution(snapshot), id="attribution"), html.P(ABOUT_TIMES)]),
@@ -84,7 +84,7 @@ def _links(current: ModuleType | None) -> list:
 
 
 def model(snapshot: Snapshot) -> list:
-    """Return the line on the model in production: its version, kind, score and time of promotion."""
+    """Return the header line about the model in production: its version, kind, score and time of promotion."""
     if snapshot.champion is None:
         return [html.Span("no model yet" if snapshot.is_ready else LOADING, id="model-version")]
     production, comparison = snapshot.champion.production, snapshot.comparison
@@ -107,7 +107,7 @@ def model(snapshot: Snapshot) -> list:
 
 
 def version(snapshot: Snapshot) -> str | None:
-    """Return the version in production: `none` if there is none, None while that is still unknown."""
+    """Return the version in production: `none` without one, None while unknown."""
     if snapshot.champion:
         return snapshot.champion.production.version
     return "none" if snapshot.is_ready else None
@@ -123,7 +123,7 @@ def notice(production: Production, before: str) -> dbc.Alert:
 
 
 def message(snapshot: Snapshot) -> list:
-    """Return banners on missing data or models, with the command to run, and on faults, with their start."""
+    """Return banners for missing data or models, with the command to run, and for faults, with their start."""
     alerts = []
     if not snapshot.is_ready:
         return [dbc.Alert("Loading the data and the model in production …", color="light")]

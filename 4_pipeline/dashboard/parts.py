@@ -19,7 +19,7 @@ from forecast.terms.parameters import FILE, load, project
 from .follower import Snapshot
 from .predictions import Band
 
-MIN_WIDTH = 0.05  # a narrower band would read "0.0 to 0.0"
+MIN_WIDTH = 0.05  # a narrower band would be shown as "0.0 to 0.0"
 
 
 def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
@@ -45,7 +45,7 @@ def tile(name: str, number: object, unit: str, hint: str, colour: str, middle: t
 
 
 def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | None) -> list[html.Div]:
-    """Return one tile per target with the prediction for one row, its band and its share of the peak in the data."""
+    """Return a tile per target: the prediction for one row, its band, and its share of the data's maximum."""
     tiles, coverage = [], snapshot.champion and snapshot.champion.model.coverage
     for target in problem.TARGETS:
         value = math.nan if predicted is None else float(predicted[target.name].iloc[0])
@@ -76,7 +76,7 @@ def facts(pairs: Sequence[tuple[str, object]]) -> html.Dl:
 
 
 def banner(head: str, text: str) -> dbc.Alert:
-    """Return a warning banner; text between backticks is set as code."""
+    """Return a warning banner; text between backticks is shown as code."""
     pieces = [html.Code(piece) if number % 2 else piece for number, piece in enumerate(text.split("`"))]
     return dbc.Alert([html.Strong(head), " ", *pieces], color="warning")
 
@@ -87,14 +87,14 @@ def external_link(text: object, href: str, **options: object) -> html.A:
 
 
 def model_title(stage: str | None, default: str) -> str:
-    """Return the title in params.yaml of the model that a stage trains; else the stage's name, or ``default``."""
+    """Return a training stage's model title from params.yaml; else the stage's name, or ``default``."""
     with contextlib.suppress(PipelineError, LookupError, TypeError):
         return str(load(project() / FILE)[stage or ""]["title"])
     return stage or default
 
 
 def copyable(text: str) -> object:
-    """Return the text; a hash is shortened to eight characters and gets a button that copies all of it."""
+    """Return the text; a hash is shortened to eight characters and gets a button that copies the whole hash."""
     if not re.fullmatch("[0-9a-f]{32,64}", text):
         return readable_times(text)
     copy = dcc.Clipboard(content=text, title="Copy", className="copy")

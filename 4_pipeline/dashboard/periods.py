@@ -1,4 +1,4 @@
-"""Periods of whole days (in `steps.CALENDAR`) within the data: chosen by the user, set by a URL, or the latest."""
+"""Periods of whole days (in `steps.CALENDAR`) within the data: chosen by the user, from a URL, or the latest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def latest(snapshot: Snapshot, length_days: int = DEFAULT_DAYS) -> Period:
 
 
 def adjust(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]:
-    """Return the requested period, in order and within the data, and a note that explains any adjustment.
+    """Return the requested period, ordered and clipped to the data, and a note about any adjustment.
 
     A missing or invalid day gives the latest two weeks.
     """

@@ -16,17 +16,17 @@ from forecast.table.schema import STAMP, TARGETS
 from forecast.terms.quantities import YearEnds
 from mlflow_gate import Production
 
-Band = tuple[pd.DataFrame, pd.DataFrame]  # lower and upper end
+Band = tuple[pd.DataFrame, pd.DataFrame]  # lower and upper ends
 Prediction = tuple[pd.DataFrame, Band | None]
 Request = tuple[pd.DataFrame, Future[Prediction]]
 
 
 @dataclass(frozen=True, eq=False)
 class Champion:
-    """The version in production and its model; for a refit also the model that was ``evaluated`` by the gate.
+    """The version in production and its model; for a refit also the model ``evaluated`` by the gate.
 
-    One thread at a time calls the model, for all queued requests: Keras models are not thread-safe, and 50 rows take
-    as long as one.
+    One thread at a time calls the model, for all queued requests: Keras models are not thread-safe, and predicting 50
+    rows takes as long as one.
     """
 
     production: Production
@@ -40,25 +40,25 @@ class Champion:
 
     @property
     def training_end(self) -> str | None:
-        """The last time stamp of the training data, in ISO 8601; None if it is not recorded."""
+        """The last timestamp of the training data, in ISO 8601; None if it is not recorded."""
         return gate.training_end(self.production)
 
     @property
     def evaluated_training_end(self) -> str | None:
-        """The last time stamp of the evaluated model's training data, in ISO 8601; None if it is not recorded."""
+        """The last timestamp of the evaluated model's training data, in ISO 8601; None if it is not recorded."""
         return gate.training_end(self.production.evaluated)
 
     def predict_unseen(self, frame: pd.DataFrame) -> Prediction:
-        """Predict measured hours; the evaluated model predicts the training hours of its refit."""
+        """Predict measured hours; if a refit is in production, the evaluated model predicts its training hours."""
         return storage.predict_unseen(self.model, self.evaluated, self.training_end, frame)
 
     @property
     def year_ends(self) -> YearEnds:
-        """The installed capacity by year on which predictions depend; empty if they depend on none."""
+        """The installed capacity by year that predictions use; empty if they use none."""
         return self.model.year_ends if self.model.takes_time else {}
 
     def predict_with_band(self, weather: pd.DataFrame) -> Prediction:
-        """Call `LoadedModel.predict_with_band` for these rows, in a batch with those of other threads."""
+        """Call `LoadedModel.predict_with_band` for these rows, batched with the rows of other threads."""
         request: Request = weather, Future()
         self.queue.append(request)
         with self.lock:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Record:
-    """What is recorded about a version; predictions do not need it.
+    """The record of a version; predictions do not need it.
 
     ``explanations`` are plotly figures as parsed JSON, by name (`importance`, `responses`). ``decision`` is the gate's
     last decision in the pipeline, if any, and ``report_week`` the week of the last report.
@@ -59,7 +59,7 @@ def read(production: Production, previous: Record, results: Path) -> Record:
     for name, read_part in parts.items():
         try:
             values[name] = read_part()
-        except Exception as error:  # noqa: BLE001 - the model predicts without its record
+        except Exception as error:  # noqa: BLE001 - predictions do not need the record
             values[name] = getattr(previous, name)
             log.warning("%s of version %s cannot be read: %r", name, production.version, error)
     return Record(**values)
@@ -72,8 +72,8 @@ def _text(file: Path) -> str:
 def figure(text: str, name: str) -> dict[str, Any]:
     """Return a plotly figure from its JSON; raise ModelError if it is invalid or too large.
 
-    The artifact store has many writers. `security.POLICY` keeps the browser from loading images or maps that a figure
-    links to.
+    The artifact store has many writers. `security.POLICY` prevents the browser from loading images or maps that a
+    figure links to.
     """
     try:
         content = json.loads(text) if len(text) <= MAX_BYTES else None

@@ -18,7 +18,7 @@ from forecast.terms import steps
 from forecast.terms.errors import DataError, require_columns
 
 MAX_ROWS = max(375 * steps.A_DAY, 1000)  # a year
-MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times the size of that many rows
+MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times the size of MAX_ROWS rows
 YEARS = (1900, 2100)
 START = f"the start of {steps.ONE}" + f" in {steps.ZONE}" * steps.IS_DAY
 EXAMPLE = f"{steps.starts(pd.Series(pd.Timestamp('2016-06-01T12:00Z')))[0]:{STAMP}}"
@@ -30,7 +30,7 @@ _UPLOAD = "correct the file and upload it again; write numbers as 1234.5"
 
 @contextmanager
 def _user_advice(default: str) -> Iterator[None]:
-    """Remove from an error's next step what only the owner of the pipeline can do."""
+    """Remove advice that only the pipeline's owner can follow from an error's next step."""
     try:
         yield
     except DataError as error:
@@ -42,12 +42,12 @@ def _user_advice(default: str) -> Iterator[None]:
 
 @_user_advice(_UPLOAD)
 def from_csv(content: bytes, name: str = "weather.csv") -> pd.DataFrame:
-    """Return the rows of a CSV file, in file order, with the `features.INPUTS` columns; errors call the file ``name``.
+    """Return the rows of a CSV file, in file order, with the `features.INPUTS` columns; errors show ``name``.
 
     ``content`` is UTF-8, separated by commas, with a header, one row per step, no missing values and at most `MAX_ROWS`
     rows. `utc_timestamp` is ISO 8601 with an offset and becomes datetime64[us, UTC]; the inputs become float64 in
-    `schema.UNITS`. Other columns are dropped and listed in `attrs["unused"]`. Raises DataError with the lines, the
-    columns and the allowed values.
+    `schema.UNITS`. Other columns are dropped and listed in `attrs["unused"]`. Raises DataError with lines, columns and
+    allowed values.
     """
     if len(content) > MAX_BYTES:
         raise _too_large(f"{len(content):,} bytes")
@@ -55,8 +55,8 @@ def from_csv(content: bytes, name: str = "weather.csv") -> pd.DataFrame:
         what = f"{name} is not UTF-8 text, but compressed, binary or UTF-16."
         value = repr(content[max(content.index(b"\0") - 10, 0) :][:20])
         raise DataError(what, value=value, expected="CSV in UTF-8", next_step="decompress it, or save it as CSV UTF-8")
-    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # old programs end lines with CR only
-    content = content.rstrip(b"\n") + b"\n" * bool(content)  # spreadsheets add empty lines at the end
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # some old programs end lines with CR alone
+    content = content.rstrip(b"\n") + b"\n" * bool(content)  # spreadsheets append empty lines
     columns = _columns(content.split(b"\n", 1)[0].decode(errors="replace"))
     frame = _check(read_text(content, columns, next_step=_UPLOAD, name=name), name, _UPLOAD)
     header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig")]))
@@ -90,7 +90,7 @@ def _columns(header: Container[str]) -> list[str]:
 
 
 def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:
-    """Return rows of text as a checked frame; the index holds the numbers of the rows or lines."""
+    """Return rows of text as a checked frame; the index holds row or line numbers."""
     from pandera.pandas import Check
 
     if not len(text):

@@ -1,4 +1,4 @@
-"""Protection against requests from elsewhere, and JSON responses to errors, with details only in the log."""
+"""Protection against requests from other sites, and errors as JSON, with details only in the log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntit
 
 from .requests import MAX_BYTES
 
-# The largest body of `/predict`: all rows with all digits and each value on its own line (a third of it without). In a
-# callback a file is base64, four characters for three bytes.
+# The largest body of `/predict`: all rows with all digits and each value on its own line (a third of that otherwise).
+# In a callback a file is base64: four characters for three bytes.
 MAX_BODY_BYTES = MAX_BYTES * 2
-HOSTS = "DASHBOARD_ALLOWED_HOSTS"  # environment variable with further host names, such as those of a proxy
+HOSTS = "DASHBOARD_ALLOWED_HOSTS"  # environment variable with more allowed hosts, such as a proxy's
 ANY_PATH = "/<path:path>"  # Dash serves the page at every path
 
-# Content Security Policy. JupyterLab frames the pages under its own address; Dash and plotly use inline styles, and
+# Content Security Policy. JupyterLab frames the pages under its own URL; Dash and plotly use inline styles, and
 # Bootstrap's icons are data URLs. https://developer.mozilla.org/docs/Web/HTTP/Guides/CSP
 POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; object-src 'none';"
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def protect(app: Dash, paths: Collection[str]) -> None:
     """Reject foreign hosts and large bodies, and return errors as JSON.
 
-    ``paths`` are those of the pages; any other path shows the page `Page not found` with status 404.
+    ``paths`` are the paths of the pages; any other path shows `Page not found` with status 404.
     """
     server = app.server
     server.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
@@ -60,7 +60,7 @@ def protect(app: Dash, paths: Collection[str]) -> None:
 
 
 def _answer_error(error: Exception) -> tuple[Response, int]:
-    """Return 4xx with a reason for a bad request, and 500 for an error of the dashboard."""
+    """Return 4xx with a reason for a bad request, and 500 for a bug in the dashboard."""
     if isinstance(error, RequestEntityTooLarge):
         reason = f"the body is too large: at most {MAX_BODY_BYTES:,} bytes are allowed, and {MAX_BYTES:,} for a file"
         status = error.code
@@ -73,7 +73,7 @@ def _answer_error(error: Exception) -> tuple[Response, int]:
     else:
         reason, status = InternalServerError.description, HTTPStatus.INTERNAL_SERVER_ERROR
         log.error("%s failed", request.method, exc_info=error)
-    # repr keeps the path on one line.
+    # repr escapes line breaks in the path.
     log.info("%s %s answered with %d: %.80s", request.method, repr(request.path)[1:81], status, reason)
     return jsonify(error=reason), status
 

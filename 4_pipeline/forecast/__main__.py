@@ -28,7 +28,7 @@ main.add_command(fetch)
 @main.command()
 @click.argument("stage", required=False)
 def params(stage: str | None) -> None:
-    """Validate params.yaml, or one STAGE of it, and print the values with their allowed ranges.
+    """Validate params.yaml, or only one STAGE, and print the values with their allowed ranges.
 
     \b
     Example:  python -m forecast params train_rf
@@ -52,8 +52,8 @@ def params(stage: str | None) -> None:
 def state(folder: Path) -> None:
     """Validate params.yaml, record the tracking store's id and moves of the alias, and delete outdated summaries.
 
-    If the store was wiped, the stages that log to it run again. DVC keeps the summaries of removed training stages,
-    which `compare` would read.
+    If the store was wiped, the stages that log to it run again. DVC keeps the summaries of removed training stages;
+    otherwise `compare` would read them.
 
     \b
     Example:  python -m forecast state --to data
@@ -61,7 +61,7 @@ def state(folder: Path) -> None:
     from forecast import tracking
     from forecast.govern.state import is_unchanged, write_state
 
-    read(project() / FILE)  # in the first stage, so that invalid parameters fail early
+    read(project() / FILE)  # here, in the first stage, so that invalid parameters fail early
     if tracking.tracking_uri().startswith("sqlite:"):
         click.echo(tracking.NO_SERVER, err=True)
     known = trainings(project())
@@ -77,7 +77,7 @@ def state(folder: Path) -> None:
 @click.option("--older-than", "days", type=click.IntRange(min=0), default=30, show_default=True, help="Age in days.")
 @click.option("--dry-run", is_flag=True, help="List the runs without deleting them.")
 def tidy(days: int, dry_run: bool) -> None:
-    """Mark runs and models as deleted if no version or result of this tree refers to them; see take_it_home.md.
+    """Mark runs and models as deleted if no version or result in this folder refers to them; see take_it_home.md.
 
     \b
     Example:  python -m forecast tidy --older-than 90 --dry-run
@@ -89,7 +89,7 @@ def tidy(days: int, dry_run: bool) -> None:
     for run in runs:
         click.echo(f"{run.info.run_id}  {run.info.run_name}")
         if not dry_run:
-            for model in run.outputs.model_outputs:  # type: ignore[union-attr] # a server's answer has them
+            for model in run.outputs.model_outputs:  # type: ignore[union-attr] # a server's response has them
                 client.delete_logged_model(model.model_id)
             client.delete_run(run.info.run_id)
     click.echo(f"{len(runs)} runs {'would be' if dry_run else 'were'} marked as deleted. To free disk space:", err=True)

@@ -1,4 +1,4 @@
-"""The command of the `fetch` stage, in its own module so that it imports less: `python -m forecast.fetch`."""
+"""The command of the `fetch` stage, `python -m forecast.fetch`, in its own module to import less."""
 
 from __future__ import annotations
 

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
 TITLE, REGION = "Solar and wind power", "Germany"  # in dashboard and report
-STEP = "h"  # row frequency (pandas): 15min, 30min, h, or another divisor of a day; D for days
+STEP = "h"  # row frequency (pandas): 15min, 30min, h or another divisor of a day, or D for days
 ZONE = "Europe/Berlin"  # the region's time zone: days start at its midnight if the step is a day
 MIDDLE = (51.0, 10.4)  # of the region, degrees north and east, for the position of the sun
 
 # The solar constant is 1,361 W/m2: https://doi.org/10.1029/2010GL045777. The ranges of mean power are wide because
-# countries differ, but detect a factor of 1,000. A wind speed in km/h is possible, but its mean is unusual.
+# countries differ, but detect a factor of 1,000. A wind speed in km/h passes as possible, but its mean is unusual.
 # Colours by Okabe and Ito, distinguishable with any colour blindness: https://jfly.uni-koeln.de/color/
 TARGETS = (
     Target(
         "solar_GW", "Solar", "GW", possible=(0, 200), usual_mean=(0.01, 100), opsd="DE_solar_generation_actual",
         key="solar", words="solar power", colour="#E69F00", plants="solar plants", by_day=True,
         # Share of diffuse light: 0.27 to 0.29 in the sample, 0.5 in its darkest month, 0.7 with swapped columns. Lag:
-        # -0.1 to 0.0 h in the sample, an hour if the clocks of two files differ.
+        # -0.1 to 0.0 h in the sample, an hour if the two files' clocks differ.
         driver=Driver(
             "light", ("rad_horizontal", "rad_diffuse"), "W/m²", alike=(20, 0.15), lag_hours=(-0.5, 0.5),
             top_share=(0, 0.6),
@@ -76,12 +76,12 @@ COMPUTED: dict[str, Callable[[DataFrame], Series]] = {
 DERIVED = ["hub_windspeed", "temperature", "rad_horizontal", "rad_diffuse", "sun_elevation", "sun_azimuth"]
 
 # Installed capacity by which the targets are divided, GW on 31 December, rounded to 0.1; {} for none. Other statistics
-# differ by up to 1 GW, depending on what they count and when it was reported.
-# wind, on land and at sea: 2012 Deutsche WindGuard, press release of 30 January 2013 ("rund 31,3 GW"); 2013 Fraunhofer
-# IWES, Windenergie Report Deutschland 2013 (33,658 + 521 MW); 2014 GWEC, as reported by Renewables Now in July 2015
-# (39.17 GW); 2015 and 2016 Deutsche WindGuard, as reported by Strom-Report (44,947 and 50,018 MW).
-# solar, subsidised plants: Bundesnetzagentur, as reported by PHOTON: 2014 (38.23 GW), 2015 (39.69 GW), 2016 (41.22 GW);
-# 2012 and 2013 are 2014 less the additions (1.89 GW in 2014, 3.3 GW in 2013).
+# differ by up to 1 GW, depending on their scope and reporting date. wind, on land and at sea: 2012 Deutsche WindGuard,
+# press release of 30 January 2013 ("rund 31,3 GW"); 2013 Fraunhofer IWES, Windenergie Report Deutschland 2013 (33,658 +
+# 521 MW); 2014 GWEC, as reported by Renewables Now in July 2015 (39.17 GW); 2015 and 2016 Deutsche WindGuard, as
+# reported by Strom-Report (44,947 and 50,018 MW). solar, subsidised plants: Bundesnetzagentur, as reported by PHOTON:
+# 2014 (38.23 GW), 2015 (39.69 GW), 2016 (41.22 GW); 2012 and 2013 are computed from 2014 by subtracting the additions
+# (1.89 GW in 2014, 3.3 GW in 2013).
 CAPACITY: YearEnds = {
     "solar_GW": {"2012": 33.0, "2013": 36.3, "2014": 38.2, "2015": 39.7, "2016": 41.2},
     "wind_GW": {"2012": 31.3, "2013": 34.2, "2014": 39.2, "2015": 44.9, "2016": 50.0},

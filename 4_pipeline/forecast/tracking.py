@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import mlflow
     from plotly.graph_objects import Figure
 
-PRODUCTION = "production"  # the alias
-TRIES = 4  # after 0, 4, 12 and 28 s: outlasts a restart of the server; MLflow's default of 7 takes four minutes
-STAGE_TAG = "pipeline.stage"  # of a run: the stage that logged it
+PRODUCTION = "production"  # alias of the version in production
+TRIES = 4  # after 0, 4, 12 and 28 s: outlasts a server restart; MLflow's default of 7 takes four minutes
+STAGE_TAG = "pipeline.stage"  # tag of a run: the stage that logged it
 DIRTY_TAG = "pipeline.git.dirty"
 # Tags of a run that mlflow-gate shows in the lineage: paths of files with their MD5, and the DVC experiment.
 DATA_TAG, EXPERIMENT_TAG, OVERRIDES_TAG = "mlflow_gate.data.", "mlflow_gate.experiment", "mlflow_gate.overrides"
-STORE_ID_TAG = "pipeline.store_id"  # of the experiment
+STORE_ID_TAG = "pipeline.store_id"  # tag of the experiment
 MADE = ("dvc.lock", "results/metrics.json")  # files written by the pipeline do not make a tree dirty
 START = "start a server (`mlflow server`) and set MLFLOW_TRACKING_URI to its URL"
 RECORDS, ARTIFACTS = "mlflow.db", "mlartifacts"  # the default names of `mlflow server`
@@ -57,7 +57,7 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     if uri.startswith("sqlite:"):
         Path(uri.removeprefix("sqlite:///")).with_name(ARTIFACTS).mkdir(exist_ok=True)
         if client.get_experiment_by_name(EXPERIMENT) is None:
-            with contextlib.suppress(mlflow.MlflowException):  # created by another process
+            with contextlib.suppress(mlflow.MlflowException):  # another process has created it
                 client.create_experiment(EXPERIMENT, f"mlflow-artifacts:/{EXPERIMENT}")
     return client
 
@@ -68,7 +68,7 @@ def tracking_uri() -> str:
     Raises ServiceError if there is neither: in a subfolder of another repository, or on a worker without access to it.
     """
     uri, folder = os.environ.get("MLFLOW_TRACKING_URI", ""), str(project())
-    folder = folder.partition("/.dvc/tmp/exps/")[0]  # `dvc exp run --temp` works in a copy
+    folder = folder.partition("/.dvc/tmp/exps/")[0]  # `dvc exp run --temp` runs in a copy
     records = f"sqlite:///{folder}/{RECORDS}"
     if uri in ("", records) and Path(folder, ".dvc").is_dir():
         return records
@@ -100,14 +100,14 @@ def start_run(
 
     ``data`` are the files that the run reads, relative to the working folder; their MD5 hashes, as in DVC, become tags.
     ``learned_from`` is the table with the training data, whose rows and source are logged, so that the gate can check
-    that held-out rows are new to the model. ``refit_of`` is the run whose recipe is refitted. A notebook shows a link
+    that held-out rows are new to the model. ``refit_of`` is the run whose model is refitted. A notebook shows a link
     to the run.
     """
     client = connect()
     import mlflow
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
 
-    RETRIES.set(max(RETRIES.get() if RETRIES.is_set() else 0, TRIES))  # no user waits here
+    RETRIES.set(max(RETRIES.get() if RETRIES.is_set() else 0, TRIES))  # no user is waiting here
     mlflow.set_experiment(EXPERIMENT)
     name, tags = f"{stage}, refit" if refit_of else stage, {STAGE_TAG: stage} | _lineage_tags(data)
     with mlflow.start_run(run_name=name, parent_run_id=refit_of, nested=bool(refit_of), tags=tags) as run:
@@ -135,13 +135,13 @@ def _log_training_data(table: Path) -> None:
 
     frame = pd.read_parquet(table, columns=["utc_timestamp"])
     origin = origin_of(frame)
-    # A user's file may derive from the sample: only an explicit `modelled` tells the populations apart.
+    # A user's file may derive from the sample: only an explicit `modelled` distinguishes modelled from measured hours.
     population = {True: "modelled", False: "measured", None: ""}[origin.modelled]
     mlflow_gate.log_learned(pd.Index(frame["utc_timestamp"]), span=True, source=origin.label, population=population)
 
 
 def experiment_tags(folder: Path | None = None) -> dict[str, str]:
-    """Return tags with the current DVC experiment and its changed parameters; empty outside an experiment.
+    """Return tags with the current DVC experiment and its changed parameters; no tags outside an experiment.
 
     Parameters are compared with the committed params.yaml in ``folder``, by default the working folder.
     """
@@ -164,7 +164,7 @@ def experiment_tags(folder: Path | None = None) -> dict[str, str]:
 
 
 def git_tags(folder: Path | None = None) -> dict[str, str]:
-    """Return tags with the commit and whether tracked files are modified; empty outside a Git repository.
+    """Return tags with the commit and whether tracked files are modified; no tags outside a Git repository.
 
     On a Dask cluster they describe the client's folder, since a worker may have no repository, or not the copy in which
     DVC runs an experiment (`dvc exp run --temp`).

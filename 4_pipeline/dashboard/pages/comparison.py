@@ -30,7 +30,7 @@ PATH, TITLE = "/comparison", "Predicted and measured"
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
 MEASURED = {target: f"{target}_measured" for target in TARGETS}
 MAX_WEEKS = 53
-MONTHS_FROM_DAYS = 60  # a shorter period has at most two months to compare
+MONTHS_FROM_DAYS = 60  # a shorter period has too few months to compare
 DRAG = "Drag across the figure or the strip to choose a period; double-click to return to the latest two weeks."
 FIRST_WEEKS = 8
 WEEKS_HEAD = ["Week"]
@@ -88,7 +88,7 @@ def register(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def choose_period(*values: Any) -> Period:
-        """Set the period to the latest days, or shift it by its length."""
+        """Set the period to a preset's latest days, or shift it by its own length."""
         snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
         if snapshot.frame is None:
             raise PreventUpdate
@@ -160,7 +160,7 @@ def _register_rendering(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def follow_data(_revision: object, start: object, end: object) -> tuple:
-        """Update the limits and notes and keep the period, or set it if the page was opened before any data existed."""
+        """Update limits and notes but keep the period; set it if the page was opened before any data existed."""
         snapshot = follower.now
         latest = periods.latest(snapshot)
         period = (no_update, no_update) if periods.parse_day(start) and periods.parse_day(end) else latest
@@ -171,7 +171,7 @@ def _register_rendering(app: Dash, follower: Follower) -> None:
 def render(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> dict[str, Any]:
     """Return the values of `OUTPUTS` for a period, except the buttons and the note; the figure's times are in ``zone``.
 
-    A period too short for errors by month hides that figure.
+    The figure of errors by month is hidden if the period is too short for it.
     """
     is_short = None in period or (period[1] - period[0]).days < MONTHS_FROM_DAYS
     content = {"overview": overview(snapshot, period), "months-of-residuals": "d-none" if is_short else ""}
@@ -202,7 +202,7 @@ def render(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> di
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
-    """Return a strip of all data with the period marked: the targets' daily means, scaled by their maximum."""
+    """Return a strip of all data, with the period marked: daily means of the targets, divided by their maximum."""
     if snapshot.frame is None:
         return figures.empty("")
     local = snapshot.frame.assign(utc_timestamp=steps.local(snapshot.frame["utc_timestamp"]))
@@ -239,15 +239,15 @@ def _tile(quality: Quality) -> html.Div:
 
 
 def simulation_note(snapshot: Snapshot) -> str:
-    """Return a note that the generation is simulated; empty for measured data."""
+    """Return a note that the generation is simulated, or nothing for measured data."""
     source = origin_of(snapshot.frame)
     return f"“Measured” values are modelled (source: {source.source})." if source.modelled else ""
 
 
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
-    """Return the means and bias of the complete weeks (ISO 8601), latest first; all but `FIRST_WEEKS` are collapsed.
+    """Return the means and bias of the complete weeks (ISO 8601), latest first.
 
-    The worst bias of each target is marked. Incomplete weeks are listed below.
+    All but the first `FIRST_WEEKS` are collapsed. The worst bias of each target is marked; incomplete weeks are listed.
     """
     by_week = split.mondays(frame["utc_timestamp"])
     means = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS]}, axis=1).groupby(by_week).mean()

@@ -106,13 +106,13 @@ def _lineage(links: tuple[Link, ...]) -> html.Section:
 
 def _box(link: Link) -> list:
     name = parts.copyable(link.name)
-    # Tags have many writers: a recorded URL may be a script.
+    # Tags have many writers: a recorded URL may contain a script.
     if link.url and link.url.startswith(("http://", "https://")):
         name = parts.external_link(parts.readable_times(link.name), link.url)
     facts = [
         html.Div([html.Dt(parts.readable_times(key)), html.Dd(parts.copyable(str(fact)))])
         for key, fact in link.facts.items()
-        if not str(fact).startswith(link.name.split()[-1])  # the name of a commit is its hash
+        if not str(fact).startswith(link.name.split()[-1])  # a commit's name repeats its hash
     ]
     return [
         html.P("Run in MLflow" if link.kind == "run" else link.kind.capitalize(), className="eyebrow"),

@@ -26,12 +26,12 @@ from ..follower import Follower, Snapshot
 from ..predictions import Champion, Prediction
 
 PATH, TITLE = "/what-if", "What if"
-RARE_SHARE = 0.005  # of the training rows: a value is rare if fewer rows have one as extreme
+RARE_SHARE = 0.005  # a value is rare if a smaller share of training rows is as extreme
 SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; twilight: tolerance, since the sun is higher elsewhere in the region
 LIGHT = [each.name for each in problem.INPUTS if each.unit == "W/m²"]
-POINTS = 33  # of a curve; curves over time or a category have one point per value
-SIMILARITY = 0.1  # of a slider's range: training rows with all other inputs within this distance are similar
-TRIM_ROWS, TRIM_SHARE = 10, 0.01  # similar rows left out of the dark range at either end
+POINTS = 33  # per curve; curves over time or a category have one point per value
+SIMILARITY = 0.1  # share of a slider's range: training rows are similar if all other inputs are this close
+TRIM_ROWS, TRIM_SHARE = 10, 0.01  # similar rows trimmed from each end of the dark range
 COMMON_YEAR = 2015  # not a leap year
 # Suffix the name of a time slider if an input has the same name.
 HOUR, DAY, YEAR = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day", "year"))
@@ -142,7 +142,7 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def within_range(values: Iterable[Any]) -> dict[str, float]:
-    """Return the sliders' values by name, clipped to their ranges; the default for anything that is not a number."""
+    """Return the sliders' values by name, clipped to their ranges; the default replaces anything but a number."""
     return {
         name: float(min(max(float(value), slider.low), slider.high) if _is_number(value) else slider.first)
         for (name, slider), value in zip(SLIDERS.items(), values, strict=True)
@@ -150,7 +150,7 @@ def within_range(values: Iterable[Any]) -> dict[str, float]:
 
 
 def adjustments(query: dict[str, str]) -> str:
-    """Return a note on the values in the query that were ignored or clipped; empty if there are none."""
+    """Return a note about query values that were ignored or clipped; empty if there are none."""
     requested = {name: query[name] for name in SLIDERS if name in query}
     ignored = [f"{name}={text[:40]}" for name, text in requested.items() if not _is_number(text)]
     clipped = [
@@ -171,7 +171,7 @@ def _is_number(value: Any) -> bool:
 
 
 def value_text(snapshot: Snapshot, name: str, weather: dict[str, float]) -> str | float:
-    """Return a slider's value as its field shows it: a day as a date, an hour in UTC and local time."""
+    """Return a slider's value for display: a day as a date, an hour in UTC and local time."""
     time = chosen_time(snapshot, weather)
     local = f", {time.astimezone(ZoneInfo(steps.ZONE)):%H:%M} in {steps.ZONE}" * (steps.ZONE != "UTC")
     return {DAY: f"{time:%d %b %Y}", HOUR: f"{time:%H:%M} UTC{local}"}.get(name, weather[name])
@@ -249,7 +249,7 @@ def _similar_range(training_rows: pd.DataFrame, name: str, weather: dict[str, fl
 
 
 def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
-    """Return the figure of the responses around the sliders' values; without a model, a figure with a message."""
+    """Return the response curves around the sliders' values; without a model, a figure with a message."""
     if snapshot.champion is None:
         return figures.empty(snapshot.missing("champion"))
     swept, year = [], chosen_time(snapshot, weather).year
@@ -276,20 +276,20 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
 
 
 def hint(snapshot: Snapshot) -> str:
-    """Return the hint above the sliders, which names the unused ones."""
+    """Return the hint above the sliders, which also lists unused sliders."""
     text = f"Set the inputs of {steps.ONE} to see the prediction. The coloured part of a track is the training range."
     return text + f" The model in production does not use {WHEN}." * is_unused(snapshot)
 
 
 def is_unused(snapshot: Snapshot) -> bool:
-    """Return whether the model in production ignores hour and day."""
+    """Return whether the model in production ignores the hour and the day."""
     return snapshot.champion is not None and not snapshot.champion.model.takes_time
 
 
 def chosen_time(snapshot: Snapshot, weather: dict[str, float]) -> datetime:
     """Return the time that the sliders set; a day of the year is the same date in every year, never 29 February.
 
-    Any year before 1900 means the last year of the data, or the last with a known capacity if that is earlier.
+    A year before 1900 means the last year of the data, or the last year with a known capacity if it is earlier.
     """
     year, hours = round(weather[YEAR]), round(weather.get(HOUR, 0) / steps.HOURS) * steps.HOURS
     if year < 1900:

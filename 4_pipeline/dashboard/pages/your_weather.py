@@ -35,7 +35,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         limits += " last value is assumed and marked. For other times, add the columns"
         limits += f" {' and '.join(CAPACITIES.values())}."
     uploading = [
-        html.Div(upload, className="place"),  # reserves the space: Dash loads the upload late
+        html.Div(upload, className="place"),  # reserves space for the upload, which Dash loads late
         html.P(id="weather-error", className="error", role="alert", **{"data-max": str(MAX_BYTES)}),
         html.P(limits, className="hint"),
         html.P([parts.button("Try the example", "weather-example"), " ", link]),
@@ -47,7 +47,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     ]
     return [
         html.Div(panels, className="columns"),
-        # Screen readers announce this line only, not the figure below.
+        # Screen readers announce only this line, not the figure below.
         html.P(id="weather-status", className="visually-hidden", role="status"),
         dcc.Loading(html.Div(id="weather-answer"), type="dot", delay_show=150, parent_className="waiting"),
     ]
@@ -70,7 +70,7 @@ def _columns() -> Component:
 
 
 def register(app: Dash, follower: Follower) -> None:
-    """Register the callbacks, which also predict again for the file in the browser when the model changes."""
+    """Register the callbacks; when the model changes, the uploaded file is predicted again."""
 
     @app.callback(
         Output("weather-answer", "children"),
@@ -100,7 +100,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("weather-example", "n_clicks"),
     )
     def try_example(_clicks: int) -> tuple[str, str]:
-        """Use the example in place of an upload."""
+        """Use the example instead of an upload."""
         return example(follower.now), "The example"
 
     app.clientside_callback(
@@ -112,7 +112,7 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def example(snapshot: Snapshot) -> str:
-    """Return the inputs of the last rows of the data as the data URL of a CSV file; without data, its header."""
+    """Return a CSV file, as a data URL, with the inputs of the last rows of the data; only a header without data."""
     rows = pd.DataFrame(columns=INPUTS) if snapshot.frame is None else snapshot.frame[INPUTS].tail(72)
     content = rows.to_csv(index=False, date_format=STAMP).encode()
     return f"data:text/csv;base64,{base64.b64encode(content).decode()}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from forecast.terms.parameters import Promote
 
-PIPELINE_WHY = "pipeline"  # the reason in the history of promotions by the pipeline
+PIPELINE_WHY = "pipeline"  # the reason that the history shows for the pipeline's promotions
 KINDS = ("data", "commit", "stage", "notebook", "run", "refit", "model", "decision", "production")
 
 
@@ -46,7 +46,7 @@ class Registry(mlflow_gate.Registry):
 class Gate(mlflow_gate.Gate):
     """The gate with the limits in the `promote` section of params.yaml; it evaluates on data/test.parquet.
 
-    ``policy`` and ``held_out`` (a processed frame) replace these limits and rows.
+    ``policy`` and ``held_out`` (a processed frame) replace the limits and the rows.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ def _refit(run: Run, model_uri: str) -> tuple[str, str]:
 
 
 def _links(run: Run | None, tags: Mapping[str, str]) -> list[Link]:
-    """Return the links of a lineage between the commit and the run: the stage and the executed notebook."""
+    """Return the lineage links between commit and run: the stage and the executed notebook."""
     stage, notebook = (Link(kind, "not recorded", known=False) for kind in ("stage", "notebook"))
     if STAGE_TAG in tags:
         stage = Link("stage", tags[STAGE_TAG], dict(sorted(run.data.params.items())) if run else {})
@@ -108,7 +108,7 @@ def _links(run: Run | None, tags: Mapping[str, str]) -> list[Link]:
 
 
 def rules(policy: Promote) -> dict[str, Any]:
-    """Return the rules of the gate, which do not depend on the champion."""
+    """Return the gate's rules that do not depend on the champion."""
     limits: dict[str, Any] = {}
     for target in problem.TARGETS:
         title, unit = target.words, target.unit

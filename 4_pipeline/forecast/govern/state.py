@@ -1,4 +1,4 @@
-"""State of the tracking server, in files that stages depend on: the store's id, and moves of the alias."""
+"""The state of the tracking server as files that stages depend on: the store's id and moves of the alias."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_state(folder: Path, decision: Path) -> None:
 
     `tracking_store.json` holds the store's id, because dvc.lock cannot tell that a tracking server was recreated.
     `alias.json` holds the alias's version if the alias has moved since ``decision``, so that the gate runs again after
-    a rollback or a promotion from elsewhere.
+    a rollback or a promotion outside the pipeline.
     """
     client = connect()
     store, alias = map(folder.joinpath, FILES)
@@ -42,7 +42,7 @@ def write_state(folder: Path, decision: Path) -> None:
 def is_unchanged(folder: Path, decision: Path) -> bool:
     """Return whether the server agrees with the files in ``folder``, so that `write_state` would not change them.
 
-    It uses plain HTTP because importing MLflow takes longer than the rest; if in doubt, it returns False.
+    Uses plain HTTP, because importing MLflow would take longer than the check; returns False if in doubt.
     """
     import requests
 

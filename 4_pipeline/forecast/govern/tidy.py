@@ -1,4 +1,4 @@
-"""Unreferenced runs, which may be deleted."""
+"""Find unreferenced runs, which may be deleted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def unreferenced_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     """Return unreferenced stage runs older than ``days``.
 
-    A run is referenced if its id, or its model's, is in a registered model, a version, their tags, or a JSON file in
+    A run is referenced if its id or its model's id is in a registered model, a version, their tags, or a JSON file in
     ``results``. The last run of `prepare` before a referenced run has the findings on its data and is kept, too.
     """
     client, tag = tracking.connect(), f"tags.`{tracking.STAGE_TAG}` LIKE '%'"
@@ -32,7 +32,7 @@ def unreferenced_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     kept_ids, prepared = set(), ""
     for run in runs:
         prepared = run.info.run_id if run.data.tags[tracking.STAGE_TAG] == "prepare" else prepared
-        models = run.outputs.model_outputs  # type: ignore[union-attr] # responses of a server have outputs
+        models = run.outputs.model_outputs  # type: ignore[union-attr] # a server's response has outputs
         if referenced & {run.info.run_id, *(model.model_id.removeprefix("m-") for model in models)}:
             kept_ids |= {run.info.run_id, prepared}
     end = 1000 * (time.time() - 86400 * days)

@@ -1,4 +1,4 @@
-"""Evaluate a model: its scores on held-out rows, its latency and size for the gate, and the effect of its inputs."""
+"""Evaluate a model: scores on held-out rows, latency and size for the gate, and the effect of each input."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from forecast.terms.quantities import Target
 
 # A model may take only the inputs, or the time and the inputs.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
-# With the sun below -12 degrees in the middle of Germany it is night in the whole country, which spans about 9 degrees
-# of longitude and 8 of latitude.
+# If the sun is below -12 degrees in the middle of Germany, it is night in the whole country, which spans about 9
+# degrees of longitude and 8 of latitude.
 NIGHT_ELEVATION_DEGREES = -12.0
 LATENCY_REPEATS = 5
 IMPORTANCE_ROWS = 2000  # spread evenly over the frame
 SHUFFLES = 5
 RESPONSE_VALUES = 25
-OUTER_SHARE = 0.005  # share of an input's values to leave out at either end, where rows are rare
+OUTER_SHARE = 0.005  # share of an input's values to omit at each end, where rows are rare
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TargetScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a model on held-out rows; ``r2`` is the mean of the ``targets``, which are named by `Target.key`.
+    """The scores of a model on held-out rows; ``r2`` is the mean over the ``targets``, whose keys are `Target.key`.
 
     ``weekly_errors`` has the error of each week with enough rows: the mean over the targets of the absolute error
     divided by the target's standard deviation, so that units do not matter. ``period`` is the first and last timestamp,
@@ -135,7 +135,7 @@ def is_night(utc_timestamp: pd.Series) -> np.ndarray:
 def evaluate(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
     """Return the scores that the gate checks, from a processed frame; the blocks are weeks.
 
-    Raises DataError if the model does not know the installed capacity at that time, since rows to predict lack it.
+    Raises DataError if the model has no installed capacity for that time, since rows to predict have none either.
     """
     frame = held_out.reset_index(drop=True)
     row, _ = assume_capacity(frame[INPUTS].head(1), model.year_ends if model.takes_time else {})
@@ -147,7 +147,7 @@ def evaluate(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
 
 
 def _milliseconds(model: LoadedModel, row: pd.DataFrame) -> float:
-    """Return the latency of a single prediction: the minimum of a few, since other programs only add to it."""
+    """Return the latency of a single prediction: the minimum of a few, since other programs can only slow it down."""
     seconds = []
     for _ in range(LATENCY_REPEATS):
         start = time.perf_counter()
@@ -184,7 +184,7 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
     """Return the partial dependence of the predictions on each weather feature.
 
     There is a row for each of 25 values of each feature: `feature`, `value` (in its unit) and the mean prediction of
-    each target. With correlated inputs some of these combinations never occur. Friedman (2001),
+    each target. If inputs are correlated, some of these combinations never occur. Friedman (2001),
     https://doi.org/10.1214/aos/1013203451.
     """
     rows = _thin(frame, IMPORTANCE_ROWS // 4)

@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from distributed import Client
 
 N_ITER_NO_CHANGE = 10  # early stopping: this many trees without a smaller validation error
-BATCH_CANDIDATES = 6  # fitted together, because deriving their shared features takes as long as two fits
+BATCH_CANDIDATES = 6  # fitted together: deriving their shared features takes as long as two fits
 # As good as 40 trees at the usual rate of 0.1, in half the time: 0.8 ** 19 equals 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
 LOWER_BOUNDS = [target.possible[0] for target in problem.TARGETS]
-MIN_HOURS = 200  # too few to split into training, validation and calibration
+MIN_HOURS = 200  # fewer cannot be split into training, validation and calibration
 
 
 @cache
@@ -59,7 +59,7 @@ def _libraries() -> ThreadpoolController:
 
 
 def one_thread() -> AbstractContextManager:
-    """Limit OpenMP to one thread: on a busy machine its spinning threads take twenty times as long."""
+    """Limit OpenMP to one thread: on a busy machine spinning threads slow it down twentyfold."""
     return _libraries().limit(limits=1, user_api="openmp")
 
 
@@ -67,7 +67,7 @@ class TrainingData:
     """Training rows and the features derived from them, shared by the candidates of a search.
 
     ``values`` are the derived features (rows, features), ``factors`` the capacity factors (targets, rows), and
-    ``band_rows`` the rows that each target's error band is fitted on: by day only, for solar power.
+    ``band_rows`` the rows that each target's error band is fitted on (daytime rows for solar power).
     """
 
     def __init__(self, X: pd.DataFrame, y: pd.DataFrame) -> None:
@@ -98,7 +98,7 @@ class TrainingData:
             return [np.ones(len(self.timestamps))] * len(self.factors)
         if level_days not in self._levels:
             self._levels[level_days] = [
-                # a level is a ratio of sums, which needs values of one sign
+                # a level is a ratio of sums, so all values need the same sign
                 np.ones(len(factor))
                 if lower_bound < 0
                 else find_levels(self.values, factor, self.timestamps, level_days)
@@ -113,15 +113,15 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     ``regressor`` is any scikit-learn regressor; one copy is fitted for each target's capacity factor. A fitted model
     keeps the capacities of its training data (`features.year_ends_of`) for rows without their own.
 
-    Output per installed GW drifts for reasons outside the inputs: with ``level_days`` its level is estimated for each
-    period of that many days (`find_levels`), and predictions use the level of the last period.
+    Output per installed GW drifts for reasons outside the inputs. With ``level_days`` its level is estimated for each
+    period of that length (`find_levels`); predictions use the level of the last period.
 
     With ``validation_fraction`` (histogram gradient boosting only) the last rows are used for early stopping; with
     ``refit`` the same number of trees is then fitted on all rows.
 
-    ``band`` is a histogram gradient booster for the quantiles of the error band. It is too narrow for later years,
-    so it is calibrated to the promised ``coverage`` on ``folds`` of the training data; a change of the level is not
-    covered.
+    ``band`` is a histogram gradient booster for the quantiles of the error band. Uncalibrated, the band is too narrow
+    for later years, so it is calibrated to the nominal ``coverage`` on ``folds`` of the training data; this does not
+    account for changes of the level.
     """
 
     # Defaults for models that were logged before these attributes existed.
@@ -177,7 +177,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         derived, capacities = (
             derive(X),
             installed(X, self.year_ends_),
-        )  # once: they take most of the time of a single prediction
+        )  # computed once: they dominate the time of a single prediction
         values = derived.to_numpy()
         predicted, ends = self._from_factors(self._predict_factors(values, self.regressors_), capacities), []
         for side, sign in enumerate((-1, 1)):
@@ -211,7 +211,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     def _fit_band(self, derived: np.ndarray, factor: np.ndarray) -> tuple[list[Any], float]:
         """Return the quantile regressors of both ends, and the calibration margin as a capacity factor.
 
-        Solar power is fitted by day only: with nights a low quantile would be zero everywhere.
+        Solar power is fitted on daytime rows only: with nights, a low quantile would always be zero.
         """
         outside = (1 - self.coverage) / 2
         quantile_model = clone(self.band).set_params(loss="quantile", early_stopping=False)
@@ -226,7 +226,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
 
 def _strip_fitting_state(regressor: Any) -> Any:
-    """Remove attributes that only fitting needs, so that fewer types must be trusted when the model is loaded."""
+    """Remove attributes that only fitting needs, so that loading the model has to trust fewer types."""
     if isinstance(
         regressor, HistGradientBoostingRegressor
     ):  # private attributes: check them after an upgrade of scikit-learn
@@ -239,8 +239,8 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, timestamps: pd.Datetime
     """Return the level of each row: the sum of the capacity factors over its period, divided by the expected sum.
 
     ``factor`` has the shape (rows,), ``derived`` (rows, features); ``timestamps`` are in order. Periods have
-    ``level_days`` days, counted from the end; the first one also has the rest. The expectation is a small gradient
-    boosting model of all rows, fitted again after division by the first levels.
+    ``level_days`` days, counted from the end; the first period also has the remaining days. Expected values come from a
+    small gradient boosting model of all rows, fitted again after division by the first levels.
     """
     days = (timestamps[-1] - timestamps).days.to_numpy()
     period = np.minimum(days // level_days, max(0, days[0] // level_days - 1))
@@ -283,8 +283,8 @@ def search(
     """Search hyperparameters: score ``candidates`` sampled from ``distributions`` (scikit-learn's `ParameterSampler`).
 
     Each candidate is cross-validated on ``folds`` of ``train``, a processed frame in time order (`TimeSeriesSplit`),
-    by the mean R2 of the targets. The fits run on the workers of ``client``, or on the cores of this machine, with the
-    same result. Raises ServiceError if the workers are lost.
+    by the mean R2 of the targets. The fits run on ``client``'s workers, or on this machine's cores, with the same
+    result. Raises ServiceError if the workers are lost.
     """
     sampled = list(ParameterSampler(distributions, candidates, random_state=seed))
     estimators = [clone(estimator).set_params(refit=False, **parameters) for parameters in sampled]
@@ -308,7 +308,7 @@ def search(
     )
     table = table.sort_values("r2", ascending=False, kind="stable", ignore_index=True)
     best = sampled[scores["mean"].idxmax()]
-    # Python numbers: they are written to JSON.
+    # Python numbers, since they are written to JSON.
     return Search(table, {name: getattr(value, "item", lambda value=value: value)() for name, value in best.items()})
 
 
@@ -317,10 +317,10 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
     from distributed import CancelledError, KilledWorker, as_completed
 
     def score_fold(function: bytes, *arguments: Any) -> Scores:
-        return pickle.loads(function)(*arguments)  # noqa: S301 - sent by this client
+        return pickle.loads(function)(*arguments)  # noqa: S301 - pickled by this client
 
     try:
-        # Broadcast, or one worker gets most fits; no hash, or another search with the same data could release it.
+        # Broadcast: otherwise one worker gets most fits. No hash: another search could release the same data.
         data = client.scatter(data, broadcast=True, hash=False)
         futures = [
             client.submit(score_fold, _by_value(partial(_score_fold, batch)), *data, fold, pure=False)
@@ -347,7 +347,7 @@ def _by_value(function: Callable) -> bytes:
 
 
 def _score_fold(batch: dict[int, CapacityFactorRegressor], X: pd.DataFrame, y: pd.DataFrame, fold: tuple) -> Scores:
-    """Return the number and score of each estimator of a batch, fitted on the same training data."""
+    """Fit a batch of estimators on the same training data; return the number and score of each."""
     before, after = fold
     data, validation = TrainingData(X.iloc[before], y.iloc[before]), (X.iloc[after], y.iloc[after])
     return [(number, estimator.fit_data(data).score(*validation)) for number, estimator in batch.items()]

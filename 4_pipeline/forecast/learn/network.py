@@ -20,7 +20,7 @@ from forecast.terms.errors import ModelError
 from forecast.terms.quantities import YearEnds
 
 VALIDATION_FRACTION, PATIENCE_EPOCHS = 0.15, 6
-PREDICT_BATCH = 4096  # several times as fast as Keras's default of 32
+PREDICT_BATCH = 4096  # several times faster than Keras's default of 32
 # The layers that a model may contain. Safe mode rejects Python code, but some Keras layers read files (CVE-2025-12058).
 TRUSTED_LAYERS = {
     "keras": {"Sequential", "DTypePolicy"},
@@ -29,7 +29,7 @@ TRUSTED_LAYERS = {
     "keras.regularizers": {"L1", "L1L2", "L2"},
 }
 MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
-# Files in MLflow's model folder; a network that takes raw weather has its capacities in a file beside it.
+# Files in MLflow's model folder; the capacities of a network that takes raw weather are in a separate file.
 KERAS_FILE, NETWORK_FILE = "data/model.keras", "data/capacity_factors/network.keras"
 
 
@@ -75,7 +75,7 @@ def fit_network(
 def refit(model: Any, frame: pd.DataFrame, parameters: Mapping[str, str]) -> CapacityFactorNetwork:
     """Return a network with the same layers, fitted on a processed frame with the parameters of the original run.
 
-    Raises ModelError for other models, and for missing or invalid `epochs`, `learning_rate` and `seed`.
+    Raises ModelError for any other model, and for missing or invalid `epochs`, `learning_rate` and `seed`.
     """
     import keras
 
@@ -107,7 +107,7 @@ def options(model: Any, folder: Path) -> dict[str, Any]:
 
 
 def requirements() -> list[str]:
-    """Return pinned requirements; `tensorflow-cpu` exists for only one platform, so elsewhere `tensorflow` is used."""
+    """Return pinned requirements: `tensorflow-cpu` on the one platform that has it, else `tensorflow`."""
     pins = [f"{name}=={version(name)}" for name in ("keras", "pandas", "numpy", "pvlib")]
     try:
         pin = version("tensorflow-cpu")

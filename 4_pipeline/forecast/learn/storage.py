@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-# Types to trust beyond skops' own list, and the package that each needs. The list must be here and not in the model: a
-# forged model would trust its own types. It does not protect against forged tree indices, which can crash scikit-learn.
+# Types to trust beyond skops' own list, and the package that each needs. The list must be here, not in the model: a
+# forged model would trust its own types. Forged tree indices can still crash scikit-learn.
 TRUSTED_TYPES = {
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": "scikit-learn",
     "sklearn.tree._tree.Tree": "scikit-learn",
     "forecast.learn.models.CapacityFactorRegressor": "pvlib",
 }
-SKOPS_FILE = "model.skops"  # its name in MLflow's model folder
-PROBLEM = UNITS | {"step": f"{steps.HOURS:g} h"}  # logged with a model
+SKOPS_FILE = "model.skops"  # file name in MLflow's model folder
+PROBLEM = UNITS | {"step": f"{steps.HOURS:g} h"}  # logged as metadata with each model
 LOG_IT = "log the model with forecast.learn.storage.log_model; if you did, find out who can write to the store"
-MAX_CHARACTERS = 200  # of a signature in the history
+MAX_CHARACTERS = 200  # longest signature shown in the history
 # A prediction may exceed the possible range by this factor: a linear model extrapolates in a storm.
 MAX_FACTOR = 50
 
@@ -49,9 +49,9 @@ MAX_FACTOR = 50
 class LoadedModel:
     """A model ready to predict; ``kind`` is `sklearn` or `keras`, ``fitted`` the model itself.
 
-    ``coverage`` is the promised coverage of its error band, None without one. ``size_bytes`` and ``signature`` (input
+    ``coverage`` is the nominal coverage of its error band, None without one. ``size_bytes`` and ``signature`` (input
     and output columns) are None for a model that was not loaded from files. ``year_ends`` are the installed capacities
-    that it uses.
+    that the model uses.
     """
 
     kind: str
@@ -78,7 +78,7 @@ class LoadedModel:
 
     @property
     def takes_time(self) -> bool:
-        """Whether the model takes the time as well as the weather."""
+        """Whether the model takes the time in addition to the weather."""
         return self._inputs is inputs
 
     def select_inputs(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -101,8 +101,8 @@ class LoadedModel:
     def refit(self, frame: pd.DataFrame, parameters: Mapping[str, str]) -> Any:
         """Return a model with the same hyperparameters, fitted on a processed frame.
 
-        A network takes `epochs`, `learning_rate` and `seed` from ``parameters``, those of the run that trained it.
-        Raises ModelError if the model cannot be refitted.
+        A network needs `epochs`, `learning_rate` and `seed` in ``parameters``, the parameters of the run that trained
+        it. Raises ModelError if the model cannot be refitted.
         """
         if self.kind == "keras":
             from forecast.learn import network
@@ -112,7 +112,7 @@ class LoadedModel:
 
     @staticmethod
     def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return predictions as a frame; raise ModelError for NaN, infinity and values far out of range."""
+        """Return predictions as a frame; raise ModelError for NaN, infinity, or values far out of range."""
         predicted = pd.DataFrame(values, index=frame.index, columns=TARGETS)
         for name in TARGETS:
             numbers, most = predicted[name].to_numpy(float), MAX_FACTOR * max(map(abs, RANGES[name]))
@@ -130,7 +130,7 @@ class LoadedModel:
 def predict_unseen(
     model: LoadedModel, evaluated: LoadedModel | None, training_end: str | None, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
-    """Predict each row with a model that was not trained on it, as far as possible; see `predict_with_band`.
+    """Predict each row, if possible, with a model that was not trained on it; see `predict_with_band`.
 
     Rows up to ``training_end`` are training rows of the refit, so the ``evaluated`` model predicts them instead.
     """
@@ -171,7 +171,7 @@ def log_training(
 
     mlflow.log_figure(figure, "predicted_against_measured.html")
     run, model_uri = mlflow.active_run(), log_model(model, example)
-    # After the model: MLflow requests the history of each metric that is logged before it.
+    # Metrics after the model: MLflow would request the history of each metric logged before it.
     mlflow.log_metrics(metrics, model_id=model_uri.rpartition("/")[2])
     content = {"run_id": run.info.run_id if run else None, "model_uri": model_uri} | metrics
     Path(summary).parent.mkdir(exist_ok=True)
@@ -218,7 +218,7 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
             # Resolve the alias once: it may move.
             model_uri = "models:/" + "/".join(get_model_name_and_version(client, model_uri))
             folder_of_model = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
-        except Exception as error:  # noqa: BLE001 - a version registered by hand may be in any store
+        except Exception as error:  # noqa: BLE001 - the model of a version registered by hand may be in any store
             raise ModelError(
                 "The model cannot be downloaded.",
                 value=f"{model_uri}: {error}",
@@ -230,7 +230,7 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
 def load_files(folder: Path, name: str) -> LoadedModel:
     """Load a model from its local folder (`load_folder`), with the size of its files and its signature.
 
-    Also raises ModelError for a model with another step or units; without this metadata the current ones apply.
+    Also raises ModelError for a model with another step or units; a model without this metadata is accepted.
     """
     from mlflow.models import Model
 
@@ -244,7 +244,7 @@ def load_files(folder: Path, name: str) -> LoadedModel:
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:
-    """Load a model from its local folder and make a test prediction; errors call it ``name``.
+    """Load a model from its local folder and make a test prediction; errors show ``name``.
 
     The files decide how it is loaded, never the model's own metadata. Raises ModelError.
     """
@@ -276,7 +276,7 @@ def _signature(logged: Model) -> str | None:
 
 
 def _columns(schema: list[dict], names: list[str]) -> list[str]:
-    """Return the column names of a schema; an unnamed tensor of matching width has ``names``."""
+    """Return the column names of a schema; an unnamed tensor of matching width gets ``names``."""
     tensor = schema[0].get("tensor-spec") if len(schema) == 1 else None
     if tensor and "name" not in schema[0] and tensor["shape"] == [-1, len(names)]:
         return names
@@ -295,7 +295,7 @@ def _read_skops(file: Path) -> Any:
 
 
 def _check_prediction(model: LoadedModel) -> LoadedModel:
-    """Return the model after a test prediction for noon and midnight in a year of known capacity."""
+    """Make a test prediction for noon and midnight in a year of known capacity; return the model."""
     noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
     weather = {name: QUANTITIES[name].usual_mean or QUANTITIES[name].possible for name in FEATURES}
     try:

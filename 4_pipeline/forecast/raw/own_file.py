@@ -26,7 +26,7 @@ _CORRECT = "correct the file, or its description in params.yaml (fetch.csv)"
 _MIDNIGHT = r"(?<![\d:])24(?=:00(?::00)?(?![\d:]))"
 _OFFSET = r"\s?(?:Z|UTC|[+-]\d{2}(?::?\d{2})?)$"
 _STEP = pd.DateOffset(days=1) if steps.IS_DAY else steps.LENGTH
-_MAX_NEGATIVE = 0.01  # of the column's maximum: own consumption at night, and offsets of sensors
+_MAX_NEGATIVE = 0.01  # share of the column's maximum: the plants' consumption at night, sensor offsets
 
 
 def read(path: Path, mapping: OwnFile) -> Table:
@@ -39,9 +39,9 @@ def read(path: Path, mapping: OwnFile) -> Table:
       skipped in spring);
     - `negative_as_zero`: small negative values set to 0, by column.
 
-    Raises DataError, with line, column and value, for values in a skipped hour (wrong zone), for times that only partly
-    have an offset or are not the start of a step, and whatever `raw.read_text` and `raw.numbers` raise; ParameterError
-    for an unknown zone or a unit of another dimension. Errors name ``mapping.file``, not the copy.
+    Raises DataError, with line, column and value, for values in a skipped hour (wrong zone), for times of which only
+    some have an offset, or that are not the start of a step, and the errors of `raw.read_text` and `raw.numbers`;
+    ParameterError for an unknown zone or a unit of another dimension. Errors name ``mapping.file``, not the copy.
     """
     file, columns = mapping.file, dict(mapping.columns)
     names = {"utc_timestamp": mapping.time.column} | {name: column.column for name, column in columns.items()}
@@ -113,7 +113,7 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
             readings = [_localize(parsed - _STEP, zone, values), (stamps - _STEP, skipped)]
             errors = [known.isna().sum() + known.duplicated().sum() for known, _ in readings]
             stamps, skipped = readings[int(errors[1] < errors[0])]
-            if errors[0] == errors[1]:  # where they differ, the time is ambiguous
+            if errors[0] == errors[1]:  # a time is ambiguous where both readings differ
                 stamps = stamps.where(stamps == readings[1][0])
         _require_existing(parsed, skipped, values, original, file, zone)
     _require_starts(parsed, stamps, original, file, time)
@@ -121,10 +121,10 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
 
 
 def _localize(parsed: Series, zone: tzinfo | None, values: DataFrame) -> tuple[Series, Series]:
-    """Return local times in UTC (NaT if ambiguous), and which are in the hour skipped by the clock change in spring.
+    """Convert local times to UTC (NaT if ambiguous); also return which are in the hour skipped in spring.
 
     In autumn the local times of one hour occur twice, in summer and in winter time. Identical rows (same time, same
-    values) count as one row, or as two if there are twice as many of them as of each neighbouring row. Each time must
+    values) count as one row, or as two if they are twice as many as each neighbouring row. Each time must
     then occur exactly twice: first all times of one hour, then all of the other. The first hour is in summer time, or
     in winter time if the file has the newest row first. Rows that do not fit this pattern are ambiguous.
     """
@@ -156,7 +156,7 @@ def _localize(parsed: Series, zone: tzinfo | None, values: DataFrame) -> tuple[S
 def _require_existing(
     parsed: Series, skipped: Series, values: DataFrame, times: Series, file: str, zone: tzinfo | None
 ) -> None:
-    """Raise DataError for the first row with a value in an hour skipped by the clock change."""
+    """Raise DataError for the first row with a value in an hour that the clock change skips."""
     if not skipped.any():
         return
     winter = parsed[skipped].iloc[0].to_pydatetime().replace(tzinfo=zone).isoformat()[-6:]
@@ -170,7 +170,7 @@ def _require_existing(
 
 
 def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, time: TimeColumn) -> None:
-    """Raise DataError, with a fix, if all times miss the starts of steps by the same offset, or because of the zone."""
+    """Raise DataError, with a fix, if all times are off the start of a step by the same offset, perhaps the zone's."""
     is_start = stamps.isna() | (stamps == steps.starts(stamps.dropna()).reindex(stamps.index))
     if is_start.all():
         return

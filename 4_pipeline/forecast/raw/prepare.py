@@ -28,7 +28,7 @@ from forecast.terms.parameters import OwnFile
 logger = logging.getLogger(__name__)
 JOIN = "if date and time are in separate columns, join them"
 OR_SUMS = "or sums of amounts such as MWh"
-MIN_RUN, MIN_END_RUN = 10, 4  # rows with the same distance: a change of frequency, not gaps (fewer at either end)
+MIN_RUN, MIN_END_RUN = 10, 4  # rows at a new distance that mean a new frequency, not gaps (fewer at the ends)
 # Column names in the files of Open Power System Data (and the sample), by file.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
@@ -84,7 +84,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
 
 # -- files to tables ---------------------------------------------------------------------------------------------------
 def read(folder: Path, own: OwnFile | None) -> dict[str, Table]:
-    """Return the raw tables of a folder, `own` or `power` and `weather`; raise what `raw.read_text` raises."""
+    """Return the raw tables of a folder, `own` or `power` and `weather`; raise the errors of `raw.read_text`."""
     if own:
         return {"own": own_file.read(folder / sources.OWN_FILE, own)}
     next_step = f"fetch the raw files: python -m forecast fetch --to {folder}"
@@ -99,9 +99,9 @@ def read(folder: Path, own: OwnFile | None) -> dict[str, Table]:
 
 
 def load_or_make(csv: Path) -> DataFrame:
-    """Return the processed table in the file ``csv``; if the file does not exist, create it from the sample.
+    """Return the processed table in the file ``csv``; create a missing file from the sample.
 
-    The table has Germany's installed capacity. Raises DataError (file damaged, disk full, folder not writable).
+    The table has Germany's installed capacity. Raises DataError (damaged file, full disk, folder not writable).
     """
     if not Path(csv).exists():
         with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ class Part(NamedTuple):
 
 
 def _suggest_fix(step: pd.Timedelta) -> str:
-    """Return what to do if rows are ``step`` apart."""
+    """Return the error's next step if rows are ``step`` apart."""
     if abs(step - steps.LENGTH) < steps.LENGTH / 10:
         return MOVE
     name = {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
@@ -165,7 +165,7 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
         raise DataError(
             f"{path}, line {off_grid.index[0]}, column {column}: not the start of {steps.ONE}.",
             value=f"{off_grid.iloc[0]:{STAMP}}",
-            next_step=f"correct or remove such lines; or {MOVE}",
+            next_step=f"correct or remove these lines; or {MOVE}",
         )
     is_duplicate = stamps.duplicated()
     next_step = f"correct or remove these lines of {path.name}; if a number such as -999 means a missing value in your"
@@ -177,7 +177,7 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
 
 
 def _require_one_row(rows: DataFrame, path: Path) -> None:
-    """Raise DataError if most times have several different rows."""
+    """Raise DataError if most timestamps have several different rows."""
     times = rows["utc_timestamp"]
     distinct = rows[times.duplicated(keep=False)].drop_duplicates()["utc_timestamp"]
     counts = distinct.value_counts()
@@ -194,7 +194,7 @@ def _require_one_row(rows: DataFrame, path: Path) -> None:
 
 
 def join(parts: Mapping[str, Part], grid: DatetimeIndex) -> DataFrame:
-    """Return the steps that are complete in all parts; raise DataError if there are none."""
+    """Return the steps that are complete in all parts; raise DataError if no step is."""
     frames = {name: part.frame for name, part in parts.items()}
     joined = pd.concat(frames.values(), axis="columns", join="inner").sort_index()
     complete = joined.dropna().rename_axis("utc_timestamp").reset_index()[schema.COLUMNS]
@@ -276,7 +276,7 @@ def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def summarize(findings: Mapping[str, Any]) -> str:
-    """Summarize in one line the steps that were kept and those left out, by reason."""
+    """Summarize in one line how many steps were kept and how many left out, by reason."""
     kept = f"{findings['steps_kept']:,} of {findings['steps_expected']:,} {steps.NAMES} kept"
     ends = (
         f"{pd.Timestamp(findings[name]).tz_convert(steps.CALENDAR):%Y-%m-%d}" for name in ("first_step", "last_step")

@@ -38,19 +38,19 @@ LEAP_DAY_STATIONS = (7, 11, 15)
 
 WEATHER_WEIGHTS = (0.5, 0.3, 0.2)
 RADIATION_WEIGHTS = (0.8, 0.1, 0.1)
-# Plants are not where the weather is averaged: a realistic source of unexplained variance.
+# Plants are not at the weather stations: a realistic source of unexplained variance.
 PLANT_WEIGHTS = (0.45, 0.32, 0.23)
 
 MEAN_WINDSPEED = 4.11  # m/s at 10 m: calibrated
 LATITUDE, LONGITUDE = 51.0, 10.4  # degrees: the middle of Germany
 
-# Installed capacity on 1 January of 2013..2017, GW. It differs from `problem.CAPACITY` by up to 0.5 GW: the sample
-# is calibrated with these rounded values, and others would change every score. Published values for the end of 2014:
-# wind 39.17 (GWEC: https://renewablesnow.com/news/renewables-produce-325-of-germanys-power-in-h1-2015-482581/)
+# Installed capacity on 1 January of 2013..2017, GW. It differs from `problem.CAPACITY` by up to 0.5 GW: the sample is
+# calibrated with these rounded values, and different values would change every score. Published values for the end of
+# 2014: wind 39.17 (GWEC: https://renewablesnow.com/news/renewables-produce-325-of-germanys-power-in-h1-2015-482581/)
 # and solar 38.23 (Bundesnetzagentur: https://www.photon.info/en/news/germany-added-only-189-gw-pv-capacity-2014).
 WIND_CAPACITY_GW = (31.3, 34.2, 39.2, 44.7, 49.6)
 SOLAR_CAPACITY_GW = (32.6, 36.3, 38.2, 39.8, 40.7)
-# Reported share of wind generation: calibrated to the jump of the real series at the end of 2014.
+# Share of the wind generation that is reported: calibrated to the jump in the real series at the end of 2014.
 WIND_REPORTED = {2013: 0.80, 2014: 0.80, 2015: 1.0, 2016: 1.0}
 
 TURBINES = {"E-70/2300": 0.35, "V90/2000": 0.30, "E-82/2300": 0.20, "E-101/3050": 0.15}  # share of capacity
@@ -68,11 +68,11 @@ MISSING_CELLS = {
 
 
 class Places(NamedTuple):
-    """The weather at three places over all years, each an array of shape (hours, 3), row i = UTC hour i.
+    """The weather at three places over all years, each an array of shape (hours, 3); row i is UTC hour i.
 
     `windspeed` is relative to the station's yearly mean; `temperature` is in degrees Celsius; `direct` and
     `diffuse` are radiation on the horizontal in W/m2, over the hour of true solar time that starts at the row's
-    number: the files' header says Central European Time, but their noon stays at 12 for every longitude and month.
+    number: the files' headers say Central European Time, but solar noon is at 12 for every longitude and month.
     """
 
     windspeed: np.ndarray
@@ -85,7 +85,7 @@ def make_sample() -> tuple[DataFrame, DataFrame]:
     """Return the raw power and the raw weather frame of the sample, in the layout of Open Power System Data.
 
     Power: about 35,040 rows of `utc_timestamp`, `cet_cest_timestamp` (text) and MW; weather: about 35,056 rows of
-    `utc_timestamp`, m/s, degrees Celsius and W/m2. Both have the faults of real files, always the same: gaps, empty
+    `utc_timestamp`, m/s, degrees Celsius and W/m2. Both have the same faults of real files each time: gaps, empty
     cells, and in the power frame the duplicate hour of each autumn. The result is deterministic on one machine.
 
     Raises DataError if the packages' files are missing or have other checksums.
@@ -93,7 +93,7 @@ def make_sample() -> tuple[DataFrame, DataFrame]:
     hours = pd.date_range(f"{FIRST_YEAR}-01-01", f"{LAST_YEAR + 1}-01-01", freq="h", tz="UTC", inclusive="left")
     places = join_places(read_stations())
     weather = model_weather(places, hours)
-    random = np.random.RandomState(SEED)  # its stream never changes; that of default_rng may change
+    random = np.random.RandomState(SEED)  # its stream never changes; default_rng's may
     wind_MW, solar_MW = model_wind(places, hours, random), model_solar(places, hours, random)
     power = pd.DataFrame(
         {
@@ -126,7 +126,7 @@ def read_stations() -> dict[int, DataFrame]:
 
     WG: wind speed at 10 m, m/s; t: temperature, degrees Celsius; B and D: direct and diffuse radiation, W/m2. The
     files' own headers describe the format (latin-1; the line before `***` names the columns). Raises DataError if a
-    file is missing or their sha256 is not `STATIONS_SHA256`.
+    file is missing, or if their joint sha256 is not `STATIONS_SHA256`.
     """
     contents = {
         number: read_packaged("demandlib", f"vdi/resources_weather/TRY2010_{number:02d}_Jahr.dat")
@@ -186,12 +186,12 @@ def sun(day: np.ndarray, solar_hour: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def hours_ahead(hours: DatetimeIndex) -> np.ndarray:
-    """Return the offset of true solar time in the middle of Germany from UTC in hours."""
+    """Return how many hours true solar time in the middle of Germany is ahead of UTC."""
     return LONGITUDE / 15 + solarposition.equation_of_time_spencer71(hours.day_of_year.to_numpy()) / 60
 
 
 def in_germany(hours: DatetimeIndex) -> np.ndarray:
-    """Return each hour in German time, as ISO 8601 text, without `strftime`, which would double the run time."""
+    """Return each hour in German time, as ISO 8601 text. `strftime` would double the run time."""
     local = hours.tz_convert("Europe/Berlin").tz_localize(None)
     offset = np.where(local - hours.tz_localize(None) > pd.Timedelta(hours=1), "+0200", "+0100")
     return np.char.add(np.datetime_as_string(local.to_numpy("datetime64[s]")), offset)
@@ -207,7 +207,7 @@ def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
     """Return the national weather: `utc_timestamp` and DE_ columns in m/s, degrees Celsius and W/m2.
 
     Direct radiation in true solar time is a share of Meinel's clear sky, E0 * 0.7 ^ (AM ^ 0.678) * cos(zenith). The
-    exponent 0.55 on that share is calibrated: it raises a station's level to the national one, below the clear sky.
+    exponent 0.55 on that share is calibrated: it raises a station's radiation to the national level.
     """
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
     cosine = sum(sun(day, hour + (step + 0.5) / 5)[0] for step in range(5)) / 5
@@ -235,14 +235,14 @@ def interpolate_capacity(anchors_GW: tuple[float, ...], hours: DatetimeIndex) ->
 
 
 def autoregressive_noise(random: np.random.RandomState, hours: int, memory: float, spread: float) -> np.ndarray:
-    """Return exp(x), x an AR(1) process with standard deviation ``spread``: variance unexplained by weather."""
+    """Return exp(x) for an AR(1) process x with standard deviation ``spread``: noise unrelated to the weather."""
     shocks = random.standard_normal(hours) * spread
     shocks[1:] *= np.sqrt(1 - memory**2)
     return np.exp(np.fromiter(accumulate(shocks, lambda last, shock: memory * last + shock), float, hours))
 
 
 def flatten(factor: np.ndarray, knee: float) -> np.ndarray:
-    """Return the capacity factor compressed above the knee (to 60 %), for curtailment and the size of a country."""
+    """Return the capacity factor with the part above the knee cut to 60 %: curtailment, averaging over a country."""
     return np.where(factor > knee, knee + 0.6 * (factor - knee), factor)
 
 
@@ -250,7 +250,7 @@ def model_wind(places: Places, hours: DatetimeIndex, random: np.random.RandomSta
     """Return the wind generation in whole MW.
 
     Wind speed at the hub follows the logarithmic profile v * ln(h / z0) / ln(10 / z0); power curves are windpowerlib's
-    (Open Energy Platform), divided by their nominal power, read from its file since its reader warns with pandas 3.
+    (Open Energy Platform), divided by nominal power; they are read from its file, since its reader warns with pandas 3.
     """
     curves = pd.read_csv(io.BytesIO(read_packaged("windpowerlib", "oedb/power_curves.csv")), index_col="turbine_type")
     speed = places.windspeed * MEAN_WINDSPEED * np.log(HUB_HEIGHT_M / ROUGHNESS_M) / np.log(10 / ROUGHNESS_M)
@@ -277,7 +277,7 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
     direct = to_utc_hours(blend(places.direct, PLANT_WEIGHTS), hours)
     diffuse = to_utc_hours(blend(places.diffuse, PLANT_WEIGHTS), hours)
     temperature = pd.Series(blend(places.temperature, PLANT_WEIGHTS))
-    # B / cos(zenith) diverges for a low sun, so both the cosine and the result are capped.
+    # B / cos(zenith) diverges when the sun is low, so both the cosine and the result are limited.
     beam = np.minimum(direct / np.maximum(cosine, 0.09), 0.85 * irradiance.get_extra_radiation(day))
     factor = np.zeros(len(hours))
     for share, tilt, facing in PANELS:
@@ -293,7 +293,7 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
 
 
 def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> tuple[DataFrame, DataFrame]:
-    """Return both frames with the faults of real files, from a fixed seed, each on its own day.
+    """Return both frames with the faults of real files, from a fixed seed; no two faults share a day.
 
     Hours are missing (`GAPS_POWER`, `GAPS_WEATHER`), cells are empty (`MISSING_CELLS`), and the hour repeated by the
     clock change in autumn has two rows in the power frame, the second with readings 1 % lower.

@@ -1,4 +1,4 @@
-"""The sources of raw data, and the files that each writes into a folder."""
+"""The sources of raw data, and the files that each source writes into a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from forecast.terms.parameters import Fetch
 
 POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
 OWN_FILE, CARD_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "SHA256SUMS"
-EXAMPLE_ATTRIBUTION = "The owner of the data, shown in dashboard and report."  # from own/README.md
+EXAMPLE_ATTRIBUTION = "The owner of the data, shown in dashboard and report."  # copied from own/README.md
 ATTRIBUTIONS = {
     "sample": "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher"
     " Wetterdienst (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined,"
@@ -35,7 +35,7 @@ ATTRIBUTIONS = {
     " https://doi.org/10.25832/weather_data/2019-04-09. (Primary data from various sources, for a complete list see"
     " URL).",
 }
-RETRIES = 5  # of a download that fails; pooch waits 1, 2, 3, ... seconds between them
+RETRIES = 5  # per download; pooch waits 1, 2, 3, ... seconds between them
 TIMEOUT_SECONDS = 60
 _BY_HAND = "or copy the file into {} by hand; if you trust another checksum, set fetch.sha256 in params.yaml"
 
@@ -84,7 +84,7 @@ def fetch(
     start at ``base`` (default: the current folder). Downloads are cached in ``downloads`` (default: the user's cache).
 
     Files are written atomically, checksums last. An up-to-date folder is not touched; files of another source are
-    removed first. Raises DataError (disk full, folder not writable, package damaged, no connection, checksum mismatch)
+    removed first. Raises DataError (full disk, folder not writable, damaged package, no connection, checksum mismatch)
     and ParameterError (source `csv` without a file).
     """
     folder = Path(folder)
@@ -124,7 +124,7 @@ def fetch(
 
 
 def _is_up_to_date(folder: Path, names: list[str], texts: dict[str, bytes], checksums: dict[str, str]) -> bool:
-    """Return whether the folder already holds these files, unchanged."""
+    """Return whether the folder already contains these files, unchanged."""
     try:
         sums = _sums(folder, names)
         contents = {name: (folder / name).read_bytes() for name in (*texts, SUMS_FILE)}
@@ -157,7 +157,7 @@ def _hash_own_file(file: Path) -> str:
             f"The file {file} cannot be read.",
             value=error.strerror or error,
             expected="a CSV file; its path is relative to the folder of params.yaml",
-            next_step="put the file there (run `dvc pull` if it was pushed), or correct fetch.csv.file in params.yaml",
+            next_step="put it at this path (run `dvc pull` if it was pushed), or correct fetch.csv.file in params.yaml",
         ) from None
 
 
@@ -179,14 +179,14 @@ def _card(**values: object) -> bytes:
 def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) -> None:
     """Write the table of a release to ``path`` after checking its checksum; retry interrupted downloads.
 
-    Downloads stay in the cache, which may also hold copies made by hand; a wrong file is removed from it.
+    Downloads stay in the cache, which may also hold copies made by hand; a file with a wrong checksum is removed.
     """
     pooch.get_logger().setLevel("WARNING")
     # No checksum here: the published one is for the table, which may be in an archive.
     store = pooch.create(
         cache, "", registry={release.name: None}, urls={release.name: release.url}, retry_if_failed=RETRIES
     )
-    responses = []  # pooch does not close those of failed downloads
+    responses = []  # pooch does not close the responses of failed downloads
     hooks = {"response": lambda response, **_: responses.append(response)}
     downloader = pooch.HTTPDownloader(progressbar=progress, timeout=TIMEOUT_SECONDS, hooks=hooks)
     try:

@@ -22,19 +22,19 @@ from forecast.terms.quantities import Target
 
 logger = logging.getLogger(__name__)
 
-# Missing steps of a year, and the longest gap. The real data of 2013-2016 lack at most 0.4 % of the hours of a year.
+# Limits for missing steps per year and for the longest gap. The real data of 2013-2016 lack at most 0.4 % of a year.
 MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
-MAX_DUPLICATES = 0  # rows; only the publisher knows which of two rows is right
-# Change of the mean from year to year, in percent or kelvin; capacity and weather change by less. The limit is higher
-# for part of a year, compared with the same hours of the year before: for a month sqrt(12) times as high.
+MAX_DUPLICATES = 0  # rows; only the publisher knows which of two rows is correct
+# Limits for the change of the mean from year to year, in percent or kelvin; capacity and weather change by less. The
+# limit is higher for part of a year, compared with the same hours of the year before: sqrt(12) times for a month.
 MAX_CHANGE = 30.0
 MAX_CHANGE_KELVIN = 3.0
 WHOLE_YEAR = 0.9 * steps.A_YEAR
 # Distance from the median of the step and its two neighbours (a Hampel identifier: Davies and Gather, The
 # Identification of Multiple Outliers, 1993), in units of its 99 % quantile. The maximum in the sample is 8.
 MAX_SPIKE = 10.0
-# A constant value for this long (a week in daily data) means a frozen sensor or a filled gap.
+# A value that is constant for this long (a week in daily data) means a frozen sensor or a filled gap.
 MAX_CONSTANT_HOURS, MIN_CONSTANT_STEPS = 24, 7
 # Rank correlation (Spearman) of a target with its driver by year; for a target that follows the sun, by day only. In
 # the sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared
@@ -45,8 +45,8 @@ MAX_BELOW_OTHERS = 0.3
 # weather have different clocks.
 DARK_W_M2 = 1.0
 MAX_NIGHT_PERCENT = 1.0
-# Under clouds diffuse radiation exceeds direct radiation: in the sample in 62 to 67 % of the daylight hours, and never
-# if the column of direct radiation holds the sum of both.
+# Under clouds diffuse radiation exceeds direct radiation: in 62 to 67 % of the sample's daylight hours, but never if
+# the direct radiation column holds the sum of both.
 MIN_ABOVE_PERCENT = 2.0
 # Expected ranges for a target's lag behind the sun and for its capacity factor, and likely causes of values outside
 # them. The expected ranges for a driver are in `problem`.
@@ -55,7 +55,7 @@ SUN_CAUSE = (
     "winter time declared as Europe/Berlin, local time declared as UTC, times at the end of hours, or another region?"
 )
 MEAN_FACTOR = (0.05, 0.7)  # solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea
-HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; a little more than 1 if capacity is reported late
+HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; slightly above 1 if capacity is reported late
 SUMMER = range(4, 11)  # the months of summer time
 MAX_LAG = round(12 / steps.HOURS)  # no lags for daily data
 
@@ -63,12 +63,12 @@ MAX_LAG = round(12 / steps.HOURS)  # no lags for daily data
 OTHER_UNITS = (
     "GW", "MW", "kW", "W", "m/s", "kn", "mph", "km/h", "C", "K", "F", "W/m2", "kW/m2", "kJ/m2", "MJ/m2", "J/m2",
 )  # fmt: skip
-MAX_PLACES = 4  # named in the note of a check; the rest are counted
+MAX_PLACES = 4  # places that a check's note lists; the rest are only counted
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check ``name`` of a column or file ``of``: its value, the limits of usual values, and a note on the period.
+    """A check ``name`` of the column or file ``of``: its value, the usual limits, and a note on the period.
 
     The limits are inclusive; None means no limit.
     """
@@ -94,7 +94,7 @@ class Check:
 
     @property
     def limit(self) -> str:
-        """The limits in words."""
+        """The limits as text."""
         low, high = (None if limit is None else number(limit) for limit in self.limits)
         if low is None or high is None:
             return f"{'at most' if low is None else 'at least'} {high or low} {self.unit}".strip()
@@ -114,7 +114,7 @@ class Validation:
 
     @property
     def warnings(self) -> list[Check]:
-        """The checks with an unusual value."""
+        """The checks whose value is unusual."""
         return [check for check in self.checks if check.verdict == "warning"]
 
     def log(self) -> None:
@@ -188,8 +188,8 @@ def _format(place: Any) -> str:
 def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
     """Check a processed table and its findings (`prepare.prepare`) for unusual values.
 
-    Means, changes, outliers and comparisons of columns need 28 days. Raises DataError if the installed capacity is not
-    known for some steps.
+    The checks of means, changes, outliers and pairs of columns need 28 days of data. Raises DataError if the installed
+    capacity is not known for some steps.
     """
     rows = frame.set_index("utc_timestamp", drop=False)
     table = rows[[*TARGETS, *FEATURES]].reindex(steps.grid(*rows.index[[0, -1]])).rename_axis("utc_timestamp")
@@ -244,7 +244,7 @@ def _rules_of_means(values: Series, spikes: Series, full_years: list[int]) -> It
     means = _by_year(values).mean().loc[full_years]
     if means.empty:
         means = Series({f"all {steps.NAMES}": values.mean()})
-        usual = min(usual[0], usual[0] / 10), usual[1]  # winter has little light
+        usual = min(usual[0], usual[0] / 10), usual[1]  # the data may cover only winter, with little light
     yield Rule("mean of a year", column, means, usual, unit, _suggest_unit(means, column, usual))
     before = values.set_axis(values.index + pd.DateOffset(years=1))
     pairs = _by_year(DataFrame({"before": before[~before.index.duplicated()], "now": values}).dropna())
@@ -262,7 +262,7 @@ def _rules_of_means(values: Series, spikes: Series, full_years: list[int]) -> It
 
 
 def _rules_of_runs(values: Series) -> Iterator[Rule]:
-    """Yield the rules for runs of a constant value; zeros have their own limit."""
+    """Yield the rules for constant values over several steps; zeros have their own limit."""
     runs, max_zero = prepare.runs(values).set_index("first"), QUANTITIES[values.name].zero_hours
     if max_zero is None:
         return
@@ -296,7 +296,7 @@ def _rules_of_time(table: DataFrame, target: Target) -> Iterator[Rule]:
 
 
 def _rules_of_driver(known: DataFrame, target: Target) -> Iterator[Rule]:
-    """Yield the rules for the unit of a target's driver, for swapped inputs, and for a sum in place of a component."""
+    """Yield the rules that detect a driver's wrong unit, swapped inputs, and a sum in place of a component."""
     driver, values, (first, *others) = target.driver, _driver(known, target), target.driver.inputs
     if driver.top_share:
         [second] = others
@@ -332,7 +332,7 @@ def _rules_of_capacity(known: DataFrame, full_years: list[int], findings: Mappin
 
 # -- statistics --------------------------------------------------------------------------------------------------------
 def _suggest_unit(values: Series, column: str, usual: tuple[float, float]) -> str:
-    """Return a question about the unit of unusual values, with the units in which they would be usual."""
+    """Return a question that suggests units in which the unusual values would be usual."""
     unusual = values[~values.between(*usual)]
     units = []
     for unit in OTHER_UNITS:
@@ -344,7 +344,7 @@ def _suggest_unit(values: Series, column: str, usual: tuple[float, float]) -> st
 def _lags(values: Series, reference: Series) -> Series:
     """Return the lag of ``values`` behind ``reference`` in hours, by year and season (summer or winter time).
 
-    The lag is that with the highest correlation, in whole steps.
+    The lag is the one with the highest correlation, in whole steps.
     """
     shifted = DataFrame({rows * steps.HOURS: reference.shift(rows) for rows in range(-MAX_LAG, MAX_LAG + 1)})
     seasons = np.where(values.index.month.isin(SUMMER), "summer", "winter")

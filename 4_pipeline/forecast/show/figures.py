@@ -23,9 +23,9 @@ INPUT_NAMES = {"utc_timestamp": "Season" if steps.IS_DAY else f"{steps.NAME.capi
 }
 CATEGORIES = [each.name for each in problem.INPUTS if each.usual_mean is None and each.slider.step == 1]
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
-UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # of an axis shared by all targets
+UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # label of an axis that all targets share
 SCORES = {"r2": ("all", INK)} | {each.metric("r2"): (each.title.lower(), each.colour) for each in problem.TARGETS}
-MAX_DAYS_OF_STEPS = 100  # more complete days are drawn as daily means, since steps would be narrower than a pixel
+MAX_DAYS_OF_STEPS = 100  # above this, daily means are drawn, since steps would be narrower than a pixel
 BINS = 60
 COLORBAR_TICKS = [0, steps.A_DAY, steps.A_WEEK, steps.A_MONTH]
 MAX_ROWS_WITH_MARKERS = 48
@@ -91,7 +91,7 @@ def measured_and_predicted(
 
 
 def _label_times(figure: go.Figure, measured: pd.DataFrame, *, daily: bool) -> None:
-    """Label the time axis with its zone, and draw a line through all panels at the pointer."""
+    """Label the time axis with its zone, and draw a line through all panels at the mouse pointer."""
     name = "days, " * steps.IS_DAY + f"{measured.index.tz or 'UTC'}"
     if daily:
         partial_days = int(measured.isna().any(axis=1).sum())
@@ -157,7 +157,7 @@ def scores(table: pd.DataFrame) -> go.Figure:
             textposition="auto",
             hovertemplate="%{x:.4f}",
         )
-    # Plotly orders rows and bars upwards, tables go downwards.
+    # Plotly draws rows and bars from the bottom up, tables read from the top down.
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(title_text="R2 (1 is perfect, 0 is no better than the mean)", zeroline=True)
     return figure.update_layout(
@@ -187,7 +187,7 @@ def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> 
             z=shades,
             customdata=counts.T,
             colorscale=_colorscale(COLOURS[target]),
-            zmin=-0.5,  # keeps single counts visible
+            zmin=-0.5,  # keeps bins with a single count visible
             showscale=False,
             hoverongaps=False,
             hovertemplate="measured %{x:.1f}, predicted %{y:.1f} "
@@ -445,7 +445,7 @@ def responses(
 
 
 def _add_ranges(figure: go.Figure, place: dict[str, int], ends: Sequence[float], point: float | None) -> None:
-    """Shade the ranges given by ``ends`` in a panel of `responses`, and draw a line at its ``point``."""
+    """Shade the ranges between ``ends`` in a panel of `responses`, and draw a line at ``point``."""
     for first, last in zip(ends[: len(ends) // 2], reversed(ends), strict=False):
         shade = {"fillcolor": MEASURED, "opacity": 0.12, "line_width": 0, "layer": "below"}
         figure.add_vrect(x0=first, x1=last, **shade, **place)
@@ -468,7 +468,7 @@ def learning_curve(
 
 
 def levels(table: pd.DataFrame) -> go.Figure:
-    """Draw each target's level, its sum divided by that expected from the inputs; ``table`` is indexed by time."""
+    """Draw each target's level: its sum divided by the sum expected from the inputs. ``table`` is indexed by time."""
     figure = go.Figure()
     for name, values in table.items():
         line = {"color": COLOURS[name], "shape": "hv"}
@@ -486,7 +486,7 @@ def empty(text: str) -> go.Figure:
 
 
 def _aligned(frame: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the measured and the predicted targets as frames indexed by time; daily data by local time."""
+    """Return the measured and the predicted targets as frames indexed by time (local time for daily data)."""
     require_columns(frame.columns, ["utc_timestamp", *TARGETS], "The frame")
     require_columns(predicted.columns, TARGETS, "The frame of predictions")
     if len(frame) != len(predicted) or frame.empty:
@@ -506,13 +506,13 @@ def _over_time(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _daily_means(values: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of complete days (UTC); a mean without the night would be too high."""
+    """Return the means of complete days (UTC): a mean without the night would be too high."""
     days = values.resample("D")
     return days.mean().where(days.count() == steps.A_DAY)
 
 
 def _has_isolated_points(values: pd.Series) -> bool:
-    """Return whether a value lies between two gaps, where a line is invisible."""
+    """Return whether a value lies between two gaps, where a line would be invisible."""
     known = values.notna()
     return bool((known & ~known.shift(1, fill_value=False) & ~known.shift(-1, fill_value=False)).any())
 

@@ -21,14 +21,14 @@ from forecast.terms import steps
 from forecast.terms.errors import DataError
 from forecast.terms.parameters import FILE, project, read_stage
 
-WINDOW_DAYS = 56  # for the state; in a shorter window a few storms decide
+WINDOW_DAYS = 56  # determines the state; in a shorter window, a few storms would dominate
 BASELINES = (
     ("the same day of the week before", "the mean of this month and weekday")
     if steps.IS_DAY
     else (f"the same {steps.NAME} of the day before", f"the mean of this month and {steps.NAME}")
 )
 STATES = ("good", "watch", "bad")
-MAX_COVERAGE_POINTS = 10.0  # between coverage and nominal coverage, for the state `good`
+MAX_COVERAGE_POINTS = 10.0  # largest distance from the nominal coverage for the state `good`
 
 
 def max_bias_percent() -> float:
@@ -40,7 +40,7 @@ def max_bias_percent() -> float:
 
 
 def state_rule(max_bias_percent: float, *, band: bool) -> str:
-    """Return the rule for the state in words; with ``band``, it includes the coverage."""
+    """Return the rule for the state as a sentence; with ``band``, it includes the coverage."""
     share = f", and the coverage of the band is within {MAX_COVERAGE_POINTS:.0f} percentage points of the nominal one"
     return (
         f"Good: the bias is at most {max_bias_percent:g} % of the mean{share * band}. Bad: a deviation is more"
@@ -55,7 +55,7 @@ class Quality:
     In the target's unit: ``mean`` (measured), ``mae``, ``bias`` (predicted minus measured), ``capacity`` (mean
     installed; NaN if the target is not scaled by it) and ``baselines``, the mean absolute errors of `baselines` by
     name. ``bias_percent`` follows `in_percent`. ``coverage`` is the share of rows within the band, ``nominal_coverage``
-    the intended one; both are NaN without a band. ``max_bias_percent`` is the limit for a good bias.
+    the intended share; both are NaN without a band. ``max_bias_percent`` is the limit for a good bias.
     """
 
     target: Target
@@ -85,7 +85,7 @@ class Quality:
 
     @property
     def bias_text(self) -> str:
-        """The bias as part of a sentence: `wind power 1.45 GW (15 %) too low`."""
+        """The bias as a phrase: `wind power 1.45 GW (15 %) too low`."""
         if abs(self.bias) < 0.005:
             return f"{self.target.words} without bias"
         percent = "" if math.isnan(self.bias_percent) else f" ({abs(self.bias_percent):.0f} %)"
@@ -96,7 +96,7 @@ class Quality:
 def baselines(frame: pd.DataFrame, training_end: str | None) -> dict[str, pd.DataFrame]:
     """Return the predictions of the `BASELINES` for each row of a processed frame, by name.
 
-    Means are over the rows up to ``training_end``, or over all rows if that is None. Predictions are NaN if the earlier
+    Means are computed on rows up to ``training_end``, or on all rows if it is None. Predictions are NaN if the earlier
     row is missing, or if no row of that month and time of day (UTC; of daily data, weekday) is in the training data.
     """
     stamps = frame["utc_timestamp"]
@@ -137,7 +137,7 @@ def qualities(
     measured, values = frame[TARGETS], predicted.loc[frame.index, TARGETS]
     shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and nominal_coverage else {}
     errors, capacities = values - measured, {}
-    with contextlib.suppress(DataError):  # the capacity is not known for all rows
+    with contextlib.suppress(DataError):  # if the capacity is not known for all rows
         capacities = dict(installed(frame).mean()[[*problem.CAPACITY]])
     return [
         Quality(
@@ -160,7 +160,7 @@ def qualities(
 
 
 def summarize(qualities: Iterable[Quality]) -> str:
-    """Return a sentence on bias and coverage of all targets."""
+    """Return a sentence about the bias and the coverage of all targets."""
     qualities = list(qualities)
     text = "Mean prediction: " + ", ".join(each.bias_text for each in qualities)
     known = [each for each in qualities if not math.isnan(each.coverage)]
@@ -173,10 +173,10 @@ def summarize(qualities: Iterable[Quality]) -> str:
 def training_overlap(
     frame: pd.DataFrame, training_end: str | pd.Timestamp | None, refit_until: str | None = None
 ) -> str:
-    """Return which model predicts the rows, and how many of them are in its training data.
+    """Return in words which model predicts the rows, and how many rows are in its training data.
 
-    If a refit is in production, ``refit_until`` is the end of its training data: it predicts the rows after that, and
-    the evaluated model the earlier ones.
+    If a refit is in production, ``refit_until`` is the end of its training data: it predicts later rows, and the
+    evaluated model predicts the earlier ones.
     """
     if training_end is None:
         return f"It is not known whether the model was trained on these {steps.NAMES}."
@@ -206,7 +206,7 @@ def worst_state(qualities: Iterable[Quality]) -> str:
 
 
 def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version: str) -> str:
-    """Return the state of the version in production, the fate of the last candidate, and what to do.
+    """Return the state of the version in production, the outcome for the last candidate, and what to do.
 
     ``qualities`` are those of the `latest` rows. ``decision`` is the content of `results/decision.json`; it is ignored
     if it left another version in production.

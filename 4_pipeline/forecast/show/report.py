@@ -31,9 +31,9 @@ from forecast.terms.quantities import Target
 if TYPE_CHECKING:
     from IPython.display import Image
 
-# The worst errors of a target: their number, their distance in time, and their minimum, as a share of the week's peak.
+# A target's worst errors: how many, how far apart, and how large at least (as a share of the week's peak).
 MAX_ERRORS, MIN_DISTANCE, MIN_ERROR = 3, pd.Timedelta(hours=6), 0.002
-# Changes above this quantile are unusual, and so are values outside the range of eight in ten similar rows.
+# A change above this quantile is unusual, and so is a value outside the range of eight in ten similar rows.
 UNUSUAL_QUANTILE, TAIL, MIN_SIMILAR = 0.95, 0.1, 20
 NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = max(round(3 / steps.HOURS), 1), 20, 3  # steps, and days
 ABOUT_TIMES = (
@@ -54,8 +54,8 @@ class ReportData:
     """The processed frame, the predictions of the model in production for each row, and the model's record.
 
     ``predicted`` and both ends of ``band`` hold the targets for the rows of ``frame``; None without a model or a band.
-    ``training_end`` is the last time stamp of the training data, None if that is not recorded. ``prediction_error``
-    is the reason if the model cannot predict these rows.
+    ``training_end`` is the last timestamp of the training data, None if it is not recorded. ``prediction_error`` is the
+    reason why the model cannot predict these rows, if so.
     """
 
     frame: DataFrame
@@ -73,7 +73,7 @@ class ReportData:
         return origin_of(self.frame)
 
     def of_week(self, week: str) -> Week:
-        """Return one week, by its ISO name or `latest`; raise what `split.select_week` raises."""
+        """Return one week, by its ISO name or `latest`; raise the errors of `split.select_week`."""
         name, frame = split.select_week(self.frame, week)
         rows = self.frame["utc_timestamp"].isin(frame["utc_timestamp"]).to_numpy()
         predicted = None if self.predicted is None else self.predicted[rows].reset_index(drop=True)
@@ -97,12 +97,12 @@ class Week:
 
     @cached_property
     def grid(self) -> pd.DatetimeIndex:
-        """The starts of all steps of the week, including missing ones."""
+        """The start of each step of the week, including missing steps."""
         last = (self.monday + pd.DateOffset(weeks=1)).tz_convert("UTC") - pd.Timedelta(microseconds=1)
         return steps.grid(self.monday.tz_convert("UTC"), last)
 
     def amounts(self, values: Series, target: Target) -> Series:
-        """Return each step's contribution to the target's total, e.g. in GWh; the values if a total is meaningless."""
+        """Return each step's contribution to the target's total, such as GWh; the values if a total is meaningless."""
         return schema.amounts(values, target, self.hours["utc_timestamp"]) if target.sum_unit else values
 
 
@@ -125,12 +125,12 @@ class WorstHour:
 
     @property
     def quantity(self) -> Target:
-        """The `Target` itself."""
+        """The error's `Target`."""
         return next(target for target in problem.TARGETS if target.name == self.target)
 
     @property
     def outside_band(self) -> float | None:
-        """The distance of the measured value from the band: 0 inside, None without a band."""
+        """How far the measured value is outside the band: 0 inside, None without a band."""
         return None if self.band is None else max(self.band[0] - self.measured, self.measured - self.band[1], 0.0)
 
 
@@ -142,7 +142,7 @@ def collect(frame: DataFrame, production: Production | None) -> ReportData:
     evaluated = load(production.refit_of.model_uri) if production.refit_of else None
     try:
         predictions = predict_unseen(model, evaluated, gate.training_end(production), frame)
-    except DataError as error:  # the gate may keep a model of other years
+    except DataError as error:  # the gate may keep a model trained on other years
         prediction_error = f"Version {production.version} is in production but cannot predict these data: {error.what}"
         return ReportData(frame, prediction_error=prediction_error)
     try:
@@ -195,7 +195,7 @@ def _rows_by_capacity(data: ReportData) -> DataFrame:
     try:
         capacity = features.installed(frame)
     except DataError as error:
-        logger.info("Years are compared without capacity: %s", error.what)
+        logger.info("Years are compared without dividing by capacity: %s", error.what)
         capacity = pd.DataFrame(1.0, frame.index, TARGETS)
     hours = (frame[TARGETS] / capacity).join(frame[FEATURES]).join(capacity.add_suffix("_capacity"))
     hours.index = pd.DatetimeIndex(frame["utc_timestamp"])
@@ -245,7 +245,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
 
 
 def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -> Iterator[str]:
-    """Yield how the step differs from steps with similar weather, scaled to its capacity."""
+    """Yield how the step differs from steps with similar weather, which are scaled to its capacity."""
     is_other_spell = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
     similar = hours[miss.target][is_similar & is_other_spell].dropna() * hours[f"{miss.target}_capacity"][miss.at]
     if len(similar) < MIN_SIMILAR:
@@ -266,7 +266,7 @@ def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -
 def summary(data: ReportData, week: Week, decision: Mapping[str, Any] | None = None) -> str:
     """Return the head of the report in Markdown: the week, the quality of its predictions, and its gaps.
 
-    With the gate's last ``decision`` (results/decision.json), the latest week also says what to do in a bad state.
+    With the gate's last ``decision`` (results/decision.json), the latest week's head says what to do in a bad state.
     """
     known = qualities(data, week)
     lines = [
@@ -394,7 +394,7 @@ def qualities(data: ReportData, week: Week) -> dict[str, list[Quality]]:
 
 
 def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:
-    """Return a week's gaps in ``grid`` as strings, each given by its first and last step."""
+    """Return a week's gaps in ``grid`` as strings: the first and last step of each gap."""
     missing = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
     parts = missing.groupby(Series(grid.isin(week.hours["utc_timestamp"]).cumsum(), grid)[missing])
     ends = (dict.fromkeys((part.iloc[0], part.iloc[-1])) for _, part in parts)
@@ -402,7 +402,7 @@ def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:
 
 
 def signed(value: float, digits: int = 0) -> str:
-    """Return a number with its sign, with a true minus."""
+    """Return a number with its sign, with a typographic minus."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

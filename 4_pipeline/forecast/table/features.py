@@ -20,7 +20,7 @@ GIVE_CAPACITY = (
     "make the table with these columns: python -m forecast csv FILE; for your own file, set fetch.csv.capacity in"
     " params.yaml (see own/README.md)"
 )
-LATER_YEARS = 2  # after the last known capacity, which is assumed to hold for them
+LATER_YEARS = 2  # for this long after the last known capacity, it is assumed to stay the same
 
 
 def features(frame: DataFrame) -> DataFrame:
@@ -49,7 +49,7 @@ def inputs(frame: DataFrame) -> DataFrame:
 def derive(frame: DataFrame) -> DataFrame:
     """Return the derived features (`problem.DERIVED`) of each row.
 
-    Each row is computed on its own, so that a model can predict a single row. The position of the sun is that of the
+    Each row is computed from itself alone, so that a model can predict a single row. The sun's position is taken at the
     middle of the step. Raises DataError for a missing column or an invalid time.
     """
     weather = features(frame)
@@ -61,7 +61,7 @@ def derive(frame: DataFrame) -> DataFrame:
 
 
 def check_derived(frame: DataFrame) -> None:
-    """Raise DataError if `derive` gives a single row a different value than in its table (tried on twenty rows)."""
+    """Raise DataError if `derive` gives a row alone another value than in its table (tried on twenty rows)."""
     rows = frame.sample(min(20, len(frame)), random_state=0)
     whole, alone = derive(frame).loc[rows.index], pd.concat([derive(rows.loc[[row]]) for row in rows.index])
     for row, column in np.argwhere(~np.isclose(alone, whole, equal_nan=True)):
@@ -75,12 +75,12 @@ def check_derived(frame: DataFrame) -> None:
 
 
 def sun_is_up(derived: DataFrame) -> np.ndarray:
-    """Return for each row of `derive` whether the sun is up; all False without the feature `sun_elevation`."""
+    """Return whether the sun is up in each row of `derive`; all False without the `sun_elevation` feature."""
     return derived["sun_elevation"].to_numpy() > 0 if "sun_elevation" in derived else np.zeros(len(derived), bool)
 
 
 def sun_position(stamps: DatetimeIndex, share: float = 0.5) -> DataFrame:
-    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of the region, after a share of each step.
+    """Return the sun's `elevation` and `azimuth` (degrees) in the middle of the region, at ``share`` of each step.
 
     Accurate to 0.01 degrees, and ten times as fast as pvlib's most accurate algorithm.
     """
@@ -149,7 +149,7 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
 def add_capacity(frame: DataFrame, year_ends: YearEnds) -> DataFrame:
     """Return ``frame`` with the columns `CAPACITIES`, interpolated between the ends of years.
 
-    Existing values are kept; rows outside of the years have NaN.
+    Existing values are kept; rows outside the years have NaN.
     """
     return frame.assign(**{CAPACITIES[target]: known for target, known in _capacities(frame, year_ends).items()})
 
@@ -196,7 +196,7 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
 def year_ends_of(frame: DataFrame) -> YearEnds:
     """Return the capacities at the ends of years from a frame's columns `CAPACITIES`, the inverse of `add_capacity`.
 
-    They are extrapolated from the first and the last row of each year. Raises the errors of `installed`.
+    Each is extrapolated from the first and the last row of a year. Raises the errors of `installed`.
     """
     capacities, stamps = installed(frame), to_utc(frame["utc_timestamp"])
     year_ends: YearEnds = {target: {} for target in problem.CAPACITY}

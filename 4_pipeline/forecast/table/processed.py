@@ -42,7 +42,7 @@ def read(path: Path | str) -> DataFrame:
 def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
     """Write the processed table as ``name``.parquet and ``name``.csv to ``folder`` and return both paths.
 
-    The output is reproducible byte for byte. Raises DataError (invalid table, disk full, folder not writable).
+    The files are reproducible byte for byte. Raises DataError (invalid table, full disk, folder not writable).
     """
     parquet = write_parquet(frame, Path(folder) / f"{name}.parquet")
     return [parquet, write_csv(frame, Path(folder) / f"{name}.csv")]

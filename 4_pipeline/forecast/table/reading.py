@@ -23,8 +23,8 @@ from forecast.terms.errors import DataError, require_columns
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # magic bytes of Excel files, .xlsx and .xls
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 DECIMALS = {".": "point", ",": "comma"}
-MAX_LINES_BEFORE = 100  # how far to search for the header
-MIN_MARKED = 100  # this many numbers with three decimals each are no coincidence
+MAX_LINES_BEFORE = 100  # lines to search for the header
+MIN_MARKED = 100  # this many numbers, each with three decimals, are no coincidence
 _compose = partial(unicodedata.normalize, "NFC")  # `ä` may be one code point or two
 
 
@@ -52,10 +52,10 @@ def read_text(
 ) -> DataFrame:
     """Read ``columns`` of a CSV file as text, indexed by line number; an empty cell is missing.
 
-    ``source`` is a path, or the content of a file that errors call ``name``. The file is UTF-8, with or without a byte
+    ``source`` is a path, or the content of a file called ``name`` in errors. The file is UTF-8, with or without a byte
     order mark, and has ``lines_before`` lines before its header; trailing empty lines are dropped. Raises DataError
     for a missing or empty file, a header without rows, another encoding or separator, a missing or duplicate column, a
-    line of the wrong length, and an unclosed quote. ``next_step`` tells how to get the file again.
+    line of the wrong length, and an unclosed quote. ``next_step`` says how to get the file again.
     """
     name, columns = name or str(source), list(columns)
     table = _parse(source, list(map(_compose, columns)), separator, lines_before, name, next_step)
@@ -114,7 +114,7 @@ def _read_header(
 ) -> list[str]:
     """Return the header's column names; raise DataError if it is missing or lacks one of ``columns``.
 
-    The error names the line that has them, or the separator that the file seems to use.
+    The error gives the line that has the columns, or the separator that the file seems to use.
     """
     lines = list(itertools.islice(file, lines_before + MAX_LINES_BEFORE))
     if lines and lines[0].startswith(WORKBOOKS):
@@ -185,7 +185,7 @@ def _decoded(line: bytes, number: int, name: str) -> str:
     except UnicodeDecodeError as error:
         encoding = (
             "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "CP1252"
-        )  # the default of spreadsheet programs
+        )  # the encoding that spreadsheet programs use by default
         raise DataError(
             f"{name}, line {number}: the text is not UTF-8.",
             value=repr(line[max(error.start - 20, 0) : error.end + 20]),
@@ -195,7 +195,7 @@ def _decoded(line: bytes, number: int, name: str) -> str:
 
 
 def _require_whole_lines(file: BinaryIO, lines_before: int, name: str, next_step: str) -> None:
-    """Raise DataError for a line that is not UTF-8, or leaves a quote open: a cell would contain the next line."""
+    """Raise DataError for a line that is not UTF-8 or leaves a quote open (the next line would join its cell)."""
     open_quote = None
     for number, line in enumerate(file, 1):
         text = _decoded(line, number, name)
@@ -227,13 +227,13 @@ def numbers(
 ) -> Series:
     """Convert a column of text to float64, empty cells to NaN; raise DataError for anything else.
 
-    ``nullable`` only changes the error's text; `schema.check_cells` rejects empty cells.
+    ``nullable`` only affects the error's text: `schema.check_cells` rejects empty cells.
     """
     values = _convert(text, decimal, thousands)
     wrong = values.isna() & text.notna()
     next_step = _find_keys(text[wrong], decimal) if wrong.any() else None
     require(~wrong, text, name, "a number" + ", or an empty cell" * nullable, next_step)
-    # All decimals look like "1.234", and whole numbers have at most three digits: probably thousands.
+    # All decimals look like "1.234", and whole numbers have at most three digits: probably thousands separators.
     marked = text.str.contains(decimal, regex=False, na=False)
     groups = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
     if marked.sum() >= MIN_MARKED and 100 <= values[~marked].max() < 1000 and groups.equals(marked) and not thousands:
@@ -257,7 +257,7 @@ def _convert(text: Series, decimal: str, thousands: str | None = None) -> Series
 
 
 def _find_keys(wrong: Series, decimal: str) -> str | None:
-    """Return the settings in params.yaml with which all these cells are numbers or missing, as a next step, or None."""
+    """Return a next step: params.yaml settings that make these cells numbers or missing values; None if none do."""
     if wrong.iloc[0] == wrong.name:
         return "remove the second header"
     is_number = wrong.str.contains(r"\d") & ~wrong.str.startswith("#")  # not "#DIV/0!"

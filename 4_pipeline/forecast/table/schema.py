@@ -24,8 +24,8 @@ RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
 USUAL_MEANS = {name: quantity.usual_mean for name, quantity in QUANTITIES.items() if quantity.usual_mean}
 # Optional columns: the installed capacity, in the unit and range of the target.
 CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
-A_DAY = timedelta(days=1)  # tolerance for a slow clock of this machine
-MAX_SHOWN = 5  # failures that an error lists
+A_DAY = timedelta(days=1)  # tolerance if this machine's clock is slow
+MAX_SHOWN = 5  # failures listed in an error
 
 MAKE_AGAIN = "create the file again (python -m forecast csv FILE)"
 
@@ -69,10 +69,10 @@ def check_cells(
     source_names: Mapping[str, str] | None = None,
     nullable: bool = False,
 ) -> None:
-    """Raise DataError for numbers outside of `RANGES` and, unless ``nullable``, for empty cells.
+    """Raise DataError for numbers outside `RANGES` and, unless ``nullable``, for empty cells.
 
-    ``times`` are pandera checks of `utc_timestamp`; ``source_names`` are a file's own column names. Errors use the name
-    of the index, by default `row`.
+    ``times`` are pandera checks of `utc_timestamp`; ``source_names`` are a file's own column names. Errors call a row
+    by the index's name, by default `row`.
     """
     from pandera.errors import SchemaErrors
     from pandera.pandas import Check, Column, DataFrameSchema
@@ -100,7 +100,7 @@ def check_cells(
 
 def _faults(cases: DataFrame, frame: DataFrame, source_names: Mapping[str, str] | None) -> tuple[int, list[str]]:
     """Return the number of failures that pandera found, and a line for each of the first ones."""
-    # For a column of text pandera also reports that its range cannot be checked: redundant.
+    # For a text column pandera also reports, redundantly, that its range cannot be checked.
     cases = cases[~cases["failure_case"].astype(str).str.startswith("TypeError(")].astype(object)
     cases = cases.where(cases.notna(), None)
     faults = []

@@ -13,16 +13,16 @@ from pandas import DataFrame, Series
 from forecast.terms import steps
 from forecast.terms.errors import DataError, ParameterError
 
-TEST_WEEKS = "test weeks"  # their name in the gate's history
+TEST_WEEKS = "test weeks"  # the test part's name in the gate's history
 EPOCH = pd.Timestamp("1970-01-05", tz="UTC")  # a Monday
-MIN_WEEK_ROWS = 0.9 * steps.A_WEEK  # weeks with fewer rows are not reported
+MIN_WEEK_ROWS = 0.9 * steps.A_WEEK  # minimum rows of a week for a weekly mean or report
 
 
 def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, DataFrame]:
     """Return training and held-out rows: the last ``test_fraction`` of the rows, in time order, is held out.
 
     As in production, a model is evaluated on rows later than its training rows. Both frames are sorted by time, with a
-    new index. Raises ParameterError unless 0 < ``test_fraction`` < 1, and DataError if either would be empty.
+    new index. Raises ParameterError unless 0 < ``test_fraction`` < 1, and DataError if either part would be empty.
     """
     if not 0 < test_fraction < 1:
         raise ParameterError(
@@ -46,8 +46,8 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
 def by_alternate_weeks(held_out: DataFrame) -> tuple[DataFrame, DataFrame]:
     """Return validation rows (to choose a model on) and test rows (to evaluate it on), in alternate weeks.
 
-    The split depends on the date only, and so does not change when rows are added. Raises DataError if either would be
-    empty.
+    The split depends only on the date, so it does not change when rows are added. Raises DataError if either part would
+    be empty.
     """
     is_test = is_test_week(held_out["utc_timestamp"])
     if is_test.nunique() < 2:

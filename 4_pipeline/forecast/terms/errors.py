@@ -1,4 +1,4 @@
-"""Exceptions; each message has the failure, the value found, the expected value and the next step."""
+"""Exceptions, whose messages have the failure, the value found, the expected value and the next step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ INDENT = " " * 12  # continuation lines of `found:`, `expected:` and `next:`
 class PipelineError(click.ClickException):
     """Base class of all errors: what failed, the value found, the expected value and the next step.
 
-    All but ``what`` are optional and may have several lines. The command line prints the message and exits with
-    ``exit_code``.
+    All fields but ``what`` are optional; each may have several lines. The command line prints the message and exits
+    with ``exit_code``.
     """
 
     exit_code = 1
@@ -51,7 +51,7 @@ class PipelineError(click.ClickException):
 
 
 def typeable(text: str) -> str:
-    """Replace this environment's programs in a string by their paths, unless they are on PATH."""
+    """Replace this environment's programs in a string with their paths, unless they are on PATH."""
     folder = Path(sys.executable).parent
     if Path(shutil.which("dvc") or "").resolve() == (folder / "dvc").resolve():
         return text
@@ -81,7 +81,7 @@ class DataError(PipelineError):
 
 
 class ServiceError(PipelineError):
-    """A server does not start, does not respond, or occupies a port."""
+    """A server does not start or respond, or occupies a port."""
 
 
 class ModelError(PipelineError):

@@ -11,7 +11,7 @@ from forecast.terms.errors import DataError
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
-    """Write ``content`` to ``path`` completely or not at all; raise DataError (disk full, folder not writable)."""
+    """Write ``content`` to ``path`` completely or not at all; raise DataError (full disk, folder not writable)."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:

@@ -17,7 +17,7 @@ _KEY = "origin"  # in DataFrame.attrs
 class Origin(BaseModel):
     """The origin of data: its source, the attribution to show, and whether it is modelled (None if unknown).
 
-    ``csv`` holds the settings by which a user's own file is read.
+    ``csv`` holds the settings for reading a user's own file.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -29,12 +29,12 @@ class Origin(BaseModel):
 
     @property
     def label(self) -> str:
-        """The source in one or two words."""
+        """A short name of the source."""
         return f"modelled {self.source}" if self.modelled else self.source
 
     @property
     def measured_name(self) -> str:
-        """The name of the measured generation in legends."""
+        """The legend's name for the measured generation."""
         return f"measured ({self.label})" if self.modelled else "measured"
 
     def mark(self, frame: DataFrame) -> DataFrame:

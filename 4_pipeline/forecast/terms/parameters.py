@@ -18,7 +18,7 @@ from forecast.terms.errors import ParameterError
 from forecast.terms.quantities import Quantity, YearEnds
 
 FILE = "params.yaml"
-MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion limit allows about 300
+MAX_DEPTH = 50  # levels of nested lists and mappings; Python's recursion limit allows about 300
 
 
 def project() -> Path:
@@ -49,7 +49,7 @@ def _mapping(name: str, kind: Any, keys: Iterable[str]) -> Any:
 
 
 def _check_format(text: str) -> str:
-    """Return a time format if it defines the day; raise ValueError otherwise."""
+    """Return a time format if it determines the day; otherwise raise ValueError."""
     import pandas as pd  # takes half a second
 
     if "%Z" in text:
@@ -71,7 +71,7 @@ def _check_format(text: str) -> str:
 
 
 class TimeColumn(Section):
-    """The column of times."""
+    """The time column."""
 
     column: str
     zone: str | None = Field(None, description="time zone of times without an offset: UTC, Europe/Berlin, or +01:00")
@@ -86,14 +86,14 @@ class TimeColumn(Section):
 
 
 def _check_unit(quantity: Quantity, unit: str) -> str:
-    """Return a unit that can be converted to the quantity's; the same unit does not import pint."""
+    """Return a unit that converts to the quantity's unit; if they are equal, pint is not imported."""
     if unit != quantity.unit:
         quantity.conversion(unit, of_days=problem.STEP == "D")
     return unit
 
 
 def _columns() -> Any:
-    """Return the section class of your own file's columns; the default is the quantity's name and unit."""
+    """Return the section class for your own file's columns; by default a quantity's name and unit."""
     fields: dict[str, Any] = {}
     for name, quantity in QUANTITIES.items():
         unit: Any = Annotated[str, AfterValidator(partial(_check_unit, quantity))]
@@ -215,7 +215,7 @@ class Limit(Section):
 
 
 class Training(Section):
-    """The keys of a training stage's section other than its parameters."""
+    """The keys of a training stage's section, except for its parameters."""
 
     title: str = Field(description="the model's name in the dashboard")
     limits: dict[str, Limit] = Field(description="limits of each parameter: {alpha: {type: float, gt: 0}}")
@@ -336,7 +336,7 @@ def of_notebook(stage: str, variables: Mapping[str, Any]) -> Any:
 
 
 def _schema(model: type[Section], place: Sequence[str | int]) -> dict[str, Any]:
-    """Return the JSON schema of a key, given by its path, such as ("csv", "columns", "solar_GW", "unit")."""
+    """Return the JSON schema of the key at a path such as ("csv", "columns", "solar_GW", "unit")."""
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
     for word in place:
@@ -353,7 +353,7 @@ def _unknown(name: str, known: list[str], file: Path, also: str = "") -> Paramet
 
 
 class _Constructor(SafeConstructor):
-    """DVC's constructor, plus the line number of an invalid value such as 30 February."""
+    """DVC's YAML constructor, extended by the line number of an invalid value such as 30 February."""
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:

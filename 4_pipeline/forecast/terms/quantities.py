@@ -34,10 +34,10 @@ class Slider:
 class Quantity:
     """A column of the processed table.
 
-    ``possible``: values outside are an error. ``usual_mean``: a mean outside is a warning, often of a wrong unit; so
-    are zeros for more than ``zero_hours`` (and seven steps) in a row. Both are None for a category or a flag, such as
-    the day of the week. pint parses ``unit``; ``new_unit`` defines a part that pint does not know, such as a count or a
-    currency. ``opsd`` is the column in the files of Open Power System Data.
+    ``possible``: values outside are an error. ``usual_mean``: a mean outside is a warning and often due to a wrong
+    unit; zeros for more than ``zero_hours`` (and seven steps) in a row are a warning, too. Both are None for a category
+    or a flag, such as the day of the week. pint parses ``unit``; ``new_unit`` defines a part that pint does not know,
+    such as a count or a currency. ``opsd`` is the column in the files of Open Power System Data.
     """
 
     name: str
@@ -84,8 +84,8 @@ class Quantity:
 class Driver:
     """The weather that determines a target: the sum of ``inputs``, in their ``unit``.
 
-    ``alike``: absolute and relative tolerance for "the same value". The others are expected ranges for the checks in
-    raw/validation, None to skip a check: the driver's value at half the target's maximum (``at_half``), its
+    ``alike``: absolute and relative tolerance for "the same value". The other fields are expected ranges for the checks
+    in raw/validation (None skips a check): the driver's value at half the target's maximum (``at_half``), its
     ``lag_hours``, and the share of its second input in the brightest hours (``top_share``).
     """
 
@@ -130,14 +130,14 @@ class Target(Quantity):
         return ""
 
     def metric(self, measure: str) -> str:
-        """Return the name of one of its metrics: `bias_solar_percent` for `bias_percent`."""
+        """Return the name of a metric of this target: `bias_solar_percent` for `bias_percent`."""
         first, *rest = measure.split("_")
         return "_".join([first, self.key, *rest])
 
 
 @dataclass(frozen=True)
 class Input(Quantity):
-    """A quantity to predict from, with its meaning in sentences and its slider."""
+    """An input of the models, with its meaning in sentences and its slider."""
 
     meaning: str = field(kw_only=True)
     slider: Slider = field(kw_only=True)
