@@ -255,7 +255,7 @@ def test_notebook_of_a_class_runs(servers):
 def test_unknown_exercise_is_an_error_with_the_known_ones():
     """The error for an unknown number lists the existing ones."""
     for number in ("3.9", "9.1", "three", ""):
-        with pytest.raises(PipelineError, match="no such exercise") as raised:
+        with pytest.raises(PipelineError, match="No exercise has this number") as raised:
             exercises.check(number, 1)
         assert ", ".join(exercises.EXERCISES) in str(raised.value)
 

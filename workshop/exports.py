@@ -10,14 +10,14 @@ from forecast.problem import EXPERIMENT
 from workshop.settings import Settings
 
 EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
-# Report a server that is down after 4 s: MLflow's default of 7 retries takes four minutes.
+# Fail after 4 s if the server is down: MLflow's default of 7 retries takes four minutes.
 MLFLOW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 def exports_of(settings: Settings) -> dict[str, str]:
     """Return the variables by name.
 
-    Running servers of this clone override addresses set in the shell, so a second export corrects an old shell.
+    Addresses of this clone's running servers override those in the shell, so a second export updates an old shell.
     """
     local = settings.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
     used = local if settings.is_up else settings
@@ -31,15 +31,15 @@ def exports_of(settings: Settings) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": used.tracking_uri,
         "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
         **MLFLOW_RETRIES,
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it would show a bar even for small files
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # otherwise shown even for small files
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TF_CPP_MIN_LOG_LEVEL": "3",  # hide TensorFlow's messages about the CPU
         "DASK_SCHEDULER_ADDRESS": used.scheduler_address,
         # A slow machine can block a scheduler or worker for a minute. Dask's default of 30 s would close connections in
-        # use and end the worker. The connection of a dead process closes immediately.
+        # use and stop the worker. If a process dies, its connections close at once, whatever the timeout.
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5 minutes",
         "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60 s",
-        # By default Dask and DVC use folders shared by all users of the machine, and execute files from there.
+        # By default, Dask and DVC use folders shared by all users of the machine, and execute files in these folders.
         "DASK_TEMPORARY_DIRECTORY": str(settings.state),
         "DVC_SITE_CACHE_DIR": str(settings.state / "dvc"),
     }
@@ -48,13 +48,13 @@ def exports_of(settings: Settings) -> dict[str, str]:
 
 
 def dask_security(settings: Settings) -> dict[str, str]:
-    """Return the TLS variables of Dask for this cluster: https://distributed.dask.org/en/stable/tls.html."""
+    """Return Dask's TLS variables for this cluster: https://distributed.dask.org/en/stable/tls.html."""
     names = ("CA_FILE", "CLIENT__CERT", "SCHEDULER__CERT", "WORKER__CERT")
     return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(settings.dask_key) for name in names}
 
 
 def loopback_without_proxy() -> dict[str, str]:
-    """Return the variables that exclude loopback addresses from the proxy in `http_proxy`."""
+    """Return the variables that make requests to loopback addresses bypass `http_proxy`."""
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if hosts != "*":
         hosts = ",".join(dict.fromkeys([*filter(None, hosts.split(",")), *LOOPBACK]))
@@ -62,8 +62,8 @@ def loopback_without_proxy() -> dict[str, str]:
 
 
 def _package_index(settings: Settings) -> dict[str, str]:
-    """Return the variables for pip and uv with which `mlflow run` creates environments offline."""
+    """Return the pip and uv variables that let `mlflow run` create environments offline."""
     if settings.offline is None:
         return {}
-    wheels = (settings.root / settings.offline / "wheels").as_uri()  # a URI: pip splits paths at spaces
+    wheels = (settings.root / settings.offline / "wheels").as_uri()  # as a URI, because pip splits paths at spaces
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "UV_OFFLINE": "1", "UV_FIND_LINKS": wheels}

@@ -1,8 +1,8 @@
 """MLflow's REST stores, with a check that the server on our port belongs to this clone.
 
-A shell keeps the addresses of `workshop config --export` after `workshop down`, when any user on the machine may take
-the ports. MLflow loads these functions by the entry points `mlflow.tracking_store` and `mlflow.model_registry_store`
-while MLflow itself is being imported, so the imports are inside the functions.
+After `workshop down` a shell still has the addresses of `workshop config --export`, but any user of the machine may
+now take the ports. MLflow loads these functions through the entry points `mlflow.tracking_store` and
+`mlflow.model_registry_store` during its own import, so the functions contain their imports of MLflow.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def open_model_registry_store(store_uri: str, **_: Any) -> Any:
 
 
 def _host_creds_provider(uri: str) -> Callable[[], Any]:
-    """Return the function that MLflow calls before each request; it raises ServiceError for a foreign server."""
+    """Return a function for MLflow to call before each request; it raises ServiceError if the server is not ours."""
     from mlflow.utils.credentials import get_default_host_creds
 
     *addresses, state = os.environ.get("WORKSHOP_EXPORTED", "").split(" ", 2)

@@ -16,7 +16,7 @@ from forecast.terms.errors import ServiceError
 from workshop.settings import Settings
 
 STATE_VARIABLE = "WORKSHOP_SERVED_STATE"  # set to the state folder for every process that `workshop up` starts
-FIRST_USER_ID = 501 if sys.platform == "darwin" else 1000  # below are system accounts
+FIRST_USER_ID = 501 if sys.platform == "darwin" else 1000  # lower ids are system accounts
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Owner:
     by_hand: bool = False
 
     def __str__(self) -> str:
-        """Describe the owner in a phrase for messages."""
+        """Return a phrase for messages, such as: port 5000 is used by python (process 42)."""
         who = "another user's process, which the system hides"
         with contextlib.suppress(psutil.Error):
             if self.process is not None:
@@ -42,11 +42,11 @@ class Owner:
 
 
 def find_owners(settings: Settings, *ports: int) -> dict[int, Owner]:
-    """Return the owner of each port that a process listens on."""
+    """Return the owner of each of the ports that is in use."""
     owners: dict[int, Owner] = {}
     for port, pid in _listeners() if ports else ():
         if port in ports and (port not in owners or owners[port].state != settings.state):
-            with contextlib.suppress(psutil.NoSuchProcess):  # the process has just ended
+            with contextlib.suppress(psutil.NoSuchProcess):  # the process has just exited
                 owners[port] = _identify(port, pid, settings)
     return owners
 
@@ -62,19 +62,19 @@ def require_own(settings: Settings, *ports: int) -> None:
     if foreign_owner := find_foreign_owner(settings, *ports):
         raise ServiceError(
             f"The {foreign_owner}.",
-            expected=f"a server of {settings.state}",
+            expected=f"a server that uses {settings.state}",
             next_step="type `workshop down`, then `workshop up`, which chooses a free port",
         )
 
 
 def describe_other_users(settings: Settings) -> str | None:
-    """Return a sentence that names this machine's other users and what they can reach; None if there are no others.
+    """Return a sentence that lists this machine's other users and what they can access, or None if there are none.
 
-    Users are login accounts with a process in the same network namespace.
+    Only login accounts with a process in the same network namespace count.
     """
     names = set()
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError, KeyError):  # has just ended; or a container's unknown user id
+        with contextlib.suppress(psutil.Error, OSError, KeyError):  # it has just exited, or its user id has no name
             account = pwd.getpwuid(process.uids().real)
             is_login = account.pw_uid >= FIRST_USER_ID and not account.pw_shell.endswith(("nologin", "false"))
             if is_login and account.pw_uid != os.getuid() and _shares_network(process.pid):
@@ -88,27 +88,27 @@ def describe_other_users(settings: Settings) -> str | None:
 
 
 def _shares_network(pid: int) -> bool:
-    # Processes of one network namespace share this file. macOS has no namespaces.
+    # Processes in the same network namespace share this file. macOS has no network namespaces.
     return sys.platform != "linux" or Path("/proc/self/net/tcp").samefile(f"/proc/{pid}/net/tcp")
 
 
 def marked_processes(state: Path) -> list[psutil.Process]:
-    """Return the processes started by `workshop up` for a state folder and their descendants, except this process."""
+    """Return `workshop up`'s processes for a state folder and their descendants, not this process or its parents."""
     callers, marked = [psutil.Process(), *psutil.Process().parents()], []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # another user's process, or one that has just ended
+        with contextlib.suppress(psutil.Error, OSError):  # another user's process, or one that has exited
             if process not in callers and process.environ().get(STATE_VARIABLE) == str(state):
                 marked.append(process)
     return marked
 
 
 def _listeners() -> Iterator[tuple[int, int | None]]:
-    """Yield each port that is listened on, with the process id if the system reports it."""
+    """Yield each listening port, with the process id if the system reports it."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr:
                 yield connection.laddr.port, connection.pid
-    except psutil.Error:  # macOS lists all connections for root only; other users see those of their own processes
+    except psutil.Error:  # on macOS only root can list all connections; other users list those of their processes
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 for listener in process.net_connections(kind="tcp"):
@@ -117,9 +117,9 @@ def _listeners() -> Iterator[tuple[int, int | None]]:
 
 
 def _identify(port: int, pid: int | None, settings: Settings) -> Owner:
-    """Return the owner of a port by the variable that `up` sets, or by an open file in a state folder.
+    """Identify a port's owner by the variable that `workshop up` sets, or by an open file in a state folder.
 
-    Asking the server itself would send a password to a possibly foreign program.
+    A request to the server itself could send a password to another program.
     """
     process = psutil.Process(pid) if pid else None
     if process is None:
@@ -127,7 +127,7 @@ def _identify(port: int, pid: int | None, settings: Settings) -> Owner:
     with contextlib.suppress(psutil.AccessDenied, OSError):
         if served := process.environ().get(STATE_VARIABLE):
             return Owner(port, process, Path(served))
-    # `mlflow server` starts child processes, and any of them may listen.
+    # `mlflow server` starts child processes, any of which may listen on the port.
     for relative in filter(None, [process, process.parent(), *process.children(recursive=True)]):
         with contextlib.suppress(psutil.Error, OSError):
             for file in (Path(opened.path) for opened in relative.open_files()):

@@ -1,4 +1,4 @@
-"""Settings: host, ports, addresses, credentials and paths. The only module that reads the environment and `.env`."""
+"""Settings from the environment, `.env` and the state folder: host, ports, addresses, credentials and paths."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def find_root(start: Path | None = None) -> Path:
 
 
 class Settings(BaseSettings):
-    """All addresses and paths. In order of priority: ports of running servers, environment, `.env`, defaults.
+    """All addresses and paths. Priority: running servers' ports, environment, `.env`, stopped servers' ports, defaults.
 
-    The variable of a field is ``WORKSHOP_<FIELD>``; the tracking and scheduler addresses use those of MLflow and Dask.
+    ``WORKSHOP_<FIELD>`` sets a field; the tracking and scheduler addresses use the variables of MLflow and Dask.
     """
 
     model_config = SettingsConfigDict(env_prefix="WORKSHOP_", extra="ignore")
@@ -135,7 +135,7 @@ class Settings(BaseSettings):
 
     @property
     def ports_file(self) -> Path:
-        """The ports that `workshop up` used last; the next `up` reuses those that are free."""
+        """The file with the ports that `workshop up` used last; the next `up` reuses those that are free."""
         return self.state / PORTS_FILE
 
     @property
@@ -196,7 +196,7 @@ class Settings(BaseSettings):
 
     @property
     def credentials_file(self) -> Path:
-        """The generated credentials (mode 0600)."""
+        """The file with the generated credentials (mode 0600)."""
         return self.state / "credentials.json"
 
     # -- credentials -----------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
                 os.link(temporary.name, self.credentials_file)
 
     def ftp_environment(self) -> dict[str, str]:
-        """Return the variables for MLflow's server to log in to the FTP server, including the password."""
+        """Return the variables with which MLflow's server logs in to the FTP server, including the password."""
         user, password = self.credentials(create=True)
         return {
             "MLFLOW_FTP_USERNAME": user,

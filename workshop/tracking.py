@@ -1,4 +1,4 @@
-"""Connect to this clone's tracking server, whatever address the shell or the kernel has."""
+"""Connect to this clone's tracking server, even if the shell or kernel has an outdated address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def connect(settings: Settings | None = None) -> MlflowClient:
     """Point MLflow at this clone's tracking server and return a client; raise ServiceError if the server is down."""
     settings = settings or get_settings()
-    # MLflow reads these on import; the shell may lack them (`workshop config --export`).
+    # MLflow reads these variables on import; a shell without `workshop config --export` lacks them.
     for name, value in MLFLOW_RETRIES.items():
         os.environ.setdefault(name, value)
     os.environ.update(loopback_without_proxy())

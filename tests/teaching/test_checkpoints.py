@@ -87,15 +87,15 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
         log_run("linreg", metrics=SCORED)
         parent = log_run("rf")
         log_run("rf", metrics=SCORED, parent=parent)
-    with attendee.ticks("A score that overestimates"):
+    with attendee.ticks("A score that is too high"):
         log_run("linreg", metrics={"r2_random_split": 0.8})
     with attendee.ticks("A run tracked by hand, with its model"):
         run_id = log_run("linreg", metrics=SCORED, model=model)
     with attendee.ticks("Several runs in one execution"):
         log_run("rf", metrics=SCORED, parent=parent)
-    with attendee.ticks("A run filled by autolog"):
+    with attendee.ticks("A run logged by autolog"):
         log_run("keras", metrics=SCORED, params={"epochs": 12})
-    with attendee.ticks("The capacity factor in place of GW"):
+    with attendee.ticks("The capacity factor instead of GW"):
         log_run("capacity_factor", metrics=SCORED, model=model, target="capacity_factor")
     [logged] = attendee.client.get_run(run_id).outputs.model_outputs
     with attendee.ticks():
@@ -105,11 +105,11 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
     with attendee.ticks("A registered version"):
         first = mlflow.register_model(f"models:/{logged.model_id}", REGISTERED_MODEL)
         second = mlflow.register_model(f"models:/{logged.model_id}", REGISTERED_MODEL)
-    with attendee.ticks("In production, by its alias"):
+    with attendee.ticks("Your version in production"):
         attendee.client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, first.version)
     registry = Registry(attendee.client)
     registry.move(Move(0, "promoted", str(second.version), why="pipeline"))
-    with attendee.ticks("Rolled back"):
+    with attendee.ticks("A rollback"):
         registry.rollback(str(first.version), "too low at noon")
     assert {each.chapter for each in attendee.steps().values() if each.done} == {2}
 
@@ -141,10 +141,10 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
         attendee.client.set_tag(run(forest).run_id, "mlflow.project.env", "virtualenv")
         with pytest.raises(mlflow.exceptions.ExecutionException):
             run(test_fraction=0)
-    with attendee.ticks("A project, run by one command"):
+    with attendee.ticks("A project run with one command"):
         run()
         run(test_fraction=0.1)  # exercise 3.1
-    with attendee.ticks("Run again with another parameter"):
+    with attendee.ticks("A run with another parameter"):
         run(fit_intercept="false")
     with attendee.ticks("A run in your own environment"):
         run(forest)
@@ -155,11 +155,11 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
         attendee.client.set_tag(winner, "MLproject", (forest / "MLproject").read_text())  # without the added parameter
     with attendee.ticks("Your winner as a project"):
         attendee.client.set_tag(winner, "MLproject", 'command: "python train.py --by_capacity {by_capacity}"')
-    with attendee.ticks("A run of the entry point validate"):
+    with attendee.ticks("A run of the validate entry point"):
         run(entry_point="validate")
     with attendee.ticks("A failed run"), pytest.raises(mlflow.exceptions.ExecutionException):
         run(forest, test_fraction=0)
-    with attendee.ticks("A run from a git address"):
+    with attendee.ticks("A run from a Git URL"):
         run(f"file://{published}#3_projects/lr")
     with attendee.ticks("A colleague's run, reproduced"):
         cell = {"cell_type": "code", "source": "print()", "outputs": [], "execution_count": 1}
@@ -167,7 +167,7 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
     with attendee.ticks("Versioned data"):
         (scratch / "germany.csv.dvc").write_text("outs: []")
         run(scratch / "lr")
-    with attendee.ticks("Stages by hand"):
+    with attendee.ticks("Stages defined by hand"):
         (scratch / "germany.csv.dvc").unlink()
         run(scratch / "lr", fit_intercept="false")
     assert "Versioned data" in attendee.known
@@ -195,7 +195,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
         registry = Registry(attendee.client)
         registry.move(Move(0, "promoted", str(registered[0]), why="pipeline"))
     with (
-        attendee.ticks("A stage ran again with a changed parameter"),
+        attendee.ticks("A stage run again with a changed parameter"),
         start_run("train_rf", parameters={"max_depth": 9}),
     ):
         pass
@@ -206,9 +206,9 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
         registry.move(move)
     with attendee.ticks("Your promotion rolled back"):
         registry.rollback()
-    with attendee.ticks("A rule of the gate, changed by you"):
+    with attendee.ticks("A gate rule changed by you"):
         registry.move(Move(0, "promoted", str(registered[1]), when="2020-06-01T01:00:00Z", why="any gain will do"))
-    with attendee.ticks("Back at the start, and committed"):
+    with attendee.ticks("The original parameters, run and committed"):
         commit_lock("2020-06-02T00:00:00Z")
     lost, trees = pytest.raises(ServiceError), {"n_estimators": 300}
     with attendee.ticks("A training run that lost its worker"), lost, start_run("train_rf", parameters=trees):
@@ -233,7 +233,7 @@ def test_dvc_commands_tick_their_steps(attendee):
     (attendee.root / ".dvc" / ".gitignore").write_text("/tmp\n/cache\n/config.local\n")
     remote = "[core]\n    remote = aside\n['remote \"aside\"']\n    url = {}\n"
     (folder / "data").mkdir()
-    with attendee.ticks("The pipeline ran here"):
+    with attendee.ticks("The pipeline has run here"):
         dvc("repro", "--quiet")
         (folder / "data" / "tracking_store.json").write_text(json.dumps({"store_id": "another"}))
         assert not checkpoints.has_run_pipeline(state_of(attendee.settings))
@@ -309,12 +309,12 @@ def test_check_shows_the_next_step_and_exits_by_the_chapter(attendee):
     assert "Next: A linear regression (1_starting_point/model_linreg.ipynb, chapter 1)" in done.output
     assert "Next: A linear regression" in (attendee.root / "START.md").read_text()
     done = CliRunner().invoke(main, ["check", "3"])
-    assert "Next: A project, run by one command (3_projects/README.md, 2. Run it, chapter 3)" in done.output
+    assert "Next: A project run with one command (3_projects/README.md, 2. Run it, chapter 3)" in done.output
     done = CliRunner().invoke(main, ["check", "3", "--json"])
     assert done.exit_code == 1
     expected = [False for step in attendee.steps().values() if step.chapter == 3]
     assert [each["done"] for each in json.loads(done.stdout)] == expected != []
-    assert "\n       predicting_wind_solar." in CliRunner(env={"COLUMNS": "40"}).invoke(main, ["check", "3"]).output
+    assert "\n       predicting_wind_solar has" in CliRunner(env={"COLUMNS": "40"}).invoke(main, ["check", "3"]).output
 
 
 def test_next_step_of_an_attendee_who_skipped_chapters(tmp_path):
@@ -328,8 +328,8 @@ def test_next_step_of_an_attendee_who_skipped_chapters(tmp_path):
     assert next_step([replace(each, done=each.chapter >= 3) for each in STEPS], 3) == STEPS[0]
 
 
-DONE = {"ran here": "Weather", "A random": "A neural network", "validate": "A failed run", "4.3": "Weather"} | {
-    "A neural|1d": "The weekly report", "registered|2": "In production", "reproduced|3": "A project, run",
+DONE = {"run here": "Weather", "A random": "A neural network", "validate": "A failed run", "4.3": "Weather"} | {
+    "A neural|1d": "The weekly report", "registered|2": "Your version", "reproduced|3": "A project run",
 }  # fmt: skip
 
 

@@ -47,8 +47,8 @@ def test_attendee_can_begin_at_chapter_4(chapters):
     ]  # fmt: skip
     steps = chapters.steps()
     left_open = {title for title, step in steps.items() if step.chapter == 2 and not step.done}
-    assert {title for title in left_open if not title.startswith("Exercise")} == {"Rolled back"}
-    assert steps["A project, run by one command"].done
+    assert {title for title in left_open if not title.startswith("Exercise")} == {"A rollback"}
+    assert steps["A project run with one command"].done
     assert next_step(examine(state_of(chapters.settings)), 4).chapter == 4
     lines.clear()
     prepare_for(chapters.settings, 4, lines.append)

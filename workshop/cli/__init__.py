@@ -1,4 +1,4 @@
-"""The command line: arguments and printing only. Progress is written to stderr, results to stdout."""
+"""The command-line interface: only parses arguments and prints, progress to stderr and results to stdout."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import os
 import click
 from forecast.terms.errors import typeable
 
-# The module and the help line of each command. `workshop --help` imports no command, so it is fast.
+# Module and help text of each command. `workshop --help` is fast because it imports none of these modules.
 COMMANDS = {
-    "up": ("servers", "Start the servers that are down, and wait until each one answers."),
+    "up": ("servers", "Start the servers that are down, and wait until each one responds."),
     "down": ("servers", "Stop all servers, or only the named ones."),
     "status": ("servers", "Show the servers, and the notebooks running on the cluster."),
     "config": ("pipeline", "Show addresses and folders, or export them to the shell."),
     "lab": ("servers", "Start the servers, then JupyterLab at the start page."),
-    "backup": ("servers", "Write the database and the artifacts to FILE, or restore them."),
-    "repro": ("pipeline", "Run the stages of the pipeline that changed."),
+    "backup": ("servers", "Back up the database and the artifacts to FILE, or restore them."),
+    "repro": ("pipeline", "Run the changed stages of the pipeline."),
     "doctor": ("teaching", "Check this machine and say what to fix."),
     "check": ("teaching", "Show which steps are done and which one is next."),
     "reset": ("teaching", "Restore the original files of CHAPTER."),
@@ -47,7 +47,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    commands=[click.Command(name) for name in COMMANDS],  # click suggests one of these after a typo
+    commands=[click.Command(name) for name in COMMANDS],  # click suggests these names after a typo
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="workshop")
@@ -58,7 +58,7 @@ def main(context: click.Context) -> None:
     \b
     Example:  workshop up --repro
     """
-    from workshop.exports import loopback_without_proxy  # here, so that --help does not import pydantic (0.2 s)
+    from workshop.exports import loopback_without_proxy  # not at the top: --help would import pydantic (0.2 s)
     from workshop.settings import get_settings
 
     os.environ.update(loopback_without_proxy())
@@ -78,11 +78,11 @@ def report(line: str) -> None:
 
 
 def print_rows(rows: list[dict], as_json: bool) -> None:
-    """Print rows with the same columns as a table, or as JSON."""
+    """Print rows, which are dicts with the same keys, as a table or as JSON."""
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    from tabulate import tabulate  # here, since the import takes 0.1 s
+    from tabulate import tabulate  # imported here because it takes 0.1 s
 
     cells = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
     click.echo(tabulate(cells, headers="keys", tablefmt="simple"))

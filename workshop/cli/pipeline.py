@@ -24,15 +24,15 @@ NONE = "no model is in production"
 
 
 def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options: Any) -> None:
-    """Bring the pipeline up to date on the servers, by default with as many parallel stages as Dask workers.
+    """Run the changed stages on the servers, by default as many in parallel as there are Dask workers.
 
-    With ``shell_first``, variables of the shell override the servers of this clone, as for a plain `dvc repro`.
+    With ``shell_first``, the shell's variables override this clone's server addresses, as in a plain `dvc repro`.
     ``options`` are passed to `dvc_parallel.reproduce`.
     """
     verified_tracking_uri(settings)  # another clone's server may have taken the port
     exports = {name: text for name, text in exports_of(settings).items() if not (shell_first and os.environ.get(name))}
     path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", os.defpath)
-    os.environ.update(exports, PATH=path, PYTHONUNBUFFERED="1")  # inherited by the stages
+    os.environ.update(exports, PATH=path, PYTHONUNBUFFERED="1")  # the stages inherit these
     options["jobs"] = options.get("jobs") or settings.dask_workers
     dvc_parallel.reproduce(
         targets,
@@ -43,10 +43,10 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 
 def finish_run(settings: Settings) -> str:
-    """Write the missing tables of chapters 2 and 3, and return the model in production with its score.
+    """Write germany.csv for chapters 2 and 3 if it is missing, and return the model in production with its score.
 
-    The gate's decision file is up to date: the first stage of a run compares it with the registry. The tables come from
-    the sample, so a pipeline with other data has none.
+    The gate's decision file is up to date, because the first stage of each run compares it with the registry. No table
+    is written if the pipeline uses other data than the sample.
     """
     tables = [settings.root / folder / "germany.csv" for folder in ("2_tracking", "3_projects")]
     missing = [table for table in tables if table.parent.exists() and not table.exists()]
@@ -87,10 +87,10 @@ def run_and_show(settings: Settings) -> None:
 @click.option("-f", "--force", is_flag=True, help="Also run unchanged stages.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
 def repro(targets: tuple[str, ...], **options: Any) -> None:
-    """Run the stages of the pipeline that changed, independent stages in parallel.
+    """Run the changed stages of the pipeline; independent stages run in parallel.
 
-    The results and dvc.lock are the same as with `dvc repro`. TARGETS are stage names of DVC (default: all stages of
-    dvc.yaml in the current folder, or else of chapter 4).
+    The results and dvc.lock are the same as with `dvc repro`. TARGETS are DVC stage names (default: all stages in the
+    dvc.yaml of the current folder, or else of chapter 4).
 
     \b
     Example:  workshop repro compare
@@ -103,10 +103,10 @@ def repro(targets: tuple[str, ...], **options: Any) -> None:
 
 
 @click.command()
-@click.option("--export", is_flag=True, help="Print shell commands that set the addresses and PATH.")
+@click.option("--export", is_flag=True, help="Print shell commands that set the server addresses and PATH.")
 @json_option
 def config(export: bool, as_json: bool) -> None:
-    """Show addresses and folders, or with --export print the shell commands that set them.
+    """Show the server addresses and folders; with --export, print shell commands that set them.
 
     \b
     Example:  eval "$(workshop config --export)"

@@ -24,12 +24,12 @@ from workshop.tracking import connect
 
 @click.command()
 @click.argument("services", nargs=-1)
-@click.option("--chapter", type=click.Choice("234"), help="Also prepare the results of the earlier chapters.")
+@click.option("--chapter", type=click.Choice("234"), help="Also create the missing results of earlier chapters.")
 @click.option("--repro", is_flag=True, help="Also run the pipeline, and show the model in production.")
 def up(services: tuple[str, ...], chapter: str | None, repro: bool) -> None:
-    """Start the servers that are down, or only the named SERVICES, and wait until each one answers.
+    """Start the servers that are down, or only the named SERVICES, and wait until each one responds.
 
-    With --chapter, also create missing results of the earlier chapters: tables, runs, a registered version and a
+    With --chapter, also create the missing results of earlier chapters: tables, runs, a registered version and a
     project run. Your own files are not changed.
 
     \b
@@ -53,7 +53,7 @@ def up(services: tuple[str, ...], chapter: str | None, repro: bool) -> None:
 
 
 def _start(services: Sequence[str] = ()) -> Settings:
-    """Start the servers, or the named ones, and report other users who can reach them; return the settings."""
+    """Start all servers, or those named; report other users who can reach them, and return the settings."""
     settings = supervisor.up(report, services)
     if other_users := port_owners.describe_other_users(settings):
         report(other_users)
@@ -103,11 +103,11 @@ def status(as_json: bool) -> None:
 
 
 def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
-    """Return the notebooks on the cluster; none if this clone's own cluster is down."""
+    """Return the notebooks that run on the cluster, or [] if this clone's own cluster is down."""
     scheduler = next(service for service in services if service["name"] == "dask-scheduler")
     if settings.explicit_scheduler_address is None and not scheduler["healthy"]:
         return []
-    import dask  # here: together with distributed it takes half a second
+    import dask  # imported here: it takes 0.5 s with distributed
     from papermill_dask import EngineError, connect, running
 
     variables = {name: value for name, value in exports_of(settings).items() if name.startswith("DASK_")}
@@ -121,10 +121,10 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="Port, or the next free one if it is in use.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="Port; if it is taken, the next free port.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lab(port: int, options: tuple[str, ...]) -> None:
-    """Start the servers that are down, then JupyterLab at the start page; pass OPTIONS to `jupyter lab`.
+    """Start the servers that are down, and open JupyterLab at the start page; OPTIONS are those of `jupyter lab`.
 
     \b
     Example:  workshop lab --no-browser
@@ -139,12 +139,12 @@ def lab(port: int, options: tuple[str, ...]) -> None:
     arguments = [
         "jupyter-lab",
         *("--ip=127.0.0.1", f"--port={port}", "--port-retries=0"),
-        # A workspace for each port: Dask's panel saves its address, which includes the port, with the open tabs.
+        # One workspace per port, because Dask's panel saves its URL, including the port, with the open tabs.
         f"--LabApp.workspaces_dir={settings.state / 'jupyter' / str(port)}",
         *options,
     ]
     environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
-    # A background job of a script ignores SIGINT; the programs in JupyterLab's terminals would inherit that.
+    # Background jobs of scripts ignore SIGINT, and the programs in JupyterLab's terminals would inherit this.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execve(program("jupyter-lab"), arguments, environment)  # noqa: S606
 
@@ -153,10 +153,10 @@ def lab(port: int, options: tuple[str, ...]) -> None:
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--restore", is_flag=True, help="Restore FILE into an empty state folder, and verify every file.")
 def backup(file: Path | None, restore: bool) -> None:
-    """Write the database and the artifacts to FILE while the servers run, or restore them; print the file's name.
+    """Back up the database and the artifacts to FILE while the servers run, or restore them; print the file name.
 
     FILE defaults to `workshop-backup-<UTC time>.tar` in the current folder and is never overwritten. A backup of SQLite
-    can also be restored into an empty PostgreSQL database (WORKSHOP_DATABASE_URI) by the same version of MLflow.
+    can also be restored into an empty PostgreSQL database (WORKSHOP_DATABASE_URI) with the same version of MLflow.
 
     \b
     Example:  workshop backup before-the-upgrade.tar
@@ -167,7 +167,7 @@ def backup(file: Path | None, restore: bool) -> None:
     settings = get_settings()
     if restore:
         if file is None or not file.exists():
-            raise click.BadParameter(f"choose an existing backup to restore, not {file}", param_hint="FILE")
+            raise click.BadParameter(f"must be an existing backup to restore, not {file}", param_hint="FILE")
         files = backups.restore(file, settings)
         report(f"restored {len(files)} files into {settings.state}; next: workshop up")
     else:

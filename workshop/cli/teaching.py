@@ -21,7 +21,7 @@ DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 @click.argument("chapter", required=False, type=click.Choice("1234"), metavar="[CHAPTER]")
 @json_option
 def check(chapter: str | None, as_json: bool) -> None:
-    """Show which steps are done and which one is next; exit with code 1 if CHAPTER is given and not complete.
+    """Show which steps are done and which one is next; exit with code 1 if CHAPTER is given and incomplete.
 
     The command checks files, the tracking server, git and DVC, and rewrites the start page, START.md.
 
@@ -44,7 +44,7 @@ def check(chapter: str | None, as_json: bool) -> None:
             click.secho(f"{each.number}  {each.title}, {checkpoints.summary(of_chapter)}", bold=True)
             for step in of_chapter:
                 click.echo(_wrap(f"{start_page.SIGNS[step.done]} {step.title}", 3))
-                if step.reason and (chapter or step == following):  # with CHAPTER all hints, else only the next one
+                if step.reason and (chapter or step == following):  # all hints with CHAPTER, else the next step's
                     click.echo(f"{_wrap(step.place, 7)}\n{_wrap(step.reason, 7)}")
             click.echo()
         click.echo(start_page.LEGEND)
@@ -56,7 +56,7 @@ def check(chapter: str | None, as_json: bool) -> None:
 
 
 def _wrap(text: str, spaces: int = 0) -> str:
-    """Wrap a string to the terminal's width and indent it without breaking words."""
+    """Indent a string and wrap it to the terminal's width without breaking words."""
     wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
     wrapper.initial_indent = wrapper.subsequent_indent = " " * spaces
     return wrapper.fill(text)
@@ -65,7 +65,7 @@ def _wrap(text: str, spaces: int = 0) -> str:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check this machine and say what to fix; exit with code 1 if something will fail.
+    """Check this machine and say what to fix; exit with code 1 if anything will fail.
 
     `ok`: fine; `?`: works, but may surprise you; `!!`: will fail.
 
@@ -86,17 +86,17 @@ def doctor(as_json: bool) -> None:
 @click.argument("chapter", type=click.Choice("1234"), metavar="CHAPTER")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def reset(chapter: str, yes: bool) -> None:
-    """Restore the original files of CHAPTER, and move your files to a folder whose path is printed.
+    """Restore the original files of CHAPTER, move your files to a backup folder, and print its path.
 
-    The original files are those that you cloned; your own commits stay in git. Runs in the tracking store, outputs of
-    the pipeline and the other chapters are not changed.
+    The original files are those that you cloned; your own commits stay in git. Tracked runs, pipeline outputs and other
+    chapters are not changed.
 
     \b
     Example:  workshop reset 2
     """
     settings = get_settings()
     start, folder = chapter_files.find_start(settings.root), checkpoints.CHAPTERS[int(chapter) - 1].folder
-    report(f"{folder} will be restored to commit {start[:7]}, its exercises marked as unsolved, and your files moved")
+    report(f"{folder} will be restored to commit {start[:7]}, its exercises marked unsolved, and your files set aside")
     if not yes:
         click.confirm("  Continue?", abort=True, err=True)
     report(f"your files are in {chapter_files.restore_chapter(settings, int(chapter), start)}")

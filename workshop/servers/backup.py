@@ -1,7 +1,7 @@
 """Back up the tracking database and the artifacts into one tar file while the servers run, and restore them.
 
-The database is copied first, so the artifacts that it refers to are already stored. The store replaces artifacts by
-renaming, so none is copied half-written.
+The database is copied first, so all artifacts that it refers to exist when they are copied. The artifact store
+replaces files by renaming, so no artifact is copied half-written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Hashes = dict[str, str]  # name in the tar file -> sha256
 
 
 def back_up(file: Path, settings: Settings) -> Hashes:
-    """Write database and artifacts to a new ``file`` atomically; return the hashes of its members.
+    """Write the database and artifacts atomically to a new ``file``; return the hashes of its members.
 
     Raises ServiceError if there is no database, if the file exists, if an artifact is damaged, or on disk errors.
     """
@@ -49,7 +49,7 @@ def back_up(file: Path, settings: Settings) -> Hashes:
     if file.exists():
         step = "choose another file name, or move the existing file"
         raise ServiceError("The file already exists.", value=file, next_step=step)
-    # In the same folder, so that the complete file only has to be renamed. Readable by the owner only.
+    # Write to the same folder, so that a rename puts the complete file in place. Only the owner can read it.
     with (
         _disk_errors("The backup could not be made.", file.absolute().parent),
         tempfile.TemporaryDirectory(prefix=".workshop-backup-", dir=file.absolute().parent) as name,
@@ -65,17 +65,17 @@ def back_up(file: Path, settings: Settings) -> Hashes:
             tar.add(snapshot, snapshot.name)
             hashes = {snapshot.name: pooch.file_hash(snapshot)} | _add_artifacts(tar, settings.artifacts)
             manifest.write_text(json.dumps({"files": hashes}, indent=1))
-            tar.add(manifest, MANIFEST)  # the last member, so a truncated file has no manifest
+            tar.add(manifest, MANIFEST)  # added last, so a truncated file has no manifest
         temporary.replace(file)
     return hashes
 
 
 def restore(file: Path, settings: Settings) -> Hashes:
-    """Restore a backup atomically into a state folder without database and artifacts; return the hashes of its files.
+    """Restore a backup atomically into a state folder without a database or artifacts; return the files' hashes.
 
     A backup of SQLite can also be restored into PostgreSQL (from a laptop to a team's server). Raises ServiceError if
-    servers of the folder run, if the folder is not empty, if the backup is damaged, if the versions of MLflow differ,
-    or on disk errors.
+    the folder is not empty or its servers are running, if the backup is damaged, if the MLflow versions differ, or on
+    disk errors.
     """
     with supervisor.stopped(settings), _disk_errors("The backup could not be restored.", settings.state):
         _require_empty(settings)
@@ -90,7 +90,7 @@ def restore(file: Path, settings: Settings) -> Hashes:
                 _copy_to_postgres(folder / DATABASE, settings)
             (folder / ARTIFACTS).replace(settings.artifacts)
             if not settings.database_uri:
-                (folder / DATABASE).replace(settings.database)  # last: a database marks a complete state folder
+                (folder / DATABASE).replace(settings.database)  # last: a state folder with a database is complete
     return hashes
 
 
@@ -100,7 +100,7 @@ def _database_name(settings: Settings) -> str:
 
 @contextlib.contextmanager
 def _disk_errors(what: str, folder: Path) -> Iterator[None]:
-    """Convert disk errors to ServiceError; ``folder`` is named in the message."""
+    """Convert disk errors to a ServiceError whose message contains ``folder``."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -117,13 +117,13 @@ def _run_postgres_client(program: str, *options: str, settings: Settings) -> Non
         raise ServiceError(
             f"`{program}` failed.",
             value=completed.stderr.strip()[-1000:],
-            expected="PostgreSQL's clients on PATH, not older than the server; and for a restore, an empty database",
+            expected="PostgreSQL clients on PATH, at least as new as the server; for a restore, an empty database",
             next_step="fix the cause (missing clients: apt-get install postgresql-client), then repeat the command",
         )
 
 
 def _copy_database(source: Path, target: Path) -> None:
-    """Copy a consistent snapshot of a database including its WAL; raise ServiceError if it is damaged."""
+    """Copy a consistent snapshot of a database, including its WAL; raise ServiceError if the database is damaged."""
     with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(target)) as copy:
         old.backup(copy)
         (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
@@ -147,7 +147,7 @@ def _copy_to_postgres(source: Path, settings: Settings) -> None:
             found, step = f"the table {names[0]!r} already exists", "set WORKSHOP_DATABASE_URI to another database"
             raise ServiceError("A backup can only be restored into an empty database.", value=found, next_step=step)
         try:
-            upgrade = ["mlflow", "db", "upgrade", address]  # the address names a password file, not the password
+            upgrade = ["mlflow", "db", "upgrade", address]  # the URI refers to a password file
             subprocess.run(upgrade, check=True, capture_output=True, text=True)
             tables.reflect(new)
             with old.connect() as reader, new.begin() as writer:
@@ -159,7 +159,7 @@ def _copy_to_postgres(source: Path, settings: Settings) -> None:
                         next_step="install the same version of MLflow on both machines; "
                         "on the original one, run `workshop up` and back up again",
                     )
-                for table in reversed(tables.sorted_tables):  # default rows that MLflow wrote into the new tables
+                for table in reversed(tables.sorted_tables):  # delete MLflow's default rows
                     writer.execute(table.delete())
                 for table in tables.sorted_tables:
                     _copy_rows(table, reader, writer)
@@ -194,14 +194,14 @@ def _copy_rows(table: sqlalchemy.Table, reader: sqlalchemy.Connection, writer: s
 
 
 def _add_artifacts(tar: tarfile.TarFile, artifacts: Path) -> Hashes:
-    """Append the artifacts, without unfinished uploads; return their hashes."""
+    """Append the artifacts, except unfinished uploads; return their hashes."""
     tar.add(artifacts, ARTIFACTS, recursive=False)
     hashes: Hashes = {}
     for path in sorted(artifacts.rglob("*")):
         relative = path.relative_to(artifacts)
         if path.is_file() and not path.is_symlink() and not any(map(names.is_own, relative.parts)):
             name = f"{ARTIFACTS}/{relative.as_posix()}"
-            with contextlib.suppress(FileNotFoundError):  # deleted after the folder was listed
+            with contextlib.suppress(FileNotFoundError):  # it was deleted after the folder was listed
                 hashes[name] = _add_artifact(tar, path, name)
     return hashes
 
@@ -209,7 +209,7 @@ def _add_artifacts(tar: tarfile.TarFile, artifacts: Path) -> Hashes:
 def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
     """Append an artifact and its mark (a folder beside it, named after its sha256); return the sha256.
 
-    If the mark does not match, the artifact is probably being replaced: read it again.
+    If the mark does not match, the artifact is probably being replaced, so it is read again.
     """
     for _ in range(ATTEMPTS):
         with path.open("rb") as source:
@@ -232,7 +232,7 @@ def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
 
 
 def _require_empty(settings: Settings) -> None:
-    # SQLite would apply the journal left by a killed server to the restored database.
+    # Journals count, too: SQLite would apply a killed server's journal to the restored database.
     existing = sorted(settings.state.glob(f"{settings.database.name}*"))
     if settings.artifacts.exists() and any(settings.artifacts.iterdir()):
         existing.append(settings.artifacts)
@@ -241,7 +241,7 @@ def _require_empty(settings: Settings) -> None:
             "A backup can only be restored into an empty state folder.",
             value=f"{existing[0]} exists",
             expected="neither a database nor artifacts",
-            next_step="set WORKSHOP_STATE to another folder; or type `workshop down` and move the old files away",
+            next_step="set WORKSHOP_STATE to another folder; or type `workshop down` and move the old files elsewhere",
         )
 
 
@@ -267,7 +267,7 @@ def _extract(file: Path, folder: Path, databases: Sequence[str]) -> Hashes:
         raise ServiceError(
             f"The file {file} is not a complete backup.",
             value=f"{type(error).__name__}: {error}",
-            expected="an unchanged file from `workshop backup`, of the same kind of database (WORKSHOP_DATABASE_URI)",
+            expected="an unmodified `workshop backup` file, from the same kind of database (WORKSHOP_DATABASE_URI)",
             next_step="copy the file again, or use another backup; nothing was restored",
         ) from None
     return hashes

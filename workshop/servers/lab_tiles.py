@@ -1,4 +1,4 @@
-"""Launcher tiles of JupyterLab: the pages of the running servers and the report, each proxied under its own URL.
+"""JupyterLab launcher tiles for the servers' pages and the report, each proxied under its own URL.
 
 Ports are read at each request, since `workshop up` may change them. `server/jupyter/jupyter_server_config.py` uses this
 module.
@@ -23,7 +23,7 @@ from workshop.exports import exports_of
 from workshop.settings import get_settings
 
 CHECK_SECONDS = 2.0
-# The report needs no scripts; an injected one must not run with the rights of JupyterLab's pages.
+# The report needs no scripts; an injected script must not run with the rights of JupyterLab's pages.
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'self'"
 PROBLEM_PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -35,20 +35,20 @@ PROBLEM_PAGE = """<!DOCTYPE html>
 
 
 class RunningServerHandler(NamedLocalProxyHandler):
-    """Proxy to a running server; shows the command to type if the server is down."""
+    """Proxy to a running server that shows the command to type if the server is down."""
 
     name: str  # the first part of the URL
     title: str
-    setting: str  # the field of Settings with the port
+    setting: str  # the Settings field that contains the port
     services: tuple[str, ...]  # the services that `workshop up` starts for this page
     last_checks: ClassVar[dict[int, float]] = {}  # port -> time at which the server was last verified as ours
-    starts: ClassVar[dict[str, subprocess.Popen]] = {}  # name -> the running `workshop up`
+    starts: ClassVar[dict[str, subprocess.Popen]] = {}  # name -> its `workshop up` process
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.proxy_base = self.name
         self.update_last_activity = False  # pages that reload by themselves must not count as user activity
-        self.rewrite_response = lambda response, path: self.rewrite(response, path)  # passed by parameter name
+        self.rewrite_response = lambda response, path: self.rewrite(response, path)  # arguments are matched by name
 
     @property
     def port(self) -> int:
@@ -59,13 +59,13 @@ class RunningServerHandler(NamedLocalProxyHandler):
         """Change a response before it is sent to the browser."""
 
     async def prepare(self) -> None:
-        """Reject cross-site requests: to the server they would seem to come from this machine."""
+        """Reject cross-site requests, which would look to the server like requests from this machine."""
         await ensure_async(super().prepare())
         if self.request.method not in ("GET", "HEAD", "OPTIONS") and not self.check_origin():
             raise web.HTTPError(403, "Cross-site request blocked: it comes from a page on another site.")
 
     def proxy_request_headers(self) -> HTTPHeaders:
-        """Return the headers with a host that the server accepts, whatever name the browser uses."""
+        """Return the headers with a host that the server accepts, regardless of the host name in the browser."""
         headers = self.request.headers.copy()
         headers["Host"] = f"127.0.0.1:{self.port}"
         if "Origin" in headers:
@@ -73,7 +73,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
         return headers
 
     async def proxy(self, port: int, path: str) -> None:
-        """Forward a request; answer with an error page if the server is down or belongs to another clone."""
+        """Forward a request; show an error page if the server is down or belongs to another clone."""
         if time.monotonic() > self.last_checks.get(port, 0) + CHECK_SECONDS:
             if foreign_owner := port_owners.find_foreign_owner(get_settings(), port):
                 show_problem(self, self.title, f"The {foreign_owner}.", "workshop up")
@@ -114,7 +114,7 @@ class DaskHandler(RunningServerHandler):
 
 
 class DashboardHandler(RunningServerHandler):
-    """Proxy to the dashboard, with links to MLflow rewritten to JupyterLab's proxy."""
+    """Proxy to the dashboard that rewrites its links to MLflow to go through JupyterLab."""
 
     name, title, setting, services = "dashboard", "Dashboard", "dashboard_port", ("mlflow", "dashboard")
 
@@ -125,7 +125,7 @@ class DashboardHandler(RunningServerHandler):
 
 
 class ReportHandler(JupyterHandler):
-    """Page with the latest report of the pipeline."""
+    """Page with the pipeline's latest report."""
 
     name, title = "report", "Report"
 
@@ -151,14 +151,14 @@ def show_problem(handler: JupyterHandler, title: str, problem: str, command: str
 def through_jupyterlab(page: bytes, base_url: str) -> bytes:
     """Rewrite a page's links to MLflow to go through JupyterLab, since the reader may be on another machine."""
     direct, proxied = exports_of(get_settings())["MLFLOW_TRACKING_URI"], url_path_join(base_url, "mlflow")
-    for slash in ("/", "\\u002f"):  # the second as Dash escapes it in JSON
+    for slash in ("/", "\\u002f"):  # Dash escapes slashes in JSON
         old, new = (f"{address}/#".replace("/", slash).encode() for address in (direct, proxied))
         page = page.replace(old, new)
     return page
 
 
 class Tile(ServerProcess):
-    """A launcher tile that opens in a tab of JupyterLab."""
+    """A launcher tile that opens in a JupyterLab tab."""
 
     def __init__(self, handler: type[RunningServerHandler | ReportHandler], path: str = "") -> None:
         icon = get_settings().jupyter / "icons" / f"{handler.name}.svg"
@@ -168,11 +168,11 @@ class Tile(ServerProcess):
         self._handler = handler
 
     def make_proxy_handler(self) -> tuple[type[JupyterHandler], dict]:
-        """Return the handler for the tile's URL, and the handler's arguments."""
+        """Return the handler for the tile's URL, and its arguments."""
         return self._handler, {}
 
 
 def tiles() -> dict[str, Tile]:
-    """Return the launcher tiles by the first part of their URL."""
+    """Return the launcher tiles, keyed by the first part of their URL."""
     paths = {MLflowHandler: "#/experiments", DaskHandler: "status", DashboardHandler: "", ReportHandler: ""}
     return {handler.name: Tile(handler, path) for handler, path in paths.items()}

@@ -1,6 +1,6 @@
-"""The servers: command, address, ports and health check of each.
+"""Each server's command, address, ports and health check.
 
-A clone reuses its last ports if they are free, and chooses others if not.
+A clone reuses its last ports if they are free; otherwise it chooses others.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
 FIRST_PORT, BLOCK_SIZE, BLOCKS = 20000, 10, 1000
 
 
-Report = Callable[[str], None]  # called with lines of progress
+Report = Callable[[str], None]  # called with each line of progress
 
 
 @dataclass(frozen=True)
 class Service:
-    """One server; ``ports`` are the names of its ports in `Settings`, the main port first."""
+    """A server; ``ports`` lists its port fields in `Settings`, the main port first."""
 
     name: str
     title: str
@@ -52,15 +52,15 @@ class Service:
     environment: dict[str, str] = field(default_factory=dict)
     requires_password: bool = False
     folder: str | None = None  # working folder in the repository; default: the state folder
-    private: bool = True  # files that it writes are readable by the owner only
+    private: bool = True  # only the owner can read the files that it writes
 
     def ports_of(self, settings: Settings) -> list[int]:
-        """Return its port numbers."""
+        """Return the service's port numbers."""
         return [getattr(settings, name) for name in self.ports]
 
 
 def program(name: str) -> str:
-    """Return the path of a console script of this environment, whatever PATH is."""
+    """Return the path of a console script in this environment, regardless of PATH."""
     return str(Path(sys.executable).with_name(name))
 
 
@@ -105,7 +105,7 @@ def database_address(settings: Settings) -> str:
             expected="postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE; write @ in a password as %40",
             next_step="set or unset WORKSHOP_DATABASE_URI in the environment or in `.env`",
         )
-    from sqlalchemy.engine import make_url  # here, since the import takes 0.1 s and only PostgreSQL needs it
+    from sqlalchemy.engine import make_url  # imported here: takes 0.1 s, and only PostgreSQL needs it
 
     address = make_url(settings.database_uri.get_secret_value())
     if address.password is None:
@@ -136,7 +136,7 @@ def check_database(settings: Settings) -> None:
 
 def _tracking_command(settings: Settings) -> list[str]:
     logs = settings.logging_file or distribution("mlflow").locate_file("mlflow/server/uvicorn_log_config.yaml")
-    # One process: more would share one SQLite file and add 40 ms to each keep-alive request.
+    # A single process: several would share one SQLite file and add 40 ms to each keep-alive request.
     return [
         *("env", f"MLFLOW_BACKEND_STORE_URI={database_address(settings)}"),
         *(program("uvicorn"), "--factory", "workshop.servers.tracking_server:make_app"),
@@ -161,11 +161,11 @@ def _workers_command(settings: Settings) -> list[str]:
         "worker",
         f"tls://{settings.host}:{settings.dask_port}",
         *("--host", settings.host, "--nworkers", str(settings.dask_workers), "--nthreads", "1"),
-        # One notebook per worker: a notebook does not occupy the worker's thread, so threads would not limit them.
+        # One notebook per worker: it does not occupy the worker's thread, so threads would not limit the number.
         *("--resources", "notebook=1"),
         *("--preload", "papermill_dask.preload"),
         *("--preload-nanny", "workshop.servers.services"),
-        # Saves 25 MB per worker. The worker still serves some HTTP, on all interfaces unless given an address.
+        # Saves 25 MB per worker. The worker still serves some HTTP pages, on all interfaces by default.
         *("--no-dashboard", "--dashboard-address", f"{settings.host}:0"),
     ]
 
@@ -177,10 +177,10 @@ def _dashboard_command(settings: Settings) -> list[str]:
 
 
 def dask_teardown(_nanny: Any) -> None:
-    """Stop the `dask worker` process when one of its workers has closed; supervisor then restarts it.
+    """Stop the `dask worker` process when one of its workers closes, so that supervisor restarts it.
 
     Dask calls this function (`--preload-nanny`). A worker that loses the scheduler also closes its nanny, and the
-    process would continue with one worker fewer. After a signal Dask has restored the default handler: do nothing.
+    process would continue with one worker fewer. If SIGTERM has its default handler, Dask is already stopping.
     """
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -205,9 +205,9 @@ SERVICES = (
         lambda settings: f"http://{settings.host}:{settings.mlflow_port}",
         lambda settings: _get(f"http://{settings.host}:{settings.mlflow_port}/health").ok,
         {
-            # No job workers for GenAI evaluation: they are eight more processes and can outlive the server.
+            # Start no job workers for GenAI evaluation: these are eight more processes, which can outlive the server.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            # SQLAlchemy's default pool (5 + 10) is too small for 32 writers; MLflow answers 400, and no client retries.
+            # SQLAlchemy's default pool (5 + 10) is too small for 32 writers; MLflow returns 400, and no client retries.
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "60",
             # A server needs no progress bars; their shared lock can break with many threads.
@@ -231,7 +231,7 @@ SERVICES = (
         lambda settings: f"http://{settings.host}:{settings.dask_dashboard_port}/workers",
         _workers_answer,
         DASK_CONFIG,
-        private=False,  # files written by notebooks get the user's umask
+        private=False,  # files written by notebooks follow the user's umask
     ),
     Service(
         "dashboard",
@@ -246,7 +246,7 @@ SERVICES = (
 
 
 def environment_of(service: Service, settings: Settings) -> dict[str, str]:
-    """Return the environment variables of a service, including its logging if `settings.logging_file` is set."""
+    """Return the environment variables of a service, and of its logging if `settings.logging_file` is set."""
     variables = service.environment | (dask_security(settings) if "DASK_CONFIG" in service.environment else {})
     if not (file := settings.logging_file):
         return variables
@@ -275,7 +275,7 @@ def require_loopback(settings: Settings, *names: str) -> None:
 
 
 def is_healthy(service: Service, settings: Settings) -> bool:
-    """Return whether a service of this clone answers; answers of other clones or programs do not count."""
+    """Return whether this clone's service responds; responses of other clones or programs do not count."""
     try:
         return service.healthy(settings) and not port_owners.find_foreign_owner(settings, *service.ports_of(settings))
     except (OSError, ValueError, KeyError, requests.RequestException):
@@ -286,7 +286,7 @@ def is_healthy(service: Service, settings: Settings) -> bool:
 def is_free(host: str, port: int) -> bool:
     """Return whether a server could listen on a port."""
     with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT counts as free.
+        # Treat a port in TIME_WAIT as free, as servers do.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):
             probe.bind((host, port))
@@ -318,14 +318,14 @@ def choose_ports(settings: Settings, report: Report, *, is_retry: bool = False) 
 
 
 def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
-    """Return the owners of those service ports that a process listens on."""
+    """Return the owners of the service ports that are in use."""
     return port_owners.find_owners(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
 
 
 def reserve_ports(settings: Settings, report: Report, *, is_retry: bool = False) -> Settings:
     """Choose the ports and save them for `Settings`; create the cluster's TLS key if it is missing."""
     if not settings.dask_key.exists():
-        from mlflow_ftp.certificate import ensure_certificate  # here, since the import takes 0.1 s
+        from mlflow_ftp.certificate import ensure_certificate  # imported here because it takes 0.1 s
 
         ensure_certificate(settings.dask_key.parent, settings.dask_key.name.removesuffix("-key.pem"))
     settings = choose_ports(settings, report, is_retry=is_retry)
@@ -335,8 +335,8 @@ def reserve_ports(settings: Settings, report: Report, *, is_retry: bool = False)
 
 
 def ports_for_shell(settings: Settings, report: Report) -> Settings:
-    """Return settings with addresses that stay valid for a shell or kernel, even before the servers start."""
-    with contextlib.suppress(OSError):  # the state folder is not writable
+    """Return settings whose addresses stay valid for a shell or kernel that starts before the servers."""
+    with contextlib.suppress(OSError):  # the state folder may not be writable
         if not settings.is_up:
             settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
             return reserve_ports(settings, report)

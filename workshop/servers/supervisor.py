@@ -39,10 +39,10 @@ from workshop.servers.services import (
 )
 from workshop.settings import Settings, get_settings
 
-START_SECONDS = 300  # allows for a machine under load
+START_SECONDS = 300  # long enough for a machine under load
 STOP_SECONDS = 30
 LOG_LINES = 15
-MIN_FILE_DESCRIPTORS = 1024  # supervisor's default; it would not start where `ulimit -Hn` is lower
+MIN_FILE_DESCRIPTORS = 1024  # supervisor's default, which needs an `ulimit -Hn` at least as high
 SOCKET = "supervisor.sock"  # in the state folder
 CONNECTION_ERRORS = (OSError, HTTPException, xmlrpc.client.Error)
 
@@ -85,7 +85,7 @@ def status(settings: Settings) -> list[Status]:
 
 
 def up(report: Report, names: Sequence[str] = ()) -> Settings:
-    """Start the services, or the named ones, wait until each one answers, and return the settings.
+    """Start all services, or those named, wait until each one responds, and return the settings.
 
     Servers started by hand are left running. Raises ServiceError with the end of the log if a service does not respond,
     ParameterError for an unknown name.
@@ -108,7 +108,7 @@ def up(report: Report, names: Sequence[str] = ()) -> Settings:
             except ServiceError:
                 if choose_ports(settings, lambda _: None) == settings:
                     raise
-                # Another program took one of the ports first. No client has the addresses yet, so choose others.
+                # Another program took one of the ports first. No client has the addresses yet, so choose other ports.
                 _stop_all(settings, report)
                 settings = reserve_ports(settings, report, is_retry=True)
             else:
@@ -116,7 +116,7 @@ def up(report: Report, names: Sequence[str] = ()) -> Settings:
 
 
 def down(report: Report, names: Sequence[str] = ()) -> int:
-    """Stop all services, or the named ones, and return the number of processes that ended.
+    """Stop all services, or those named, and return the number of stopped processes.
 
     Servers started by hand keep running. Raises ParameterError for an unknown name.
     """
@@ -138,7 +138,7 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
 
 
 def _validate_names(names: Sequence[str]) -> list[str]:
-    """Return the names, by default of all services; raise ParameterError for an unknown one."""
+    """Return the names, or those of all services if none are given; raise ParameterError for an unknown name."""
     known = [service.name for service in SERVICES]
     if unknown := [name for name in names if name not in known]:
         raise ParameterError(
@@ -151,7 +151,7 @@ def _validate_names(names: Sequence[str]) -> list[str]:
 
 
 def _stop(settings: Settings, names: Sequence[str], report: Report) -> None:
-    """Stop some services, clients before servers, and wait for their child processes."""
+    """Stop the named services, clients before servers, and wait for their child processes."""
     supervised = processes(settings)
     for service in reversed(SERVICES):
         if service.name in names and (pid := supervised.get(service.name, {}).get("pid")):
@@ -163,12 +163,12 @@ def _stop(settings: Settings, names: Sequence[str], report: Report) -> None:
 
 @contextlib.contextmanager
 def stopped(settings: Settings) -> Iterator[None]:
-    """Prevent servers from starting on this state folder; raise ServiceError if some are running."""
+    """Prevent this state folder's servers from starting; raise ServiceError if any are running."""
     with _locked(settings):
         if running := port_owners.marked_processes(settings.state):
             raise ServiceError(
                 "The servers of this state folder are running.",
-                value=f"{len(running)} processes on {settings.state}",
+                value=f"{len(running)} processes using {settings.state}",
                 next_step="type `workshop down`, or set WORKSHOP_STATE to another folder",
             )
         yield
@@ -184,7 +184,7 @@ def processes(settings: Settings) -> dict[str, dict]:
 
 
 def _call(settings: Settings, method: str, *arguments: object) -> Any:
-    """Call a method of http://supervisord.org/api.html; raise one of CONNECTION_ERRORS if supervisor is down."""
+    """Call a method of supervisor's API (supervisord.org/api.html); raise one of CONNECTION_ERRORS if it is down."""
     descriptor = os.open(settings.state, os.O_RDONLY)
     try:
         address = f"unix://{_short_path(settings.state, f'fd/{descriptor}')}/{SOCKET}"
@@ -196,18 +196,18 @@ def _call(settings: Settings, method: str, *arguments: object) -> Any:
 
 
 def _short_path(folder: Path, link: str) -> Path:
-    """Return a path to ``folder`` by way of /proc (Linux): the path of a Unix socket has at most 108 bytes."""
+    """Return a short path to ``folder`` through /proc (Linux): a Unix socket's path has at most 108 bytes."""
     return Path("/proc/self", link) if sys.platform == "linux" else folder
 
 
 def _start_supervisor(settings: Settings) -> None:
-    """Start supervisor without starting the services."""
+    """Start supervisor, but none of the services."""
     file = settings.state / "supervisord.conf"
     with file.open("w") as output:
         _configuration(settings).write(output)
     folders = {"WORKSHOP_ROOT": str(settings.root), "WORKSHOP_STATE": str(settings.state)}
     environment = os.environ | exports_of(settings) | folders | {port_owners.STATE_VARIABLE: str(settings.state)}
-    environment.pop("WORKSHOP_DATABASE_URI", None)  # only the tracking server may have its password
+    environment.pop("WORKSHOP_DATABASE_URI", None)  # only the tracking server may have the password
     completed = subprocess.run(
         [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(file)],
         env=environment,
@@ -271,7 +271,7 @@ def _umask() -> int:
 
 # -- health ------------------------------------------------------------------------------------------------------------
 def _start_services(settings: Settings, report: Report, names: Sequence[str]) -> None:
-    """Start the named services that are down, except those started by hand, and wait until all answer."""
+    """Start the named services that are down, except those started by hand, and wait until all respond."""
     supervised, by_hand = processes(settings), _started_by_hand(settings)
     waiting, starting = [], []
     for service in (each for each in SERVICES if each.name in names):
@@ -281,7 +281,7 @@ def _start_services(settings: Settings, report: Report, names: Sequence[str]) ->
         waiting.append(service)
         if supervised[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
             with contextlib.suppress(xmlrpc.client.Fault):  # a failed start is reported below
-                _call(settings, "startProcess", service.name, False)  # False: do not wait; the loop below does
+                _call(settings, "startProcess", service.name, False)  # False: do not wait; the loop below waits
             starting.append(service.title)
     if starting:
         report(f"waiting for {', '.join(starting)}")
@@ -294,14 +294,14 @@ def _start_services(settings: Settings, report: Report, names: Sequence[str]) ->
         if not waiting:
             return
         ports = [port for service in waiting for port in service.ports_of(settings)]
-        # Only ports already in use: for a port opened just now, the system may not report the process yet.
+        # Check only ports already in use: the system may not yet report the process of a port opened just now.
         port_owners.require_own(settings, *[port for port in ports if not is_free(settings.host, port)])
         supervised = processes(settings)
         for service in waiting:
             if supervised.get(service.name, {}).get("statename") == "FATAL":
                 raise _health_error(service, settings, "it exited repeatedly")
         if time.monotonic() > deadline:
-            raise _health_error(waiting[0], settings, f"no answer within {START_SECONDS} s")
+            raise _health_error(waiting[0], settings, f"no response within {START_SECONDS} s")
         time.sleep(0.3)
 
 
@@ -319,7 +319,7 @@ def _log_file(service: Service, settings: Settings) -> Path:
 
 
 def _log_lines(service: Service, settings: Settings) -> list[str]:
-    """Return the non-empty lines of a service's log; none if there is no log."""
+    """Return the non-empty lines of a service's log, or [] if there is no log."""
     try:
         return list(filter(str.strip, _log_file(service, settings).read_text(errors="replace").splitlines()))
     except OSError:
@@ -327,7 +327,7 @@ def _log_lines(service: Service, settings: Settings) -> list[str]:
 
 
 def _started_by_hand(settings: Settings) -> dict[str, int]:
-    """Return, by service name, the pids of answering servers on this state folder that were started by hand."""
+    """Return the pids of this state folder's healthy servers that were started by hand, keyed by service name."""
     owners, pids = owners_of(settings), {}
     for service in SERVICES:
         owner = owners.get(next(iter(service.ports_of(settings)), 0))
@@ -348,12 +348,12 @@ def _locked(settings: Settings) -> Iterator[None]:
         settings.state.chmod(0o700)
         settings.logs.mkdir(exist_ok=True)
         lock.acquire()
-    except OSError as error:  # filelock's Timeout is one
+    except OSError as error:  # filelock.Timeout is an OSError
         raise ServiceError(
             "The state folder is not writable, or is in use by another command.",
             value=f"{settings.state} ({error.strerror or error})",
-            expected="a writable folder, without another `workshop up`, `down` or `backup --restore` running on it",
-            next_step="wait until the other command has ended, or set WORKSHOP_STATE to another folder",
+            expected="a writable folder that no other `workshop up`, `down` or `backup --restore` is using",
+            next_step="wait until the other command has finished, or set WORKSHOP_STATE to another folder",
         ) from None
     try:
         yield

@@ -1,6 +1,6 @@
-"""The tracking server's application and database; `services` has the command.
+"""The tracking server's application and database; `services` defines its command.
 
-The application runs under uvicorn, or by `mlflow server --app-name workshop` (entry point ``mlflow.app``).
+The application runs under uvicorn, or through `mlflow server --app-name workshop` (entry point ``mlflow.app``).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ WRITE_LOCK, WRITE_LOCK_SECONDS = threading.Lock(), 60  # below the request timeo
 
 
 def make_app() -> Any:
-    """Return MLflow's application for the database of MLFLOW_BACKEND_STORE_URI and the artifact store of the settings.
+    """Return MLflow's application for the database in MLFLOW_BACKEND_STORE_URI and the artifact store in the settings.
 
     Options of `mlflow server --app-name workshop` take precedence. The FTP password is set only for the artifact store
-    of the settings.
+    in the settings.
     """
     settings = get_settings()
-    # Accept this machine's names on any port (a tunnel may use another), as fnmatch patterns, where [ is special. Other
-    # host names are rejected, against DNS rebinding.
+    # Accept this machine's names on any port, since a tunnel may use another one. These are fnmatch patterns, in which
+    # [ is special. Other host names are rejected to prevent DNS rebinding.
     hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))
     # MLflow's application reads this variable on import.
     os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(f"{host},{host}:*" for host in hosts)
     from mlflow.server import constants, handlers
     from mlflow.server.fastapi_app import app, flask_app
 
-    # The variables that `mlflow server` passes to its uvicorn; `up` starts uvicorn itself and saves that process.
+    # `mlflow server` sets these variables for its uvicorn; `up` starts uvicorn directly, which saves a process.
     address = os.environ.get(constants.BACKEND_STORE_URI_ENV_VAR) or os.environ["MLFLOW_BACKEND_STORE_URI"]
     for name, value in {
         constants.BACKEND_STORE_URI_ENV_VAR: address,
@@ -56,16 +56,16 @@ def make_app() -> Any:
 
 
 def open_with_runs(page: Any) -> Any:
-    """Add a script to MLflow's page that opens it with the runs."""
+    """Add a script to MLflow's page that makes it open with the list of runs."""
     if page.status_code == 200:
-        page.direct_passthrough = False  # the page is streamed from a file; read it to change it
+        page.direct_passthrough = False  # load the page, which is streamed from a file
         head = Path(__file__).with_name("open_with_runs.html").read_bytes()
         page.data = page.data.replace(b"<head>", head, 1)
     return page
 
 
 def serialize_writes(engine: Engine | type[Engine]) -> None:
-    """Allow one write transaction at a time on SQLite, whose own lock is unfair; MLflow waits only 20 s for it."""
+    """Serialize write transactions on SQLite: its own lock is unfair, and MLflow waits only 20 s for it."""
 
     def acquire(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         is_writer = connection.dialect.name == "sqlite" and statement.startswith(("INSERT", "UPDATE", "DELETE"))
@@ -82,8 +82,8 @@ def serialize_writes(engine: Engine | type[Engine]) -> None:
 def ensure_database(database: Path) -> None:
     """Create the SQLite file with MLflow's tables atomically if it does not exist.
 
-    A server killed while it creates its tables would leave an unusable file. On PostgreSQL MLflow creates them itself:
-    an incomplete transaction is rolled back.
+    A server killed while creating its tables would leave an unusable file. On PostgreSQL MLflow can create them itself,
+    because an incomplete transaction is rolled back.
     """
     if database.exists():
         return
@@ -93,7 +93,7 @@ def ensure_database(database: Path) -> None:
     for file in (draft, complete):
         file.unlink(missing_ok=True)
     mlflow.db.upgrade([f"sqlite:///{draft}"], standalone_mode=False)
-    # Copy the tables: MLflow keeps its own file open.
+    # Copy the tables, because MLflow keeps the draft file open.
     with contextlib.closing(sqlite3.connect(draft)) as source, contextlib.closing(sqlite3.connect(complete)) as target:
         source.backup(target)
         # WAL: readers do not wait for writers. The mode is stored in the file.

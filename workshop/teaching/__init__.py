@@ -1,8 +1,8 @@
 """Help for attendees and instructors.
 
 - `checkpoints` defines the steps of the chapters, `start_page` shows them; `exercises` checks answers.
-- `chapter_files` restores the files of a chapter, or prepares the results of the earlier chapters.
-- `doctor` checks a machine, `prerequisites` a machine before the installation; `pyenv` replaces the program pyenv.
+- `chapter_files` restores the files of a chapter, or creates the missing results of earlier chapters.
+- `doctor` checks a machine after the installation, `prerequisites` before it; `pyenv` replaces the program pyenv.
 """
 
 __all__ = ["chapter_files", "checkpoints", "doctor", "exercises", "prerequisites", "pyenv", "start_page"]

@@ -1,4 +1,4 @@
-"""Restore the original files of a chapter, or prepare the results that the earlier chapters would have left.
+"""Restore the original files of a chapter, or create the missing results of earlier chapters.
 
 The original files are those of the last commit shared with the upstream branch, so the attendee's own commits are
 ignored; without an upstream, they are those of the latest commit.
@@ -26,7 +26,7 @@ from workshop.teaching.checkpoints import CHAPTERS, STEPS, runs_of_lr, state_of
 
 GIT_SECONDS = 60
 CELL_SECONDS = 300
-# Outputs of the pipeline are kept: the next `dvc repro` updates the outdated ones.
+# A reset keeps the pipeline's outputs; the next `dvc repro` updates the outdated ones.
 PIPELINE_OUTPUTS = ("data", "results", "executed", "remote", "dvc.lock")
 
 
@@ -36,9 +36,9 @@ class ResetError(PipelineError):
 
 # -- reset -------------------------------------------------------------------------------------------------------------
 def restore_chapter(settings: Settings, number: int, start: str) -> Path:
-    """Move a chapter's files away and write those of the commit ``start``; return the folder of the moved files.
+    """Move a chapter's files to a backup folder, restore those of the commit ``start``, and return the folder.
 
-    Outputs of the pipeline in chapter 4 are kept. Only the working tree changes: no commits, branches or staged files.
+    Outputs of the pipeline in chapter 4 are kept. Only the working tree changes, not commits, branches or the index.
     Raises ResetError if a file cannot be moved or written.
     """
     chapter = CHAPTERS[number - 1]
@@ -85,13 +85,13 @@ def _git(root: Path, *arguments: str) -> str:
 
 # -- head start --------------------------------------------------------------------------------------------------------
 def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) -> None:
-    """Prepare the missing results of the chapters before ``number``: tables, runs, a registered version, a project run.
+    """Create the missing results of the chapters before ``number``: tables, runs, a registered version, a project run.
 
     The servers must be running. The original notebooks run in a temporary folder, so the attendee's files do not
-    change. Each result is passed to ``report``. Raises PipelineError if a notebook or project fails, ServiceError if
-    the tracking server does not respond.
+    change. ``report`` is called with a line for each result. Raises PipelineError if a notebook or project fails,
+    ServiceError if the tracking server does not respond.
     """
-    os.environ.update(exports_of(settings))  # use the servers just started, whatever address the shell has
+    os.environ.update(exports_of(settings))  # use the servers just started, not the shell's addresses
     settings = get_settings()
     for chapter in CHAPTERS[: number - 1]:
         table = settings.root / chapter.folder / "germany.csv"
@@ -106,14 +106,14 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
 
 
 def _prepare_runs(settings: Settings, report: Callable[[str], None]) -> None:
-    """Run, in order, the notebooks of chapter 2 that have open steps; the last one registers the best model."""
+    """Run the notebooks of chapter 2 that have open steps, in order; the last one registers the best model."""
     state = state_of(settings)
     pending = dict.fromkeys(step.where for step in STEPS[2] if not step.is_done(state) and "#" not in step.where)
     with tempfile.TemporaryDirectory(prefix="workshop-") as temporary:
         folder, start = Path(temporary, CHAPTERS[1].folder), f"--source={find_start(settings.root)}"
         _git(settings.root, f"--work-tree={temporary}", "restore", start, "--worktree", "--", folder.name)
         shutil.copyfile(settings.root / "2_tracking" / "germany.csv", folder / "germany.csv")
-        shutil.copyfile(settings.root / "3_projects" / "hourly.py", folder / "scores.py")  # for its `score` function
+        shutil.copyfile(settings.root / "3_projects" / "hourly.py", folder / "scores.py")  # it defines `score`
         for notebook in pending:
             report(f"{notebook}: running")
             _run(["jupyter", "execute", f"--timeout={CELL_SECONDS}", Path(notebook).name], folder)
@@ -123,7 +123,7 @@ def _run(command: Sequence[str | Path], folder: Path) -> None:
     """Run a program of this environment; raise PipelineError if it fails."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
-    environment.pop("MLFLOW_EXPERIMENT_ID", None)  # set by MLflow in this process; the exported name must win
+    environment.pop("MLFLOW_EXPERIMENT_ID", None)  # MLflow sets it in this process; use the exported name
     completed = subprocess.run(
         [programs / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""The steps of the chapters, and checks that they are done.
+"""The steps of the chapters, and the checks whether they are done.
 
 A step is done if its result exists: a file, run, model version or commit. The checks read files and query the tracking
 server. `Step.where` is a notebook or a heading of a README; for chapter 2 it also selects the notebooks that
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "mlflow.parentRunId"
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"  # values of `mlflow_gate.Move.action`
-LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # ends of project URIs: a folder here, one of another repository
+LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # ends of project URIs: in this repository, in another one
 EXERCISE = "Exercise"  # prefix of exercise titles
-MAX_RUNS = 2000  # the latest ones of each query
+MAX_RUNS = 2000  # limit for each query, latest runs first
 
 
 class Chapter(NamedTuple):
@@ -74,7 +74,7 @@ class State:
         return self._server
 
     def runs(self, query: str, status: str = "FINISHED") -> list[Run]:
-        """Search the workshop's experiment for runs with an MLflow filter and a status."""
+        """Return the runs of the workshop's experiment that match an MLflow filter and a status."""
         ids = [self.experiment.experiment_id] if self.experiment else []
         return self.client.search_runs(ids, f"{query} AND attributes.status = '{status}'", max_results=MAX_RUNS)
 
@@ -132,12 +132,12 @@ def tracked_runs(query: str, state: State) -> list[Run]:
 
 
 def tracked_models(query: str, state: State) -> list[str]:
-    """Return the model URIs logged by the runs of chapter 2 that match a filter."""
+    """Return the URIs of the models logged by chapter 2's runs that match a filter."""
     return model_uris(tracked_runs(query, state))
 
 
 def model_uris(runs: Iterable[Run]) -> list[str]:
-    """Return the model URIs logged by runs."""
+    """Return the URIs of the models that the runs logged."""
     return [f"models:/{model.model_id}" for run in runs if run.outputs for model in run.outputs.model_outputs]
 
 
@@ -234,7 +234,7 @@ def has_committed(state: State) -> bool:
 
 
 def has_pushed(state: State) -> bool | None:
-    """Return whether a DVC remote contains an output of the pipeline; None if unknown, as for remotes in a cloud."""
+    """Return whether a DVC remote contains an output of the pipeline; None if unknown, as for cloud remotes."""
     config = configparser.ConfigParser(interpolation=None, strict=False)
     try:
         config.read([state.root / ".dvc" / "config", state.root / ".dvc" / "config.local"])
@@ -248,7 +248,7 @@ def has_pushed(state: State) -> bool | None:
 
 
 def has_experiment(state: State) -> bool:
-    """Return whether DVC has saved an experiment as a git ref: refs/exps/<start of a commit>/<its rest>/<name>."""
+    """Return whether DVC saved an experiment as a git ref: refs/exps/<first two digits>/<rest of a commit>/<name>."""
     command = ["git", "-C", str(state.root), "for-each-ref", "refs/exps/??/*/*"]
     return bool(subprocess.run(command, capture_output=True, check=False).stdout.strip())
 
@@ -269,10 +269,10 @@ class Step(NamedTuple):
 
 SAVE = "Choose Run > Run All Cells, wait for the last cell, and save with Ctrl-S. No cell may fail."
 RUN = (
-    f"No finished run of this notebook is in the experiment {EXPERIMENT}. Run all its cells from the top. "
-    "If you did, `workshop doctor` finds runs that were logged elsewhere."
+    f"The experiment {EXPERIMENT} has no finished run of this notebook. Run all its cells from the top. "
+    "If you already did, type `workshop doctor`: it finds runs that were logged elsewhere."
 )
-TYPE = f"No finished run of this step is in the experiment {EXPERIMENT}. Type in 3_projects: "
+TYPE = f"The experiment {EXPERIMENT} has no finished run of this step. In 3_projects, type: "
 GATE = "4_pipeline/README.md#5. Watch the gate"
 TABLE, REPORT = "1_starting_point/germany.csv", "1_starting_point/report/report.html"
 LINREG, COMPARE = "2_tracking/model_linreg.ipynb", "2_tracking/compare_runs.ipynb"
@@ -301,16 +301,16 @@ STEPS = {
             partial(tracked_models, "tags.model = 'linreg' AND metrics.r2 <= 1"), RUN,
         ),
         Step(
-            "A score that overestimates", "2_tracking/honest_split.ipynb",
+            "A score that is too high", "2_tracking/honest_split.ipynb",
             partial(tracked_runs, "tags.model = 'linreg' AND metrics.r2_random_split <= 1"), RUN,
         ),
         Step("Several runs in one execution", "2_tracking/model_rf.ipynb", has_forest_runs, RUN),
         Step(
-            "A run filled by autolog", "2_tracking/model_keras.ipynb",
+            "A run logged by autolog", "2_tracking/model_keras.ipynb",
             partial(tracked_runs, "tags.model = 'keras' AND metrics.r2 <= 1 AND params.epochs != ''"), RUN,
         ),
         Step(
-            "The capacity factor in place of GW", "2_tracking/capacity_factor.ipynb",
+            "The capacity factor instead of GW", "2_tracking/capacity_factor.ipynb",
             partial(tracked_models, "tags.target = 'capacity_factor' AND metrics.r2 <= 1"), RUN,
         ),
         Step(
@@ -318,22 +318,22 @@ STEPS = {
             f"Register the model of a run of chapter 2 under the name {REGISTERED_MODEL}.",
         ),
         Step(
-            "In production, by its alias", "2_tracking/README.md#6. Roll back a mistake", was_in_production,
+            "Your version in production", "2_tracking/README.md#6. Roll back a mistake", was_in_production,
             f"Set the alias {PRODUCTION} of {REGISTERED_MODEL} to a version from a run of chapter 2.",
         ),
         Step(
-            "Rolled back", "2_tracking/README.md#6. Roll back a mistake", was_rolled_back,
+            "A rollback", "2_tracking/README.md#6. Roll back a mistake", was_rolled_back,
             "Type `mlflow-gate rollback` while the version in production is from chapter 2 and has replaced another. "
-            "Changing the alias in the UI is not recorded.",
+            "Moving the alias in the UI does not count as a rollback.",
         ),
     ),
     3: (
         Step(
-            "A project, run by one command", "3_projects/README.md#2. Run it", partial(runs_of_lr, "main"),
+            "A project run with one command", "3_projects/README.md#2. Run it", partial(runs_of_lr, "main"),
             f"{TYPE}`mlflow run lr`. If germany.csv is missing: `python -m forecast csv 3_projects/germany.csv`.",
         ),
         Step(
-            "Run again with another parameter", "3_projects/README.md#3. Change a parameter",
+            "A run with another parameter", "3_projects/README.md#3. Change a parameter",
             partial(has_other_intercept, LR), f"{TYPE}`mlflow run lr -P fit_intercept=false`.",
         ),
         Step(
@@ -347,36 +347,36 @@ STEPS = {
             "`rf/MLproject` must declare `by_capacity` and pass it to the command.",
         ),
         Step(
-            "A run of the entry point validate", "3_projects/README.md#6. Use another entry point",
+            "A run of the validate entry point", "3_projects/README.md#6. Use another entry point",
             partial(runs_of_lr, "validate"), f"{TYPE}`mlflow run lr --entry-point validate -P run_id=RUN_ID`.",
         ),
         Step(
             "A failed run", "3_projects/README.md#7. Make it fail", partial(runs_of_forest, "main", status="FAILED"),
-            "No run of rf failed. Type in 3_projects: `mlflow run rf --env-manager local -P n_estimators=0`.",
+            "There is no failed run of rf. In 3_projects, type: `mlflow run rf --env-manager local -P n_estimators=0`.",
         ),
         Step(
-            "A run from a git address", "3_projects/README.md#8. Run a commit from a git repository", has_run_from_git,
-            f"{TYPE}`mlflow run ADDRESS#3_projects/lr --version COMMIT`.",
+            "A run from a Git URL", "3_projects/README.md#8. Run a commit from a git repository", has_run_from_git,
+            f"{TYPE}`mlflow run URL#3_projects/lr --version COMMIT`.",
         ),
         Step("A colleague's run, reproduced", REPRODUCE, partial(has_executed, REPRODUCE), SAVE),
     ),
     4: (
         Step(
-            "The pipeline ran here", "4_pipeline/README.md#Before you start", has_run_pipeline,
+            "The pipeline has run here", "4_pipeline/README.md#Before you start", has_run_pipeline,
             "An output is missing, or the runs were logged to another tracking server. Type `dvc repro` in 4_pipeline.",
         ),
         Step(
             "Versioned data", "4_pipeline/README.md#1. Version data",
             lambda state: has_file(VERSIONED, state) or project_runs(SCRATCH, "main", state),  # runs outlive the file
-            "Type this section's commands: `dvc add germany.csv` in 4_pipeline/scratch writes germany.csv.dvc.",
+            "Type the commands of this section: `dvc add germany.csv` in 4_pipeline/scratch writes germany.csv.dvc.",
         ),
         Step(
-            "Stages by hand", "4_pipeline/README.md#2. Define two stages by hand",
+            "Stages defined by hand", "4_pipeline/README.md#2. Define two stages by hand",
             partial(has_other_intercept, SCRATCH),
             "In 4_pipeline/scratch, type `dvc repro` with `fit_intercept: true` in params.yaml, then again with false.",
         ),
         Step(
-            "A stage ran again with a changed parameter", "4_pipeline/README.md#4. Change one parameter",
+            "A stage run again with a changed parameter", "4_pipeline/README.md#4. Change one parameter",
             has_changed_stage,
             "Change a parameter of a training stage in 4_pipeline/params.yaml, save the file, and type `dvc repro`. "
             "Choose a new value: for values used before, DVC restores the results instead of running the stage.",
@@ -390,13 +390,13 @@ STEPS = {
             "Promote a model yourself, then type `mlflow-gate rollback`.",
         ),
         Step(
-            "A rule of the gate, changed by you", GATE,
+            "A gate rule changed by you", GATE,
             lambda state: any(move.action == PROMOTED for move in promoted_by_person(state)),
             "Set `near_tie: 0.0` under `promote` in 4_pipeline/params.yaml; type `mlflow-gate promote --why REASON`. "
             "The candidate has to pass the gate without `--force`.",
         ),
         Step(
-            "Back at the start, and committed",
+            "The original parameters, run and committed",
             "4_pipeline/README.md#6. Trace a number to its notebook", has_committed,
             "After step 5, type `git checkout params.yaml` and `dvc repro`, and commit dvc.lock.",
         ),
@@ -437,11 +437,11 @@ class Checkpoint:
     where: str
     done: bool | None
     reason: str
-    minutes: int  # average time of the chapter's steps
+    minutes: int  # average for the chapter's steps
 
     @property
     def link(self) -> str:
-        """The link target; JupyterLab's anchor of a heading is its text with dashes for spaces."""
+        """The link target; in JupyterLab, a heading's anchor is its text with dashes instead of spaces."""
         return self.where.replace(" ", "-")
 
     @property
@@ -462,7 +462,7 @@ def examine(state: State) -> list[Checkpoint]:
                 done = None if result is None else bool(result)
             except ServiceError as error:
                 done, reason = None, f"{error.what} Next: {error.next_step}"
-            except import_module("mlflow.exceptions").MlflowException as error:  # imported only if needed: takes 1 s
+            except import_module("mlflow.exceptions").MlflowException as error:  # imported only on errors: takes 1 s
                 done, reason = None, f"The tracking server did not respond: {error.message} Next: workshop status"
             reason = "" if done else reason
             checkpoints.append(Checkpoint(chapter.number, step.title, step.where, done, reason, minutes))
@@ -472,15 +472,15 @@ def examine(state: State) -> list[Checkpoint]:
 def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Checkpoint | None:
     """Return the first open step after the last done step, else a skipped step, of the same chapter if possible.
 
-    Exercises do not count as the last done step, because they follow all steps of their chapter in the list; neither
-    does *Before you start* of chapter 4, which `make run` does.
+    Exercises do not count as the last done step, because they follow all steps of their chapter in the list; nor
+    does *Before you start* of chapter 4, which `make run` completes.
     """
     steps = list(checkpoints)
     done = [step for step in steps if step.done and "#Before you start" not in step.where]
     done = [step for step in done if not step.title.startswith(EXERCISE)]
     last, chapter = (steps.index(done[-1]) + 1, done[-1].chapter) if done else (0, first_chapter)
     open_steps = [step for step in steps[last:] + steps[:last] if not step.done]
-    # Search the chapter of the last done step, then the later chapters, then the earlier ones.
+    # Search the chapter of the last done step, then later chapters, then earlier ones.
     return min(
         open_steps,
         key=lambda each: (each.chapter < first_chapter, (each.chapter - chapter) % len(CHAPTERS)),
@@ -489,7 +489,7 @@ def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Chec
 
 
 def summary(checkpoints: Iterable[Checkpoint]) -> str:
-    """Return the number of done steps and of unknown ones as text."""
+    """Return the numbers of done and unknown steps as text."""
     counts = Counter(checkpoint.done for checkpoint in checkpoints)
     unknown = f", {counts[None]} unknown" if counts[None] else ""
     return f"{counts[True]} of {counts.total()} done{unknown}"

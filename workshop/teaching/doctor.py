@@ -1,4 +1,4 @@
-"""Check this machine, shell and clone for problems, each with the command that fixes it."""
+"""Check this machine, shell and clone for problems, and give the command that fixes each one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OK, LOOK, WRONG = "ok", "look", "wrong"
 MEMORY_GB = 4.0  # half for the servers, half for the pipeline's notebooks
 MEMORY_UP_GB = 1.5  # if the servers are already running
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "9p")
-STORES = ("mlflow.db", "mlruns", "mlartifacts")  # MLflow's default stores in the current folder, without a tracking URI
+STORES = ("mlflow.db", "mlruns", "mlartifacts")  # MLflow's default stores if no tracking URI is set
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _machine(settings: Settings) -> list[Finding]:
 
 
 def _memory(settings: Settings) -> Finding:
-    from distributed.system import memory_limit  # also respects the limits of containers and `ulimit`
+    from distributed.system import memory_limit  # also considers container limits and `ulimit`
 
     available_GB = min(psutil.virtual_memory().available, memory_limit()) / 1e9
     needed_GB = MEMORY_UP_GB if settings.is_up else MEMORY_GB
@@ -106,7 +106,7 @@ def _tracking_address(settings: Settings) -> Finding:
     text = f"MLFLOW_TRACKING_URI is {address}; this clone's server {'is' if settings.is_up else 'will be'} at {local}"
     if address == local:
         return Finding("tracking address", OK, text)
-    # If no server runs here, another address may be intended.
+    # If no server runs here, another address may be intentional.
     return Finding("tracking address", WRONG if settings.is_up else LOOK, text, EXPORT_COMMAND)
 
 
@@ -119,7 +119,7 @@ def _stray_runs(settings: Settings) -> Finding:
         return Finding("stray runs", OK, "all runs are on the server")
     paths = " ".join(map(str, strays))
     next_step = f"{EXPORT_COMMAND}; run the same notebooks or commands again; then remove the files: rm -r {paths}"
-    return Finding("stray runs", LOOK, f"MLflow wrote runs into files, not to the server: {paths}", next_step)
+    return Finding("stray runs", LOOK, f"MLflow logged runs to local files, not to the server: {paths}", next_step)
 
 
 def _programs() -> Finding:
@@ -137,7 +137,7 @@ def _programs() -> Finding:
 # -- the servers -----------------------------------------------------------------------------------------------------
 def _server(row: supervisor.Status, settings: Settings) -> Finding:
     if row.healthy:
-        return Finding(row.name, OK, f"answers at {row.address}")
+        return Finding(row.name, OK, f"responds at {row.address}")
     if not settings.is_up:
         return Finding(row.name, OK, f"not started: {row.reason or 'type workshop up'}")
     next_step = f"type `workshop down`, `workshop up` and {EXPORT_COMMAND}; log: {settings.logs / row.name}.log"

@@ -1,7 +1,7 @@
 """The exercises of the chapters: `check` compares an answer with the solution and records solved exercises.
 
-`EXERCISES`, at the end, lists them. A solution is a number, or a list or dict of numbers, for `compare`; or a function
-of the arguments of `check` that raises WrongAnswerError with a hint for the attendee.
+`EXERCISES`, at the end, lists them. A solution is a number, list or dict for `compare`, or a function that takes the
+arguments of `check` and raises WrongAnswerError with a hint for the attendee.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SCORE_EXERCISE = "2a"  # the rest of the chapter uses its answer, a function
 TOLERANCE = 0.001
 R2_OF_WEEK = {"with": (0.988, 0.914), "without": (0.900, 0.743)}  # solar and wind: means of twenty forests
-# Parameters that the notebooks log, or that do not change a forest.
+# Parameters that the notebooks already log, or that do not affect a forest's predictions.
 FOREST_PARAMETERS = {
     "split", "test_fraction", "n_estimators", "max_depth", "last_hours", "n_jobs", "verbose", "oob_score", "warm_start",
 }  # fmt: skip
@@ -66,12 +66,12 @@ def expect(condition: object, hint: str) -> None:
 def check(number: str, answer: Any = ..., *evidence: Any) -> Any:
     """Check an answer: print a hint, or if it is right, print the lesson and record the exercise as solved.
 
-    ``evidence`` are further objects that the check needs. A wrong answer raises nothing, so the cells below can run; if
-    they need the answer, a right one is returned, else the solution. Raises PipelineError for an unknown number.
+    ``evidence``: further objects that the check needs. A wrong answer raises no error, so the cells below can run. If
+    they use the answer, return it if it is right, else the solution. Raises PipelineError for an unknown number.
     """
     if number not in EXERCISES:
         step = "restore the exercise's number in the call to `check`"
-        raise PipelineError("There is no such exercise.", value=number, expected=", ".join(EXERCISES), next_step=step)
+        raise PipelineError("No exercise has this number.", value=number, expected=", ".join(EXERCISES), next_step=step)
     try:
         is_filled = all(each is not ... for each in (answer, *evidence))
         expect(is_filled, "write your answer below `# Your code here` and replace every `...`.")
@@ -101,7 +101,7 @@ def of_chapter(chapter: int) -> dict[str, Exercise]:
 
 
 def solved(settings: Settings) -> list[str]:
-    """Read the numbers of the solved exercises."""
+    """Return the numbers of the solved exercises."""
     try:
         return [number for number in json.loads((settings.state / "exercises.json").read_text()) if number in EXERCISES]
     except (FileNotFoundError, TypeError, ValueError):
@@ -109,13 +109,13 @@ def solved(settings: Settings) -> list[str]:
 
 
 def write_solved(numbers: Iterable[str], settings: Settings) -> None:
-    """Write the numbers of the solved exercises."""
+    """Save the numbers of the solved exercises."""
     write_atomically(settings.state / "exercises.json", f"{json.dumps(sorted(numbers))}\n".encode())
 
 
 # -- answers and solutions -------------------------------------------------------------------------------------------
 class Number(NamedTuple):
-    """A solution, right within ``tolerance`` or rounded to ``decimals`` or more; ``mistakes``: hint -> wrong number."""
+    """A number, right within ``tolerance`` or if rounded to >= ``decimals``; ``mistakes``: hint -> wrong number."""
 
     value: float
     tolerance: float
@@ -124,7 +124,7 @@ class Number(NamedTuple):
     decimals: int = 2
 
     def fits(self, number: float) -> bool:
-        """Return whether a number is right."""
+        """Return whether a number counts as right."""
         rights = [self.value, *(round(self.value, decimals) for decimals in range(self.decimals, 8))]
         return abs(number - self.value) <= self.tolerance or min(abs(number - each) for each in rights) < 1e-6
 
@@ -141,7 +141,7 @@ class Number(NamedTuple):
 
 
 def compare(answer: Any, solution: Any, name: str = "the answer") -> None:
-    """Raise WrongAnswerError for the first fault of an answer: its type and size, NaN, the order, then each number."""
+    """Raise WrongAnswerError for an answer's first fault: check its type and size, NaN, order, then each number."""
     pairs = list(_pairs(answer, solution, name))
     for part, number, _ in pairs:
         expect(math.isfinite(number), f"{part} is {number}: check for missing values and divisions by zero.")
@@ -169,7 +169,7 @@ def _pairs(answer: Any, solution: Any, name: str) -> Iterator[tuple[str, float, 
         for key, right in solution.items():
             yield from _pairs(answer[key], right, f"`{key}`")
     elif isinstance(solution, list):
-        values = np.squeeze(np.asarray(answer, dtype=object))  # also accepts a tuple, a Series or a 2D array of one row
+        values = np.squeeze(np.asarray(answer, dtype=object))  # accepts a tuple, a Series or a one-row 2D array, too
         has_length = values.shape == (len(solution),)
         expect(has_length, f"{name} must be a list of {len(solution)} numbers, but has {type_of(answer)}.")
         for count, (value, right) in enumerate(zip(values, solution, strict=True), start=1):
@@ -179,7 +179,7 @@ def _pairs(answer: Any, solution: Any, name: str) -> Iterator[tuple[str, float, 
 
 
 def number_of(answer: Any, name: str = "the answer") -> float:
-    """Convert a number, or the only one of an array or Series, to float; raise WrongAnswerError for other answers."""
+    """Convert a number, or an array or Series with one value, to float; raise WrongAnswerError for other answers."""
     with suppress(Exception):  # an answer can be anything
         value = answer.item() if hasattr(answer, "item") else answer
         if not isinstance(value, bool | str | bytes):
@@ -193,7 +193,7 @@ def require(answer: Any, kind: Any, description: str, name: str = "the answer") 
 
 
 def names_of(answer: Any) -> set[str]:
-    """Return the strings, or the ``name`` attributes, in a collection; raise WrongAnswerError for other answers."""
+    """Return the strings in a collection, or the items' ``name``; raise WrongAnswerError for other answers."""
     is_collection = isinstance(answer, Iterable) and not isinstance(answer, str)
     expect(is_collection, f"the answer must be a set of names, but has {type_of(answer)}.")
     return {getattr(each, "name", each) for each in answer}
@@ -233,7 +233,7 @@ def _check_negative_wind(answer: float, y_pred: np.ndarray, y_test: DataFrame) -
         "this is the share for solar power: wind is the other column.": (solar < 0).mean(),
         "this is the share of hours below 1 GW: count those below zero.": (wind < 1).mean(),
         "measured power is never below zero: count the predictions below zero.": 0,
-        "this is close: count the test hours, which are in `y_pred`, and do not round.": (0.02, 0.05),
+        "this is close: count the hours in `y_pred`, and do not round.": (0.02, 0.05),
     }
     hint = "count the values of `y_pred[:, 1]` below zero, and divide by the number of all values."
     compare(answer, Number((wind < 0).mean(), 0.4 / len(wind), hint, mistakes, decimals=4))
@@ -282,7 +282,7 @@ def _check_score_function(answer: Callable[[DataFrame, DataFrame], dict[str, flo
     except NameError as error:
         hint = "but does not define it. In `scores.py` it is alone: import inside the function, and check the spelling."
         raise WrongAnswerError(f"the function uses `{error.name}`, {hint}") from None
-    except (Exception, SystemExit) as error:  # noqa: BLE001 -- the function can be anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 -- the function can raise anything
         is_open = isinstance(error, TypeError) and ("(...)" in source or "= ..." in source)
         hint = "replace the remaining `...`." if is_open else f"the function raises {type(error).__name__}: {error}"
         raise WrongAnswerError(hint) from None
@@ -308,7 +308,7 @@ def _check_logged_parameter(answer: str, test: DataFrame) -> None:
     fitted, defaults = (model.get_params() for model in (forest.fitted, type(forest.fitted)()))
     used = [name for name, value in extra.items() if name in fitted and str(fitted[name]) == value]
     expect(used, f"the forest of this run was not fitted with {', '.join(extra)}: pass the parameter to `fit`, too.")
-    is_changed = any(repr(fitted[name]) != repr(defaults[name]) for name in used)  # 1 is one feature, and 1.0 are all
+    is_changed = any(repr(fitted[name]) != repr(defaults[name]) for name in used)  # max_features=1 is not 1.0
     expect(is_changed, f"{', '.join(used)} has its default value, which changes nothing: choose another value.")
     r2 = sum(r2_of(test[TARGETS], forest.predict(test))) / 2
     hint = f"the `r2` of this run is not that of its forest on `test` ({r2:.3f}): let `track` log it, not your code."
@@ -316,7 +316,7 @@ def _check_logged_parameter(answer: str, test: DataFrame) -> None:
 
 
 def _check_epochs(answer: float, model: Any, test: DataFrame) -> None:
-    """Count a network's epochs by the steps of its optimizer; compare the answer with the R2 of its predictions."""
+    """Derive a network's epochs from its optimizer steps; compare the answer with the R2 of its predictions."""
     from forecast.table.schema import FEATURES, TARGETS
 
     number_of(answer)
@@ -326,7 +326,7 @@ def _check_epochs(answer: float, model: Any, test: DataFrame) -> None:
     hint += "`batch_size` and `validation_split`. Run the notebook again from its first cell, and compile once."
     expect(math.isclose(epochs, 30), hint)
     r2 = sum(r2_of(test[TARGETS], model.predict(test[FEATURES].to_numpy(), verbose=0))) / 2
-    compare(answer, Number(r2, 0.0001, "score new predictions for `test`, made after the training.", decimals=3))
+    compare(answer, Number(r2, 0.0001, "predict `test` again after the training, and score that.", decimals=3))
 
 
 def _check_query(answer: str) -> None:
@@ -354,7 +354,7 @@ def _check_challenger(answer: float, week: DataFrame) -> None:
     number_of(answer)
     client = connect()
     names = (f"models:/{REGISTERED_MODEL}@{alias}" for alias in ("challenger", PRODUCTION))
-    expect("challenger" in client.get_registered_model(REGISTERED_MODEL).aliases, "no challenger: run compare_runs.")
+    expect("challenger" in client.get_registered_model(REGISTERED_MODEL).aliases, "no challenger; run compare_runs.")
     challenger, production = (load(name, client).predict(week).mean() for name in names)
     mistakes = {
         "this is the prediction of the version in production: load the challenger.": production["wind_GW"],
@@ -391,7 +391,7 @@ def _check_alias(answer: str) -> None:
 
 
 def finished_run(answer: Any) -> Run:
-    """Return the finished run with this id; raise WrongAnswerError for another answer."""
+    """Return the finished run with this id; raise WrongAnswerError if there is none."""
     require(answer, str, "the id of a run (a string)")
     client = connect()
     from mlflow.exceptions import MlflowException
@@ -407,19 +407,19 @@ def finished_run(answer: Any) -> Run:
 
 # -- chapter 3 -------------------------------------------------------------------------------------------------------
 def _check_gain_of_sun(answer: float, theirs: Run, plain: Any) -> None:
-    """Compare the answer with the difference in R2 of two runs; both must have the same forest."""
+    """Compare the answer with the difference in R2 between two runs, which must fit the same forest."""
     number_of(answer)
     run_id = getattr(getattr(plain, "info", plain), "run_id", plain)
-    expect(isinstance(run_id, str), f"`plain` must be what `mlflow.projects.run` returns, but has {type_of(plain)}.")
+    expect(isinstance(run_id, str), f"`plain` must be the result of `mlflow.projects.run`, but has {type_of(plain)}.")
     run = project_run(run_id).data
     expect(run.params.keys() >= PLAIN_FOREST.keys(), "`plain` is not a run of the `rf` project: run that project.")
     parameters = PLAIN_FOREST | {"test_fraction": theirs.data.params["test_fraction"]}
     others = [name for name, value in parameters.items() if float(run.params[name]) != float(value)]
     others += ["by_capacity"] * (run.tags.get("target") == "capacity_factor")
-    expect(not others, f"`plain` differs from `theirs` in {', '.join(others)}: change only what the task names.")
+    expect(not others, f"`plain` differs from `theirs` in {', '.join(others)}: change only what the task specifies.")
     expect(run_id != theirs.info.run_id, "`plain` is the same run as `theirs`: run `rf`, without the sun's height.")
     gain = theirs.data.metrics["r2"] - run.metrics["r2"]
-    compare(answer, Number(gain, 0.0001, "subtract the logged R2 of `plain` from that of `theirs`.", decimals=3))
+    compare(answer, Number(gain, 0.0001, "subtract `plain`'s logged R2 from the logged R2 of `theirs`.", decimals=3))
 
 
 def _check_fraction(answer: str, task: str = "pass a dict with the key `test_fraction` as `parameters`.") -> None:
@@ -437,7 +437,7 @@ def _check_commit(answer: tuple[str, str]) -> None:
     right = project_run(run_id).data.tags.get(COMMIT_TAG, "")
     is_short = len(right) > len(commit) >= 4 and right.startswith(commit)
     expect(not is_short, "this is only the beginning of the right commit: give the full hash.")
-    expect(commit and commit == right, "the run has a different commit: which of `run.data.tags` ends in `commit`?")
+    expect(commit and commit == right, "the run has a different commit: which key of `run.data.tags` ends in `commit`?")
 
 
 def _check_floor(answer: str) -> None:
@@ -449,7 +449,7 @@ def _check_floor(answer: str) -> None:
 
 
 def project_run(answer: Any, entry_point: str = "main") -> Run:
-    """Return the finished run of a project's entry point with this id; raise WrongAnswerError for another answer."""
+    """Return the finished run of a project's entry point with this id; raise WrongAnswerError if there is none."""
     run = finished_run(answer)
     hint = f"this is not a run of a project's `{entry_point}` entry point: look at the run's tags."
     expect(run.data.tags.get("mlflow.project.entryPoint") == entry_point, hint)
@@ -481,14 +481,14 @@ def _check_failed_rules(answer: set[str]) -> None:
     chosen, failed = {names.get(name, name) for name in chosen}, {each.name for each in decision.failed}
     others = sorted(map(str, chosen - failed))
     expect(not others, f"{', '.join(others)}: passed, or not a rule. The gate's rules: {', '.join(names.values())}.")
-    expect(failed <= chosen, "the model fails at least one more rule: look at each result.")
+    expect(failed <= chosen, "the model fails at least one more rule: check the result of each rule.")
 
 
 def _check_challenger_stage(answer: str) -> None:
     run = finished_run(answer)
     stage = run.data.tags.get(STAGE_TAG)
-    expect(stage, "this is not a run of the pipeline: take the run id in `results/trained/train_last_year.json`.")
-    hint = "take the run id in `train_last_year.json`; its notebook must pass `train_last_year` to `start_run`."
+    expect(stage, "this is not a run of the pipeline: use the run id in `results/trained/train_last_year.json`.")
+    hint = "use the run id in `train_last_year.json`; its notebook must pass `train_last_year` to `start_run`."
     expect(stage == "train_last_year", f"this is a run of `{stage}`: {hint}")
     r2 = run.data.metrics["r2"]
     hint = f"its R2 is {r2:.3f}, not about 0.899: put `train = train.tail(8760)` above the line with `forest`."
@@ -496,12 +496,12 @@ def _check_challenger_stage(answer: str) -> None:
 
 
 # -- all exercises ----------------------------------------------------------------------------------------------------
-# By number: a chapter's cells to write, then those in the `exercises` notebook. The scores are those of the embedded
+# Keyed by number: a chapter's cells to write, then its `exercises` notebook. The expected scores are for the embedded
 # sample, from which every attendee makes `germany.csv`; a test computes them with the notebooks' solutions.
 WEEK = "score the forest of the task on `week` alone."
 EXERCISES = {
     "1a": Exercise("the growth of wind power per installed GW", "make_processed_data",
-        lesson="each GW produced about a quarter more: this part of the growth did not come from new plants",
+        lesson="each GW of capacity generated about a quarter more: new plants do not explain this part of the growth",
         solution=Number(1.245, 0.01, "divide the mean `wind_share` of one year by the mean of the other year.", {
             "this is the growth of all wind power: divide the means of `wind_share`.": (1.4, 1.5),
             "this is the earlier year divided by the later one: swap them.": (0.795, 0.81),
@@ -513,10 +513,10 @@ EXERCISES = {
     "1c": Exercise("a line for the comments", "model_rf", _check_comment_line,
         "the line is right, but does not say which hours were held out: nobody can reproduce its R2"),
     "1d": Exercise("the R2 of solar and of wind", "model_keras", _check_r2_of_targets,
-        "one R2 for both hid that the network predicts solar power much better than wind power"),
+        "one R2 for both targets hid that the network predicts solar power much better than wind power"),
     "1.1": Exercise("the report's week, trained on and held out", "exercises",
         lesson="R2 is about 0.99 for solar if the week is trained on and 0.90 if not; for wind it is 0.91 and 0.74: "
-        "a report on training data promises too much",
+        "a report on training data is too optimistic",
         solution={
             name: [Number(r2, 0.02, WEEK, {hint: wrong}) for r2, wrong in zip(R2_OF_WEEK[name], wrong, strict=True)]
             for name, hint, wrong in (
@@ -526,7 +526,7 @@ EXERCISES = {
         }),
     "1.2": Exercise("the months in which the weather is late", "exercises",
         lesson="from April to October, in summer time, the weather is an hour late, as in the real file; "
-        "one lag for the whole year would not show that the winter is right",
+        "a single lag for the whole year would hide that the winter is right",
         solution={month: Number(int(4 <= month <= 10), 0, "which shift of the radiation gives the highest correlation?")
             for month in range(1, 13)}),
     "1.3": Exercise("how much a score on training hours overestimates", "exercises",
@@ -536,11 +536,11 @@ EXERCISES = {
             "this is the R2 on `test` alone.": (0.86, 0.87), "this is the R2 on `train` alone.": (0.97, 0.99),
         })),
     SCORE_EXERCISE: Exercise("a score function", "model_linreg", _check_score_function,
-        "one function scores all models of this chapter, so their numbers can be compared"),
+        "one function scores all models of this chapter, so their scores can be compared"),
     "2b": Exercise("the data without the artificial step", "honest_split",
         lesson="without the step the capacity factor alone is best: which method helps depends on the data",
         solution={
-            name: Number(r2, 0.005, "0.8 times which factor is 1?", {
+            name: Number(r2, 0.005, "which factor times 0.8 is 1?", {
                 "these are the scores of the original data: choose another factor than 1.": before,
                 "this factor makes the step larger: the early wind power must grow.": (0.6, before - 0.005),
             })
@@ -554,7 +554,7 @@ EXERCISES = {
     "2d": Exercise("more epochs", "model_keras", _check_epochs,
         "R2 is a little higher, although `val_loss` did not fall: this loss comes mostly from the step in wind power"),
     "2e": Exercise("capacity factors converted to GW", "capacity_factor",
-        lesson="a model of capacity factors needs the capacity of the hour, and its user has to know that",
+        lesson="to get GW, the user of a capacity-factor model has to know the capacity in each hour",
         solution=[
             Number(GW, 0.1, "multiply each factor of the first held-out hour by its own capacity column.", {
                 "this is the capacity factor: multiply it by the capacity.": factor,
@@ -564,15 +564,15 @@ EXERCISES = {
             for GW, factor, other, exchanged in ((7.39, 0.185, 7.36, 8.48), (11.72, 0.255, 11.26, 10.21))
         ]),
     "2f": Exercise("your own query", "compare_runs", _check_query,
-        "only the two forests of the last year pass: the other models predict too little wind"),
+        "only the two forests trained on the last year pass: the others predict too little wind power"),
     "2g": Exercise("the challenger's prediction", "get_prod_model", _check_challenger,
-        "the challenger predicts too little wind in this week: 9.9 GW were measured"),
+        "the challenger predicts too little wind power in this week: the measured mean is 9.9 GW"),
     "2.1": Exercise("your own run, with parameter, metric and tag", "exercises", _check_run,
         "wind speed alone has an R2 of 0.59 for wind, a little more than all four inputs of `linreg`: on these "
-        "hours the other three do not help a linear model"),
+        "hours the other three inputs do not help a linear model"),
     "2.2": Exercise("a small lead: luck or not", "exercises",
         lesson="at depth 12, 50 trees win 25 of 25 pairs: a small lead, but not luck; at depth 6 they win 22: "
-        "a single run of each can show the opposite",
+        "a single pair of runs can show the opposite",
         solution={  # another processor may round close scores differently
             depth: Number(pairs, 2, "compare each of the five scores of 50 trees with each score of 10 trees.", {
                 "count the pairs, do not divide.": (0.01, 1), "are these the wins of 10 trees?": (0, 27 - pairs),
@@ -586,16 +586,16 @@ EXERCISES = {
         "and 0.005 from the hour, which distinguishes morning and afternoon. Your winner of step 5 has an R2 of "
         "0.927 without either"),
     "3.1": Exercise("`lr` run with a tenth of the hours held out", "exercises", _check_fraction,
-        "the run records the fraction: its R2 is on other hours than that of step 2, so the two cannot be compared"),
+        "the run records the fraction: its R2 and that of step 2 are from different hours and cannot be compared"),
     "3.2": Exercise("the commit of a run, from its tags", "exercises", _check_commit,
         "the commit identifies the code, unless there were uncommitted changes: with the run's parameters and the "
-        "same data, anyone can repeat it"),
+        "same data, anyone can repeat the run"),
     "3.3": Exercise("the highest floor that a run's R2 reaches", "exercises", _check_floor,
         "with a higher floor the command would have failed, so a script can stop before it uses a weak model"),
     "4.1": Exercise("the stages that a change affects", "exercises", _check_affected_stages,
         "`split` and all stages downstream run again; DVC keeps the results of `fetch` and `prepare`, upstream"),
     "4.2": Exercise("the rules that the linear regression fails", "exercises", _check_failed_rules,
-        "a refusal names the failed rules, so you know what to improve, and a dry run changes nothing"),
+        "a refusal lists the failed rules, so you know what to improve, and a dry run changes nothing"),
     "4.3": Exercise("your challenger of chapter 2 as a stage", "exercises", _check_challenger_stage,
-        "one line raises the R2 of the forest from 0.80 to 0.90, and the pipeline evaluates it like all others"),
+        "one line raises the R2 of the forest from 0.80 to 0.90, and the pipeline evaluates it like any other model"),
 }  # fmt: skip

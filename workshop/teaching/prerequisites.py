@@ -44,19 +44,19 @@ def find_problems(folder: str = ".") -> list:
 
 
 def find_place_problems(folder: str, system: str) -> list:
-    """Return the problems of the clone's folder; ``system`` is the output of uname."""
+    """Return the problems with the clone's folder; ``system`` is the output of `uname`."""
     problems = []
     if "microsoft" in system.lower() and re.match("/mnt/[a-z]/", folder):
-        slow = folder + " is on a Windows drive mounted in WSL: it is slow, and files there cannot be private"
+        slow = folder + " is on a Windows drive mounted in WSL, which is slow and cannot keep files private"
         problems.append((slow, "clone into your home folder in Linux: cd ~ && git clone ... && cd to the new folder"))
     if re.search(r"[\s:]", folder):
         what = "the path of this clone contains a space or a colon: " + folder
-        problems.append((what, "move the clone to a path without them: the environment's programs cannot start there"))
+        problems.append((what, "move the clone to a path without them, or the environment's programs cannot start"))
     return problems
 
 
 def main() -> None:
-    """Print the problems and exit 1, or print nothing and exit 0."""
+    """Print the problems and exit with 1, or print nothing and exit with 0."""
     problems = find_problems()
     for what, next_step in problems:
         sys.stderr.write("Not ready: " + what + "\n  next: " + next_step + "\n")

@@ -19,7 +19,7 @@ from pathlib import Path
 from workshop.exports import EXPORT_COMMAND
 
 VERSION = platform.python_version()
-NAME = b"workshop.teaching.pyenv"  # in the console script of every such shim, also of other clones
+NAME = b"workshop.teaching.pyenv"  # in the console script of every shim, including other clones'
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
     if arguments == ["install", "--skip-existing", VERSION]:
         if os.environ.get("MLFLOW_TRACKING_URI"):
             return 0
-        sys.exit(f"No tracking server is set in this terminal. At the top of the repository, type: {EXPORT_COMMAND}")
+        sys.exit(f"No tracking server is set in this terminal. In the repository root, type: {EXPORT_COMMAND}")
     if real is None:
         sys.exit(f"Only Python {VERSION} is available here. For other versions, install https://github.com/pyenv/pyenv")
     return os.execv(real, [str(real), *arguments])  # noqa: S606 -- replaces this process with the real pyenv
@@ -45,12 +45,12 @@ def find_real(path: str) -> Path | None:
 
 
 def make_root(root: Path, real: Path | None) -> Path:
-    """Create ``root`` with this version and links to the versions of the real pyenv; return it."""
+    """Create ``root`` with this version and links to the real pyenv's versions; return ``root``."""
     versions = root / "versions"
     program = versions / VERSION / "bin" / "python"
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
-        # A script instead of a symbolic link, through which some builds of Python do not find their libraries.
+        # Write a script: through a symbolic link, some builds of Python do not find their libraries.
         base = os.path.realpath(sys.executable)
         temporary = program.with_name(f"python.{os.getpid()}")
         temporary.write_text(f'#!/bin/sh\nexec {shlex.quote(base)} "$@"\n')
