@@ -326,7 +326,7 @@ def _check_epochs(answer: float, model: Any, test: DataFrame) -> None:
     hint += "`batch_size` and `validation_split`. Run the notebook again from its first cell, and compile once."
     expect(math.isclose(epochs, 30), hint)
     r2 = sum(r2_of(test[TARGETS], model.predict(test[FEATURES].to_numpy(), verbose=0))) / 2
-    compare(answer, Number(r2, 0.0001, "predict `test` again after the training, and score that.", decimals=3))
+    compare(answer, Number(r2, 0.0001, "score the predictions of `test` made after the training.", decimals=3))
 
 
 def _check_query(answer: str) -> None:
