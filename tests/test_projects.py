@@ -274,7 +274,7 @@ def test_checks_recognise_near_misses(typed, in_workplace, capsys):
         ("3.1", "0" * 32, "has no run"),
         ("3.2", (lr, "0" * 40), "a different commit"),
         ("3.2", (lr, theirs.data.tags["mlflow.source.git.commit"][:8]), "only the beginning of the right commit"),
-        ("3.3", lr, "entry point `validate`"),
+        ("3.3", lr, "`validate` entry point"),
     ]
     before = exercises.solved(in_workplace.settings)
     for number, answer, words, *evidence in answers:

@@ -44,7 +44,7 @@ def test_only_local_and_allowed_hosts_are_answered(made, monkeypatch, host, stat
     for path in ("/", "/health", "/_dash-layout"):
         answer = made()[1].get(path, headers={"Host": host})
         assert answer.status_code == status, path
-        words = f"the host {host!r} is neither", "such as DASHBOARD_ALLOWED_HOSTS=dash.company.lan"
+        words = f"the host {host!r} is neither", "as in DASHBOARD_ALLOWED_HOSTS=dash.company.lan"
         assert status == 200 or all(word in answer.get_json()["error"] for word in words)
 
 

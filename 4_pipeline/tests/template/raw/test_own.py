@@ -268,7 +268,7 @@ EXACT = GERMAN["time"] | {"format": "%d.%m.%Y %H:%M:%S.%f"}
         (pd.date_range(HOURS[0], periods=60, freq="D"), "are 24 hours apart", "in separate columns"),
         (HOURS.repeat(3), "3 different rows per hour", "sum these rows"),
         (pd.date_range(HOURS[0], periods=9).repeat(24), "24 different rows per hour", "join them"),
-        (HOURS.append(pd.date_range("2015-07-02 16:00", periods=40, freq="15min")), "line 43", "two files"),
+        (HOURS.append(pd.date_range("2015-07-02 16:00", periods=40, freq="15min")), "line 43", "split the file in two"),
         (HOURS + pd.to_timedelta(range(40), unit="s"), r"are 1\.000278 hours", "move each time to the start"),
         (pd.date_range(HOURS[0], periods=60, freq="3599999ms"), r"are 0\.9999997 hours", "move each time to the start"),
     ],
