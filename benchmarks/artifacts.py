@@ -1,4 +1,4 @@
-"""Artifacts on the FTP server, compared with MLflow's own store: small files and a large one, at two latencies."""
+"""Compare our FTP artifact store with MLflow's: small files and a large one, at two latencies."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Clone(Servers):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         root, environment = new_workplace(folder / "clone")
-        del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # the tests turn preloading off
+        del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # `new_workplace` turns preloading off
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise both sides compile their imports at each start
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "dvc")
         self.fresh_environment = environment
@@ -41,7 +41,7 @@ class Clone(Servers):
         return done.stdout
 
     def up(self) -> None:
-        """Start the servers and set their addresses, as `eval "$(workshop config --export)"` does in a shell."""
+        """Start the servers and export their addresses, as `eval "$(workshop config --export)"` does in a shell."""
         self.do("workshop", "up", environment=self.fresh_environment)
         self.environment = self.fresh_environment | exports_of(self.settings)
 
@@ -50,9 +50,9 @@ class Clone(Servers):
         self.do("workshop", "down", environment=self.fresh_environment)
 
     def wait_until_warm(self) -> None:
-        """Wait until each worker forks kernels with preloaded modules; raise RuntimeError after `WARM_SECONDS`."""
+        """Wait until all workers fork kernels with preloaded modules; raise RuntimeError after `WARM_SECONDS`."""
         folder, deadline = self.new_folder("warm"), time.monotonic() + WARM_SECONDS
-        # A notebook that contains `sys.modules` would get a kernel without preloaded modules.
+        # Time an import: a notebook that mentions `sys.modules` would get a kernel without preloaded modules.
         code = f"import time\nbegin = time.monotonic()\nimport {LAST_IMPORT}\nassert time.monotonic() - begin < 0.1"
         cell = nbformat.v4.new_code_cell(code)
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -70,7 +70,7 @@ class Clone(Servers):
                 return
 
     def new_folder(self, name: str) -> Path:
-        """Return a new, empty folder."""
+        """Create and return an empty folder."""
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
 
 

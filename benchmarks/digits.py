@@ -1,4 +1,4 @@
-"""The search of examples/digits_search: joblib's own processes, two local Dask workers, and two machines over SSH."""
+"""Time the search of examples/digits_search: joblib's processes, two local Dask workers, two machines over SSH."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from laptops import ssh_cluster, two_nodes
 
 TITLE = "A grid search"
 LOKY, LOCAL, SSH = "joblib's own two processes", "two local Dask workers", "two Dask workers by SSH"
-# Search a third of the larger space, after a small search that makes the workers import their packages.
+# Search a small space first, so that the workers import their packages; then time a third of the large space.
 CODE = """
 import itertools, sys, time
 import joblib, search
@@ -36,7 +36,7 @@ ROWS = tuple(Row("a search of 98 combinations, 294 fits", LOKY, ours) for ours i
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return three backends, each with two processes on the same cores; only the search itself is timed."""
+    """Return a side for each of three backends with two processes on the same cores; time only the search itself."""
     folder = clone.root / "examples" / "digits_search"
     return [
         Side(LOKY, lambda: seconds(clone.do(BIN / "python", "-c", CODE, "loky", cwd=folder))),

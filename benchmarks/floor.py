@@ -1,4 +1,4 @@
-"""The pipeline's minimum time: only the notebooks' cells, each notebook in a fork of a process with all imports done.
+"""Measure the pipeline's minimum time: only the cells, each notebook in a fork of a process with all imports done.
 
 `python -m benchmarks.floor` runs in the pipeline's folder, with the servers' addresses in its environment, and prints
 the minimum seconds on two processors. Stages are grouped by their depth in the DAG. A group takes as long as its
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _measure(commands: list[str], parameters: dict | None) -> tuple[float, float]:
-    """Run a stage in a fork; return its seconds and the machine's CPU seconds, which include the workers."""
+    """Run a stage in a fork; return its wall time and the whole machine's CPU seconds, workers included."""
     before, start = _busy_seconds(), time.perf_counter()
     if (child := os.fork()) == 0:
         with contextlib.suppress(SystemExit):
@@ -76,7 +76,7 @@ def _run(command: list[str], parameters: dict) -> None:
         if option == "-m":
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
-            exec(name)  # noqa: S102 - a command of dvc.yaml
+            exec(name)  # noqa: S102 - a command from dvc.yaml
 
 
 def _run_cells(notebook: Path, parameters: dict) -> None:
@@ -84,7 +84,7 @@ def _run_cells(notebook: Path, parameters: dict) -> None:
     from matplotlib_inline.backend_inline import configure_inline_support
 
     shell = InteractiveShell.instance()
-    configure_inline_support(shell, INLINE)  # draw figures, as in a kernel
+    configure_inline_support(shell, INLINE)  # render figures inline, as in a kernel
     with (
         Path(os.devnull).open("w") as devnull,
         contextlib.redirect_stdout(devnull),

@@ -1,4 +1,4 @@
-"""Idle servers: CPU seconds per minute."""
+"""Measure the CPU seconds that idle servers use per minute."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def _seconds(processes: list[psutil.Process]) -> float:
-    """Return the CPU seconds of the processes in the next minute."""
+    """Return the CPU seconds that the processes use in the next minute."""
     before = {each: sum(each.cpu_times()[:2]) for each in processes}
     time.sleep(SECONDS)
     return sum(sum(each.cpu_times()[:2]) - before[each] for each in processes if each.is_running())

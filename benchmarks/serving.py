@@ -1,4 +1,4 @@
-"""Predictions over fifty connections: the dashboard's `/predict`, and MLflow's model server."""
+"""Compare the latency of the dashboard's `/predict` and of MLflow's model server, over fifty connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small notebooks: one run by the `papermill` command, and twenty that import pandas and sleep for half a second."""
+"""Time small notebooks: one run by the `papermill` command, twenty that import pandas and sleep for half a second."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def run_papermill_each(clone: Clone, notebook: Path, values: Iterable[int], jobs
 
 
 def install_snakemake(clone: Clone) -> Path:
-    """Install Snakemake, the best alternative, in a separate environment; return its executable."""
+    """Install Snakemake in a separate environment; return its executable."""
     environment = clone.folder / "snakemake"
     if not environment.exists():
         clone.do("uv", "venv", "--quiet", "--python", BIN / "python", environment)
@@ -143,7 +143,7 @@ def install_snakemake(clone: Clone) -> Path:
 
 
 def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
-    """Run a notebook for each value of its parameter `i`, two jobs at a time, each calling the clone's `papermill`."""
+    """With Snakemake, run a notebook for each value of its parameter `i`, in two parallel `papermill` jobs."""
     folder = clone.new_folder("snakemake-run")
     (folder / "Snakefile").write_text(SNAKEFILE.format(count=len(VALUES), notebook=notebook))
     clone.do(snakemake, "--cores", "2", "--retries", "1", "--quiet", "all", cwd=folder)

@@ -1,4 +1,4 @@
-"""The table in README.md, generated from the results."""
+"""Generate the table in README.md from the results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HEADER = ("task", "standard tools", "this repository", "speedup")
 
 @dataclass(frozen=True)
 class Row:
-    """The speedup of the side ``ours`` over the side ``base``."""
+    """A table row: the speedup of the side ``ours`` over the side ``base``."""
 
     task: str
     base: str
     ours: str
 
     def cells(self, figures: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
-        """Return the row's cells; speedups are per round, as both sides of a round had the same machine load."""
+        """Return the row's cells; compute speedups per round, because the sides of a round ran under similar load."""
         ratios = [slow / fast for slow, fast in zip(figures[self.base], figures[self.ours], strict=True)]
         return (
             self.task,
@@ -32,7 +32,7 @@ class Row:
 
 
 def table(results: Mapping[str, dict], benchmarks: Mapping[str, ModuleType]) -> str:
-    """Return the table in Markdown, followed by a line about each benchmark."""
+    """Return the table in Markdown, followed by one line per benchmark."""
     measured = {name: module for name, module in benchmarks.items() if name in results}
     rows = []
     for name, module in measured.items():

@@ -25,7 +25,7 @@ from tests.workplace import processes_of
 
 SAMPLE_SECONDS, BIN_SECONDS = 0.05, 0.5
 PHASES = ["papermill connects", "kernel starts", "cells", "kernel ends", "MLflow gets the notebook"]
-KINDS = {  # kinds of processes, each with a substring of its command line
+KINDS = {  # kinds of processes, recognized by a substring of the command line
     "kernels": "serve_forks", "workers: fits, pages": "spawn_main", "commands of stages": "dvc_parallel.runner",
     "scheduler": "dask", "tracking server": "mlflow", "FTP server": "ftpserver",
     "workshop repro": "workshop repro", "dashboard": "dashboard",
@@ -33,9 +33,9 @@ KINDS = {  # kinds of processes, each with a substring of its command line
 
 
 def main() -> None:
-    """Measure one run, print its seconds, and draw it."""
+    """Measure one run, print its seconds, and draw its timeline."""
     with running_clone() as clone:
-        run(clone, "workshop")  # so that a model is in production
+        run(clone, "workshop")  # puts a model into production
         clone.wait_until_warm()
         wait_until_quiet()
         phases, cpu_seconds = _watch(clone)
@@ -84,7 +84,7 @@ def _kind(process: psutil.Process) -> str:
 
 
 def _phases(clone: Clone, name: str, run_start: float, start: float, end: float) -> list[float]:
-    """Return the start of each phase of a stage and its end; a stage without a notebook is all `cells`."""
+    """Return the start of each phase and the end of a stage; a stage without a notebook has only the phase `cells`."""
     file = clone.pipeline / "executed" / f"{name}.ipynb"
     if not file.exists():
         return [start] * 3 + [end] * 3

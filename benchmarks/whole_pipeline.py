@@ -1,4 +1,4 @@
-"""The pipeline of chapter 4: from scratch, and with nothing changed. Its stages are read from `dvc.yaml`."""
+"""Time the pipeline of chapter 4, from scratch and with nothing changed. Its stages are read from `dvc.yaml`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAGE = {"cmd": "cp input ${item}.copy", "deps": ["input"], "outs": ["${item}.co
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return plain DVC, and our tools with warm workers and with a cluster that has just started."""
+    """Return the sides: plain DVC, and our tools with warm workers or with a cluster that has just started."""
 
     def prepare_stock() -> None:
         remove_results(clone)
@@ -69,7 +69,7 @@ def sides(clone: Clone) -> list[Side]:
         Side(FLOOR, lambda: run_floor(clone), prepare_warm),
         Side(COLD, lambda: run(clone, "workshop"), prepare_cold, wait=False),
         Side(WARM, lambda: run(clone, "workshop"), prepare_warm),
-        # `prepare` completes the results of the same program
+        # First run the same program untimed, so that nothing is left to do.
         Side(STOCK_UNCHANGED, lambda: run_unchanged("dvc"), lambda: run(clone, "dvc")),
         Side(UNCHANGED, lambda: run_unchanged("workshop"), lambda: run(clone, "workshop")),
         Side(STOCK_MANY, lambda: run_many("dvc")),
@@ -78,7 +78,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def warm_up(clone: Clone) -> None:
-    """Run the pipeline once, so that each measured run compares with a model in production."""
+    """Run the pipeline once, so that each measured run finds a champion in production."""
     run(clone, "workshop")
 
 

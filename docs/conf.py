@@ -31,7 +31,7 @@ autodoc_member_order = "bysource"
 
 
 def use_local_plotly(_app, _page, _template, context, _doctree):
-    """Load plotly.js from this site, so that figures need no network."""
+    """Load plotly.js from this site instead of a CDN, so that figures work offline."""
     script = f'<script src="{context["pathto"]("_static/plotly.min.js", resource=True)}">'
     scripts = r'<script[^>]*src="https://cdn\.plot\.ly[^>]*>'
     loaders = r'<script type="module">import "https://cdn\.plot\.ly.*?</script>|<script src="https://cdnjs[^>]*MathJax[^>]*></script>'
@@ -39,5 +39,5 @@ def use_local_plotly(_app, _page, _template, context, _doctree):
 
 
 def setup(app):
-    """Register the hook."""
+    """Connect `use_local_plotly` to Sphinx."""
     app.connect("html-page-context", use_local_plotly)

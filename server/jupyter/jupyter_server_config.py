@@ -24,7 +24,7 @@ c = get_config()  # noqa: F821 - defined by Jupyter
 settings = get_settings()
 folder = Path(__file__).parent  # in a room, this folder is not in the user's clone
 
-# Kernels and terminals inherit these variables: the servers' addresses, and a PATH that starts with this bin folder.
+# Kernels and terminals inherit the servers' addresses and a PATH that starts with this environment's bin folder.
 os.environ.update(exports_of(ports_for_shell(settings, lambda _: None)))  # works before the servers have started
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # Prefer this environment's kernel to one in the home folder from another installation.
@@ -59,7 +59,7 @@ class StartPageManager(AsyncLargeFileManager):
     async def get(self, path, content=True, **keywords):
         """Return a file or a folder; rewrite START.md before reading it, but at most every five seconds.
 
-        Listings of the folder, every ten seconds, request no content, so they only create a missing page.
+        JupyterLab lists the folder every ten seconds without requesting content; this only creates a missing page.
         """
         if path.strip("/") == START_PAGE:
             page = settings.root / START_PAGE
@@ -70,7 +70,7 @@ class StartPageManager(AsyncLargeFileManager):
     async def _write_page(self):
         quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         check, deadline = subprocess.Popen(["workshop", "check"], cwd=settings.root, **quiet), time.monotonic() + 60
-        atexit.register(check.kill)  # a stopped event loop does not run `finally`
+        atexit.register(check.kill)  # `finally` does not run if the event loop stops
         try:
             while check.poll() is None and time.monotonic() < deadline and not self.parent._stopping:
                 await asyncio.sleep(0.1)

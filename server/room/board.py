@@ -38,7 +38,7 @@ FOLDERS = map(Path, ("/var/lib/workshop-room", "/home"))
 DISKS = [*{folder.stat().st_dev: folder for folder in FOLDERS}.values()]  # one folder per file system
 RESERVE = ".workshop-room-reserve"
 LOW_BYTES, LOW_FILES = 300_000_000, 5_000  # free space that log-ins need
-MIN_GROWTH = 0.3  # share of LOW_BYTES or LOW_FILES from which a person is flagged
+MIN_GROWTH = 0.3  # smallest growth to flag, as a share of LOW_BYTES or LOW_FILES
 # Print a notebook's sources and text outputs, ignoring the person's configuration.
 PRINT = f"JUPYTER_NO_CONFIG=1 exec {sys.executable} -I -m nbconvert --stdout --to=markdown --log-level=ERROR"
 NOTEBOOK = ("sh", "-c", f'{PRINT} --NbConvertBase.display_data_priority=text/plain "$1"', "sh")
@@ -65,15 +65,15 @@ class Person:
     user: dict[str, Any] = field(default_factory=dict)  # the user model of the hub's API
     steps: list[Step] = field(default_factory=list)
     error: str = ""  # why the last check failed
-    attempted_at: float = 0  # the last check, even if it failed
-    checked_at: float = 0  # the last successful check
-    progress_at: float = 0  # the check that first saw the current steps
+    attempted_at: float = 0  # time of the last check, even if it failed
+    checked_at: float = 0  # time of the last successful check
+    progress_at: float = 0  # time of the check that first found the current steps
     idle_since: float = 0  # last activity before the servers of chapter 4 were stopped
     measured_at: float = 0
     disk_MB: int | None = 0  # None if the files could not be measured
     files: int = 0
     baseline: float = float("inf")  # disk use when there was still enough space
-    flagged_at: float = 0  # when this person was last found to have grown most
+    flagged_at: float = 0  # when this person was last flagged for the largest growth in disk use
     memory_MB: int = 0
     task: asyncio.Task[None] | None = None
 
@@ -222,9 +222,9 @@ async def guard_disks(was_low: bool) -> bool:
         if person.growth >= MIN_GROWTH:
             if person.flagged_at > started - 60:
                 if person.disk_MB is not None:
-                    person.baseline = person.usage  # so that the person can log in again to delete files
+                    person.baseline = person.usage  # reset, so that the person can log in again to delete files
                 await run(PERSON, "leave", person.name)
-                if person.user["servers"]:  # else the hub would offer the dead server for half a minute
+                if person.user["servers"]:  # otherwise the hub would offer the dead server for half a minute
                     await call_hub(f"users/{person.name}/server", "DELETE")
             person.flagged_at = time.time()
     return low
@@ -235,7 +235,7 @@ async def watch() -> None:
     low = False
     while True:
         with suppress(OSError, HubError):  # the hub is restarting
-            accounts = {account.pw_name for account in pwd.getpwall()} - {INSTRUCTOR}  # created after the log-in
+            accounts = {account.pw_name for account in pwd.getpwall()} - {INSTRUCTOR}  # created at the first log-in
             for user in await call_hub("users?limit=1000"):
                 if user["name"] in accounts:
                     person = people.setdefault(user["name"], Person(user["name"]))

@@ -55,7 +55,7 @@ class PersonSpawner(LocalProcessSpawner):
             # For kernels and terminals only: JupyterLab itself runs isolated (-I) from the person's files.
             "PYTHONPATH": f"{home}/workshop:{home}/workshop/4_pipeline",
         }
-        # Chapters 1 to 3 need only these two servers. The start page comes first: twenty people may be waiting for it.
+        # Chapters 1 to 3 need only these two servers. Wait for the start page first: twenty people may need it.
         servers = "timeout 90 sh -c 'until [ -e START.md ]; do sleep 1; done'; workshop up ftp mlflow"
         lab = f'{sys.executable} -I {BIN}/jupyterhub-singleuser "$@"'
         self.cmd = [people.PERSON, "run", self.user.name, "sh", "-c", f"{{ {servers}; }} & exec {lab}", "sh"]
@@ -111,22 +111,22 @@ class RoomAuthenticator(PAMAuthenticator):
     """Authenticator for the room's names; limits wrong passwords and delays them without blocking other log-ins."""
 
     attempts: ClassVar[list[tuple[object, float]]] = []  # of the last minute: key (name, or address and name) and time
-    known: ClassVar[set[tuple[str, str]]] = set()  # (address, name) that has logged in; others cannot lock it out
+    known: ClassVar[set[tuple[str, str]]] = set()  # (address, name) pairs that logged in; others cannot lock them out
 
     async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
         """Return the name if the password is correct. PAM checks it, except in an open room."""
         name, now, is_right = self.normalize_username(data["username"]), time.monotonic(), False
-        # Only accept the log-in page via nginx (it sets the client's address); the API would give tokens for passwords.
+        # Accept only nginx's log-in page: nginx sets the client's address, and the API issues tokens for passwords.
         is_page = isinstance(handler, LoginHandler) and handler.request.connection.stream.socket.getpeername()[0] == HUB
         if is_page and self.validate_username(name) and self.check_allowed(name):
-            client = ipaddress.ip_address(handler.request.remote_ip)  # an IPv6 client has a whole /64
+            client = ipaddress.ip_address(handler.request.remote_ip)  # an IPv6 client controls a whole /64
             pair = str(ipaddress.ip_network((client, 64 if client.version == 6 else 32), strict=False)), name
             limits = {pair: MAX_WRONG_OF_ADDRESS} | ({} if pair in self.known else {name: MAX_WRONG})
             self.attempts[:] = [each for each in self.attempts if each[1] > now - 60]
             if any(sum(key == each for each, _ in self.attempts) >= limit for key, limit in limits.items()):
                 raise HTTPError(429, f"Too many wrong passwords for {name}. Next: wait a minute.")
-            self.attempts.extend((key, now) for key in limits)  # before the check, since many may run at once
-            if room["open"]:  # the password of the room, or the instructor's own for the instructor
+            self.attempts.extend((key, now) for key in limits)  # count before the check: many checks may run at once
+            if room["open"]:  # the room's password; the instructor has a separate one
                 right = secret("instructor.password" if name == people.INSTRUCTOR else "room.password")
                 is_right = compare_digest(data["password"].encode(), right.encode())
             else:
@@ -180,7 +180,7 @@ c.JupyterHub.template_paths = [str(HERE)]
 # JupyterLab servers and the proxy keep running when the hub restarts.
 c.JupyterHub.cleanup_servers = False
 c.JupyterHub.last_activity_interval = 30  # also restores the routes of a restarted proxy
-c.JupyterHub.api_page_max_limit = 1000  # all people, for the board
+c.JupyterHub.api_page_max_limit = 1000  # the board gets all people in one page
 c.ConfigurableHTTPProxy.should_start = False
 c.ConfigurableHTTPProxy.auth_token = secret("proxy.token")
 
@@ -201,7 +201,7 @@ if not room["open"]:
     c.Authenticator.blocked_users = set(grp.getgrnam("workshop-room").gr_mem) - allowed
 
 c.JupyterHub.load_roles = [
-    # No tokens, which would outlive a session, and no shares.
+    # No scopes for tokens, which would outlive a session, or for shares.
     {"name": "user", "scopes": ["read:users!user", "servers!user", "access:servers!user", "users:activity!user"]},
     {
         "name": "instructor",

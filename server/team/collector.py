@@ -36,7 +36,7 @@ POSTGRES = {"timestamp": "time", "error_severity": "level", "backend_type": "log
 USED_BYTES = "SELECT (c.page_count - f.freelist_count) * s.page_size FROM pragma_page_count c, pragma_freelist_count f, pragma_page_size s"  # noqa: E501
 
 logger = logging.getLogger("collector")
-warn_once = functools.cache(logger.warning)  # each round would repeat the warnings
+warn_once = functools.cache(logger.warning)  # otherwise each round would repeat the warnings
 
 
 def open_database(path: Path) -> sqlite_utils.Database:
@@ -57,7 +57,7 @@ def open_database(path: Path) -> sqlite_utils.Database:
 
 
 def parse(line: bytes, name: str) -> dict[str, str]:
-    """Return the fields of a line; if it is not valid JSON that can be stored, the message is the text."""
+    """Return the fields of a line; if the line is not JSON that can be stored, its text becomes the message."""
     text = line.decode(errors="replace").rstrip("\r\n")
     service = name.split(".")[0].split("-")[0]
     fields = {"time": str(datetime.now(UTC)), "level": "INFO", "service": service, "message": text}

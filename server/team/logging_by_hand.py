@@ -1,4 +1,4 @@
-"""Step 2: logging configured by hand. Every program repeats these lines, so each change must be made in all."""
+"""Step 2: logging configured by hand. Every program repeats these lines, so a change must be made in each program."""
 
 import logging
 

@@ -23,7 +23,7 @@ from dvc_parallel.runner import PID_BYTES
 
 # Matches commands without shell syntax: spaces, safe characters, and quoted text without expansions.
 PLAIN = re.compile(r"""(?:[\w@%+=:,./ -]|'[^'\n]*'|"[^"$`\\\n]*")+""", re.ASCII)
-# Drops the current folder from the path, as its files could shadow modules; adds no names to `__main__`.
+# Removes the current folder from `sys.path`: its files could shadow modules. Adds no names to `__main__`.
 SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
 __import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
 
@@ -48,7 +48,7 @@ def _scripts() -> dict[str, EntryPoint]:
 
 
 def imported_modules(lines: Iterable[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules of the console scripts in the commands, and their `dvc_parallel.preload` entry points."""
+    """Return the modules of the commands' console scripts and of the scripts' `dvc_parallel.preload` entry points."""
     names = {script.name for line in lines if (script := console_script(line, environment))}
     modules = [script.module for name, script in _scripts().items() if name in names]
     return modules + [entry.value for entry in entry_points(group="dvc_parallel.preload") if entry.name in names]
@@ -90,7 +90,7 @@ class Command:
 
 
 class Commands:
-    """Starts commands that ignore the ``ignored`` signals; preloads the console scripts in ``lines``."""
+    """Starts commands, which ignore the signals in ``ignored``; preloads the console scripts that ``lines`` call."""
 
     def __init__(self, ignored: Sequence[int] = (), lines: Sequence[str] = ()) -> None:
         self._ignored, self._lines = ignored, lines
@@ -121,7 +121,7 @@ class Commands:
         return self._servers[*modules,][0]
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path) -> Command:
-        """Start a command, which waits for the lock on ``log`` and, if it is the first console script, for imports."""
+        """Start a command; it waits for the lock on ``log``, and the first console script also for the imports."""
         arguments, shell = (cwd, environment, str(log), self._ignored), shell_words(get_executable(), line)
         with contextlib.suppress(OSError):  # the fork server was killed
             if self.modules and (program := console_script(line, environment)):

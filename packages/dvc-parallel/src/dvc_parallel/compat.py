@@ -17,6 +17,6 @@ from dvc.stage.run import _enforce_cmd_list as split_commands  # shell, folder a
 from dvc.stage.run import _make_cmd as shell_words
 from dvc.stage.run import get_executable, prepare_kwargs
 from dvc.stage.serialize import to_lockfile  # a stage's entry in the lock file
-from dvc.utils.serialize import dumps_yaml, modify_yaml  # DVC writes in place, this package to a copy
+from dvc.utils.serialize import dumps_yaml, modify_yaml  # DVC writes files in place; this package writes a copy
 
 lock_file = attrgetter("dvcfile._lockfile")  # the Lockfile of a stage

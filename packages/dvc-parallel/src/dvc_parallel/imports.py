@@ -36,7 +36,7 @@ def undeclared() -> list[str]:
 
 def _undeclared(stage: compat.Stage) -> Iterator[str]:
     declared = {Path(each.fs_path) for each in (*stage.deps, *stage.outs)}
-    name = re.sub("@[^:]*$", "", stage.addressing)  # stages of a `foreach` or `matrix` share their deps
+    name = re.sub("@[^:]*$", "", stage.addressing)  # all stages of a `foreach` or `matrix` share deps
     for line in compat.split_commands(stage.cmd):
         for program, folders in _programs(line, Path(stage.wdir)):
             for file, importer in _imported(program, folders).items():
@@ -107,7 +107,7 @@ def _names(file: Path, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            with contextlib.suppress(ImportError):  # beyond the top-level package: Python would fail, too
+            with contextlib.suppress(ImportError):  # import from above the top-level package: Python fails, too
                 module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Pipeline:
-    """The stages of a run; until it is closed, other DVC processes cannot use their files.
+    """The stages of a run; until this object is closed, other DVC processes cannot use the stages' files.
 
     ``selection`` holds the options of `dvc repro` that select stages. ``graph`` maps each stage to its dependencies.
     """
@@ -89,7 +89,7 @@ class Pipeline:
         foreign = compat.RepoDependency | compat.AbstractDependency
         inputs = [dep.fs_path for stage in steps for dep in stage.deps if not isinstance(dep, foreign)]
         outputs = [out.fs_path for stage in steps for out in stage.outs]
-        # Use the same command text as DVC, because equal entries of one process do not block each other.
+        # Use DVC's text for the command: equal entries of one process do not block each other.
         table = (self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), inputs, outputs)
         hardlink = self._repo.config["core"].get("hardlink_lock", False)
         try:
@@ -103,15 +103,15 @@ class Pipeline:
         return graph, steps
 
     def _locked(self, work: Callable[[], T], *, give_up: bool = True, keep: bool = False) -> T:
-        """Call ``work`` with DVC's lock; retry while another DVC process holds it or uses files of the stages.
+        """Call ``work`` while holding DVC's lock; retry while another DVC process holds it or uses the stages' files.
 
-        Raises Stopped if the user stops the run; without ``give_up``, only on the second request.
+        Raises Stopped if the user stops the run; without ``give_up``, only on the second signal.
         """
         is_waiting = False
         while True:
             try:
                 with contextlib.ExitStack() as lock:
-                    lock.enter_context(compat.lock_repo(self._repo))  # tries for three seconds
+                    lock.enter_context(compat.lock_repo(self._repo))  # DVC gives up after three seconds
                     result = work()
                     if keep:
                         self.kept_lock.push(lock.pop_all())
@@ -186,7 +186,7 @@ class Pipeline:
         copy.unlink(missing_ok=True)
         if path.exists():
             shutil.copy2(path, copy)
-        if is_ours:  # for each stage, DVC would parse and write all entries
+        if is_ours:  # DVC itself would parse and rewrite all entries for each stage
             self._enter(texts := dict(texts), stage, entry, lock_file)
             copy.write_text(HEAD + "".join(texts.values()), "utf-8")
         else:

@@ -66,7 +66,7 @@ def open_repository() -> Iterator[compat.Repo]:
     try:
         with compat.Repo() as repo:
             yield repo
-    except (compat.DvcException, OSError, TypeError, ValueError) as error:  # such as a date in params.yaml
+    except (compat.DvcException, OSError, TypeError, ValueError) as error:  # e.g. for a date in params.yaml
         next_step = "choose other stages, or correct the problem that DVC reports; then run the command again"
         raise ReproError("The pipeline cannot be run.", found=_explain(error), next=next_step) from None
 
@@ -88,7 +88,7 @@ class _Reproduction:
         self._limits, self._options = limits, options  # options of `Pipeline.prepare`
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
-        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the stage and its remaining commands
+        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the stage and the stage's next commands
         self._errors: dict[str, str] = {}
 
     def run(self, jobs: int) -> dict[str, State]:
@@ -148,7 +148,7 @@ class _Reproduction:
         self._running[command] = stage, lines[1:]
 
     def _continue(self, command: Command, stage: Stage, lines: list[str]) -> None:
-        """After a command, start the stage's next one, or record the stage."""
+        """After a command has ended, start the stage's next command, or record the stage."""
         exit_code = command.wait()
         if exit_code:
             command.send_signal(signal.SIGKILL)  # a shell's background jobs ignore SIGINT

@@ -28,7 +28,7 @@ def serve() -> None:
     """Import the modules and call the functions (`module:function`) in sys.argv, then fork a `run` for each socket."""
     requests, names = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
     for name in names:
-        with contextlib.suppress(Exception):  # the program will fail with the same error and log it
+        with contextlib.suppress(Exception):  # the program itself will raise and log this error
             loaded = EntryPoint("", name, "").load()
             if callable(loaded):
                 loaded()
@@ -49,7 +49,7 @@ def run(report: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # only the command handles these signals
         signal.signal(number, signal.SIG_IGN)
     with report.makefile("rb") as file:
-        program, words, cwd, environment, log, ignored = pickle.load(file)  # noqa: S301 - sent by the run
+        program, words, cwd, environment, log, ignored = pickle.load(file)  # noqa: S301 - sent by dvc-parallel
     report.sendall(os.getpid().to_bytes(PID_BYTES))
     lock = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
@@ -70,7 +70,7 @@ def run(report: socket.socket) -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if select.select([report], [], [], 0)[0]:
         ender.join()
-    fcntl.flock(lock, fcntl.LOCK_UN)  # or background processes of this command would block the next one
+    fcntl.flock(lock, fcntl.LOCK_UN)  # otherwise background processes of this command would block the next one
     report.sendall(bytes([code if code >= 0 else 128 - code]))
     os._exit(0)
 
@@ -99,7 +99,7 @@ def _run_shell(words: list[str], environment: dict[str, str]) -> int:
     """Replace this process with the shell, as DVC starts it; return an exit code if that fails."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these signals; the shell would, too
         signal.signal(number, signal.SIG_DFL)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # background processes would keep the files open
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # otherwise background processes would keep the files open
     try:
         os.execvpe(words[0], words, environment)  # noqa: S606
     except OSError as error:
@@ -109,12 +109,12 @@ def _run_shell(words: list[str], environment: dict[str, str]) -> int:
 
 def _run_program(program: EntryPoint, words: list[str], environment: dict[str, str]) -> None:
     """Run a console script in this process, and exit through the interpreter, which joins threads and flushes files."""
-    os.environ.update(environment)  # keep variables that the imports have set
+    os.environ.update(environment)  # update only: the imports may have set more variables
     sys.argv = words
     sys.path[:0] = [] if sys.flags.safe_path else [os.path.dirname(words[0])]  # noqa: PTH120
     importlib.invalidate_caches()
     if process := sys.modules.get("multiprocessing.process"):
-        vars(process)["ORIGINAL_DIR"] = os.getcwd()  # noqa: PTH109 - its working directory
+        vars(process)["ORIGINAL_DIR"] = os.getcwd()  # noqa: PTH109 - a string, as multiprocessing sets it
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # otherwise all forks would draw the same random numbers
     sys.exit(program.load()())

@@ -23,7 +23,7 @@ Progress = Callable[[str, State], object]  # called with a stage and its new sta
 
 
 class ReproError(click.ClickException):
-    """The pipeline cannot be run, or failed; click prints the message and exits with 1.
+    """The pipeline failed or cannot be run; click prints the message and exits with 1.
 
     Parameters
     ----------

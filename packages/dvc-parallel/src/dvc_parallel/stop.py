@@ -22,7 +22,7 @@ class StopRequest:
     """Counts SIGINT and SIGTERM instead of letting them interrupt DVC's work."""
 
     number = 0
-    ignored: tuple[int, ...] = ()  # signals ignored since the start, as in a script's background job
+    ignored: tuple[int, ...] = ()  # signals already ignored at the start, as in a script's background job
     _count, _since = 0, 0.0
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["names", "open_repository"]
 
-# MLflow loads plugins during its own import; the store needs one of its classes, so it is imported on first use.
+# MLflow loads plugins during its own import. The store needs a class of MLflow, so import the store on first use.
 
 
 def open_repository(artifact_uri: str, **servers: str | None) -> FTPArtifactRepository:

@@ -21,7 +21,7 @@ def ensure_certificate(folder: Path, host: str) -> Path:
     """Return the file with a host's key and certificate, created if missing; clients need a copy of `<host>.pem`."""
     file, client_file = folder / f"{host}-key.pem", folder / f"{host}.pem"
     if not file.exists():
-        client_file.unlink(missing_ok=True)  # it belongs to another key
+        client_file.unlink(missing_ok=True)  # the leftover certificate belongs to another key
         _make(file, host)
     if not client_file.exists():
         _, begin, rest = file.read_bytes().partition(b"-----BEGIN CERTIFICATE")

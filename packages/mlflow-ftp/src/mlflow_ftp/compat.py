@@ -15,7 +15,7 @@ from mlflow_ftp.uploads import Incoming, Upload
 
 THREADS = ThreadPoolExecutor(8, "fsync")
 WAIT_SECONDS = 0.01
-END_SECONDS = 0.05  # a killed client's control connection closes soon after the data connection and aborts the upload
+END_SECONDS = 0.05  # wait for a killed client's control connection to close, which aborts the upload
 
 
 class TransferHandler(TLS_DTPHandler):
@@ -33,7 +33,7 @@ class TransferHandler(TLS_DTPHandler):
         return bool((self.receive or self._initialized or wait([self._fileno], 0)) and super().readable())
 
     def close(self) -> None:
-        """Rename a complete upload before replying to the client, while other clients are served."""
+        """Rename a complete upload before replying to the client; do not block other clients meanwhile."""
         is_open = isinstance(self.file_obj, Incoming) and not self.file_obj.closed
         if self._work or not (self.receive and self.transfer_finished and is_open):
             super().close()
@@ -66,6 +66,6 @@ class TransferHandler(TLS_DTPHandler):
         """End the transfer with a reply."""
         error = sys.exception()
         if isinstance(error, OSError) and isinstance(error.__cause__, OSError):
-            error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts it into the reply
+            error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts errno into the reply
         self._error = True  # send the reply before TLS is closed
         DTPHandler.handle_error(self)

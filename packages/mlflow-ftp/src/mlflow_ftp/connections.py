@@ -24,7 +24,7 @@ from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNa
 TIMEOUT_SECONDS = 8  # for a reply, or a block of a file
 IDLE_SECONDS = 1  # a connection idle for longer is checked before use
 KEEP_SECONDS = 4  # a connection idle for longer is closed
-FULL_SECONDS = 60  # to wait for a server that has reached its limit of clients
+FULL_SECONDS = 60  # how long to wait for a server at its client limit
 ALIVE_SECONDS = 1  # for the reply to NOOP
 END_SECONDS = 2  # for the server's TLS close_notify, which some servers never send
 BURST_SECONDS = 2  # for each reply to the first two pipelined commands
@@ -137,7 +137,7 @@ class Connection(ftplib.FTP):
             yield data
             if isinstance(data, ssl.SSLSocket):
                 data.settimeout(END_SECONDS)
-                with suppress(OSError):  # the reply confirms that all data arrived
+                with suppress(OSError):  # not an error: the server's reply confirms that all data arrived
                     data.unwrap()
         self.voidresp()
 
@@ -170,7 +170,7 @@ class _Pool:
         self.changed = threading.Condition()
 
     def take(self) -> Connection | None:
-        """Return the most recently used idle connection, or None if the caller may open one (already counted)."""
+        """Return the most recently used idle connection, or None if the caller may open a new one (already counted)."""
         with self.changed:
             self.changed.wait_for(lambda: self.idle or self.open < self.limit)
             connection = self.idle.pop() if self.idle else None
@@ -232,7 +232,7 @@ def close_idle() -> None:
 
 
 def _forget() -> None:
-    """Drop the parent's connections after a fork: its locks may never be released in this process."""
+    """Forget the parent's connections after a fork; their locks may never be released in this process."""
     for connection in [connection for pool in _pools.values() for connection in pool.idle]:
         connection.close()
     _pools.clear()
@@ -246,7 +246,7 @@ os.register_at_fork(after_in_child=_forget)  # processes that share a connection
 def acquire(address: Address) -> Iterator[Connection]:
     """Yield a connection and keep it unless an error is raised; network errors become ArtifactErrors.
 
-    At the server's client limit, wait for one of this process's connections, or up to a minute if it has none.
+    At the server's client limit, wait for one of this process's connections; without one, wait up to a minute.
     """
     pool, start = _pools.setdefault(address, _Pool()), time.monotonic()
     while not (connection := pool.take()):
@@ -259,7 +259,7 @@ def acquire(address: Address) -> Iterator[Connection]:
                 raise
             pool.limit = max(1, pool.open)
             if not pool.open:  # other processes hold all connections
-                time.sleep(random.uniform(0.2, 0.6))  # noqa: S311 - spreads the attempts of several processes
+                time.sleep(random.uniform(0.2, 0.6))  # noqa: S311 - spreads the retries of several processes
     try:
         yield connection
     except BaseException as error:

@@ -19,7 +19,7 @@ LINE = re.compile(  # a line of LIST output, in Unix or Windows format
 
 
 def raise_refusal(*replies: str | Exception) -> None:
-    """Raise the first error after the last success: later errors are its consequences."""
+    """If the last reply is an error, raise the first error after the last success, which caused the later ones."""
     reason = None
     for reply in replies:
         reason = None if isinstance(reply, str) else reason or reply

@@ -7,7 +7,7 @@ import re
 import secrets
 from pathlib import Path
 
-MAX_NAME_CHARACTERS = 50  # kept of an artifact's name, at up to 4 bytes each: a file name may have 255 bytes
+MAX_NAME_CHARACTERS = 50  # kept in a temporary name, at up to 4 bytes each: a file name may have 255 bytes
 TEMPORARY = re.compile(r"\.?~.*\.[0-9a-f]{16}\.part")
 MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
@@ -36,7 +36,7 @@ def new_temporary(name: str) -> str:
 
 
 def mark_of(name: str, sha256: str) -> str:
-    """Return the name of the mark of an artifact's content.
+    """Return the name of the mark that records an artifact's sha256.
 
     >>> mark_of("model.pkl", 64 * "0").startswith(mark_prefix("model.pkl"))
     True

@@ -1,8 +1,8 @@
 """The artifact store: uploads are atomic, and downloads are verified.
 
-FTP renames one file atomically (RNFR, RNTO), but not two, so a checksum file could not change with its artifact.
+FTP renames one file atomically (RNFR, RNTO), but not two: a checksum file could not change with its artifact.
 So the checksum is in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`, created before the artifact
-is renamed. Marks of former contents stay until the artifact is deleted, as another client may be storing that content.
+is renamed. Marks of former contents stay until the artifact is deleted: another client may be storing that content.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ def _normalize(path: str | None) -> str:
     parts = normal.split("/")
     if (
         parts[0] in {"", ".."}
-        or re.search("[\0\r\n\ud800-\udfff]", normal)  # ends an FTP command, or is not UTF-8
+        or re.search("[\0\r\n\ud800-\udfff]", normal)  # would end an FTP command, or is not UTF-8
         or any(names.is_own(part) for part in parts)
-        or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # servers check each folder of a path
+        or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # servers check every folder of a path
     ):
         raise errors.ArtifactNameRefused(
             "Invalid artifact name.",
@@ -182,7 +182,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old:
         folders.make_folder(connection, folder)
         sha256 = connection.store(temporary, file)
     mark = posixpath.join(folder, names.mark_of(name, sha256))
-    size, *marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
+    size, *marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # MKD fails if the mark exists
     folders.raise_refusal(*marked)
     if isinstance(size, ftplib.Error):  # the server does not support SIZE: read the file back
         size = str(sum(map(len, connection.blocks(f"RETR {temporary}"))))

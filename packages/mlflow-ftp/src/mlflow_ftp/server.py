@@ -88,7 +88,7 @@ def serve(server: Server) -> None:
     ports = server.handler.passive_ports
     logger.info("Passive ports: %d to %d.", ports[0], ports[-1])
     click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
-    # A signal just before a wait is handled after it, so limit each wait; `serve_forever` would delay scheduled calls.
+    # A signal sent just before a wait is handled only after it, so limit waits. `serve_forever` delays scheduled calls.
     server.ioloop.call_every(0.5, lambda: None)
     wait = 0.0
     try:

@@ -53,7 +53,7 @@ class Upload(Incoming):
 
 
 class WholeFiles(AbstractedFS):
-    """The served folder; clients that use temporary names, like the store, write directly."""
+    """The served folder; files uploaded under temporary names, as by the store, are written directly."""
 
     def open(self, filename: str, mode: str) -> IO[Any]:
         """Open a file; raise FilesystemError for an upload that would modify a file in place (APPE, REST)."""

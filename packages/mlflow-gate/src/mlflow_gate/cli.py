@@ -95,7 +95,7 @@ def find_gate(gate_path: str | None = None) -> Gate | None:
 
 
 def find_registry(name: str | None, gate_path: str | None = None) -> Registry:
-    """Return the registry of the registered model ``name``, by default that of the configured gate."""
+    """Return the registry of the registered model ``name``, by default the configured gate's registry."""
     gate = find_gate(gate_path)
     if gate and name in (None, gate.registry.name):
         return gate.registry

@@ -96,7 +96,7 @@ class Comparison:
 
 
 def p_value(candidate: Mapping[str, float], champion: Mapping[str, float]) -> float | None:
-    """Return the p-value for the alternative that the candidate's block errors are smaller; None below six blocks.
+    """Return the p-value for smaller block errors of the candidate; None if there are fewer than six blocks.
 
     Blocks with equal errors are dropped: with ties, SciPy uses the normal approximation, whose p-value could be below
     0.05 for as few as four blocks. If fewer than six blocks differ, the p-value is 1.

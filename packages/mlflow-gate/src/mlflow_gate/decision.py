@@ -74,7 +74,7 @@ class Decision:
     forced : bool
         Whether somebody overruled the gate.
     experiment : str, optional
-        The DVC experiment that decided; experiments never move the alias.
+        The DVC experiment in which the gate decided; experiments never move the alias.
     run_id, model_uri : str
         The candidate's run and model.
     production : mapping
@@ -131,9 +131,9 @@ class Decision:
 def decide(candidate: Evaluation, champion: Evaluation | None, rules: Rules, comparison: Comparison | None) -> Decision:
     """Decide whether a candidate replaces the champion.
 
-    Without a champion or a comparison, or with a disqualified champion, the candidate must pass only the rules. A
-    champion whose files exist is disqualified if it cannot predict or its metric is not a number. The candidate is
-    refused if the champion's files were deleted, or if its training rows are undeclared or among the held-out rows.
+    Without a champion or a comparison, or with a disqualified champion, only the rules count. A champion whose files
+    exist is disqualified if it cannot predict or its metric is not a number. The candidate is refused if the champion's
+    files were deleted, or if either model's training rows are undeclared or among the held-out rows.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ def refuse(decision: Decision, finding: Finding) -> Decision:
 
 
 def check_refit(decision: Decision, refitted: Evaluation, rules: Rules) -> Decision:
-    """Refuse the candidate if its refit fails a rule; the refit's training rows include the held-out ones."""
+    """Refuse the candidate if its refit, which was trained on the held-out rows, too, fails a rule."""
     failed = decide(replace(refitted, is_declared=True), None, rules, None).failed
     step, value = "look at the rows that only the refit was trained on", "; ".join(map(str, failed))
     finding = Finding("refit on all rows", value, "all rules passed", passed=False, next_step=step)

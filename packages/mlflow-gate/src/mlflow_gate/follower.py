@@ -58,10 +58,10 @@ class Follower:
             None,
             0.0,
             None,
-        )  # version, time of the next attempt, error
+        )  # failed version, time of the next attempt, error
 
     def poll(self) -> Snapshot:
-        """Query the version at the alias (one request), swap the model if it is new, and return the snapshot."""
+        """Query the version at the alias in one request; if it is new, load its model. Return the snapshot."""
         current, began = self.now.production, time.monotonic()
         try:
             newest = self.registry.production(current)
@@ -77,7 +77,7 @@ class Follower:
         if failed != identity or began >= retry_at:
             try:
                 self.now = Snapshot(newest, call_within(self.registry.time_limit, self._try, newest), newest=newest)
-            except Exception as error:  # noqa: BLE001 - a broken version must not stop the working one
+            except Exception as error:  # noqa: BLE001 - keep the working version if the new one is broken
                 ended = time.monotonic()
                 self._failed, why = (identity, ended + max(RETRY_SECONDS, ended - began), error), error
             else:

@@ -98,9 +98,9 @@ class Gate:
     ) -> Decision:
         """Evaluate a run's model; if it passes, register it and move the alias to it.
 
-        A model that was promoted before keeps its version. If the model in production changes in between, the candidate
+        A model that was promoted before keeps its version. If the model in production changes meanwhile, the candidate
         is compared with the new one. ``force`` overrules the gate and requires ``why``. In a DVC experiment, the alias
-        never moves. With a refit, the refitted model must pass the rules, too, and is the one that is registered.
+        never moves. With ``refit``, the refitted model must pass the rules, too, and is registered instead.
         Raises the errors of `evaluate`, and Conflict.
         """
         if force and not (why or "").strip():
@@ -119,7 +119,7 @@ class Gate:
             final = self._finish(decision, champion, refit_evaluation, forced=force)
             if not final.promoted:
                 return final
-        with contextlib.suppress(Exception):  # the model usually exists; the next request raises any other error
+        with contextlib.suppress(Exception):  # fails if the model exists; other errors recur in the next request
             registry.client.create_registered_model(registry.name)
         with locked(registry.client, registry.name) as check_lock:
             if not registry.record().is_unchanged_since(read):  # another process has moved the alias
@@ -146,7 +146,7 @@ class Gate:
             if model and comparison:
                 other = training_rows(model.run_id, model.tags, client)
                 if other and rows and "" != other.population != rows.population != "":
-                    other = TrainingRows(keys.kinds, source=other.source)  # equal keys do not mean equal rows here
+                    other = TrainingRows(keys.kinds, source=other.source)  # equal keys are different rows here
                 if other and rows and other.source != rows.source:
                     comparison = replace(comparison, max_gain=None)  # the data differs: do not limit the gain
                 seen = other.find(keys)[0] if other else []
@@ -202,7 +202,7 @@ class Gate:
             model.source,
             model.run_id,
             description=decision.reason[:DESCRIPTION_CHARACTERS],
-            await_creation_for=0,  # the version exists once the call returns
+            await_creation_for=0,  # do not wait: the version exists once the call returns
             model_id=model.source.removeprefix("models:/"),
         )
         run = model.run if version.run_id == model.run_id else registry.find_run(version.run_id)

@@ -79,7 +79,7 @@ def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
         since = {each[1:]: since.get(each[1:], now) for each in ahead}
         for (other, _), at in since.items():
             if now - at > STALE_SECONDS:  # no heartbeat: the process was killed
-                with contextlib.suppress(Exception):  # another process has removed it
+                with contextlib.suppress(Exception):  # another process has already removed the tag
                     client.delete_registered_model_tag(name, other)
         if now - start > WAIT_SECONDS:
             raise Conflict(

@@ -64,9 +64,9 @@ class Move:
     run, judged : dict
         Tags of the version's run and of the evaluated run, in case these are purged.
     alias : str
-        The alias.
+        The alias that moved.
     recorded : bool
-        False for a move by hand that is not recorded yet.
+        False for a move made by hand that is not recorded yet.
     """
 
     number: int

@@ -106,7 +106,7 @@ class Registry:
     def history(self, *, note: bool = False) -> list[Move]:
         """Return all moves of the alias, oldest first.
 
-        With ``note``, record a move by hand, such as in MLflow's UI, so that a rollback can return to its version.
+        With ``note``, record moves made by hand, such as in MLflow's UI, so that a rollback can return to them.
         """
         moves = self.record().moves
         if note and not all(move.recorded for move in moves):
@@ -253,7 +253,7 @@ class Registry:
         return page(self.client, f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}") if run else ""
 
     def _note_move_by_hand(self) -> Record:
-        """Record moves by hand, and moves of processes that were killed before recording; the caller holds the lock."""
+        """Record moves made by hand or by processes killed before recording them; the caller holds the lock."""
         for move in self.record().moves:
             if not move.recorded:
                 record.write(self.client, self.name, move, done=True)

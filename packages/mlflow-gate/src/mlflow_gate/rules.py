@@ -163,13 +163,13 @@ class Rule(BaseModel):
         return Finding(self.name or metric, float(value), limit, not (low or high), self.unit, step)
 
 
-# A function returns the value, the limit as text, and whether the candidate passes.
+# A rule that is a function returns the value, the limit as text, and whether the candidate passes.
 Rules = Mapping[str, Rule | Callable[[Scores], tuple[Any, str, bool]]]
 
 
 def read_rules(rules: Mapping[str, Any] | None) -> Rules:
     """Return validated rules; raise ConfigError for a rule that is neither limits nor a function."""
-    rules = {} if rules is None else rules  # None: an empty YAML file
+    rules = {} if rules is None else rules  # an empty YAML file is loaded as None
     if not isinstance(rules, Mapping):
         expected = "a mapping such as {r2: {min: 0.5}}, or a function that returns one"
         raise ConfigError("Invalid rules.", value=repr(rules)[:200], expected=expected)

@@ -43,13 +43,13 @@ def connect(uri: str | None = None) -> MlflowClient:
     from mlflow.tracking._tracking_service.utils import _get_store
     from mlflow.utils.rest_utils import http_request
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # even small files would show one
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # even small files would show it
     uri = uri or mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
         retries = int(os.environ[RETRIES]) if os.environ.get(RETRIES, "").isdigit() else PROBE_RETRIES
         options: dict[str, Any] = {"params": PROBE_PARAMS, "max_retries": retries, "raise_on_status": False}
         what = f"The MLflow tracking server at {without_password(uri)}"
-        host = _get_store(uri).get_host_creds()  # query the store: its plug-in may validate the URI first
+        host = _get_store(uri).get_host_creds()  # through the store, whose plug-in may validate the URI
         try:
             response = http_request(host, PROBE_PATH, "GET", **options)
         except MlflowException as error:

@@ -45,7 +45,7 @@ def make(uri: str) -> None:
 def open_repository(artifact_uri: str, tracking_uri: str | None = None, **registry: str | None) -> ArtifactRepository:
     """Return the repository of an `mlflow-artifacts` URI, for which MLflow itself needs a server.
 
-    If there is an `mlartifacts` folder beside the SQLite file, each URI is a folder in it.
+    If there is an `mlartifacts` folder beside the SQLite file, each URI maps to a folder in it.
     """
     import mlflow
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository

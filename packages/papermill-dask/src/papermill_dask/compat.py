@@ -190,7 +190,7 @@ def patch_kernel(app: Any) -> None:
 
     def cache_and_register(*arguments: Any, **options: Any) -> str:
         name = cache(*arguments, **options)
-        inspect.modulesbyfile.setdefault(name, "")  # "" is not a module name
+        inspect.modulesbyfile.setdefault(name, "")  # "": the cell belongs to no module
         return name
 
     app.kernel._process_children = lambda: psutil.wait_procs(children(), timeout=0)[1]

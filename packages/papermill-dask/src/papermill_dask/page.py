@@ -23,7 +23,7 @@ def _compressed_plotly() -> tuple[str, bytes, Any]:
     import plotly
 
     compressor = zlib.compressobj(9)
-    # Like plotly.offline.get_plotlyjs(), without importing its figure modules.
+    # Like plotly.offline.get_plotlyjs(), but without importing plotly's figure modules.
     script = compressor.compress((files(plotly) / "package_data/plotly.min.js").read_bytes())
     cut = len(script) // 3 * 3  # base64 encodes three bytes as four characters
     return base64.b64encode(script[:cut]).decode(), script[cut:], compressor

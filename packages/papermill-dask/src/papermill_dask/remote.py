@@ -14,6 +14,6 @@ def run_notebook(task: Task) -> dict[str, Any]:
     Kinds of events: ``start`` and ``end`` of a cell, a kernel's ``message``, a ``log`` record. Returns the notebook's
     ``metadata``, whether it ``failed``, a pickled ``error`` (None for a cell's own error), and its MLflow ``runs``.
     """
-    from papermill_dask.worker import notebook  # on the worker only
+    from papermill_dask.worker import notebook  # imported on the worker only
 
     return notebook.run(task)

@@ -30,7 +30,7 @@ TASK_VARIABLE = "PAPERMILL_DASK_TASK"  # set for the kernel: the key of its Dask
 COMMIT_VARIABLE = "PAPERMILL_DASK_COMMIT"  # set for the kernel: the commit of the client's folder
 CHANGES_VARIABLE = "PAPERMILL_DASK_CHANGES"  # and the changed tracked files, one per line
 TASK_TAG = "papermill_dask.task"
-NOTEBOOK_TAG = "papermill_dask.notebook."  # + the executed notebook's name; value: its sha256
+NOTEBOOK_TAG = "papermill_dask.notebook."  # + the executed notebook's name; value: the notebook's sha256
 PAGE_TAG = "papermill_dask.page."  # + the same name; value: path of the HTML artifact
 COMMIT_TAG = "mlflow.source.git.commit"
 MAX_CHANGES = 100
@@ -113,7 +113,7 @@ def log_notebook(notebook: dict[str, Any], name: str, run_ids: list[str], uri: s
         client.log_text(run_id, text, f"notebook/{name}")
         client.set_tag(run_id, NOTEBOOK_TAG + name, hashlib.sha256(text.encode()).hexdigest())
     if importlib.util.find_spec("nbconvert"):
-        # The actor executor takes no notebook slot, and a local cluster waits for it when it closes.
+        # Use the actor executor: it occupies no notebook slot, and a local cluster that closes waits for it.
         worker, deadline = get_worker(), time.monotonic() + PAGE_SECONDS
         worker.executors["actor"].submit(_log_page, notebook, name, run_ids, client, worker, deadline)
 
@@ -137,7 +137,7 @@ def _log_page(
 
 
 def default_variables() -> dict[str, str]:
-    """Return the variable for MLflow's default URI (`mlflow.db` in the current folder), if no URI is set and it exists.
+    """Return the variable for MLflow's default URI, `mlflow.db` in the current folder, if it exists and no URI is set.
 
     Use it only for workers that see the folder.
     """

@@ -101,7 +101,7 @@ class Attempt:
                 task.is_scratch = True
             client.subscribe_topic(self.key, lambda event: self._events.put(json.loads(event[1])))
             stack.callback(compat.delete_topic, client, self.key)
-            # A notebook that lends its slot already holds the resources.
+            # The notebook that lends its slot already holds the resources.
             resources = None if self.worker.lent_by else self._options.resources or None
             future = client.submit(run_notebook, task, key=self.key, pure=False, resources=resources, workers=[address])
             # The scheduler forgets a released task, and the worker then stops it. `future.cancel()` does the same, but
@@ -115,7 +115,7 @@ class Attempt:
         self._executed.nb.metadata.update(nbformat.from_dict(metadata))
         self.runs = result["runs"]
         if result["error"] is not None:
-            raise pickle.loads(result["error"])  # noqa: S301 - from the cluster, which runs our code
+            raise pickle.loads(result["error"])  # noqa: S301 - pickled by this package on the worker
 
     def _process_events(self, future: Future[Any]) -> dict[str, Any]:
         """Process the task's events until it has ended; return its result."""
@@ -155,7 +155,7 @@ class Attempt:
             raise EngineError("The notebook was stopped on its worker.", value="its Dask task was cancelled")
         try:
             return future.result()
-        except (OSError, KilledWorker):  # KilledWorker: `allowed-failures` is 0
+        except (OSError, KilledWorker):  # KilledWorker is raised if `allowed-failures` is 0
             problem = "The Dask worker that ran the notebook was lost."
             raise WorkerLost(problem, value=self.worker.address, **LOST) from None
 
@@ -183,7 +183,7 @@ class Attempt:
 def _forwarded_environment(options: NotebookOptions) -> dict[str, str]:
     """Return the client's environment variables for the kernel: secrets only if named in the options.
 
-    Includes the commit of the client's folder, which the worker may not see.
+    Include the commit of the client's folder, because the worker may not see that folder.
     """
 
     def is_forwarded(name: str) -> bool:

@@ -86,7 +86,7 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
     EngineError
         The function is invalid, the scheduler does not respond, or the cluster has no worker.
     """
-    # papermill logs at INFO; Dask's INFO records are not about the notebook.
+    # papermill sets the log level INFO, but Dask's INFO records are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
     # These loggers print tracebacks of errors that become an EngineError; tornado's logs failed lease refreshes.
     for name in ("distributed.client", "distributed.comm.tcp", "distributed.semaphore", "tornado.application"):
@@ -155,7 +155,7 @@ def _call_factory(name: str, address: str | None) -> Any:
         "The setting `papermill-dask.cluster` in Dask's configuration is invalid.",
         value=f"{name} {problem}",
         expected="`module:function` that returns a Dask client or cluster; DASK_SCHEDULER_ADDRESS must be unset",
-        next_step="correct the setting (PYTHONPATH adds your modules), or set only DASK_SCHEDULER_ADDRESS instead",
+        next_step="correct the setting (add your modules to PYTHONPATH), or set only DASK_SCHEDULER_ADDRESS instead",
     )
 
 
@@ -172,7 +172,7 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
                 logger.info("Waiting for the Dask cluster to start its first worker (by `adapt` or `scale`).")
                 return client.wait_for_workers(1)
         raise EngineError(
-            "The Dask cluster has no worker.",
+            "The Dask cluster has no workers.",
             value=compat.scheduler_of(client).address,
             expected="at least one worker",
             next_step=f"start a worker: `dask worker {compat.scheduler_of(client).address}`",
@@ -183,7 +183,7 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
 def query_workers(
     client: Client, kernel_name: str | None = None, folder: Path | None = None, request: dict[str, float] | None = None
 ) -> list[Worker]:
-    """Ask every worker to describe itself, and compare it with this environment, the kernel and the resources.
+    """Query every worker's description, and compare it with this environment, the kernel and the resources.
 
     With a kernel name, wait for slow workers until at least one worker is eligible.
     """
@@ -326,7 +326,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
     semaphores: dict[str, Semaphore] = {}
 
     def release(semaphore: Semaphore) -> None:
-        if client.status == "running":  # without a scheduler there are no leases
+        if client.status == "running":  # without a scheduler there is no lease to release
             semaphore.release()
             release_event.set()
 
@@ -345,7 +345,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
                         raise WorkerLost(problem, value=", ".join(addresses), **LOST) from None
                     addresses, lender = tasks.keys(), _lender(workers, request)
                 free = sorted((w for w in workers if w.address in tasks), key=lambda worker: len(tasks[worker.address]))
-                # Dask does not give the lender's resources to another notebook.
+                # With a request, try only the lender's slot: Dask gives the resources it holds to no other notebook.
                 for worker in [*([] if request and lender else free), *filter(None, [lender])]:
                     name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
                     if name not in semaphores:
@@ -360,7 +360,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
                 if time.monotonic() - start > DEMAND_SECONDS:
                     demand.enter_context(_scale_up(client))
                     start = float("inf")
-                release_event.wait(RETRY_SECONDS)  # a killed client does not set the event
+                release_event.wait(RETRY_SECONDS)  # retry regularly: a killed client does not set the event
         except OSError as error:
             if client.status == "running":
                 raise
@@ -368,7 +368,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
 
 
 def _lender(workers: list[Worker], request: dict[str, float]) -> Worker | None:
-    """Return the worker of the notebook that runs this process; None if its resources do not cover the request."""
+    """Return the worker of the notebook that runs this process; None if the notebook's resources are too few."""
     key = os.environ.get(tracking.TASK_VARIABLE)
     for worker in workers:
         if any(run["key"] == key and request.items() <= run["resources"].items() for run in worker.running):

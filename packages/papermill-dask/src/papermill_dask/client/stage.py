@@ -128,7 +128,7 @@ def _to_declaration(repo: Any, stage: Any, folder: Path, client_outs: set[Path])
 
     deps = [dep.fs_path for dep in local(stage.deps) if not isinstance(dep, ParamsDependency)]
     settings = {str(stage.path), *(dep.fs_path for dep in local(stage.params))}
-    deps += [file for file in settings if Path(file).is_relative_to(folder)]  # papermill has already read the others
+    deps += [file for file in settings if Path(file).is_relative_to(folder)]  # papermill reads the files outside
     outs = [out.fs_path for out in local(stage.outs) if Path(out.fs_path) not in client_outs]
     deps += [out for out in outs if Path(out).exists()]
     return Declaration(

@@ -136,7 +136,7 @@ def check_parameter_names(names: Sequence[str], source: str, notebook: Path) -> 
 
 
 def existing_tags(options: Mapping[str, Any], notebook: Path, report: Report) -> list[str]:
-    """Return those tags to skip that code cells have; report the unknown ones once for all runs."""
+    """Return the tags to skip that code cells have; report unknown tags once, not for each run."""
     document = json.loads(notebook.read_bytes())
     metadata = {"skip_tags": document["metadata"].get(METADATA, {}).get("skip_tags")}
     keywords = {"skip_tags": options["skip_tags"]} if "skip_tags" in options else {}
@@ -222,7 +222,7 @@ def run_many(
         stack.enter_context(local_file_io_cwd())
         client = stack.enter_context(cluster.connect(max(1, min(len(parameter_sets), CPU_COUNT))))
         options = {"engine_name": "dask", "client": client, "progress_bar": False} | options
-        stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # recorded: raising would interrupt any statement
+        stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # record only: raising could interrupt any code
         stack.enter_context(engine.handle_signals(stop_signals, lambda number, _: signals.append(number)))
         parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
         report(f"{len(runs)} x {notebook.name}, {parallel} in parallel, on {compat.scheduler_of(client).address}")
@@ -293,7 +293,7 @@ def main(
     sources = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
     check_parameter_names(known, ", then ".join(sources), notebook)
     parameter_sets = [row | combination for row in rows for combination in combined]
-    options = {"skip_tags": skip_tags} if skip_tags else {}  # by default, from the metadata or the configuration
+    options = {"skip_tags": skip_tags} if skip_tags else {}  # by default, the metadata or the configuration sets them
     sweep = run_many(notebook, parameter_sets, report=lambda line: click.echo(line, err=True), **options)
     table = sweep.table()
     writer = csv.DictWriter(sys.stdout, dict.fromkeys(itertools.chain(*table)))

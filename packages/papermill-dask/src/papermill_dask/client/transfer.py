@@ -78,7 +78,7 @@ def _send(stream: _TarStream, folder: Path, contents: dict[str, Entry]) -> None:
 def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> None:
     """Fetch the outs from a scratch folder into ``folder``, all or none.
 
-    Raises EngineError if an out is missing or outside of its folder, if the disk is full, or if the worker is lost.
+    Raises EngineError if an out is missing or outside of ``folder``, if the disk is full, or if the worker is lost.
     """
     outs = outermost_paths(declaration.outs)
     for out in outs:
@@ -240,8 +240,8 @@ def outermost_paths(paths: Iterable[str]) -> list[PurePosixPath]:
 def walk_files(folder: Path, path: str, links_to: Iterable[Path] = (), above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Yield the files and empty folders at and below ``path``, following links.
 
-    Raises EngineError for a path outside of ``folder``, a broken link, a link to one of its parents ``above``, and a
-    special file such as a device or a socket.
+    Raises EngineError for a path outside of ``folder``, a broken link, a link to one of its parent folders (``above``),
+    and a special file such as a device or a socket.
     """
     file = validate(folder, path, links_to)
     if file.is_file():

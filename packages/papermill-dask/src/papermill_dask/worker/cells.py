@@ -40,15 +40,15 @@ class CellEvents:
         self._run.report("start", index=cell_index)
 
     def cell_exception(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:  # noqa: ARG002 - as in papermill
-        """Record a failed cell, to be reported at its end."""
+        """Record that a cell failed; `cell_complete` reports it."""
         self.failed.add(cell_index)
 
     def cell_complete(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:
         """Report the end of a cell: metadata, execution count and success."""
-        # papermill calls this in a `finally` block: with an exception (dead kernel, timeout) the cell failed.
+        # papermill calls this in a `finally` block: if an exception is active (dead kernel, timeout), the cell failed.
         if sys.exc_info()[0] is not None:
             self.failed.add(cell_index)
-        # With `coalesce_streams`, nbclient changes the outputs after the last message.
+        # With `coalesce_streams`, nbclient still changes the outputs after the last message: send them, too.
         outputs = cell.get("outputs") if self._run.task.options.get("coalesce_streams") else None
         self._run.report(
             "end",

@@ -16,7 +16,7 @@ from papermill_dask.task import RUNS, Run, Task
 
 WATCH_SECONDS = 0.4
 ANSWER_SECONDS = 2.0
-SILENCE_SECONDS = 4.0  # without a response, before a connection to the scheduler is tested
+SILENCE_SECONDS = 4.0  # time without a response before the connection to the scheduler is tested
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _watch(run: Run, finished: threading.Event) -> None:
                 is_active = compat.get_task_status(run.worker, run.key, ANSWER_SECONDS) is not None
                 answer_time, reason = time.monotonic(), None if is_active else "its client cancelled it or disconnected"
             except (OSError, TimeoutError, RuntimeError):  # no network, a busy scheduler, or a closed event loop
-                # Silence proves nothing: another task may block this worker's event loop.
+                # A missing response may only mean that another task blocks this worker's event loop.
                 is_silent = time.monotonic() - answer_time > SILENCE_SECONDS
                 is_down = is_silent and not compat.is_listening(run.worker.scheduler.address, ANSWER_SECONDS)
                 reason = "the scheduler is unreachable" if is_down else None

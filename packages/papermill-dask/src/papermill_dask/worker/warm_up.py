@@ -48,4 +48,4 @@ def _import_modules(worker: Worker) -> None:
 
     modules, idle = (dask.config.get(f"{config.SECTION}.{option}") for option in ("kernel-imports", "kernel-idle"))
     WARM.start(modules, kernel_environment(worker), parse_timedelta(idle) if idle else None)
-    from papermill_dask.worker import cells  # noqa: F401 - papermill's client, needed by each notebook
+    from papermill_dask.worker import cells  # noqa: F401 - preloads papermill's client for all notebooks

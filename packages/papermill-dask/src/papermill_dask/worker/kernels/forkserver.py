@@ -45,7 +45,7 @@ from papermill_dask.worker.kernels.supervisor import (
 from papermill_dask.worker.kernels.warm import FORK, LAUNCHER, STALE
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
-# Modules that ipykernel imports late (at a kernel's start or end), or IPython to show an error.
+# Modules imported late: by ipykernel when a kernel starts or ends, by IPython to show an error.
 KERNEL_MODULES = (
     *("ipykernel.debugger", "ipykernel.displayhook", "ipykernel.ipkernel", "psutil", "sqlite3", "stack_data"),
     *("IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio"),
@@ -68,7 +68,7 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
     code: int | None = 0
     try:
         compat.patch_ipykernel(Path(options[1]).parent)
-        # ipykernel's default is computed at import time, before the fork.
+        # Pass the parent: ipykernel computes its default at import time, before the fork.
         app = IPKernelApp.instance(parent_handle=os.getppid())
         app.initialize(options)
         compat.patch_kernel(app)
@@ -140,7 +140,7 @@ def _serve(listener: socket.socket, path: Path, imports: Imports) -> NoReturn:
 def _stop_accepting(listeners: list[socket.socket], path: Path) -> None:
     """Accept no more workers: the next worker finds no server and starts a new one."""
     while listeners:
-        with contextlib.suppress(OSError):  # the folder has other servers' sockets, or was removed
+        with contextlib.suppress(OSError):  # the folder contains other sockets, or was removed
             path.unlink()
             path.parent.rmdir()
         listeners.pop().close()
@@ -152,7 +152,7 @@ def _supervise(imports: Imports, connection: int, *streams: int) -> NoReturn:
     for number, stream in enumerate(streams, 1):
         os.dup2(stream, number)
         os.close(stream)
-    with Connection(connection) as worker:  # closed in the kernel
+    with Connection(connection) as worker:  # leaving the block closes it in the kernel
         supervise(worker, imports.fork_kernel, imports.check_files)
 
 
@@ -266,7 +266,7 @@ class Imports:
 
 @contextlib.contextmanager
 def _temporary_shell() -> Iterator[Any]:
-    """Provide an IPython shell during the imports, as pandas, plotly, tqdm and TensorFlow check for one.
+    """Provide an IPython shell during the imports, because pandas, plotly, tqdm and TensorFlow check for one.
 
     The kernel creates its own shell later.
     """
@@ -295,7 +295,7 @@ def _import(name: str) -> None:
 
 
 def _file_states(start_time: float) -> dict[str, list[int] | None]:
-    """Return each imported file's modification time and size; None if it changed during the imports."""
+    """Return each imported file's modification time and size; None if the file changed during the imports."""
     names = [getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())]
     states = {name: state for name in names if isinstance(name, str) and (state := _file_state(name))}
     return {name: None if start_time * 1e9 <= state[0] <= time.time_ns() else state for name, state in states.items()}
@@ -303,7 +303,7 @@ def _file_states(start_time: float) -> dict[str, list[int] | None]:
 
 def _file_state(file: str) -> list[int] | None:
     try:
-        status = os.stat(file)  # noqa: PTH116 - thousands of files before each kernel
+        status = os.stat(file)  # noqa: PTH116 - faster: each kernel checks thousands of files
     except OSError:
         return None
     return [status.st_mtime_ns, status.st_size]

@@ -220,7 +220,7 @@ class FastKernelClient(AsyncKernelClient):
         return _context()
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
-        """Wait until the kernel answers on both channels; raise RuntimeError if it dies or on ``timeout`` (s).
+        """Wait until the kernel responds on both channels; raise RuntimeError if it dies or on ``timeout`` (s).
 
         jupyter_client waits for 0.2 s without messages; the `idle` message means the same and arrives immediately.
         """
@@ -257,7 +257,7 @@ class KernelManager(AsyncKernelManager):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # `mkdtemp` uses mode 0700 and an unpredictable name.
+        # /tmp is safe: `mkdtemp` uses mode 0700 and an unpredictable name.
         parent = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108
         self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir=parent)
         # Remove the folder even without a shutdown, and at interpreter exit.

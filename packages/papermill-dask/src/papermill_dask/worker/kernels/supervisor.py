@@ -22,10 +22,10 @@ from typing import Any, NoReturn
 Request = dict[str, Any]
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-REAP_SECONDS = 5.0  # interval for reaping ended descendants
+REAP_SECONDS = 5.0  # interval for reaping exited descendants
 POLL_SECONDS = 0.05  # polling interval without `pidfd_open`
 ROUND_SECONDS = 0.005
-KILL_SECONDS = 10.0  # then give up: the process is another user's, or blocked by a broken disk
+KILL_SECONDS = 10.0  # then give up: the process belongs to another user, or a broken disk blocks it
 
 
 class WarmProcessStale(Exception):
@@ -74,7 +74,7 @@ def supervise(
     _kill_descendants()
     if not is_reported and request["folder"]:
         shutil.rmtree(request["folder"], ignore_errors=True)
-    connection.close()  # close it first: freeing a forked process's memory takes a while
+    connection.close()  # before the exit, which takes a while to free the memory
     os._exit(0)
 
 
@@ -108,7 +108,7 @@ def _run_command(request: Request) -> int:
         start_new_session=True,
         preexec_fn=lambda: die_with_parent(supervisor),
     )
-    process.returncode = 0  # `_reap` waits for the process instead of Popen
+    process.returncode = 0  # tell Popen not to wait for the process: `_reap` does
     return process.pid
 
 

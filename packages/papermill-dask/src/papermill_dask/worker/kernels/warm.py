@@ -63,7 +63,7 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
 def _fork_server_key(python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Return a hash of everything a kernel inherits from its fork server; workers with equal hashes share one."""
+    """Return a hash of everything a kernel inherits from its fork server; workers with equal hashes share a server."""
     variables = sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES))
     proc = Path("/proc/self")
     properties = [
@@ -155,7 +155,7 @@ class WarmProcess:
         server.wait()
 
     def connect(self) -> Connection:
-        """Connect to a new supervisor, which responds after the imports; without a server, the connection is closed."""
+        """Return a connection to a new supervisor, which responds after the imports; a closed one if no server runs."""
         near, far = socket.socketpair()
         with far, contextlib.suppress(OSError):
             socket.send_fds(self._control, [FORK], [far.fileno(), 1, 2])
@@ -194,7 +194,7 @@ class WarmProcesses:
         self.find((sys.executable,), environment)
 
     def find(self, python: tuple[str, ...] | None, environment: Mapping[str, str]) -> WarmProcess | None:
-        """Return the process for kernels of this interpreter, or start or join one and return None if there is none."""
+        """Return the warm process for this interpreter; if there is none yet, start or join one and return None."""
         if not self._modules or not python:
             return None
         if sys.platform != "linux":
