@@ -34,7 +34,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 def make_training_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all training scripts share."""
     parser = make_parser(description)
-    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="share of hours to hold out (the latest)")
+    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="hold out this share of hours, the latest")
     return parser
 
 
@@ -59,7 +59,7 @@ def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
 
 
 positive = integer(1)
-seed = integer(0, 2**32 - 1)  # the range that NumPy accepts
+seed = integer(0, 2**32 - 1)  # NumPy's range for seeds
 
 
 def fraction(text: str) -> float:
@@ -113,7 +113,7 @@ def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFra
     """Return training and test rows: the test set is the last ``test_fraction`` of the hours.
 
     A random split would train the model on hours later than those it is scored on. Chapter 4's
-    `forecast.table.split` cuts at the same row.
+    `forecast.table.split` splits at the same row.
     """
     cut = math.floor(len(frame) * (1 - test_fraction))
     train, test = frame[:cut], frame[cut:]
@@ -128,7 +128,7 @@ def capacity_factors(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def score(measured, predicted):
-    """Return R2 (overall, solar, wind), mean absolute error, bias (mean error) and lowest prediction, in GW.
+    """Return R2 (overall, solar, wind) and, in GW, mean absolute error, bias (mean error) and lowest prediction.
 
     Readers write this function in chapter 2's first notebook. Both frames have the `TARGETS` columns; a negative
     bias means that the model predicts too little.
@@ -146,7 +146,7 @@ def score(measured, predicted):
 
 
 def evaluate(test: pd.DataFrame, predicted: np.ndarray, *, by_capacity: bool = False) -> dict[str, float]:
-    """Return the `score` of the predictions for ``test``, an array (hours, 2) in the order of `TARGETS`.
+    """Return the `score` of the predictions for ``test``: an array (hours, 2) with the columns in `TARGETS` order.
 
     With ``by_capacity``, the predictions are capacity factors and are multiplied by each hour's capacity.
     """

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import Run
 
-# The types in a forest's file that skops does not trust by default. The list is fixed here: a model file must not
-# choose which types are trusted.
+# The types in a forest's file that skops does not trust by default. The list is fixed here, since a model file must not
+# decide which types are trusted.
 TRUSTED_TYPES = ["sklearn.tree._tree.Tree"]
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     """Score one model and log the scores in a new run."""
     parameters = read_parameters()
     hourly.require_tracking_server()
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # not useful for small files
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # these files are small
     import mlflow
 
     training_run = read_run(parameters["run_id"])
@@ -42,7 +42,7 @@ def main() -> None:
     metrics = hourly.evaluate(test, predicted, by_capacity=by_capacity)
     with mlflow.start_run() as run:
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
-        # Prefixed, so that a search for the best R2 does not return this run, which has no model.
+        # Prefix the metrics, so that a search for the best R2 does not return this run, which has no model.
         mlflow.log_metrics({f"validation_{name}": value for name, value in metrics.items()})
     if not metrics["r2"] >= parameters["floor"]:
         hourly.stop(f"R2 {metrics['r2']:.3f} is below the floor of {parameters['floor']:g}.", 1)
@@ -66,7 +66,7 @@ def read_run(run_id: str) -> Run:
 def predict(folder: Path, weather: pd.DataFrame) -> np.ndarray:
     """Return the predictions (hours, 2) of the model in ``folder``, without unpickling anything.
 
-    Exit with code 1 unless this is a scikit-learn model in skops format or a Keras model with trusted types only.
+    Exit with code 1 unless it is a scikit-learn model (skops format) or a Keras model, with trusted types only.
     """
     try:
         if (folder / "model.skops").is_file():

@@ -31,7 +31,7 @@ def exports_of(settings: Settings) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": used.tracking_uri,
         "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
         **MLFLOW_RETRIES,
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # otherwise shown even for small files
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # MLflow would show bars even for small files
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TF_CPP_MIN_LOG_LEVEL": "3",  # hide TensorFlow's messages about the CPU
         "DASK_SCHEDULER_ADDRESS": used.scheduler_address,

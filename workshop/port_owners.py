@@ -93,7 +93,7 @@ def _shares_network(pid: int) -> bool:
 
 
 def marked_processes(state: Path) -> list[psutil.Process]:
-    """Return `workshop up`'s processes for a state folder and their descendants, not this process or its parents."""
+    """Return `workshop up`'s processes for a state folder and their descendants, except this one and its parents."""
     callers, marked = [psutil.Process(), *psutil.Process().parents()], []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # another user's process, or one that has exited

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
 
     @property
     def explicit_tracking_uri(self) -> str | None:
-        """MLFLOW_TRACKING_URI if the user set it, else None; a value from `exports_of` may contain an outdated port."""
+        """MLFLOW_TRACKING_URI if the user set it, else None; the port in a value from `exports_of` may be outdated."""
         return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
 
     @property

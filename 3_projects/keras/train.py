@@ -1,4 +1,4 @@
-"""Fit a small neural network to the weather and log it in MLflow.
+"""Fit a small neural network that predicts power from weather, and log it in MLflow.
 
 This script imports only the packages in `python_env.yaml` and, from this repository, `hourly.py`.
 """
@@ -36,7 +36,7 @@ def main() -> None:
         # `mlflow run` has already logged the parameters that the user typed.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
-        # `mlflow.keras.log_model` fails with an input example (MLflow 3.17); both functions write the .keras format.
+        # Not `mlflow.keras.log_model`: it fails with an input example (MLflow 3.17). Both write the .keras format.
         mlflow.tensorflow.log_model(
             model,
             name="model",
@@ -51,14 +51,14 @@ def main() -> None:
 
 
 def fit(train: pd.DataFrame, epochs: int, hidden_units: int, seed: int) -> keras.Model:
-    """Return a fitted network with two hidden layers: weather (hours, 4) in, power (hours, 2) out, in GW."""
+    """Return a fitted network with two hidden layers that maps weather (hours, 4) to power (hours, 2) in GW."""
     import keras
 
     keras.utils.set_random_seed(seed)
     inputs, outputs = train[hourly.FEATURES].to_numpy(), train[hourly.TARGETS].to_numpy()
     normalization = keras.layers.Normalization()
     normalization.adapt(inputs)
-    # Power is never negative, hence relu. The bias starts at the mean: a relu that outputs only zeros does not learn.
+    # Power is never negative, hence relu. The bias starts at the mean: a relu stuck at zero does not learn.
     mean_GW = keras.initializers.Constant(float(outputs.mean()))
     model = keras.Sequential(
         [

@@ -1,4 +1,4 @@
-"""Fit a linear regression to the weather and log it in MLflow.
+"""Fit a linear regression that predicts power from weather, and log it in MLflow.
 
 This script imports only the packages in `python_env.yaml` and, from this repository, `hourly.py`.
 """

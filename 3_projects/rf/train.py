@@ -1,4 +1,4 @@
-"""Fit a random forest to the weather and log it in MLflow.
+"""Fit a random forest that predicts power from weather, and log it in MLflow.
 
 This script imports only the packages in `python_env.yaml` and, from this repository, `hourly.py`.
 """
@@ -46,7 +46,7 @@ def main() -> None:
             input_example=train[hourly.FEATURES].head(3),
             # Without this list, MLflow would spend seconds inferring the packages.
             pip_requirements=[f"{name}=={version(name)}" for name in ("pandas", "scikit-learn", "skops")],
-            # skops trusts only these types, and scikit-learn's simpler ones.
+            # By default skops trusts only scikit-learn's simpler types.
             skops_trusted_types=["sklearn.tree._tree.Tree"],
         )
     print(f"R2 {metrics['r2']:.3f} on the last {len(test)} hours; run {run.info.run_id}")

@@ -1,6 +1,6 @@
-"""Fit a random forest to the weather and the height of the sun, and log it in MLflow: a colleague's project.
+"""Fit a random forest with solar elevation as an extra input, and log it in MLflow.
 
-The project runs on the colleague's machine and lists no requirements; `reproduce.ipynb` finds them.
+This is a colleague's project, which lists no requirements; `reproduce.ipynb` finds the packages that it needs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIDDLE_OF_GERMANY = (51.0, 10.4)  # latitude, longitude
 
 def main() -> None:
     """Train one model and log it with its parameters."""
-    parameters = vars(hourly.make_training_parser("Fit a forest with the height of the sun, and log it.").parse_args())
+    parameters = vars(hourly.make_training_parser("Fit a random forest with solar elevation and log it.").parse_args())
     hourly.require_tracking_server()
     frame = hourly.read_frame(parameters["data"])
     frame = frame.assign(sun_elevation=elevation(frame["utc_timestamp"]))
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def elevation(utc_timestamp: pd.Series) -> pd.Series:
-    """Return the height of the sun above the horizon in the middle of Germany, in degrees, for each hour."""
+    """Return the solar elevation (degrees above the horizon) in the middle of Germany for each hour."""
     import pandas as pd
     import pvlib
 

@@ -1,4 +1,4 @@
-"""The URL of a view: its page as the path, the user's choices as the query. Any string is accepted."""
+"""URLs of views: the path is the page, the query holds the user's choices. Any string is accepted as a URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFIX = re.compile(r"(?:/[\w.~%@+-]+)+")
 
 
 def parse(url: object) -> tuple[str, dict[str, str]]:
-    """Return a URL's path and query fields (the last of each name); an invalid URL gives the front page."""
+    """Return a URL's path and query fields (the last value of each); an invalid URL gives the front page."""
     if not isinstance(url, str) or len(url) > MAX_CHARACTERS:
         return "/", {}
     try:

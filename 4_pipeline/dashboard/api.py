@@ -105,7 +105,7 @@ def _predict(follower: Follower) -> tuple[Response, int]:
 
 
 def _metrics(comparison: Comparison | None) -> Iterator[str]:
-    """Yield the lines of https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format."""
+    """Yield lines of the Prometheus text format: https://prometheus.io/docs/instrumenting/exposition_formats/."""
     yield f"# HELP model_state State of the latest predictions, an index into the list {', '.join(monitoring.STATES)}."
     yield "# TYPE model_state gauge"
     if comparison:

@@ -32,7 +32,7 @@ class Dashboard(Dash):
     """A Dash application that works behind any path prefix; each request carries its prefix."""
 
     def interpolate_index(self, **parts: str) -> str:
-        """Return the page with the URLs of scripts, styles and callbacks under the prefix."""
+        """Return the page with the prefix added to the URLs of scripts, styles and callbacks."""
         return FROM_ROOT.sub(f'"{address.link("/")}', super().interpolate_index(**parts))
 
 
@@ -48,7 +48,7 @@ def make_app(follower: Follower) -> Dash:
         prevent_initial_callbacks=True,
         suppress_callback_exceptions=True,  # the layout holds one page at a time
         index_string=layout.INDEX,
-        assets_ignore="theme.js",  # `layout.INDEX` loads it before the first paint
+        assets_ignore="theme.js",  # `layout.INDEX` loads this file before the first paint
     )
     app.layout = lambda: layout.whole_page(follower.now, address.of_referrer())
     security.protect(app, pages.PATHS)
@@ -86,7 +86,7 @@ def _register_frame(app: Dash, follower: Follower) -> None:
         State("version", "data"),
     )
     def follow(_ticks: int, revision: object, before: object) -> tuple:
-        """Update the header and the banners for a new revision, which also triggers the callbacks of the pages."""
+        """Update the header and the banners for a new revision; this also triggers the callbacks of the pages."""
         snapshot = follower.now
         if snapshot.revision == revision:
             raise PreventUpdate
@@ -128,8 +128,8 @@ def main(host: str, port: int, log_config: Path | None) -> None:
     Example:  python -m dashboard --port 8051
     Behind a proxy:  DASHBOARD_ALLOWED_HOSTS=dash.company.lan,other.lan python -m dashboard
     """
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns about every queued request
-    # Notice a hanging server within seconds, and a replaced database; the dashboard itself retries.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # waitress warns about every queued request
+    # Notice within seconds that a server hangs or a database was replaced. The dashboard retries by itself.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
     if log_config:

@@ -34,7 +34,7 @@ POLL_SECONDS = 1.0
 MAX_RUN_SECONDS = 900.0  # the data file may be missing for this long: DVC removes a stage's outputs before running it
 RECORD_SECONDS = 30.0  # interval between reads of the record: runs may change after their promotion
 ACTIVE_SECONDS = 60.0  # after this long without a request, the dashboard is idle
-IDLE_FACTOR = 10  # polling interval while idle, as a multiple
+IDLE_FACTOR = 10  # multiplies the polling interval while idle
 MAX_CACHED = 64
 LOADING = "Loading …"
 MISSING = {"frame": "There is no data yet.", "champion": "No model is in production yet."}
@@ -46,7 +46,7 @@ Answer = TypeVar("Answer")
 def cache_per_revision(make: Callable[..., Answer]) -> Callable[..., Answer]:
     """Cache a function of a snapshot by revision, the other arguments and the path prefix of the request.
 
-    Simultaneous calls are computed only once. Do not modify the cached values.
+    Simultaneous calls with the same key are computed once. Do not modify the cached values.
     """
 
     def key(snapshot: Snapshot, *arguments: object) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ class Comparison:
 
     @property
     def state(self) -> str:
-        """The worst of the states of `latest`, one of `monitoring.STATES`."""
+        """The worst state in `latest`, one of `monitoring.STATES`."""
         return monitoring.worst_state(self.latest)
 
     @functools.cached_property
@@ -117,9 +117,9 @@ class Comparison:
 class Snapshot:
     """The immutable state of the dashboard, replaced as a whole, so that no page mixes two versions.
 
-    ``predictions`` are ``champion``'s for each row of ``frame``, with the error band. The keys of ``faults`` are
+    ``predictions`` are made by ``champion`` for each row of ``frame``, with the error band. The keys of ``faults`` are
     `registry`, `model`, `data` and `parameters`. ``is_ready`` is False until data and registry have been polled once
-    and the first model is loaded. ``revision`` identifies the snapshot: a page with another revision is out of date.
+    and the first model is loaded. A page with a ``revision`` other than the snapshot's is out of date.
     """
 
     is_ready: bool = False
@@ -139,7 +139,7 @@ class Snapshot:
         return next((move for move in reversed(self.record.history) if move.version == version), None)
 
     def missing(self, *required: str) -> str:
-        """Return a message about the first ``required`` field (`frame`, `champion`) that is None; empty if none is."""
+        """Return a message if a ``required`` field (`frame`, `champion`) is None, else an empty string."""
         messages = [MISSING[name] if self.is_ready else LOADING for name in required if getattr(self, name) is None]
         return messages[0] if messages else ""
 
@@ -153,7 +153,7 @@ class Snapshot:
 
     @functools.cached_property
     def training_rows(self) -> pd.DataFrame | None:
-        """The rows of the data that the model was trained on (all rows if that is unknown); None if there are none."""
+        """The model's training rows in the data (all rows if these are unknown); None if there are none."""
         until = self.champion.training_end if self.champion else None
         if self.frame is None or until is None:
             return self.frame
@@ -170,7 +170,7 @@ class Follower:
         self._lock = threading.RLock()
         self._data_seen_at = time.monotonic()
         self._alias = mlflow_gate.Follower(gate.Registry(), load=self._load)
-        # A request ends both waits; a change of the alias ends only the wait between reads of the record.
+        # Events that wake the two threads: a request sets both, a change of the alias only `_record_due`.
         self._due, self._record_due = threading.Event(), threading.Event()
         self._active_until = -math.inf
 
@@ -259,7 +259,7 @@ class Follower:
 
     def _load(self, production: Production) -> tuple[Champion, Prediction | None]:
         """Load a version's model and predict the data with it; meanwhile the old model stays in use."""
-        if self.now.champion is None and "model" not in self.now.faults:  # retries after a failure are not shown
+        if self.now.champion is None and "model" not in self.now.faults:  # do not show retries as loading
             self._replace(is_ready=False)
         evaluated = storage.load(production.refit_of.model_uri) if production.refit_of else None
         champion = Champion(production, storage.load(production.model_uri), evaluated)
@@ -275,7 +275,7 @@ class Follower:
             self._replace(faults={name: fault for name, fault in self.now.faults.items() if name != subject})
 
     def _add_fault(self, subject: str, why: str | Exception, prefix: str = "") -> None:
-        """Add and log a fault once; a persistent fault keeps its start time."""
+        """Add a fault and log it once; a persistent fault keeps its start time."""
         text = prefix + _user_message(why)
         known = self.now.faults.get(subject)
         if known and known.why == text:

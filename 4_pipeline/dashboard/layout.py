@@ -35,7 +35,7 @@ and the <a href="/results/report.html">report</a> work without JavaScript.</nosc
 
 
 def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
-    """Return the whole page for a URL, including its content, so that nothing jumps after the first paint."""
+    """Return the whole page for a URL, including its content, so that it does not shift after the first paint."""
     links, title, content = view(snapshot, *address.parse(requested))
     theme = html.Button(html.Span("Dark"), id="theme", **{"aria-label": "Dark"})
     return html.Div(
@@ -68,7 +68,7 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
 def view(snapshot: Snapshot, path: str, query: dict[str, str]) -> tuple[list, str, list]:
     """Return the parts of the page that depend on the URL: navigation links, window title and content.
 
-    The first page is the front page.
+    The front page is the first of `pages.PAGES`.
     """
     page = next((page for page in pages.PAGES if path in (page.PATH, "/")), None)
     if page is None:
@@ -107,7 +107,7 @@ def model(snapshot: Snapshot) -> list:
 
 
 def version(snapshot: Snapshot) -> str | None:
-    """Return the version in production: `none` without one, None while unknown."""
+    """Return the version in production: `none` if there is none, None while it is unknown."""
     if snapshot.champion:
         return snapshot.champion.production.version
     return "none" if snapshot.is_ready else None
@@ -123,7 +123,7 @@ def notice(production: Production, before: str) -> dbc.Alert:
 
 
 def message(snapshot: Snapshot) -> list:
-    """Return banners for missing data or models, with the command to run, and for faults, with their start."""
+    """Return banners for missing data or models, with the command to run, and for faults, with their start time."""
     alerts = []
     if not snapshot.is_ready:
         return [dbc.Alert("Loading the data and the model in production …", color="light")]

@@ -87,7 +87,7 @@ def external_link(text: object, href: str, **options: object) -> html.A:
 
 
 def model_title(stage: str | None, default: str) -> str:
-    """Return a training stage's model title from params.yaml; else the stage's name, or ``default``."""
+    """Return a stage's model title from params.yaml, else the stage's name; ``default`` without a stage."""
     with contextlib.suppress(PipelineError, LookupError, TypeError):
         return str(load(project() / FILE)[stage or ""]["title"])
     return stage or default

@@ -26,7 +26,7 @@ class Champion:
     """The version in production and its model; for a refit also the model ``evaluated`` by the gate.
 
     One thread at a time calls the model, for all queued requests: Keras models are not thread-safe, and predicting 50
-    rows takes as long as one.
+    rows takes as long as predicting one.
     """
 
     production: Production
@@ -49,7 +49,7 @@ class Champion:
         return gate.training_end(self.production.evaluated)
 
     def predict_unseen(self, frame: pd.DataFrame) -> Prediction:
-        """Predict measured hours; if a refit is in production, the evaluated model predicts its training hours."""
+        """Predict measured hours; the evaluated model predicts a refit's training hours."""
         return storage.predict_unseen(self.model, self.evaluated, self.training_end, frame)
 
     @property

@@ -72,7 +72,7 @@ def _text(file: Path) -> str:
 def figure(text: str, name: str) -> dict[str, Any]:
     """Return a plotly figure from its JSON; raise ModelError if it is invalid or too large.
 
-    The artifact store has many writers. `security.POLICY` prevents the browser from loading images or maps that a
+    Many clients write to the artifact store. `security.POLICY` prevents the browser from loading images or maps that a
     figure links to.
     """
     try:

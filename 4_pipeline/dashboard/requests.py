@@ -22,7 +22,7 @@ MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times the size of MAX_ROWS
 YEARS = (1900, 2100)
 START = f"the start of {steps.ONE}" + f" in {steps.ZONE}" * steps.IS_DAY
 EXAMPLE = f"{steps.starts(pd.Series(pd.Timestamp('2016-06-01T12:00Z')))[0]:{STAMP}}"
-# Next steps in errors of `forecast.table` that need the pipeline's folder or a shell; users may have only a browser.
+# Next steps of `forecast.table`'s errors that need the pipeline's folder or a shell; users may have only a browser.
 OWNER_ADVICE = re.compile(r"params\.yaml|another_problem\.md|^iconv |^otherwise ")
 _CORRECT = "correct these values and send the rows again"
 _UPLOAD = "correct the file and upload it again; write numbers as 1234.5"
@@ -30,7 +30,7 @@ _UPLOAD = "correct the file and upload it again; write numbers as 1234.5"
 
 @contextmanager
 def _user_advice(default: str) -> Iterator[None]:
-    """Remove advice that only the pipeline's owner can follow from an error's next step."""
+    """Remove from an error's next step the advice that only the pipeline's owner can follow."""
     try:
         yield
     except DataError as error:
@@ -85,7 +85,7 @@ def from_records(rows: object) -> pd.DataFrame:
 
 
 def _columns(header: Container[str]) -> list[str]:
-    """Return the columns to read; all capacity columns if the rows have any of them."""
+    """Return the columns to read, including all capacity columns if the rows have any of them."""
     return INPUTS + list(CAPACITIES.values()) * any(name in header for name in CAPACITIES.values())
 
 
@@ -104,8 +104,8 @@ def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:
         Check(lambda stamps: ~stamps.duplicated(keep=False), error=f"each {steps.NAME} once"),
     ]
     check_cells(frame, name, next_step, times=times)
-    # A wrong unit such as km/h may stay within the range of single values, but not within that of a monthly mean. Low
-    # means are allowed: radiation in winter is below the usual yearly mean.
+    # In a wrong unit such as km/h, single values may be within their range, but a monthly mean is not. Low means are
+    # allowed: radiation in winter is below the usual yearly mean.
     means = frame[INPUTS[1:]].mean() if len(frame) >= steps.A_MONTH else {}
     high = {name: means[name] for name in USUAL_MEANS if name in means and means[name] > USUAL_MEANS[name][1]}
     if high:

@@ -16,8 +16,8 @@ from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntit
 
 from .requests import MAX_BYTES
 
-# The largest body of `/predict`: all rows with all digits and each value on its own line (a third of that otherwise).
-# In a callback a file is base64: four characters for three bytes.
+# The largest body of `/predict`: all rows with all digits, each value on its own line (a third of that without line
+# breaks). Callbacks send a file as base64: four characters for three bytes.
 MAX_BODY_BYTES = MAX_BYTES * 2
 HOSTS = "DASHBOARD_ALLOWED_HOSTS"  # environment variable with more allowed hosts, such as a proxy's
 ANY_PATH = "/<path:path>"  # Dash serves the page at every path
@@ -53,7 +53,7 @@ def protect(app: Dash, paths: Collection[str]) -> None:
     def add_headers(response: Response) -> Response:
         response.headers.setdefault("Content-Security-Policy", policy)
         response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "same-origin"  # `address.of_referrer` needs it
+        response.headers["Referrer-Policy"] = "same-origin"  # `address.of_referrer` needs the referrer
         if request.endpoint == ANY_PATH and request.path not in paths and response.status_code == HTTPStatus.OK:
             response.status_code = HTTPStatus.NOT_FOUND
         return response

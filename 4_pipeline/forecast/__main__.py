@@ -52,8 +52,8 @@ def params(stage: str | None) -> None:
 def state(folder: Path) -> None:
     """Validate params.yaml, record the tracking store's id and moves of the alias, and delete outdated summaries.
 
-    If the store was wiped, the stages that log to it run again. DVC keeps the summaries of removed training stages;
-    otherwise `compare` would read them.
+    If the store was wiped, the stages that log to it run again. Summaries of removed training stages are deleted
+    because DVC keeps them and `compare` would read them.
 
     \b
     Example:  python -m forecast state --to data
@@ -107,7 +107,7 @@ def make_csv(file: Path) -> None:
     """
     from forecast.raw.prepare import load_or_make  # imports pandas
 
-    logger = logging.getLogger("forecast.raw")  # logs the dropped rows
+    logger = logging.getLogger("forecast.raw")  # counts of dropped rows
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     click.echo(f"{file}: {len(load_or_make(file))} hours")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PRODUCTION = "production"  # alias of the version in production
-TRIES = 4  # after 0, 4, 12 and 28 s: outlasts a server restart; MLflow's default of 7 takes four minutes
+TRIES = 4  # retries after 0, 4, 12 and 28 s, enough for a server restart; MLflow's default of 7 takes four minutes
 STAGE_TAG = "pipeline.stage"  # tag of a run: the stage that logged it
 DIRTY_TAG = "pipeline.git.dirty"
 # Tags of a run that mlflow-gate shows in the lineage: paths of files with their MD5, and the DVC experiment.
@@ -107,7 +107,7 @@ def start_run(
     import mlflow
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
 
-    RETRIES.set(max(RETRIES.get() if RETRIES.is_set() else 0, TRIES))  # no user is waiting here
+    RETRIES.set(max(RETRIES.get() if RETRIES.is_set() else 0, TRIES))  # a stage can wait for a server to restart
     mlflow.set_experiment(EXPERIMENT)
     name, tags = f"{stage}, refit" if refit_of else stage, {STAGE_TAG: stage} | _lineage_tags(data)
     with mlflow.start_run(run_name=name, parent_run_id=refit_of, nested=bool(refit_of), tags=tags) as run:

@@ -52,7 +52,7 @@ def download_cifar10(folder: Path, url: str = URL, md5: str = MD5) -> None:
     """Download CIFAR-10 (163 MB), verify its hash and unpack it; the archive stays in pooch's cache."""
     unpack = pooch.Untar(extract_dir=folder.absolute())
     for file in pooch.retrieve(url, f"md5:{md5}", processor=unpack, progressbar=True):
-        Path(file).replace(folder / Path(file).name)  # move it out of the archive's folder
+        Path(file).replace(folder / Path(file).name)  # out of the archive's subfolder
     (folder / "cifar-10-batches-bin").rmdir()
 
 

@@ -145,7 +145,7 @@ def main() -> None:
                 ),
                 keras.callbacks.CSVLogger(curves, append=bool(epochs_done)),
                 keras.callbacks.TensorBoard("tensorboard"),
-                keras.callbacks.BackupAndRestore(backup / "keras", double_checkpoint=True),  # last: ends the epoch
+                keras.callbacks.BackupAndRestore(backup / "keras", double_checkpoint=True),  # last: records the epoch
             ],
         )
     for source, target in ((backup / "best.keras", "model.keras"), (curves, curves.name), (run_file, run_file.name)):

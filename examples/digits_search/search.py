@@ -67,7 +67,7 @@ def parallel_backend(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
                 raise click.ClickException(NO_CLUSTER.format(cluster, error)) from None
             check_python(client)
             print(f"{client}\nDask dashboard: {client.dashboard_link}", flush=True)
-            for file in SRC.glob("*.py"):  # send the current version, also to workers that join later
+            for file in SRC.glob("*.py"):  # workers that join later get the modules, too
                 client.upload_file(str(file))
             client.amm.stop()  # Dask's memory manager would delete copies of the data
             stack.callback(client.amm.start)
@@ -76,21 +76,21 @@ def parallel_backend(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
 
 
 def check_python(client: Client) -> None:
-    """Raise ClickException if the cluster runs another Python version, before anything is sent to it."""
+    """Before anything is sent to the cluster, raise ClickException if it runs another Python version."""
     client_python = platform.python_version_tuple()[:2]
     scheduler_python = tuple(client.get_versions()["scheduler"]["host"]["python"].split(".")[:2])
     if scheduler_python != client_python:
         text = "The cluster runs Python {}.{} and this program {}.{}: pickles may not load across versions.".format(
             *scheduler_python, *client_python
         )
-        raise click.ClickException(f"{text}\nUse the same version: change `BASE` in the Containerfile, or this Python.")
+        raise click.ClickException(f"{text}\nUse the same version: change `BASE` in the Containerfile, or your Python.")
 
 
 def new_search(space: str, folds: list) -> GridSearchCV:
-    """Return the grid search over a space; the model is `deskew`, then the support vector machine."""
+    """Return the grid search over a space; the model is `deskew` followed by a support vector machine."""
     model = Pipeline([("deskew", FunctionTransformer(deskew)), ("svc", SVC(kernel="rbf"))])
     grid = SPACES[space] | {"svc__class_weight": [None, "balanced"]}
-    return GridSearchCV(model, grid, cv=folds, pre_dispatch="all")  # keeps tasks for workers that join later
+    return GridSearchCV(model, grid, cv=folds, pre_dispatch="all")  # so that workers that join later also get tasks
 
 
 def results_table(search: GridSearchCV) -> pd.DataFrame:

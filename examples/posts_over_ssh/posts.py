@@ -15,8 +15,8 @@ from defusedxml.ElementTree import fromstring
 
 MAX_ROW_BYTES = 2**24
 FRAME = re.compile(rb"(\xef\xbb\xbf)?(<\?xml [^<>]*\?>)?\s*(</?posts>)?\s*")  # lines that contain no row
-DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # even if it continues on the next line
-MAX_REPORTED = 5  # broken rows to print
+DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # also one that continues on the next line
+MAX_REPORTED = 5  # maximum number of broken rows to print
 
 
 class PostsError(Exception):

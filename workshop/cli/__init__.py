@@ -1,4 +1,4 @@
-"""The command-line interface: only parses arguments and prints, progress to stderr and results to stdout."""
+"""The command-line interface: it only parses arguments and prints progress (stderr) and results (stdout)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def main(context: click.Context) -> None:
     \b
     Example:  workshop up --repro
     """
-    from workshop.exports import loopback_without_proxy  # not at the top: --help would import pydantic (0.2 s)
+    from workshop.exports import loopback_without_proxy  # imported here, so that --help does not load pydantic (0.2 s)
     from workshop.settings import get_settings
 
     os.environ.update(loopback_without_proxy())

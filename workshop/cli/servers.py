@@ -113,7 +113,7 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
     variables = {name: value for name, value in exports_of(settings).items() if name.startswith("DASK_")}
     with (
         dask.config.set({name[5:].lower().replace("__", "."): value for name, value in variables.items()}),
-        contextlib.suppress(EngineError),  # raised while the cluster has no worker
+        contextlib.suppress(EngineError),  # raised while the cluster has no workers
         connect() as client,
     ):
         return running(client)

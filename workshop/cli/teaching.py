@@ -21,7 +21,7 @@ DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 @click.argument("chapter", required=False, type=click.Choice("1234"), metavar="[CHAPTER]")
 @json_option
 def check(chapter: str | None, as_json: bool) -> None:
-    """Show which steps are done and which one is next; exit with code 1 if CHAPTER is given and incomplete.
+    """Show which steps are done and which one is next; exit with code 1 if CHAPTER is given but not complete.
 
     The command checks files, the tracking server, git and DVC, and rewrites the start page, START.md.
 
@@ -44,7 +44,7 @@ def check(chapter: str | None, as_json: bool) -> None:
             click.secho(f"{each.number}  {each.title}, {checkpoints.summary(of_chapter)}", bold=True)
             for step in of_chapter:
                 click.echo(_wrap(f"{start_page.SIGNS[step.done]} {step.title}", 3))
-                if step.reason and (chapter or step == following):  # all hints with CHAPTER, else the next step's
+                if step.reason and (chapter or step == following):  # with CHAPTER all hints, else only the next one
                     click.echo(f"{_wrap(step.place, 7)}\n{_wrap(step.reason, 7)}")
             click.echo()
         click.echo(start_page.LEGEND)

@@ -90,7 +90,7 @@ def restore(file: Path, settings: Settings) -> Hashes:
                 _copy_to_postgres(folder / DATABASE, settings)
             (folder / ARTIFACTS).replace(settings.artifacts)
             if not settings.database_uri:
-                (folder / DATABASE).replace(settings.database)  # last: a state folder with a database is complete
+                (folder / DATABASE).replace(settings.database)  # last, as it marks the folder as complete
     return hashes
 
 
@@ -136,7 +136,7 @@ def _copy_database(source: Path, target: Path) -> None:
 
 
 def _copy_to_postgres(source: Path, settings: Settings) -> None:
-    """Let MLflow create its tables in PostgreSQL and copy the rows from SQLite; drop the tables on any error."""
+    """Create MLflow's tables in PostgreSQL and copy the rows from SQLite; drop the tables on any error."""
     import sqlalchemy as sql
 
     address = database_address(settings)
@@ -207,7 +207,7 @@ def _add_artifacts(tar: tarfile.TarFile, artifacts: Path) -> Hashes:
 
 
 def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
-    """Append an artifact and its mark (a folder beside it, named after its sha256); return the sha256.
+    """Append an artifact and its mark (a folder beside it with the sha256 in its name); return the sha256.
 
     If the mark does not match, the artifact is probably being replaced, so it is read again.
     """
@@ -232,7 +232,7 @@ def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
 
 
 def _require_empty(settings: Settings) -> None:
-    # Journals count, too: SQLite would apply a killed server's journal to the restored database.
+    # Journal files count, too: SQLite would apply a killed server's journal to the restored database.
     existing = sorted(settings.state.glob(f"{settings.database.name}*"))
     if settings.artifacts.exists() and any(settings.artifacts.iterdir()):
         existing.append(settings.artifacts)

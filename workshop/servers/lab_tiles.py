@@ -35,14 +35,14 @@ PROBLEM_PAGE = """<!DOCTYPE html>
 
 
 class RunningServerHandler(NamedLocalProxyHandler):
-    """Proxy to a running server that shows the command to type if the server is down."""
+    """Proxy to a server; if the server is down, a page shows the command to type."""
 
     name: str  # the first part of the URL
     title: str
     setting: str  # the Settings field that contains the port
     services: tuple[str, ...]  # the services that `workshop up` starts for this page
     last_checks: ClassVar[dict[int, float]] = {}  # port -> time at which the server was last verified as ours
-    starts: ClassVar[dict[str, subprocess.Popen]] = {}  # name -> its `workshop up` process
+    starts: ClassVar[dict[str, subprocess.Popen]] = {}  # tile name -> its `workshop up` process
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -82,7 +82,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
         try:
             await super().proxy(port, path)
         except (OSError, web.HTTPError) as error:
-            # The port is closed (OSError); or the proxy reports a closed connection or a timeout (500, 599).
+            # Either the port is closed (OSError), or the proxy reports a closed connection or a timeout (500, 599).
             if isinstance(error, web.HTTPError) and error.status_code not in (500, 599):
                 raise
             # Start the server only on navigation: an open page that polls may belong to a server that was just stopped.

@@ -161,11 +161,11 @@ def _workers_command(settings: Settings) -> list[str]:
         "worker",
         f"tls://{settings.host}:{settings.dask_port}",
         *("--host", settings.host, "--nworkers", str(settings.dask_workers), "--nthreads", "1"),
-        # One notebook per worker: it does not occupy the worker's thread, so threads would not limit the number.
+        # One notebook per worker. The number of threads would not limit it: a notebook occupies none of them.
         *("--resources", "notebook=1"),
         *("--preload", "papermill_dask.preload"),
         *("--preload-nanny", "workshop.servers.services"),
-        # Saves 25 MB per worker. The worker still serves some HTTP pages, on all interfaces by default.
+        # Saves 25 MB per worker. The address is still needed: a worker serves some pages, by default on all interfaces.
         *("--no-dashboard", "--dashboard-address", f"{settings.host}:0"),
     ]
 

@@ -42,7 +42,7 @@ from workshop.settings import Settings, get_settings
 START_SECONDS = 300  # long enough for a machine under load
 STOP_SECONDS = 30
 LOG_LINES = 15
-MIN_FILE_DESCRIPTORS = 1024  # supervisor's default, which needs an `ulimit -Hn` at least as high
+MIN_FILE_DESCRIPTORS = 1024  # supervisor's default; `ulimit -Hn` must be at least as high
 SOCKET = "supervisor.sock"  # in the state folder
 CONNECTION_ERRORS = (OSError, HTTPException, xmlrpc.client.Error)
 

@@ -56,7 +56,7 @@ def make_app() -> Any:
 
 
 def open_with_runs(page: Any) -> Any:
-    """Add a script to MLflow's page that makes it open with the list of runs."""
+    """Add a script to MLflow's page, so that the page opens with the list of runs."""
     if page.status_code == 200:
         page.direct_passthrough = False  # load the page, which is streamed from a file
         head = Path(__file__).with_name("open_with_runs.html").read_bytes()

@@ -1,4 +1,4 @@
-"""The steps of the chapters, and the checks whether they are done.
+"""The steps of the chapters, and the checks for whether they are done.
 
 A step is done if its result exists: a file, run, model version or commit. The checks read files and query the tracking
 server. `Step.where` is a notebook or a heading of a README; for chapter 2 it also selects the notebooks that
@@ -44,7 +44,7 @@ MAX_RUNS = 2000  # limit for each query, latest runs first
 
 
 class Chapter(NamedTuple):
-    """A chapter; ``minutes``: to read and run it, with the cells to write, and with the exercises as well."""
+    """A chapter; ``minutes``: without the cells to write, with these cells, and with the exercises as well."""
 
     number: int
     folder: str
@@ -323,7 +323,7 @@ STEPS = {
         ),
         Step(
             "A rollback", "2_tracking/README.md#6. Roll back a mistake", was_rolled_back,
-            "Type `mlflow-gate rollback` while the version in production is from chapter 2 and has replaced another. "
+            "Type `mlflow-gate rollback` while a version of chapter 2 is in production and has replaced another one. "
             "Moving the alias in the UI does not count as a rollback.",
         ),
     ),
@@ -367,7 +367,7 @@ STEPS = {
         ),
         Step(
             "Versioned data", "4_pipeline/README.md#1. Version data",
-            lambda state: has_file(VERSIONED, state) or project_runs(SCRATCH, "main", state),  # runs outlive the file
+            lambda state: has_file(VERSIONED, state) or project_runs(SCRATCH, "main", state),  # the file may be deleted
             "Type the commands of this section: `dvc add germany.csv` in 4_pipeline/scratch writes germany.csv.dvc.",
         ),
         Step(
@@ -430,7 +430,7 @@ def steps_of(chapter: Chapter) -> Iterator[Step]:
 # -- progress --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Checkpoint:
-    """The result of a step's check; ``done`` is None if unknown, ``reason`` is empty for a done step."""
+    """The result of a step's check; ``done`` is None if unknown, ``reason`` is empty if the step is done."""
 
     chapter: int
     title: str

@@ -67,7 +67,7 @@ def check(number: str, answer: Any = ..., *evidence: Any) -> Any:
     """Check an answer: print a hint, or if it is right, print the lesson and record the exercise as solved.
 
     ``evidence``: further objects that the check needs. A wrong answer raises no error, so the cells below can run. If
-    they use the answer, return it if it is right, else the solution. Raises PipelineError for an unknown number.
+    they use the answer, `check` returns it if right, else the solution. Raises PipelineError for an unknown number.
     """
     if number not in EXERCISES:
         step = "restore the exercise's number in the call to `check`"
@@ -115,7 +115,7 @@ def write_solved(numbers: Iterable[str], settings: Settings) -> None:
 
 # -- answers and solutions -------------------------------------------------------------------------------------------
 class Number(NamedTuple):
-    """A number, right within ``tolerance`` or if rounded to >= ``decimals``; ``mistakes``: hint -> wrong number."""
+    """A number; ``tolerance`` and rounding to >= ``decimals`` are accepted; ``mistakes``: hint -> wrong number."""
 
     value: float
     tolerance: float
@@ -248,7 +248,7 @@ def _check_comment_line(answer: str, predicted: np.ndarray, y_test: DataFrame) -
     is_swapped = depths[0] != "3" if depths else re.search(r"\b3 *trees", answer)
     expect({"3", "50"} <= set(numbers) and not is_swapped, "the line must mention 50 trees and depth 3.")
     hint = f"`predicted` has an R2 of {r2:.3f}, not 0.76 to 0.81: fit a forest of depth 3 on `X_train` and `y_train`."
-    expect(0.76 < r2 < 0.81, hint)  # wider than the range over twenty random splits
+    expect(0.76 < r2 < 0.81, hint)  # wider than the range of R2 over twenty random splits
     is_same = f"{r2:.{len(scores[0])}f}".endswith(scores[0])
     expect(is_same, f"the line says R2 0.{scores[0]}, but `predicted` has {r2:.3f}: score `predicted` on `y_test`.")
 
@@ -292,7 +292,7 @@ def _check_score_function(answer: Callable[[DataFrame, DataFrame], dict[str, flo
 
 
 def _check_logged_parameter(answer: str, test: DataFrame) -> None:
-    """Check that a finished run logged a further parameter, and that its forest was fitted with this parameter."""
+    """Check that a finished run logged an additional parameter, and that its forest was fitted with it."""
     from forecast.learn.storage import load
     from forecast.table.schema import TARGETS
 
@@ -326,7 +326,7 @@ def _check_epochs(answer: float, model: Any, test: DataFrame) -> None:
     hint += "`batch_size` and `validation_split`. Run the notebook again from its first cell, and compile once."
     expect(math.isclose(epochs, 30), hint)
     r2 = sum(r2_of(test[TARGETS], model.predict(test[FEATURES].to_numpy(), verbose=0))) / 2
-    compare(answer, Number(r2, 0.0001, "score the predictions of `test` made after the training.", decimals=3))
+    compare(answer, Number(r2, 0.0001, "score predictions for `test` made after training.", decimals=3))
 
 
 def _check_query(answer: str) -> None:
@@ -407,7 +407,7 @@ def finished_run(answer: Any) -> Run:
 
 # -- chapter 3 -------------------------------------------------------------------------------------------------------
 def _check_gain_of_sun(answer: float, theirs: Run, plain: Any) -> None:
-    """Compare the answer with the difference in R2 between two runs, which must fit the same forest."""
+    """Compare the answer with the difference in R2 between two runs, which must have fitted the same forest."""
     number_of(answer)
     run_id = getattr(getattr(plain, "info", plain), "run_id", plain)
     expect(isinstance(run_id, str), f"`plain` must be the result of `mlflow.projects.run`, but has {type_of(plain)}.")

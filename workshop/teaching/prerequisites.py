@@ -1,4 +1,4 @@
-"""Check the requirements of a machine before the installation.
+"""Check before the installation whether this machine meets the requirements.
 
 Called by the Makefile (`python3 workshop/teaching/prerequisites.py`) and by `workshop doctor`. Uses only the standard
 library and syntax that old versions of Python 3 can parse, so it can report that Python is too old.
@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 OLDEST, NEWEST = (3, 11), (3, 13)
-DISK_GB = 5.0  # 2.5 GB for the environment, the rest for unpacking packages, later for state and data
+DISK_GB = 5.0  # 2.5 GB for the environment, the rest for unpacking packages and, later, for state and data
 
 
 def find_problems(folder: str = ".") -> list:

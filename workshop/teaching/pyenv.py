@@ -19,7 +19,7 @@ from pathlib import Path
 from workshop.exports import EXPORT_COMMAND
 
 VERSION = platform.python_version()
-NAME = b"workshop.teaching.pyenv"  # in the console script of every shim, including other clones'
+NAME = b"workshop.teaching.pyenv"  # in the console scripts of all clones' shims
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def make_root(root: Path, real: Path | None) -> Path:
     program = versions / VERSION / "bin" / "python"
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
-        # Write a script: through a symbolic link, some builds of Python do not find their libraries.
+        # Write a script, since some builds of Python do not find their libraries through a symbolic link.
         base = os.path.realpath(sys.executable)
         temporary = program.with_name(f"python.{os.getpid()}")
         temporary.write_text(f'#!/bin/sh\nexec {shlex.quote(base)} "$@"\n')

@@ -88,7 +88,7 @@ def register(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def choose_period(*values: Any) -> Period:
-        """Set the period to a preset's latest days, or shift it by its own length."""
+        """Set the period to the latest days, as many as the preset has, or shift it by its own length."""
         snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
         if snapshot.frame is None:
             raise PreventUpdate
@@ -202,7 +202,7 @@ def render(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> di
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
-    """Return a strip of all data, with the period marked: daily means of the targets, divided by their maximum."""
+    """Return an overview of all data with the period marked: daily means, divided by each target's maximum."""
     if snapshot.frame is None:
         return figures.empty("")
     local = snapshot.frame.assign(utc_timestamp=steps.local(snapshot.frame["utc_timestamp"]))

@@ -52,7 +52,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
 
 
 def _facts(champion: Champion, move: Move | None, baseline_r2: dict[str, float]) -> html.Section:
-    """Return the panel with the reason for the move, the scores of the version and those of the baselines."""
+    """Return the panel with the reason for the alias's move, and the scores of the version and the baselines."""
     coverage, run_url = champion.model.coverage, champion.production.run_url
     scores = move.scores if move else {}
     reasons = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
@@ -106,13 +106,13 @@ def _lineage(links: tuple[Link, ...]) -> html.Section:
 
 def _box(link: Link) -> list:
     name = parts.copyable(link.name)
-    # Tags have many writers: a recorded URL may contain a script.
+    # Many clients write tags, so a recorded URL may contain a script.
     if link.url and link.url.startswith(("http://", "https://")):
         name = parts.external_link(parts.readable_times(link.name), link.url)
     facts = [
         html.Div([html.Dt(parts.readable_times(key)), html.Dd(parts.copyable(str(fact)))])
         for key, fact in link.facts.items()
-        if not str(fact).startswith(link.name.split()[-1])  # a commit's name repeats its hash
+        if not str(fact).startswith(link.name.split()[-1])  # omit the hash that a commit's name contains
     ]
     return [
         html.P("Run in MLflow" if link.kind == "run" else link.kind.capitalize(), className="eyebrow"),

@@ -26,12 +26,12 @@ from ..follower import Follower, Snapshot
 from ..predictions import Champion, Prediction
 
 PATH, TITLE = "/what-if", "What if"
-RARE_SHARE = 0.005  # a value is rare if a smaller share of training rows is as extreme
-SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; twilight: tolerance, since the sun is higher elsewhere in the region
+RARE_SHARE = 0.005  # a value is rare if less than this share of training rows is as extreme
+SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; tolerance at twilight: the sun is higher elsewhere in the region
 LIGHT = [each.name for each in problem.INPUTS if each.unit == "W/m²"]
 POINTS = 33  # per curve; curves over time or a category have one point per value
 SIMILARITY = 0.1  # share of a slider's range: training rows are similar if all other inputs are this close
-TRIM_ROWS, TRIM_SHARE = 10, 0.01  # similar rows trimmed from each end of the dark range
+TRIM_ROWS, TRIM_SHARE = 10, 0.01  # minimum and share of similar rows to trim at each end of the dark range
 COMMON_YEAR = 2015  # not a leap year
 # Suffix the name of a time slider if an input has the same name.
 HOUR, DAY, YEAR = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day", "year"))
@@ -73,7 +73,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     ]
     return [
         dcc.Store(id="what-if-first", data=[*DEFAULTS.items()]),
-        dcc.Store(id="what-if-rest"),  # set when the sliders stop, so that dragging draws no curves
+        dcc.Store(id="what-if-rest"),  # set when dragging ends, so that curves are drawn only then
         html.Div(panels, className="columns narrow-first"),
     ]
 
@@ -142,7 +142,7 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def within_range(values: Iterable[Any]) -> dict[str, float]:
-    """Return the sliders' values by name, clipped to their ranges; the default replaces anything but a number."""
+    """Return the sliders' values by name, clipped to their ranges; anything but a number becomes the default."""
     return {
         name: float(min(max(float(value), slider.low), slider.high) if _is_number(value) else slider.first)
         for (name, slider), value in zip(SLIDERS.items(), values, strict=True)
@@ -289,7 +289,7 @@ def is_unused(snapshot: Snapshot) -> bool:
 def chosen_time(snapshot: Snapshot, weather: dict[str, float]) -> datetime:
     """Return the time that the sliders set; a day of the year is the same date in every year, never 29 February.
 
-    A year before 1900 means the last year of the data, or the last year with a known capacity if it is earlier.
+    A year before 1900 means the last year of the data or, if earlier, the last year with a known capacity.
     """
     year, hours = round(weather[YEAR]), round(weather.get(HOUR, 0) / steps.HOURS) * steps.HOURS
     if year < 1900:

@@ -35,7 +35,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         limits += " last value is assumed and marked. For other times, add the columns"
         limits += f" {' and '.join(CAPACITIES.values())}."
     uploading = [
-        html.Div(upload, className="place"),  # reserves space for the upload, which Dash loads late
+        html.Div(upload, className="place"),  # reserves space for the upload component, which Dash loads late
         html.P(id="weather-error", className="error", role="alert", **{"data-max": str(MAX_BYTES)}),
         html.P(limits, className="hint"),
         html.P([parts.button("Try the example", "weather-example"), " ", link]),
@@ -112,7 +112,7 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def example(snapshot: Snapshot) -> str:
-    """Return a CSV file, as a data URL, with the inputs of the last rows of the data; only a header without data."""
+    """Return a CSV file, as a data URL, with the inputs of the data's last rows; without data, only the header."""
     rows = pd.DataFrame(columns=INPUTS) if snapshot.frame is None else snapshot.frame[INPUTS].tail(72)
     content = rows.to_csv(index=False, date_format=STAMP).encode()
     return f"data:text/csv;base64,{base64.b64encode(content).decode()}"

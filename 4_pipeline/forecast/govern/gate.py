@@ -1,4 +1,4 @@
-"""The registered model of the problem and its promotion gate, on top of `mlflow_gate`."""
+"""The pipeline's registered model and its promotion gate, on top of `mlflow_gate`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = ("data", "commit", "stage", "notebook", "run", "refit", "model", "decisi
 
 
 class Registry(mlflow_gate.Registry):
-    """The registered model of the problem."""
+    """The registered model that predicts the targets of `problem`."""
 
     def __init__(self, client: MlflowClient | None = None) -> None:
         def load(files: Path) -> Any:

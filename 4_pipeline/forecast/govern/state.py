@@ -42,7 +42,7 @@ def write_state(folder: Path, decision: Path) -> None:
 def is_unchanged(folder: Path, decision: Path) -> bool:
     """Return whether the server agrees with the files in ``folder``, so that `write_state` would not change them.
 
-    Uses plain HTTP, because importing MLflow would take longer than the check; returns False if in doubt.
+    The check uses plain HTTP, because importing MLflow would take longer; the result is False if in doubt.
     """
     import requests
 
@@ -59,7 +59,7 @@ def is_unchanged(folder: Path, decision: Path) -> bool:
 
 
 def _moved_since(decision: Path, client: mlflow.MlflowClient) -> dict[str, Any] | None:
-    """Return version, run and number of moves of the alias if it moved since a decision, else None."""
+    """Return the alias's version, run and number of moves if it has moved since a decision, else None."""
     now = mlflow_gate.Registry(REGISTERED_MODEL, PRODUCTION, client=lambda: client).production()
     decided = read_decision(decision) or {}
     former = decided.get("production") or {}

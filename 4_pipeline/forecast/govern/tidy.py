@@ -17,7 +17,7 @@ def unreferenced_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     """Return unreferenced stage runs older than ``days``.
 
     A run is referenced if its id or its model's id is in a registered model, a version, their tags, or a JSON file in
-    ``results``. The last run of `prepare` before a referenced run has the findings on its data and is kept, too.
+    ``results``. The last run of `prepare` before a referenced run is kept, too, since it has the findings on the data.
     """
     client, tag = tracking.connect(), f"tags.`{tracking.STAGE_TAG}` LIKE '%'"
     versions, registered = client.search_model_versions(max_results=200_000), client.search_registered_models()

@@ -122,7 +122,7 @@ def in_percent(error: float, measured: pd.Series) -> float:
 
 
 def is_night(utc_timestamp: pd.Series) -> np.ndarray:
-    """Return for each step (by its start) whether it is night in all of Germany from start to end.
+    """Return for each step (by its start) whether it is night in all of Germany for the whole step.
 
     The criterion is the sun's elevation: radiation is zero at dawn and dusk, too.
     """
@@ -133,9 +133,9 @@ def is_night(utc_timestamp: pd.Series) -> np.ndarray:
 
 # -- for the gate -----------------------------------------------------------------------------------------------------
 def evaluate(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
-    """Return the scores that the gate checks, from a processed frame; the blocks are weeks.
+    """Score a model on a processed frame for the gate; the blocks are weeks.
 
-    Raises DataError if the model has no installed capacity for that time, since rows to predict have none either.
+    Raises DataError if the model has no installed capacity for the row that is predicted to measure the latency.
     """
     frame = held_out.reset_index(drop=True)
     row, _ = assume_capacity(frame[INPUTS].head(1), model.year_ends if model.takes_time else {})
@@ -147,7 +147,7 @@ def evaluate(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
 
 
 def _milliseconds(model: LoadedModel, row: pd.DataFrame) -> float:
-    """Return the latency of a single prediction: the minimum of a few, since other programs can only slow it down."""
+    """Return the latency of predicting one row: the minimum of a few tries, since other programs only slow it down."""
     seconds = []
     for _ in range(LATENCY_REPEATS):
         start = time.perf_counter()
@@ -199,9 +199,9 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict[str, float]:
-    """Return the coverage of the error bands as `coverage_<key>`: the share of rows within ``low`` and ``high``.
+    """Return the coverage of the error bands as `coverage_<key>`: the share of rows between ``low`` and ``high``.
 
-    For a daytime target only rows with the sun up count (NaN without any): at night any band containing zero is right.
+    For a daytime target only rows with the sun up count (NaN without any): at night, any band around zero is right.
     """
     day = sun_position(to_utc(frame["utc_timestamp"]))["elevation"].to_numpy() > 0
     shares = {}

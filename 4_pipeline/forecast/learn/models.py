@@ -4,7 +4,7 @@ Installed capacity grows from year to year: a model trained on power underestima
 divided by the installed capacity (`features.installed`) before training, and predictions multiplied by it again.
 
 The error bands are split-conformal quantile regression (Romano, Patterson, Candès 2019,
-https://arxiv.org/abs/1905.03222) with the folds of a time series.
+https://arxiv.org/abs/1905.03222) with time-series folds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 N_ITER_NO_CHANGE = 10  # early stopping: this many trees without a smaller validation error
-BATCH_CANDIDATES = 6  # fitted together: deriving their shared features takes as long as two fits
+BATCH_CANDIDATES = 6  # candidates per task: deriving their shared features takes as long as two fits
 # As good as 40 trees at the usual rate of 0.1, in half the time: 0.8 ** 19 equals 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
 LOWER_BOUNDS = [target.possible[0] for target in problem.TARGETS]
@@ -55,11 +55,11 @@ MIN_HOURS = 200  # fewer cannot be split into training, validation and calibrati
 
 @cache
 def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # takes 5 ms; predicting one row takes 3 ms
+    return ThreadpoolController()  # cached: takes 5 ms, more than the 3 ms to predict one row
 
 
 def one_thread() -> AbstractContextManager:
-    """Limit OpenMP to one thread: on a busy machine spinning threads slow it down twentyfold."""
+    """Limit OpenMP to one thread: on a busy machine, spinning threads slow a model down twentyfold."""
     return _libraries().limit(limits=1, user_api="openmp")
 
 
@@ -89,7 +89,7 @@ class TrainingData:
         self.factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
         derived = derive(X)
         self.band_rows = [np.flatnonzero(sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
-        self.values = derived.to_numpy()  # an array: scikit-learn would compare column names at each prediction
+        self.values = derived.to_numpy()  # an array, since scikit-learn compares column names at each prediction
         self._levels: dict[int, list[np.ndarray]] = {}
 
     def levels(self, level_days: int | None) -> list[np.ndarray]:
@@ -177,7 +177,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         derived, capacities = (
             derive(X),
             installed(X, self.year_ends_),
-        )  # computed once: they dominate the time of a single prediction
+        )  # computed once: these two take most of the time of a single prediction
         values = derived.to_numpy()
         predicted, ends = self._from_factors(self._predict_factors(values, self.regressors_), capacities), []
         for side, sign in enumerate((-1, 1)):
@@ -240,7 +240,7 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, timestamps: pd.Datetime
 
     ``factor`` has the shape (rows,), ``derived`` (rows, features); ``timestamps`` are in order. Periods have
     ``level_days`` days, counted from the end; the first period also has the remaining days. Expected values come from a
-    small gradient boosting model of all rows, fitted again after division by the first levels.
+    small gradient boosting model, fitted on all rows and again on the factors divided by the first levels.
     """
     days = (timestamps[-1] - timestamps).days.to_numpy()
     period = np.minimum(days // level_days, max(0, days[0] // level_days - 1))
@@ -308,7 +308,7 @@ def search(
     )
     table = table.sort_values("r2", ascending=False, kind="stable", ignore_index=True)
     best = sampled[scores["mean"].idxmax()]
-    # Python numbers, since they are written to JSON.
+    # Convert NumPy numbers, which cannot be written to JSON.
     return Search(table, {name: getattr(value, "item", lambda value=value: value)() for name, value in best.items()})
 
 
@@ -320,7 +320,7 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
         return pickle.loads(function)(*arguments)  # noqa: S301 - pickled by this client
 
     try:
-        # Broadcast: otherwise one worker gets most fits. No hash: another search could release the same data.
+        # Broadcast the data, or one worker gets most fits. Do not hash them: another search could release equal data.
         data = client.scatter(data, broadcast=True, hash=False)
         futures = [
             client.submit(score_fold, _by_value(partial(_score_fold, batch)), *data, fold, pure=False)

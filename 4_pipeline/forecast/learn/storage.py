@@ -47,7 +47,7 @@ MAX_FACTOR = 50
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to predict; ``kind`` is `sklearn` or `keras`, ``fitted`` the model itself.
+    """A model ready to predict; ``kind`` is `sklearn` or `keras`; ``fitted`` is the fitted estimator or network.
 
     ``coverage`` is the nominal coverage of its error band, None without one. ``size_bytes`` and ``signature`` (input
     and output columns) are None for a model that was not loaded from files. ``year_ends`` are the installed capacities
@@ -130,7 +130,7 @@ class LoadedModel:
 def predict_unseen(
     model: LoadedModel, evaluated: LoadedModel | None, training_end: str | None, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
-    """Predict each row, if possible, with a model that was not trained on it; see `predict_with_band`.
+    """Predict each row with a model that was not trained on it, if there is one; see `predict_with_band`.
 
     Rows up to ``training_end`` are training rows of the refit, so the ``evaluated`` model predicts them instead.
     """
@@ -171,7 +171,7 @@ def log_training(
 
     mlflow.log_figure(figure, "predicted_against_measured.html")
     run, model_uri = mlflow.active_run(), log_model(model, example)
-    # Metrics after the model: MLflow would request the history of each metric logged before it.
+    # Log the metrics after the model: MLflow would request the history of each metric logged before.
     mlflow.log_metrics(metrics, model_id=model_uri.rpartition("/")[2])
     content = {"run_id": run.info.run_id if run else None, "model_uri": model_uri} | metrics
     Path(summary).parent.mkdir(exist_ok=True)
@@ -215,7 +215,7 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
     # MLflow would not remove its own temporary folder, and the dashboard loads often.
     with tempfile.TemporaryDirectory() as folder:
         try:
-            # Resolve the alias once: it may move.
+            # Resolve the alias only once, since it may move.
             model_uri = "models:/" + "/".join(get_model_name_and_version(client, model_uri))
             folder_of_model = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
         except Exception as error:  # noqa: BLE001 - the model of a version registered by hand may be in any store
@@ -230,7 +230,7 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
 def load_files(folder: Path, name: str) -> LoadedModel:
     """Load a model from its local folder (`load_folder`), with the size of its files and its signature.
 
-    Also raises ModelError for a model with another step or units; a model without this metadata is accepted.
+    Also raises ModelError for a model with a different step or units; a model without this metadata is accepted.
     """
     from mlflow.models import Model
 
@@ -246,7 +246,7 @@ def load_files(folder: Path, name: str) -> LoadedModel:
 def load_folder(folder: Path, name: str) -> LoadedModel:
     """Load a model from its local folder and make a test prediction; errors show ``name``.
 
-    The files decide how it is loaded, never the model's own metadata. Raises ModelError.
+    The files decide how the model is loaded, never its metadata. Raises ModelError.
     """
     readers: dict[str, Callable[[Path], Any]] = {SKOPS_FILE: _read_skops}
     with contextlib.suppress(ImportError):  # a copy without networks

@@ -26,22 +26,22 @@ _CORRECT = "correct the file, or its description in params.yaml (fetch.csv)"
 _MIDNIGHT = r"(?<![\d:])24(?=:00(?::00)?(?![\d:]))"
 _OFFSET = r"\s?(?:Z|UTC|[+-]\d{2}(?::?\d{2})?)$"
 _STEP = pd.DateOffset(days=1) if steps.IS_DAY else steps.LENGTH
-_MAX_NEGATIVE = 0.01  # share of the column's maximum: the plants' consumption at night, sensor offsets
+_MAX_NEGATIVE = 0.01  # share of the column's maximum, for consumption at night and sensor offsets
 
 
 def read(path: Path, mapping: OwnFile) -> Table:
     """Read the file ``path``, a copy of ``mapping.file``, as described by ``mapping``.
 
     The frame has `schema.COLUMNS` in our units and UTC, in the order of the file, indexed by line number; empty cells
-    are NaN. Naive times are in ``mapping.time.zone``; see `_localize` for the repeated hour in autumn. The counts are
+    are NaN. Naive times are in ``mapping.time.zone``; see `_localize` for the hour repeated in autumn. The counts are
 
     - `clock_changes`: dropped rows, either `ambiguous` (in the repeated hour) or `skipped` (empty rows in the hour
       skipped in spring);
     - `negative_as_zero`: small negative values set to 0, by column.
 
-    Raises DataError, with line, column and value, for values in a skipped hour (wrong zone), for times of which only
-    some have an offset, or that are not the start of a step, and the errors of `raw.read_text` and `raw.numbers`;
-    ParameterError for an unknown zone or a unit of another dimension. Errors name ``mapping.file``, not the copy.
+    Raises DataError with line, column and value if a skipped hour has values (wrong zone), if only some times have an
+    offset, or if a time is not the start of a step; the errors of `raw.read_text` and `raw.numbers`; and ParameterError
+    for an unknown zone or a unit of another dimension. Errors show ``mapping.file``, not the copy.
     """
     file, columns = mapping.file, dict(mapping.columns)
     names = {"utc_timestamp": mapping.time.column} | {name: column.column for name, column in columns.items()}
@@ -106,14 +106,14 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
         days = pd.DatetimeIndex(parsed - _STEP if by_end else parsed)
         stamps = pd.Series(steps.begin(days, _zone(time.zone or steps.ZONE)), text.index)
     else:
-        # At a clock change some files stamp an hour's end in local time, others one hour after its start.
+        # At a clock change, some files stamp an hour with the local time of its end, others with its start plus 1 h.
         zone = _zone(time.zone or steps.ZONE)
         stamps, skipped = _localize(parsed, zone, values)
         if by_end:
             readings = [_localize(parsed - _STEP, zone, values), (stamps - _STEP, skipped)]
             errors = [known.isna().sum() + known.duplicated().sum() for known, _ in readings]
             stamps, skipped = readings[int(errors[1] < errors[0])]
-            if errors[0] == errors[1]:  # a time is ambiguous where both readings differ
+            if errors[0] == errors[1]:  # a time is ambiguous if the two readings differ
                 stamps = stamps.where(stamps == readings[1][0])
         _require_existing(parsed, skipped, values, original, file, zone)
     _require_starts(parsed, stamps, original, file, time)
@@ -121,12 +121,12 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
 
 
 def _localize(parsed: Series, zone: tzinfo | None, values: DataFrame) -> tuple[Series, Series]:
-    """Convert local times to UTC (NaT if ambiguous); also return which are in the hour skipped in spring.
+    """Convert local times to UTC (NaT if ambiguous); also return which rows are in the hour skipped in spring.
 
-    In autumn the local times of one hour occur twice, in summer and in winter time. Identical rows (same time, same
-    values) count as one row, or as two if they are twice as many as each neighbouring row. Each time must
-    then occur exactly twice: first all times of one hour, then all of the other. The first hour is in summer time, or
-    in winter time if the file has the newest row first. Rows that do not fit this pattern are ambiguous.
+    In autumn the local times of one hour occur twice, in summer and in winter time. Duplicate rows (same time, same
+    values) count as one row, or as two if they occur twice as often as the rows before and after. Each time must then
+    occur exactly twice: all times of one hour, then all of the other. The first hour is in summer time, or in winter
+    time if the file has the newest row first. Rows that do not fit this pattern are ambiguous.
     """
     summer, winter = (
         parsed.dt.tz_localize(zone, ambiguous=np.full(len(parsed), is_summer), nonexistent="NaT").dt.tz_convert("UTC")
@@ -170,7 +170,7 @@ def _require_existing(
 
 
 def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, time: TimeColumn) -> None:
-    """Raise DataError, with a fix, if all times are off the start of a step by the same offset, perhaps the zone's."""
+    """Raise DataError with a fix if all times have the same offset from the start of a step, such as the zone's."""
     is_start = stamps.isna() | (stamps == steps.starts(stamps.dropna()).reindex(stamps.index))
     if is_start.all():
         return

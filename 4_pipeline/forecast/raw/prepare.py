@@ -28,7 +28,7 @@ from forecast.terms.parameters import OwnFile
 logger = logging.getLogger(__name__)
 JOIN = "if date and time are in separate columns, join them"
 OR_SUMS = "or sums of amounts such as MWh"
-MIN_RUN, MIN_END_RUN = 10, 4  # rows at a new distance that mean a new frequency, not gaps (fewer at the ends)
+MIN_RUN, MIN_END_RUN = 10, 4  # this many rows at a new distance mean a new frequency, not gaps; at the ends, fewer
 # Column names in the files of Open Power System Data (and the sample), by file.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
@@ -52,7 +52,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     The findings are JSON-serializable: steps expected, kept and left out; by file (`power` and `weather`, or `own`)
     the counts of rows, of rows outside the years or outside the complete steps, of unordered and duplicate rows, and of
     missing steps; empty cells by column; the same counts `by_year`, with gaps; for your own CSV also the counts of
-    `own_file.read` and the years without a capacity between two with one.
+    `own_file.read` and the years without a capacity between years that have one.
 
     Raises DataError with file, line, column and value for invalid files, and for a column of `problem.COMPUTED` that
     depends on other rows; ParameterError if ``last_year`` is before ``first_year``.
@@ -112,7 +112,7 @@ def load_or_make(csv: Path) -> DataFrame:
 
 # -- tables to steps ---------------------------------------------------------------------------------------------------
 class Part(NamedTuple):
-    """The unique steps of a raw table, indexed by time, the times of duplicate rows, and counts of all rows."""
+    """The unique steps of a raw table indexed by time, the times of its duplicate rows, and the counts of rows."""
 
     frame: DataFrame
     duplicates: Series
@@ -120,7 +120,7 @@ class Part(NamedTuple):
 
 
 def _suggest_fix(step: pd.Timedelta) -> str:
-    """Return the error's next step if rows are ``step`` apart."""
+    """Return the next step for the error that rows are ``step`` apart."""
     if abs(step - steps.LENGTH) < steps.LENGTH / 10:
         return MOVE
     name = {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
@@ -297,7 +297,7 @@ def missing_by_month(frame: DataFrame) -> DataFrame:
 
 
 def runs(values: Series) -> DataFrame:
-    """Return the runs of equal values: `value`, `first` (its index) and `steps`; missing values belong to no run."""
+    """Return runs of equal values: `value`, `first` (index of the first row), `steps`; missing values have no run."""
     starts = values.ne(values.shift()) & values.notna()
     sizes = starts.cumsum().where(values.notna()).value_counts(sort=False).sort_index()
     return DataFrame({"value": values[starts].to_numpy(), "first": values.index[starts], "steps": sizes.to_numpy()})

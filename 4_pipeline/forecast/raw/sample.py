@@ -28,17 +28,17 @@ FIRST_YEAR, LAST_YEAR = 2013, 2016
 SEED = 2013
 _INSTALL_AGAIN = "pip install --force-reinstall -r requirements.txt"
 
-# Three stations per year, none used twice; stations with the same original days share a year, and the first of each has
-# measured radiation. Rostock, Bremerhaven, Potsdam; Chemnitz, Hof, Essen; Hamburg, Braunlage, Bad Marienberg;
-# Mannheim, Stoetten, Muehldorf.
+# Three stations per year, none used twice. Stations whose reference years were assembled from the same calendar days
+# share a year, and the first station of each year has measured radiation. Rostock, Bremerhaven, Potsdam; Chemnitz, Hof,
+# Essen; Hamburg, Braunlage, Bad Marienberg; Mannheim, Stoetten, Muehldorf.
 STATIONS = {2013: (2, 1, 4), 2014: (9, 10, 5), 2015: (3, 8, 6), 2016: (12, 14, 13)}
-# The reference years have no 29 February: it is the 28th of three stations that no year uses (Kassel, Fichtelberg,
-# Garmisch).
+# The reference years have no 29 February; it is copied from 28 February of three other stations: Kassel, Fichtelberg,
+# Garmisch.
 LEAP_DAY_STATIONS = (7, 11, 15)
 
 WEATHER_WEIGHTS = (0.5, 0.3, 0.2)
 RADIATION_WEIGHTS = (0.8, 0.1, 0.1)
-# Plants are not at the weather stations: a realistic source of unexplained variance.
+# Other weights, as plants are not at weather stations: a realistic source of unexplained variance.
 PLANT_WEIGHTS = (0.45, 0.32, 0.23)
 
 MEAN_WINDSPEED = 4.11  # m/s at 10 m: calibrated
@@ -57,7 +57,7 @@ TURBINES = {"E-70/2300": 0.35, "V90/2000": 0.30, "E-82/2300": 0.20, "E-101/3050"
 HUB_HEIGHT_M, ROUGHNESS_M = 105.0, 0.10
 PANELS = ((0.45, 30, 180), (0.15, 25, 90), (0.15, 25, 270), (0.25, 10, 180))  # share, tilt, azimuth in degrees
 
-# Lengths of the gaps in the raw files, and numbers of empty cells: 48 hours in total.
+# Lengths of the gaps in the raw files (hours) and numbers of empty cells, 48 hours in total.
 GAPS_POWER, GAPS_WEATHER = (4, 9, 15), (3, 5)
 MISSING_CELLS = {
     "DE_solar_generation_actual": 4,
@@ -71,7 +71,7 @@ class Places(NamedTuple):
     """The weather at three places over all years, each an array of shape (hours, 3); row i is UTC hour i.
 
     `windspeed` is relative to the station's yearly mean; `temperature` is in degrees Celsius; `direct` and
-    `diffuse` are radiation on the horizontal in W/m2, over the hour of true solar time that starts at the row's
+    `diffuse` are radiation on a horizontal plane in W/m2, over the hour of true solar time that starts at the row's
     number: the files' headers say Central European Time, but solar noon is at 12 for every longitude and month.
     """
 
@@ -85,15 +85,15 @@ def make_sample() -> tuple[DataFrame, DataFrame]:
     """Return the raw power and the raw weather frame of the sample, in the layout of Open Power System Data.
 
     Power: about 35,040 rows of `utc_timestamp`, `cet_cest_timestamp` (text) and MW; weather: about 35,056 rows of
-    `utc_timestamp`, m/s, degrees Celsius and W/m2. Both have the same faults of real files each time: gaps, empty
-    cells, and in the power frame the duplicate hour of each autumn. The result is deterministic on one machine.
+    `utc_timestamp`, m/s, degrees Celsius and W/m2. Both have the typical faults of real files: gaps, empty cells, and
+    in the power frame the duplicate hour of each autumn. The result is deterministic on one machine.
 
     Raises DataError if the packages' files are missing or have other checksums.
     """
     hours = pd.date_range(f"{FIRST_YEAR}-01-01", f"{LAST_YEAR + 1}-01-01", freq="h", tz="UTC", inclusive="left")
     places = join_places(read_stations())
     weather = model_weather(places, hours)
-    random = np.random.RandomState(SEED)  # its stream never changes; default_rng's may
+    random = np.random.RandomState(SEED)  # its numbers never change; those of default_rng may
     wind_MW, solar_MW = model_wind(places, hours, random), model_solar(places, hours, random)
     power = pd.DataFrame(
         {
@@ -116,7 +116,7 @@ def read_packaged(package: str, path: str) -> bytes:
         raise DataError(
             f"The `{package}` package, a source of the sample, is missing or incomplete.",
             value=error,
-            expected=f"{package} with its file {path}",
+            expected=f"{package} with the file {path}",
             next_step=_INSTALL_AGAIN,
         ) from None
 
@@ -135,7 +135,7 @@ def read_stations() -> dict[int, DataFrame]:
     actual = hashlib.sha256(b"".join(contents.values())).hexdigest()
     if actual != STATIONS_SHA256:
         raise DataError(
-            "The weather files of the `demandlib` package are not those of the sample.",
+            "The weather files of the `demandlib` package differ from the ones used for the sample.",
             value=f"sha256 {actual}",
             expected=f"sha256 {STATIONS_SHA256} (demandlib 0.2.2)",
             next_step=_INSTALL_AGAIN,
@@ -162,7 +162,7 @@ def join_places(stations: dict[int, DataFrame]) -> Places:
 
 
 def clean_windspeed(station: DataFrame) -> np.ndarray:
-    """Return a station's wind speed divided by its yearly mean, without typing errors (63 m/s between 6 and 6)."""
+    """Return a station's wind speed divided by its yearly mean, without typing errors like 63 m/s among 6 m/s."""
     raw = station["WG"]
     median = raw.rolling(5, center=True, min_periods=1).median()
     clean = raw.where((raw - median).abs() < 10, median).to_numpy()
@@ -242,7 +242,7 @@ def autoregressive_noise(random: np.random.RandomState, hours: int, memory: floa
 
 
 def flatten(factor: np.ndarray, knee: float) -> np.ndarray:
-    """Return the capacity factor with the part above the knee cut to 60 %: curtailment, averaging over a country."""
+    """Return the factor with the part above the knee reduced to 60 %: models curtailment and country-wide averaging."""
     return np.where(factor > knee, knee + 0.6 * (factor - knee), factor)
 
 
@@ -250,7 +250,7 @@ def model_wind(places: Places, hours: DatetimeIndex, random: np.random.RandomSta
     """Return the wind generation in whole MW.
 
     Wind speed at the hub follows the logarithmic profile v * ln(h / z0) / ln(10 / z0); power curves are windpowerlib's
-    (Open Energy Platform), divided by nominal power; they are read from its file, since its reader warns with pandas 3.
+    (Open Energy Platform), divided by nominal power. Its reader warns with pandas 3 and is not used.
     """
     curves = pd.read_csv(io.BytesIO(read_packaged("windpowerlib", "oedb/power_curves.csv")), index_col="turbine_type")
     speed = places.windspeed * MEAN_WINDSPEED * np.log(HUB_HEIGHT_M / ROUGHNESS_M) / np.log(10 / ROUGHNESS_M)
@@ -268,9 +268,9 @@ def model_wind(places: Places, hours: DatetimeIndex, random: np.random.RandomSta
 def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomState) -> np.ndarray:
     """Return the solar generation in whole MW.
 
-    Radiation at the middle of each UTC hour, interpolated in true solar time; four orientations of panels under an
-    isotropic sky (Liu and Jordan), above ground of albedo 0.2; cells warmer than the air by 28 K at 800 W/m2 and losing
-    0.4 % per kelvin; performance ratio 0.84; 60 % on days below -1 degree Celsius (snow).
+    Radiation is interpolated in true solar time to the middle of each UTC hour. Panels in four orientations are under
+    an isotropic sky (Liu and Jordan) and above ground of albedo 0.2. Cells are 28 K warmer than the air at 800 W/m2 and
+    lose 0.4 % per kelvin. The performance ratio is 0.84, or 60 % of that on days below -1 degree Celsius (snow).
     """
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
     cosine, zenith, azimuth = sun(day, hour + 0.5 + hours_ahead(hours))
@@ -293,7 +293,7 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
 
 
 def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> tuple[DataFrame, DataFrame]:
-    """Return both frames with the faults of real files, from a fixed seed; no two faults share a day.
+    """Return both frames with the faults of real files, placed by a fixed seed; no two faults share a day.
 
     Hours are missing (`GAPS_POWER`, `GAPS_WEATHER`), cells are empty (`MISSING_CELLS`), and the hour repeated by the
     clock change in autumn has two rows in the power frame, the second with readings 1 % lower.

@@ -35,7 +35,7 @@ ATTRIBUTIONS = {
     " https://doi.org/10.25832/weather_data/2019-04-09. (Primary data from various sources, for a complete list see"
     " URL).",
 }
-RETRIES = 5  # per download; pooch waits 1, 2, 3, ... seconds between them
+RETRIES = 5  # per download; pooch waits 1, 2, 3, ... seconds between attempts
 TIMEOUT_SECONDS = 60
 _BY_HAND = "or copy the file into {} by hand; if you trust another checksum, set fetch.sha256 in params.yaml"
 
@@ -80,8 +80,8 @@ def fetch(
 ) -> list[Path]:
     """Write the raw files of a source into ``folder`` and return their paths: tables, card, origin, checksums.
 
-    ``source`` is `sample`, `opsd` or `csv`; ``options`` are the `fetch` section of params.yaml, whose relative paths
-    start at ``base`` (default: the current folder). Downloads are cached in ``downloads`` (default: the user's cache).
+    ``source`` is `sample`, `opsd` or `csv`; ``options`` are the `fetch` section of params.yaml, with paths relative to
+    ``base`` (default: current folder). Downloads are cached in ``downloads`` (default: the user's cache).
 
     Files are written atomically, checksums last. An up-to-date folder is not touched; files of another source are
     removed first. Raises DataError (full disk, folder not writable, damaged package, no connection, checksum mismatch)
@@ -182,7 +182,7 @@ def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) ->
     Downloads stay in the cache, which may also hold copies made by hand; a file with a wrong checksum is removed.
     """
     pooch.get_logger().setLevel("WARNING")
-    # No checksum here: the published one is for the table, which may be in an archive.
+    # Do not check the download: the published checksum is for the table, which may be in an archive.
     store = pooch.create(
         cache, "", registry={release.name: None}, urls={release.name: release.url}, retry_if_failed=RETRIES
     )

@@ -26,23 +26,23 @@ logger = logging.getLogger(__name__)
 MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
 MAX_DUPLICATES = 0  # rows; only the publisher knows which of two rows is correct
-# Limits for the change of the mean from year to year, in percent or kelvin; capacity and weather change by less. The
-# limit is higher for part of a year, compared with the same hours of the year before: sqrt(12) times for a month.
+# Limits for the change of the mean from year to year, in percent or kelvin; capacity and weather change by less. Part
+# of a year is compared with the same hours of the year before, and its limit is higher: sqrt(12) times for a month.
 MAX_CHANGE = 30.0
 MAX_CHANGE_KELVIN = 3.0
 WHOLE_YEAR = 0.9 * steps.A_YEAR
 # Distance from the median of the step and its two neighbours (a Hampel identifier: Davies and Gather, The
-# Identification of Multiple Outliers, 1993), in units of its 99 % quantile. The maximum in the sample is 8.
+# Identification of Multiple Outliers, 1993), in units of the distances' 99 % quantile. In the sample, at most 8.
 MAX_SPIKE = 10.0
 # A value that is constant for this long (a week in daily data) means a frozen sensor or a filled gap.
 MAX_CONSTANT_HOURS, MIN_CONSTANT_STEPS = 24, 7
-# Rank correlation (Spearman) of a target with its driver by year; for a target that follows the sun, by day only. In
-# the sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared
-# with the median of the others, since plants may be far from the weather stations.
+# Rank correlation (Spearman) of a target with its driver by year; for a target that follows the sun, in daytime only.
+# In the sample it is above 0.9 (above 0.7 in single months), and 0.2 with the wind of another month. A year is compared
+# with the median of the other years, since plants may be far from the weather stations.
 MIN_CORRELATION = 0.3
 MAX_BELOW_OTHERS = 0.3
-# Night: no radiation in an hour and its two neighbours. A higher share of the peak solar power means that power and
-# weather have different clocks.
+# Night: no radiation in an hour and its two neighbours. Power at night above this share of the peak means that power
+# and weather have different clocks.
 DARK_W_M2 = 1.0
 MAX_NIGHT_PERCENT = 1.0
 # Under clouds diffuse radiation exceeds direct radiation: in 62 to 67 % of the sample's daylight hours, but never if
@@ -151,7 +151,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule for values by period (a year, a season or a time), with limits for all periods or for each.
+    """A rule for values by period (a year, a season or a time), with limits for all periods or for each one.
 
     ``question`` suggests a cause of values beyond the limits; ``readings`` are the values of the column at these times.
     """
@@ -273,7 +273,7 @@ def _rules_of_runs(values: Series) -> Iterator[Rule]:
 
 
 def _rules_of_time(table: DataFrame, target: Target) -> Iterator[Rule]:
-    """Yield the rules for a target's time stamps: lag behind driver and sun, power at night, correlation by year."""
+    """Yield the rules for a target's timestamps: lag behind driver and sun, power at night, correlation by year."""
     driver, values, weather = target.driver, table[target.name], _driver(table, target)
     if MAX_LAG and driver.lag_hours:
         name, question = f"hours behind the {driver.title}", "is one file in local time, or an hour late in summer?"
@@ -296,7 +296,7 @@ def _rules_of_time(table: DataFrame, target: Target) -> Iterator[Rule]:
 
 
 def _rules_of_driver(known: DataFrame, target: Target) -> Iterator[Rule]:
-    """Yield the rules that detect a driver's wrong unit, swapped inputs, and a sum in place of a component."""
+    """Yield the rules that detect a driver's wrong unit, swapped inputs, and a sum instead of one of its parts."""
     driver, values, (first, *others) = target.driver, _driver(known, target), target.driver.inputs
     if driver.top_share:
         [second] = others

@@ -25,7 +25,7 @@ CATEGORIES = [each.name for each in problem.INPUTS if each.usual_mean is None an
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # label of an axis that all targets share
 SCORES = {"r2": ("all", INK)} | {each.metric("r2"): (each.title.lower(), each.colour) for each in problem.TARGETS}
-MAX_DAYS_OF_STEPS = 100  # above this, daily means are drawn, since steps would be narrower than a pixel
+MAX_DAYS_OF_STEPS = 100  # longer periods are drawn as daily means, since steps would be narrower than a pixel
 BINS = 60
 COLORBAR_TICKS = [0, steps.A_DAY, steps.A_WEEK, steps.A_MONTH]
 MAX_ROWS_WITH_MARKERS = 48
@@ -82,7 +82,7 @@ def measured_and_predicted(
         _add_lines(figure, target, row, (measured_name, measured), predicted, ends, coverage)
         axis = {"title_text": QUANTITIES[target].label, "fixedrange": True, "rangemode": "tozero", "anchor": TIME_AXIS}
         figure.update_yaxes(**axis, row=row, col=1)
-    # All panels share the axis below the last one, with its line and label.
+    # All panels share the x axis of the last one, which has the line and the label.
     figure.update_traces(xaxis=TIME_AXIS).update_layout(hoversubplots="axis")
     for row in range(1, len(TARGETS)):
         figure.update_layout({f"xaxis{row}".removesuffix("1"): None})
@@ -157,7 +157,7 @@ def scores(table: pd.DataFrame) -> go.Figure:
             textposition="auto",
             hovertemplate="%{x:.4f}",
         )
-    # Plotly draws rows and bars from the bottom up, tables read from the top down.
+    # Plotly draws rows and bars from the bottom up, but tables are read from the top down.
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(title_text="R2 (1 is perfect, 0 is no better than the mean)", zeroline=True)
     return figure.update_layout(
@@ -246,7 +246,7 @@ def prediction(
 
 
 def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour") -> go.Figure:
-    """Draw the residuals (predicted minus measured) by hour of the day or by month; of daily data, by weekday.
+    """Draw the residuals (predicted minus measured) by hour of the day (weekday for daily data) or by month.
 
     Points are medians, bars are interquartile ranges. Arguments and errors are those of `measured_and_predicted`.
     """
@@ -478,7 +478,7 @@ def levels(table: pd.DataFrame) -> go.Figure:
 
 
 def empty(text: str) -> go.Figure:
-    """Return a figure without axes that shows ``text``, as a placeholder."""
+    """Return a placeholder: a figure without axes that shows ``text``."""
     figure = go.Figure().add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
@@ -506,7 +506,7 @@ def _over_time(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _daily_means(values: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of complete days (UTC): a mean without the night would be too high."""
+    """Return the means of complete days (UTC); an incomplete day without its night would have too high a mean."""
     days = values.resample("D")
     return days.mean().where(days.count() == steps.A_DAY)
 

@@ -54,7 +54,7 @@ class Quality:
 
     In the target's unit: ``mean`` (measured), ``mae``, ``bias`` (predicted minus measured), ``capacity`` (mean
     installed; NaN if the target is not scaled by it) and ``baselines``, the mean absolute errors of `baselines` by
-    name. ``bias_percent`` follows `in_percent`. ``coverage`` is the share of rows within the band, ``nominal_coverage``
+    name. ``bias_percent``: see `in_percent`. ``coverage`` is the share of rows within the band, ``nominal_coverage``
     the intended share; both are NaN without a band. ``max_bias_percent`` is the limit for a good bias.
     """
 
@@ -97,7 +97,7 @@ def baselines(frame: pd.DataFrame, training_end: str | None) -> dict[str, pd.Dat
     """Return the predictions of the `BASELINES` for each row of a processed frame, by name.
 
     Means are computed on rows up to ``training_end``, or on all rows if it is None. Predictions are NaN if the earlier
-    row is missing, or if no row of that month and time of day (UTC; of daily data, weekday) is in the training data.
+    row is missing, or if no row of that month and time of day (UTC; weekday for daily data) is in the training data.
     """
     stamps = frame["utc_timestamp"]
     local = steps.local(stamps).dt.tz_localize(None)
@@ -137,7 +137,7 @@ def qualities(
     measured, values = frame[TARGETS], predicted.loc[frame.index, TARGETS]
     shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and nominal_coverage else {}
     errors, capacities = values - measured, {}
-    with contextlib.suppress(DataError):  # if the capacity is not known for all rows
+    with contextlib.suppress(DataError):  # the capacity is not known for all rows
         capacities = dict(installed(frame).mean()[[*problem.CAPACITY]])
     return [
         Quality(
@@ -206,10 +206,10 @@ def worst_state(qualities: Iterable[Quality]) -> str:
 
 
 def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version: str) -> str:
-    """Return the state of the version in production, the outcome for the last candidate, and what to do.
+    """Return sentences on the state of the version in production, the last candidate, and what to do.
 
-    ``qualities`` are those of the `latest` rows. ``decision`` is the content of `results/decision.json`; it is ignored
-    if it left another version in production.
+    ``qualities`` is the quality on the `latest` rows. ``decision`` is the content of `results/decision.json`; it is
+    ignored if another version is in production now.
     """
     state = worst_state(qualities)
     worst = [each for each in qualities if each.state == state]

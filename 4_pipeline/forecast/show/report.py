@@ -31,7 +31,7 @@ from forecast.terms.quantities import Target
 if TYPE_CHECKING:
     from IPython.display import Image
 
-# A target's worst errors: how many, how far apart, and how large at least (as a share of the week's peak).
+# A target's worst errors: maximum number, minimum distance, and minimum size as a share of the week's peak.
 MAX_ERRORS, MIN_DISTANCE, MIN_ERROR = 3, pd.Timedelta(hours=6), 0.002
 # A change above this quantile is unusual, and so is a value outside the range of eight in ten similar rows.
 UNUSUAL_QUANTILE, TAIL, MIN_SIMILAR = 0.95, 0.1, 20
@@ -108,7 +108,7 @@ class Week:
 
 @dataclass(frozen=True)
 class WorstHour:
-    """A step with a large error in a target, in the target's unit; ``band`` is None without one."""
+    """A step with a large error in a target; values are in the target's unit, ``band`` is None if there is none."""
 
     number: int
     at: Timestamp
@@ -130,7 +130,7 @@ class WorstHour:
 
     @property
     def outside_band(self) -> float | None:
-        """How far the measured value is outside the band: 0 inside, None without a band."""
+        """The distance of the measured value from the band: 0 inside, None without a band."""
         return None if self.band is None else max(self.band[0] - self.measured, self.measured - self.band[1], 0.0)
 
 
@@ -187,7 +187,7 @@ def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
 
 
 def _rows_by_capacity(data: ReportData) -> DataFrame:
-    """Return all steps, missing ones as NaN: inputs, `TARGETS` divided by capacity, and `<target>_capacity`.
+    """Return a row per step (NaN if missing): inputs, `TARGETS` divided by capacity, and `<target>_capacity`.
 
     The capacity is 1 throughout if it is not known for all rows.
     """
@@ -245,7 +245,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
 
 
 def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -> Iterator[str]:
-    """Yield how the step differs from steps with similar weather, which are scaled to its capacity."""
+    """Yield sentences on how a step differs from steps with similar weather, scaled to the capacity of that step."""
     is_other_spell = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
     similar = hours[miss.target][is_similar & is_other_spell].dropna() * hours[f"{miss.target}_capacity"][miss.at]
     if len(similar) < MIN_SIMILAR:
@@ -336,7 +336,7 @@ def daily_table(week: Week) -> DataFrame:
 
 
 def worst_table(misses: list[WorstHour]) -> DataFrame | None:
-    """Return one row per worst hour, by its number; None if there are none."""
+    """Return one row per worst hour, indexed by its number in the figure; None without worst hours."""
     rows = {}
     for miss in misses:
         unit = miss.quantity.unit

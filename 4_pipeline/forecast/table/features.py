@@ -20,7 +20,7 @@ GIVE_CAPACITY = (
     "make the table with these columns: python -m forecast csv FILE; for your own file, set fetch.csv.capacity in"
     " params.yaml (see own/README.md)"
 )
-LATER_YEARS = 2  # for this long after the last known capacity, it is assumed to stay the same
+LATER_YEARS = 2  # after the last known capacity, during which it is assumed to stay the same
 
 
 def features(frame: DataFrame) -> DataFrame:
@@ -49,8 +49,8 @@ def inputs(frame: DataFrame) -> DataFrame:
 def derive(frame: DataFrame) -> DataFrame:
     """Return the derived features (`problem.DERIVED`) of each row.
 
-    Each row is computed from itself alone, so that a model can predict a single row. The sun's position is taken at the
-    middle of the step. Raises DataError for a missing column or an invalid time.
+    The features of a row depend only on that row, so that a model can predict a single row. The sun's position is taken
+    at the middle of the step. Raises DataError for a missing column or an invalid time.
     """
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
@@ -61,7 +61,7 @@ def derive(frame: DataFrame) -> DataFrame:
 
 
 def check_derived(frame: DataFrame) -> None:
-    """Raise DataError if `derive` gives a row alone another value than in its table (tried on twenty rows)."""
+    """Raise DataError if `derive` returns other values for a single row than for the table (checked on twenty rows)."""
     rows = frame.sample(min(20, len(frame)), random_state=0)
     whole, alone = derive(frame).loc[rows.index], pd.concat([derive(rows.loc[[row]]) for row in rows.index])
     for row, column in np.argwhere(~np.isclose(alone, whole, equal_nan=True)):
@@ -69,7 +69,7 @@ def check_derived(frame: DataFrame) -> None:
         raise DataError(
             f"The column {whole.columns[column]} of COMPUTED in forecast/problem.py depends on other rows.",
             value=f"{rows['utc_timestamp'].iloc[row]:{STAMP}}: {values}",
-            expected="the same value: a model may predict a single row",
+            expected="the same value, since a model may predict a single row",
             next_step="compute it from the row alone, or add it to your file with a script in own/ (see own/README.md)",
         )
 
@@ -80,7 +80,7 @@ def sun_is_up(derived: DataFrame) -> np.ndarray:
 
 
 def sun_position(stamps: DatetimeIndex, share: float = 0.5) -> DataFrame:
-    """Return the sun's `elevation` and `azimuth` (degrees) in the middle of the region, at ``share`` of each step.
+    """Return the sun's `elevation` and `azimuth` (degrees) in the middle of the region, after ``share`` of each step.
 
     Accurate to 0.01 degrees, and ten times as fast as pvlib's most accurate algorithm.
     """

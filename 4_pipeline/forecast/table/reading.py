@@ -55,7 +55,7 @@ def read_text(
     ``source`` is a path, or the content of a file called ``name`` in errors. The file is UTF-8, with or without a byte
     order mark, and has ``lines_before`` lines before its header; trailing empty lines are dropped. Raises DataError
     for a missing or empty file, a header without rows, another encoding or separator, a missing or duplicate column, a
-    line of the wrong length, and an unclosed quote. ``next_step`` says how to get the file again.
+    line of the wrong length, and an unclosed quote. ``next_step`` tells the user how to get the file again.
     """
     name, columns = name or str(source), list(columns)
     table = _parse(source, list(map(_compose, columns)), separator, lines_before, name, next_step)
@@ -246,7 +246,7 @@ def numbers(
 def _convert(text: Series, decimal: str, thousands: str | None = None) -> Series:
     """Convert text with these separators to float64; anything else becomes NaN."""
     if thousands:
-        # There are several kinds of spaces, and two apostrophes.
+        # Accept all kinds of spaces, and both apostrophes.
         mark = {" ": r"\s", "'": "'\u2019"}.get(thousands, thousands)
         grouped = text.str.fullmatch(rf"\s*[+-]?\d{{1,3}}(?:[{mark}]\d{{3}})+(?:\{decimal}\d*)?\s*", na=False)
         text = text.where(~grouped, text.str.replace(rf"[{mark}]", "", regex=True))

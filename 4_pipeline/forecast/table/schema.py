@@ -71,8 +71,8 @@ def check_cells(
 ) -> None:
     """Raise DataError for numbers outside `RANGES` and, unless ``nullable``, for empty cells.
 
-    ``times`` are pandera checks of `utc_timestamp`; ``source_names`` are a file's own column names. Errors call a row
-    by the index's name, by default `row`.
+    ``times`` are pandera checks of `utc_timestamp`; ``source_names`` are a file's own column names. Errors refer to
+    rows by the index's name, by default `row`.
     """
     from pandera.errors import SchemaErrors
     from pandera.pandas import Check, Column, DataFrameSchema

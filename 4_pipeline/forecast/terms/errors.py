@@ -1,4 +1,4 @@
-"""Exceptions, whose messages have the failure, the value found, the expected value and the next step."""
+"""Exceptions whose messages give the failure, the value found, the expected value and the next step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PipelineError(click.ClickException):
         return "\n".join([self.what, *lines])
 
     def format_message(self) -> str:
-        """Return the complete message, for click to print after `Error: `; commands in its next step can be copied."""
+        """Return the complete message, which click prints after `Error: `; its commands can be pasted into a shell."""
         message, mark, step = str(self).partition("\n  next:")
         return message + mark + typeable(step)
 
@@ -89,7 +89,7 @@ class ModelError(PipelineError):
 
 
 def require_columns(present: Iterable[str], columns: Sequence[str], name: str, next_step: str | None = None) -> None:
-    """Raise DataError for missing columns, with the most similar name of each."""
+    """Raise DataError for missing columns, with the most similar existing name for each."""
     present = [str(column) for column in present]
     missing = [column for column in columns if column not in present]
     if not missing:

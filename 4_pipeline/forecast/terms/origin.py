@@ -34,7 +34,7 @@ class Origin(BaseModel):
 
     @property
     def measured_name(self) -> str:
-        """The legend's name for the measured generation."""
+        """The name of the measured generation in legends."""
         return f"measured ({self.label})" if self.modelled else "measured"
 
     def mark(self, frame: DataFrame) -> DataFrame:

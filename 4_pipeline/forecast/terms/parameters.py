@@ -86,14 +86,14 @@ class TimeColumn(Section):
 
 
 def _check_unit(quantity: Quantity, unit: str) -> str:
-    """Return a unit that converts to the quantity's unit; if they are equal, pint is not imported."""
+    """Return ``unit`` if it converts to the quantity's unit, else raise; pint is not imported for equal units."""
     if unit != quantity.unit:
         quantity.conversion(unit, of_days=problem.STEP == "D")
     return unit
 
 
 def _columns() -> Any:
-    """Return the section class for your own file's columns; by default a quantity's name and unit."""
+    """Return the section class for your own file's columns, whose defaults are the quantities' names and units."""
     fields: dict[str, Any] = {}
     for name, quantity in QUANTITIES.items():
         unit: Any = Annotated[str, AfterValidator(partial(_check_unit, quantity))]
@@ -197,7 +197,7 @@ class Prepare(Section):
 
 
 class Split(Section):
-    """The size of the held-out period at the end."""
+    """The size of the held-out period at the end of the data."""
 
     test_fraction: float = Field(ge=0.05, le=0.5, description="share of the rows")
 
@@ -353,7 +353,7 @@ def _unknown(name: str, known: list[str], file: Path, also: str = "") -> Paramet
 
 
 class _Constructor(SafeConstructor):
-    """DVC's YAML constructor, extended by the line number of an invalid value such as 30 February."""
+    """DVC's YAML constructor; its errors add the line number of an invalid value such as 30 February."""
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
@@ -364,7 +364,7 @@ class _Constructor(SafeConstructor):
 
 def load(file: Path) -> dict[str, Any]:
     """Return the content of `params.yaml`, not validated; raise ParameterError if it is not a YAML mapping."""
-    yaml = YAML(typ="safe", pure=True)  # as in DVC: duplicate keys are errors; pure Python for lines and depth
+    yaml = YAML(typ="safe", pure=True)  # as in DVC, duplicate keys are errors; `pure` adds line numbers and max_depth
     yaml.Constructor, yaml.max_depth = _Constructor, MAX_DEPTH
     try:
         with file.open(encoding="utf-8-sig") as text:

@@ -34,7 +34,7 @@ class Slider:
 class Quantity:
     """A column of the processed table.
 
-    ``possible``: values outside are an error. ``usual_mean``: a mean outside is a warning and often due to a wrong
+    ``possible``: values outside are an error. ``usual_mean``: a mean outside is a warning, often caused by a wrong
     unit; zeros for more than ``zero_hours`` (and seven steps) in a row are a warning, too. Both are None for a category
     or a flag, such as the day of the week. pint parses ``unit``; ``new_unit`` defines a part that pint does not know,
     such as a count or a currency. ``opsd`` is the column in the files of Open Power System Data.
@@ -54,7 +54,7 @@ class Quantity:
 
         ``hours`` is the length of the step. The exponent is 0 for a unit of the same dimension, and -1 for an amount
         per step, such as kWh for GW. If the steps are days (``of_days``), a unit per day is the amount of that day,
-        which may have 23 to 25 hours: converted to a rate, its exponent is 1. Raises ParameterError for any other
+        which may have 23 to 25 hours; the exponent from a rate to this unit is 1. Raises ParameterError for any other
         dimension.
         """
         registry, parsed = _registry(self.new_unit), [_parse(each, self.new_unit) for each in (unit, self.unit)]
@@ -103,8 +103,8 @@ class Target(Quantity):
     """A quantity to predict, with its name in sentences (``words``), its colour in figures and its driver.
 
     ``key`` is its name in metrics and limits, by default ``name``. Predictions are clipped at the lower end of
-    ``possible``. ``plants`` names the plants of its installed capacity, if the target is divided by capacity. A daytime
-    target (``by_day``) is zero at night: the gate checks that, and error bands are calibrated on daytime only.
+    ``possible``. ``plants`` is the word for the plants, if the target is divided by their capacity. A daytime target
+    (``by_day``) is zero at night: the gate checks that, and error bands are calibrated on daytime only.
     """
 
     words: str = field(kw_only=True)

@@ -68,7 +68,7 @@ def local(stamps: Series) -> Series:
 
 
 def starts(stamps: Series, later: int = 0) -> Series:
-    """Return the start of each time's step, or of the ``later``-th step after it."""
+    """Return the start of the step that contains each time, or of the ``later``-th step after it."""
     if not IS_DAY:
         return stamps.dt.floor(STEP) + later * LENGTH
     dates = DatetimeIndex(stamps).tz_convert(ZONE).tz_localize(None).normalize() + later * DAY
