@@ -164,7 +164,7 @@ def choosing(seed: int) -> dict:
 
 
 def sun(seed: int) -> dict:
-    """The height of the sun adds 0.002, all for wind; to a forest of solar alone it adds 0.003, and the hour 0.005."""
+    """The solar elevation adds 0.002, all for wind; to a forest of solar alone it adds 0.003, and the hour 0.005."""
     table = hourly.read_frame("germany.csv")
     elevation = runpy.run_path(str(ROOT / "3_projects/sun/train.py"))["elevation"]
     table["hour"], table["sun"] = table["utc_timestamp"].str[11:13].astype(int), elevation(table["utc_timestamp"])

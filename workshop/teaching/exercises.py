@@ -417,7 +417,7 @@ def _check_gain_of_sun(answer: float, theirs: Run, plain: Any) -> None:
     others = [name for name, value in parameters.items() if float(run.params[name]) != float(value)]
     others += ["by_capacity"] * (run.tags.get("target") == "capacity_factor")
     expect(not others, f"`plain` differs from `theirs` in {', '.join(others)}: change only what the task specifies.")
-    expect(run_id != theirs.info.run_id, "`plain` is the same run as `theirs`: run `rf`, without the sun's height.")
+    expect(run_id != theirs.info.run_id, "`plain` is the same run as `theirs`: run `rf`, without the solar elevation.")
     gain = theirs.data.metrics["r2"] - run.metrics["r2"]
     compare(answer, Number(gain, 0.0001, "subtract `plain`'s logged R2 from the logged R2 of `theirs`.", decimals=3))
 
@@ -582,7 +582,7 @@ EXERCISES = {
     "2.3": Exercise("an alias for the latest version", "exercises", _check_alias,
         "programs that load `wind_solar@reviewed` get this version; nothing changes for `@production`"),
     "3a": Exercise("the gain from one more input", "reproduce", _check_gain_of_sun,
-        "the height of the sun adds only 0.002, all of it for wind. A forest for solar alone gains 0.003 from it, "
+        "the solar elevation adds only 0.002, all of it for wind. A forest for solar alone gains 0.003 from it, "
         "and 0.005 from the hour, which distinguishes morning and afternoon. Your winner of step 5 has an R2 of "
         "0.927 without either"),
     "3.1": Exercise("`lr` run with a tenth of the hours held out", "exercises", _check_fraction,
