@@ -167,7 +167,7 @@ ANSWERS = [
     ("1c", "50 trees, depth 3: 0.99", "`predicted` has an R2 of 1.000", MEASURED, MEASURED),
     ("1c", f"50 trees, depth 3: {BOTH + 0.01:.3f}", "but `predicted` has", *TESTED), ("1c", BOTH, "a string", *TESTED),
     ("1c", f"50 trees, depth 3: {BOTH:.2f}", "4000 predictions", *TRAINED),
-    ("1c", f"# depth 3, 50 trees: {BOTH:.3f}", "solved", *TESTED), ("1c", "3 trees, depth 50: 0.79", "mention", *TESTED),
+    ("1c", f"# depth 3, 50 trees: {BOTH:.3f}", "solved", *TESTED), ("1c", "3 trees, depth 50: 0.79", "trees", *TESTED),
     ("1c", f"max_depth=3,trees=50, random_state 0, R^2 = {BOTH:.2f}", "solved", *TESTED),
     ("1c", f"50 depth-3 trees: {BOTH:.2f}", "solved", *TESTED),
     ("1d", R2.astype("float32").round(3), "a dict", *TESTED), ("1c", "depth 3, 50 trees: -0.77", "one R2", *TESTED),

@@ -86,7 +86,8 @@ def _issues_sentence() -> str:
 
 def _minutes(sums: Sequence[int]) -> str:
     reading, writing, total = sums
-    return f"{reading} minutes to read and run, {writing} with the cells to write, {total} with the exercises"
+    with_writing = f"{writing} if you also write the cells left for you"
+    return f"{reading} minutes to read and run, {with_writing}, {total} including the exercises"
 
 
 def _chapter(chapter: Chapter, checkpoints: list[Checkpoint]) -> str:
