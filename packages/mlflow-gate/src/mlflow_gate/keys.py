@@ -63,10 +63,12 @@ class Keys:
     @property
     def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The lowest and the highest value of each part of the keys."""
-        columns = [
-            (texts, _order_of(kind)) for kind, texts in zip(self.kinds, zip(*self.texts, strict=True), strict=True)
-        ]
-        low, high = ([end(texts, key=order) for texts, order in columns] for end in (min, max))
+        low, high = list[str](), list[str]()
+        for part, kind in enumerate(self.kinds):
+            texts = [key[part] for key in self.texts]
+            # Times of equal length sort as their strings, which is much faster.
+            order = str if kind in (AWARE, NAIVE) and len(set(map(len, texts))) == 1 else _order_of(kind)
+            low, high = [*low, min(texts, key=order)], [*high, max(texts, key=order)]
         return tuple(low), tuple(high)
 
     @property
@@ -110,11 +112,14 @@ class TrainingRows:
             return [False] * len(keys.texts), self.problem or mismatch
         if self.ends is None:
             return [digest in self.digests for digest in keys.digests()], ""
-        parts = [(_order_of(kind), low, high) for kind, low, high in zip(self.kinds, *self.ends, strict=True)]
-        return [
-            all(order(low) <= order(text) <= order(high) for (order, low, high), text in zip(parts, texts, strict=True))
-            for texts in keys.texts
-        ], ""
+        is_inside = [True] * len(keys.texts)
+        for part, (kind, *ends) in enumerate(zip(keys.kinds, *self.ends, strict=True)):
+            order = _order_of(kind)
+            low, high = map(order, ends)
+            is_inside = [
+                low <= order(key[part]) <= high and is_in for key, is_in in zip(keys.texts, is_inside, strict=True)
+            ]
+        return is_inside, ""
 
 
 def log_learned(keys: Iterable[Any], *, span: bool = False, source: str = "", population: str = "") -> None:
@@ -200,9 +205,7 @@ def training_rows(run_id: str, tags: Mapping[str, str], client: MlflowClient) ->
 
 def hash_rows(held_out: Any, keys: Keys) -> str:
     """Return a hash of the keys of held-out rows and, for a pandas object, of its values if they are hashable."""
-    content = hashlib.sha256()
-    for texts in sorted(keys.texts):
-        content.update("\0".join(texts).encode() + b"\n")
+    content = hashlib.sha256("".join(f"{key}\n" for key in map("\0".join, sorted(keys.texts))).encode())
     if hasattr(held_out, "iloc"):
         from pandas.util import hash_pandas_object
 
@@ -214,9 +217,14 @@ def hash_rows(held_out: Any, keys: Keys) -> str:
 def _column(column: Any) -> tuple[str, list[str]]:
     """Return the kind of one part of the keys, and its values as strings."""
     import numpy as np
-    from pandas import Timestamp, isna
+    from pandas import DatetimeIndex, Timestamp, isna
     from pandas.api.types import infer_dtype
 
+    if isinstance(column, DatetimeIndex) and not column.hasnans:  # fast: there may be a million keys
+        times = (column.tz_convert(None) if column.tz else column).to_numpy()
+        if (times == (seconds := times.astype("datetime64[s]"))).all():
+            zone, kind = ("", NAIVE) if column.tz is None else ("Z", AWARE)
+            return kind, [text + zone for text in np.datetime_as_string(seconds).tolist()]
     keys = list(column)
     if nested := [key for key in keys if isinstance(key, list | dict | set) or getattr(key, "ndim", None)]:
         raise _without_keys(nested[0])
