@@ -113,7 +113,7 @@ class Gate:
         final = self._finish(decision, champion, None, forced=force)
         if dry_run or experiment or not final.promoted or _is_live(candidate, champion):
             return replace(final, experiment=experiment)
-        if self._refit and not registry.version_of(candidate.source, recorded=True):
+        if self._refit and not registry.version_of(candidate.source, read, recorded=True):
             refitted = self._refit_model(candidate, self._refit)
             refit_evaluation = self._evaluation(refitted, None, *self._rows()) if refitted else None
             final = self._finish(decision, champion, refit_evaluation, forced=force)
@@ -123,11 +123,11 @@ class Gate:
             registry.client.create_registered_model(registry.name)
         with locked(registry.client, registry.name) as check_lock:
             if not registry.record().is_unchanged_since(read):  # another process has moved the alias
-                decision, champion, _ = self._decide(candidate)
+                decision, champion, read = self._decide(candidate)
                 final = self._finish(decision, champion, refit_evaluation, forced=force)
                 if not final.promoted or _is_live(candidate, champion):
                     return final
-            return replace(final, production=_fields(self._move(final, candidate, refitted, why, check_lock)))
+            return replace(final, production=_fields(self._move(final, candidate, refitted, why, read, check_lock)))
 
     def _decide(self, candidate: EvaluatedModel) -> tuple[Decision, Production | None, Record]:
         held_out, keys = self._rows()
@@ -190,13 +190,14 @@ class Gate:
         candidate: EvaluatedModel,
         refitted: EvaluatedModel | None,
         why: str,
+        read: Record,
         check_lock: Callable[[], None],
     ) -> Production:
         """Register the promoted model unless it has a version, and move the alias; the caller holds the lock."""
         from mlflow.utils.git_utils import get_git_branch
 
         registry, scores, model = self.registry, decision.candidate, refitted or candidate
-        registered = None if refitted else registry.version_of(candidate.source)
+        registered = None if refitted else registry.version_of(candidate.source, read)
         version = registered or registry.client.create_model_version(
             registry.name,
             model.source,

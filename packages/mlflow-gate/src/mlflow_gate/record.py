@@ -13,8 +13,10 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -33,6 +35,7 @@ PART_CHARACTERS = 5000  # per tag; MLflow allows 100,000, but PostgreSQL only 5,
 LAST_TAG = "mlflow_gate.last_move."  # followed by the alias; a version's tag with the number of the last move to it
 PROMOTED, FORCED, BY_HAND = "promoted", "forced", "by hand"
 ROLLED_BACK, RESTORED = "rolled back", "restored"
+MAX_LISTED = 10  # versions in an error message
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,13 @@ class Record:
             by_hand = Move(self.next_number, BY_HAND, self.current, replaced=before, run_id=run_id, model_uri=uri)
             self.moves.append(replace(by_hand, alias=alias, recorded=False))
 
+    def after(self, move: Move, version: ModelVersion) -> Record:
+        """Return the record after a move to a version."""
+        read = copy(self)
+        read.version, read.current, read.next_number = version, move.version, move.number + 1
+        read._all, read.moves = [*self._all, move], [*self.moves, move]
+        return read
+
     def is_unchanged_since(self, other: Record) -> bool:
         """Return whether the alias has not moved since ``other`` was read, not even away and back."""
         return (self.current, self.next_number) == (other.current, other.next_number)
@@ -260,11 +270,12 @@ def rollback_target(to: str | None, moves: list[Move], current: str | None, exis
     """Return the version to roll back to; raise ModelError, with the possible versions, if there is none."""
     if not moves:
         raise ModelError("No version was ever in production.", next_step="promote a model")
-    possible = [each for each in sorted({move.version for move in moves} - {current or ""}, key=int) if exists(each)]
-    before = [each for each in promotion_path(moves) if each in possible]
-    version = str(to) if to is not None else before[-1] if before else None
-    if version in possible:
+    others = sorted({move.version for move in moves} - {current or ""}, key=int, reverse=True)
+    before = (each for each in reversed(promotion_path(moves)) if each != current and exists(each))
+    version = str(to) if to is not None else next(before, None)
+    if version in others and exists(version):
         return version
+    possible = list(islice(filter(exists, others), MAX_LISTED))[::-1]
     if version is None:
         what = f"No version was in production before version {current}."
     elif version == current:
@@ -273,7 +284,9 @@ def rollback_target(to: str | None, moves: list[Move], current: str | None, exis
         what = f"Version {version} was never in production, or was deleted: it must pass the gate first."
     raise ModelError(
         what,
-        expected=f"one of the versions {', '.join(possible)}" if possible else "a version in production before it",
+        expected=f"a version from the history, such as {', '.join(possible)}"
+        if possible
+        else "a version in production before it",
         next_step=f"mlflow-gate rollback --to {possible[-1]}" if possible else "promote a model",
     )
 

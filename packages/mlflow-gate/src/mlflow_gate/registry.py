@@ -202,7 +202,8 @@ class Registry:
             check_lock()
         self.client.set_registered_model_alias(self.name, self.alias, move.version)
         record.write(self.client, self.name, move, done=True)
-        return self.production()  # type: ignore[return-value] # the alias was just set
+        version = self.client.get_model_version(self.name, move.version)
+        return self.describe(read.after(replace(move, recorded=True), version), version)
 
     def describe(self, read: Record, version: ModelVersion | None = None) -> Production:
         """Describe a version, by default the one at the alias or, without an alias, the last one in the history."""
@@ -237,10 +238,10 @@ class Registry:
         """Return a run; None if it was purged or never existed (a version keeps its own copy of the model)."""
         return find(self.client.get_run, run_id) if run_id else None
 
-    def version_of(self, source: str, *, recorded: bool = False) -> ModelVersion | None:
+    def version_of(self, source: str, read: Record, *, recorded: bool = False) -> ModelVersion | None:
         """Return the last version of a model or its refit, or None; with ``recorded``, ignore versions made by hand."""
         versions = [] if recorded else self.client.search_model_versions(f"source_path='{source}'")
-        matches, numbers = [each for each in versions if each.name == self.name], self.record().versions_of(source)
+        matches, numbers = [each for each in versions if each.name == self.name], read.versions_of(source)
         evaluated = (find(self.client.get_model_version, self.name, number) for number in numbers)
         return max([*matches, *filter(None, evaluated)], key=lambda version: int(version.version), default=None)
 
@@ -254,10 +255,11 @@ class Registry:
 
     def _note_move_by_hand(self) -> Record:
         """Record moves made by hand or by processes killed before recording them; the caller holds the lock."""
-        for move in self.record().moves:
-            if not move.recorded:
-                record.write(self.client, self.name, move, done=True)
-        return self.record()
+        read = self.record()
+        unrecorded = [move for move in read.moves if not move.recorded]
+        for move in unrecorded:
+            record.write(self.client, self.name, move, done=True)
+        return self.record() if unrecorded else read
 
 
 def _check_names(name: str, alias: str) -> None:
