@@ -45,6 +45,7 @@ def make_app(follower: Follower) -> Dash:
         __name__,
         title=layout.TITLE,
         update_title=None,
+        compress=True,  # plotly.js has 5 MB
         prevent_initial_callbacks=True,
         suppress_callback_exceptions=True,  # the layout holds one page at a time
         index_string=layout.INDEX,
