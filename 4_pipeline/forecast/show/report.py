@@ -51,9 +51,9 @@ logger = logging.getLogger(__name__)
 # -- data --------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ReportData:
-    """The processed frame, the predictions of the model in production for each row, and the model's record.
+    """The processed frame, the predictions of the model in production, and the model's record.
 
-    ``predicted`` and both ends of ``band`` hold the targets for the rows of ``frame``; None without a model or a band.
+    ``predicted`` and both ends of ``band`` hold the targets for rows of ``frame``; None without a model or a band.
     ``training_end`` is the last timestamp of the training data, None if it is not recorded. ``prediction_error`` is the
     reason why the model cannot predict these rows, if so.
     """
@@ -75,9 +75,9 @@ class ReportData:
     def of_week(self, week: str) -> Week:
         """Return one week, by its ISO name or `latest`; raise the errors of `split.select_week`."""
         name, frame = split.select_week(self.frame, week)
-        rows = self.frame["utc_timestamp"].isin(frame["utc_timestamp"]).to_numpy()
-        predicted = None if self.predicted is None else self.predicted[rows].reset_index(drop=True)
-        band = None if self.band is None else tuple(end[rows].reset_index(drop=True) for end in self.band)
+        rows = self.frame.index[self.frame["utc_timestamp"].isin(frame["utc_timestamp"])]
+        predicted = None if self.predicted is None else self.predicted.loc[rows].reset_index(drop=True)
+        band = None if self.band is None else tuple(end.loc[rows].reset_index(drop=True) for end in self.band)
         return Week(name, frame, predicted, band)
 
 
@@ -134,14 +134,19 @@ class WorstHour:
         return None if self.band is None else max(self.band[0] - self.measured, self.measured - self.band[1], 0.0)
 
 
-def collect(frame: DataFrame, production: Production | None) -> ReportData:
-    """Return the data of the report; raise ModelError if the model cannot be loaded or used."""
+def collect(frame: DataFrame, production: Production | None, week: str) -> ReportData:
+    """Return the data of the report, with predictions for the eight weeks up to the end of ``week``.
+
+    Raises the errors of `split.select_week`, and ModelError if the model cannot be loaded or used.
+    """
     if production is None:
         return ReportData(frame)
     model = load(production.model_uri)
     evaluated = load(production.refit_of.model_uri) if production.refit_of else None
+    monday, stamps = split.monday(split.select_week(frame, week)[0]), frame["utc_timestamp"]
     try:
-        predictions = predict_unseen(model, evaluated, gate.training_end(production), frame)
+        rows = frame[_up_to_end_of(monday, stamps, monitoring.WINDOW_DAYS)]
+        predictions = predict_unseen(model, evaluated, gate.training_end(production), rows)
     except DataError as error:  # the gate may keep a model trained on other years
         prediction_error = f"Version {production.version} is in production but cannot predict these data: {error.what}"
         return ReportData(frame, prediction_error=prediction_error)
@@ -384,13 +389,18 @@ def qualities(data: ReportData, week: Week) -> dict[str, list[Quality]]:
     """Return the quality of the predictions in a week, and in the eight weeks up to its end; {} without predictions."""
     if data.predicted is None:
         return {}
-    stamps, end = data.frame["utc_timestamp"], week.monday + pd.DateOffset(weeks=1)
-    days = {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
-    rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
+    stamps, days = data.frame["utc_timestamp"], {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
+    rows = {name: _up_to_end_of(week.monday, stamps, length) for name, length in days.items()}
     until = gate.training_end(data.production.evaluated) if data.production else None
     baselines = monitoring.baselines(data.frame, until)
     known = data.predicted, data.band, data.coverage, baselines, monitoring.max_bias_percent()
     return {name: monitoring.qualities(data.frame[each], *known) for name, each in rows.items()}
+
+
+def _up_to_end_of(monday: datetime, stamps: Series, days: int) -> Series:
+    """Return for each time whether it is in the days up to the end of the week that starts on ``monday``."""
+    end = monday + pd.DateOffset(weeks=1)
+    return (stamps >= end - pd.Timedelta(days=days)) & (stamps < end)
 
 
 def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:
