@@ -37,7 +37,7 @@ class Section(BaseModel):
 
 R2 = Annotated[float, Field(ge=-1, le=1, description="on held-out rows")]
 Positive = Annotated[float, Field(gt=0)]
-Year = Annotated[int, Field(ge=1900, le=2100)]
+Year = Annotated[int, Field(ge=1900, le=2100)]  # any other is a typing error
 SCORES = ["r2", *(target.metric("r2") for target in problem.TARGETS)]
 QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
 
@@ -186,8 +186,8 @@ class Fetch(Section):
 class Prepare(Section):
     """The first and the last year to keep."""
 
-    first_year: int = Field(ge=1980, le=2100)
-    last_year: int = Field(ge=1980, le=2100)
+    first_year: Year
+    last_year: Year
 
     @model_validator(mode="after")
     def _check_year_order(self) -> Prepare:
