@@ -1,4 +1,4 @@
-"""Time the search of examples/digits_search: joblib's processes, two local Dask workers, two machines over SSH."""
+"""Time the search of examples/digits_search: joblib's processes, and two machines over SSH."""
 
 from __future__ import annotations
 
@@ -16,31 +16,29 @@ sys.path.append(str(ROOT / "examples" / "digits_search" / "tests"))
 from laptops import ssh_cluster, two_nodes
 
 TITLE = "A grid search"
-LOKY, LOCAL, SSH = "joblib's own two processes", "two local Dask workers", "two Dask workers by SSH"
+LOKY, SSH = "joblib's own two processes", "two Dask workers by SSH"
 # Search a small space first, so that the workers import their packages; then time a third of the large space.
 CODE = """
 import itertools, sys, time
-import joblib, search
+import search
 images, digits = (values[:1257] for values in search.load_digits(return_X_y=True))
 folds = list(search.StratifiedKFold(3).split(images, digits))
 data = [images, digits, *itertools.chain(*folds)]
-loky = joblib.parallel_config("loky", n_jobs=2)
-with loky if sys.argv[1] == "loky" else search.parallel_backend(sys.argv[1], data):
+with search.parallel_backend(sys.argv[1], data):
     search.new_search("small", folds).fit(images, digits)
     del search.SPACES["large"]["deskew__kw_args"]
     start = time.perf_counter()
     search.new_search("large", folds).fit(images, digits)
     print("seconds", time.perf_counter() - start)
 """
-ROWS = tuple(Row("a search of 98 combinations, 294 fits", LOKY, ours) for ours in (LOCAL, SSH))
+ROWS = (Row("a search of 98 combinations, 294 fits", LOKY, SSH),)
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return a side for each of three backends with two processes on the same cores; time only the search itself."""
+    """Return a side for each of two backends with two processes on the same cores; time only the search itself."""
     folder = clone.root / "examples" / "digits_search"
     return [
-        Side(LOKY, lambda: seconds(clone.do(BIN / "python", "-c", CODE, "loky", cwd=folder))),
-        Side(LOCAL, lambda: seconds(clone.do(BIN / "python", "-c", CODE, "local", cwd=folder))),
+        Side(LOKY, lambda: seconds(clone.do("taskset", "-c", "0,1", BIN / "python", "-c", CODE, "local", cwd=folder))),
         Side(SSH, search_by_ssh),
     ]
 
