@@ -21,7 +21,7 @@ from forecast.govern import gate
 from forecast.learn import storage
 from forecast.show import monitoring
 from forecast.show.monitoring import Quality
-from forecast.table import processed, split
+from forecast.table import features, processed, split
 from forecast.terms import steps
 from forecast.terms.errors import PipelineError
 from mlflow_gate import GateError, Move, Production
@@ -149,7 +149,9 @@ class Snapshot:
         if self.champion is None or self.frame is None or self.predictions is None:
             return None
         baselines = monitoring.baselines(self.frame, self.champion.evaluated_training_end)
-        return Comparison(self.champion, self.frame, *self.predictions, baselines, self.max_bias_percent)
+        sun = features.sun_position(features.to_utc(self.frame["utc_timestamp"]))["elevation"].to_numpy()
+        frame = self.frame.assign(sun_elevation=sun)  # once, not for each period
+        return Comparison(self.champion, frame, *self.predictions, baselines, self.max_bias_percent)
 
     @functools.cached_property
     def training_rows(self) -> pd.DataFrame | None:

@@ -205,7 +205,7 @@ def overview(snapshot: Snapshot, period: Period) -> go.Figure:
     """Return an overview of all data with the period marked: daily means, divided by each target's maximum."""
     if snapshot.frame is None:
         return figures.empty("")
-    local = snapshot.frame.assign(utc_timestamp=steps.local(snapshot.frame["utc_timestamp"]))
+    local = snapshot.frame.assign(utc_timestamp=steps.local(snapshot.frame["utc_timestamp"]).dt.tz_localize(None))
     means = local.resample("D", on="utc_timestamp")[TARGETS].mean()
     days = (means / snapshot.frame[TARGETS].max()).sum(axis=1, min_count=1)
     figure = go.Figure(go.Scatter(x=days.index, y=days, fill="tozeroy", hoverinfo="skip", line_width=0.5))

@@ -202,8 +202,10 @@ def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict
     """Return the coverage of the error bands as `coverage_<key>`: the share of rows between ``low`` and ``high``.
 
     For a daytime target only rows with the sun up count (NaN without any): at night, any band around zero is right.
+    The elevation of the sun is computed unless ``frame`` has it as `sun_elevation`.
     """
-    day = sun_position(to_utc(frame["utc_timestamp"]))["elevation"].to_numpy() > 0
+    known = frame.get("sun_elevation")
+    day = (sun_position(to_utc(frame["utc_timestamp"]))["elevation"] if known is None else known).to_numpy() > 0
     shares = {}
     for target in problem.TARGETS:
         inside = frame[target.name].between(low[target.name], high[target.name])

@@ -126,7 +126,7 @@ def _add_lines(
     for name, part, line, in_legend, hover in lines:
         # No fill below the line: plotly would fill across gaps.
         figure.add_scatter(
-            x=part.index,
+            x=part.index.tz_localize(None),  # plotly would copy each timezone-aware time, and ignores the zone
             y=part[target],
             name=name,
             showlegend=in_legend,
@@ -363,7 +363,7 @@ def _add_band(
     for number, (_, hours) in enumerate(low[known].groupby(runs)):
         outline = pd.concat([high[hours.index], hours[::-1]])
         figure.add_scatter(
-            x=outline.index,
+            x=outline.index.tz_localize(None),
             y=outline,
             name=f"{NAMES[target].lower()} band" + (f", {coverage:.0%} of {steps.NAMES}" if coverage else ""),
             legendgroup=f"band {target}",
