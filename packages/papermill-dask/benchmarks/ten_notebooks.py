@@ -1,4 +1,4 @@
-"""Time ten notebooks with papermill's own engine and with this one: `python benchmarks/ten_notebooks.py`.
+"""Time ten notebooks with papermill's own engine and with papermill-dask: `python benchmarks/ten_notebooks.py`.
 
 Takes two minutes, and needs only papermill-dask. The notebooks import Dask and sleep for half a second.
 """
@@ -25,7 +25,7 @@ PROGRAMS = Path(sys.executable).parent
 
 
 def main() -> None:
-    """Print the median, minimum and maximum of each variant."""
+    """Print the median, minimum and maximum time of each variant."""
     # With this variable, every process would compile its imports again.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as folder, dask.config.set(SETTINGS):

@@ -18,7 +18,7 @@ LIMIT_HELP = "Total of the resource NAME that running stages may use; repeat the
 
 
 def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
-    """Return a progress callback for `reproduce` that writes a line when a stage starts and when it ends.
+    """Return a progress callback for `reproduce` that writes a line whenever the state of a stage changes.
 
     Parameters
     ----------
@@ -64,12 +64,12 @@ def _read_limits(_context: object, _option: object, texts: tuple[str, ...]) -> d
 @click.option("--limit", "limits", multiple=True, callback=_read_limits, metavar="NAME=NUMBER", help=LIMIT_HELP)
 @click.option("-f", "--force", is_flag=True, help="Also run unchanged stages.")
 @click.option("-s", "--single-item", is_flag=True, help="Run only the targets, without their dependencies.")
-@click.option("-p", "--pipeline", is_flag=True, help="Run the complete pipelines of the targets.")
+@click.option("-p", "--pipeline", is_flag=True, help="Run the whole pipelines that the targets belong to.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
-@click.option("-R", "--recursive", is_flag=True, help="Run all stages in the target folders.")
+@click.option("-R", "--recursive", is_flag=True, help="Run all stages in the target folders and their subfolders.")
 @click.option("--downstream", is_flag=True, help="Run the targets and the stages that depend on them.")
 @click.option("--glob", is_flag=True, help="Interpret the targets as glob patterns.")
-@click.option("--run-cache/--no-run-cache", default=True, help="Restore the results of earlier runs.")
+@click.option("--run-cache/--no-run-cache", default=True, help="Restore results from DVC's run cache.")
 def repro(**options: Any) -> None:
     """Run changed stages as `dvc repro` does, but run independent stages in parallel.
 
@@ -84,7 +84,7 @@ def repro(**options: Any) -> None:
 
 @main.command()
 def check() -> None:
-    """List the files in this folder that stages import but do not declare as dependencies; exit with code 1 if any.
+    """List the files in this folder that stages import but do not declare; exit with code 1 if there are any.
 
     \b
     Example:  dvc-parallel check

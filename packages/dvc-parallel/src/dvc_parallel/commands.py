@@ -1,4 +1,4 @@
-"""Start the commands of stages: console scripts as forks with preloaded imports, others in DVC's shell."""
+"""Start the commands of stages: console scripts in forks with preloaded imports, others in the shell that DVC uses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dvc_parallel.runner import PID_BYTES
 
 # Matches commands without shell syntax: spaces, safe characters, and quoted text without expansions.
 PLAIN = re.compile(r"""(?:[\w@%+=:,./ -]|'[^'\n]*'|"[^"$`\\\n]*")+""", re.ASCII)
-# Removes the current folder from `sys.path`: its files could shadow modules. Adds no names to `__main__`.
+# Removes the current folder from `sys.path`, because its files could shadow modules. Adds no names to `__main__`.
 SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
 __import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
 
@@ -31,7 +31,7 @@ __import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
 def console_script(line: str, environment: Mapping[str, str]) -> EntryPoint | None:
     """Return the entry point of a command that only calls a console script of this environment.
 
-    Return None for any other command, for shell syntax, and on systems other than Linux, where forks are not safe.
+    Return None for other commands, for commands with shell syntax, and outside Linux, where forking is not safe.
 
     >>> console_script("dvc status | cat", os.environ)
     """
@@ -48,14 +48,14 @@ def _scripts() -> dict[str, EntryPoint]:
 
 
 def imported_modules(lines: Iterable[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules of the commands' console scripts and of the scripts' `dvc_parallel.preload` entry points."""
+    """Return the modules of the console scripts that ``lines`` call, and of their `dvc_parallel.preload` entries."""
     names = {script.name for line in lines if (script := console_script(line, environment))}
     modules = [script.module for name, script in _scripts().items() if name in names]
     return modules + [entry.value for entry in entry_points(group="dvc_parallel.preload") if entry.name in names]
 
 
 class Command:
-    """A running command in the session ``pid``; raises OSError if the fork server has exited."""
+    """A running command with the session id ``pid``. Raises OSError if the fork server has exited."""
 
     def __init__(self, requests: socket.socket, *request: object) -> None:
         self._report, theirs = socket.socketpair()
@@ -90,7 +90,7 @@ class Command:
 
 
 class Commands:
-    """Starts commands, which ignore the signals in ``ignored``; preloads the console scripts that ``lines`` call."""
+    """Starts commands that ignore the signals in ``ignored``; preloads the console scripts that ``lines`` call."""
 
     def __init__(self, ignored: Sequence[int] = (), lines: Sequence[str] = ()) -> None:
         self._ignored, self._lines = ignored, lines
@@ -98,7 +98,7 @@ class Commands:
 
     @functools.cached_property
     def modules(self) -> list[str]:
-        """The modules to preload, computed only when a command starts."""
+        """The modules to preload, computed on first use."""
         return imported_modules(self._lines, os.environ)
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Commands:
             process.wait()
 
     def warm_up(self, modules: Sequence[str]) -> socket.socket:
-        """Return the socket of the fork server with these modules; start it if necessary."""
+        """Return the socket of the fork server with these modules; start the server if necessary."""
         if (*modules,) not in self._servers:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -121,7 +121,7 @@ class Commands:
         return self._servers[*modules,][0]
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path) -> Command:
-        """Start a command; it waits for the lock on ``log``, and the first console script also for the imports."""
+        """Start a command, which waits for the lock on ``log``; the first console script also waits for the imports."""
         arguments, shell = (cwd, environment, str(log), self._ignored), shell_words(get_executable(), line)
         with contextlib.suppress(OSError):  # the fork server was killed
             if self.modules and (program := console_script(line, environment)):

@@ -16,7 +16,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.run import _enforce_cmd_list as split_commands  # shell, folder and environment of commands
 from dvc.stage.run import _make_cmd as shell_words
 from dvc.stage.run import get_executable, prepare_kwargs
-from dvc.stage.serialize import to_lockfile  # a stage's entry in the lock file
-from dvc.utils.serialize import dumps_yaml, modify_yaml  # DVC writes files in place; this package writes a copy
+from dvc.stage.serialize import to_lockfile  # returns a stage's lock file entry
+from dvc.utils.serialize import dumps_yaml, modify_yaml  # for a copy of dvc.lock, because DVC writes it in place
 
 lock_file = attrgetter("dvcfile._lockfile")  # the Lockfile of a stage

@@ -1,4 +1,4 @@
-"""Find code that stages import without declaring it; code is parsed, not run."""
+"""Find files that stages import but do not declare as dependencies; parse the code without running it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Code = tuple[Path, str]  # a file, and the package that its relative imports sta
 
 
 def undeclared() -> list[str]:
-    """Return a line for each file in this folder that one of its stages imports without declaring it."""
+    """Return a line for each file in this folder that a stage in this folder imports but does not declare."""
     with open_repository() as repo:
         stages = [stage for stage in repo.index.stages if stage.cmd and not stage.always_changed]
         lines = [line for stage in stages if _is_here(Path(stage.path)) for line in _undeclared(stage)]
@@ -36,7 +36,7 @@ def undeclared() -> list[str]:
 
 def _undeclared(stage: compat.Stage) -> Iterator[str]:
     declared = {Path(each.fs_path) for each in (*stage.deps, *stage.outs)}
-    name = re.sub("@[^:]*$", "", stage.addressing)  # all stages of a `foreach` or `matrix` share deps
+    name = re.sub("@[^:]*$", "", stage.addressing)  # the stages of a `foreach` or `matrix` share one `deps`
     for line in compat.split_commands(stage.cmd):
         for program, folders in _programs(line, Path(stage.wdir)):
             for file, importer in _imported(program, folders).items():
@@ -46,7 +46,7 @@ def _undeclared(stage: compat.Stage) -> Iterator[str]:
 
 
 def _programs(line: str, folder: Path) -> Iterator[tuple[tuple[Code, ...], tuple[str, ...]]]:
-    """Yield the code of each Python program in a shell command, and its module search path."""
+    """Yield the code files and the module search path of each Python program in a shell command."""
     path: tuple[str, ...] = ()
     for command in re.split("[;&|()]+", line):
         words = [word.strip("'\"") for word in command.split()]
@@ -72,7 +72,7 @@ def _programs(line: str, folder: Path) -> Iterator[tuple[tuple[Code, ...], tuple
 
 @functools.cache
 def _imported(program: tuple[Code, ...], folders: tuple[str, ...]) -> dict[Path, Path | None]:
-    """Return the code files of a program by path, each with the file that imports it (None for the program itself)."""
+    """Map each code file of a program to the file that imports it (None for the program itself)."""
     importers: dict[Path, Path | None] = {file: None for file, _ in program}
     codes = list(program)
     for file, package in codes:
@@ -85,7 +85,7 @@ def _imported(program: tuple[Code, ...], folders: tuple[str, ...]) -> dict[Path,
 
 @functools.cache
 def _find(name: str, folders: tuple[str, ...]) -> tuple[Code, ...]:
-    """Return the files in this folder that Python runs to import ``name``, or its longest prefix that is a module."""
+    """Return the files in this folder that Python runs to import ``name``, a module or an attribute of one."""
     codes, package, path = [], "", [*folders, *sys.path]
     for part in name.split("."):
         spec = PathFinder.find_spec(part, path)
@@ -102,12 +102,12 @@ def _find(name: str, folders: tuple[str, ...]) -> tuple[Code, ...]:
 
 
 def _names(file: Path, package: str) -> Iterator[str]:
-    """Yield the names that a file imports, also inside functions."""
+    """Yield the names that a file imports, including imports inside functions."""
     for node in (node for statement in _statements(file) for node in ast.walk(statement)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            with contextlib.suppress(ImportError):  # import from above the top-level package: Python fails, too
+            with contextlib.suppress(ImportError):  # relative import beyond the top-level package: Python fails, too
                 module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 

@@ -42,7 +42,7 @@ class Pipeline:
         self._texts: dict[
             Path, tuple[bytes, dict[str, str]]
         ] = {}  # content and entries of the lock files that this run wrote
-        self.outdated: set[Stage] = set()  # changed stages that could not start yet
+        self.outdated: set[Stage] = set()  # changed stages that wait for a resource limit
         self._folder = Path(repo.root_dir, FOLDER)
         self._folder.mkdir(parents=True, exist_ok=True)
         self.graph, self.steps = self._locked(lambda: self._plan(targets, **selection))
@@ -53,7 +53,7 @@ class Pipeline:
         self._files_in_use.close()
 
     def log_of(self, stage: Stage) -> Path:
-        """Return the log of a stage; a running stage locks it."""
+        """Return the path of a stage's log, which a running stage locks."""
         parts = (stage.path_in_repo, getattr(stage, "name", ""))
         name = ":".join(re.sub("[\0-\x7f]+", lambda part: quote(part[0], safe=""), part) for part in parts)
         if len(encoded := os.fsencode(name)) > MAX_NAME_BYTES:
@@ -65,10 +65,10 @@ class Pipeline:
         return self._locked(lambda: any(stage.changed() for stage in self.steps if not stage.always_changed))
 
     def prepare(self, stage: Stage, *, may_run: bool, force: bool, run_cache: bool) -> State:
-        """Do what `Stage.reproduce` and `Stage.run` do before running commands; return RUNNING if commands must run.
+        """Do what `Stage.reproduce` and `Stage.run` do before the commands; return RUNNING if the commands must run.
 
-        A changed stage that may not run yet stays WAITING and is added to `outdated`. DVC's lock is kept in
-        `kept_lock`: taking it again would make DVC read its settings and open its databases again.
+        A changed stage that may not run yet stays WAITING and is added to `outdated`. DVC's lock stays
+        held in `kept_lock`: acquiring it again would make DVC reread its settings and reopen its databases.
         """
         return self._locked(lambda: self._prepare(stage, may_run, force, run_cache), keep=True)
 
@@ -80,7 +80,7 @@ class Pipeline:
         self, targets: Sequence[str], *, single_item: bool = False, pipeline: bool = False, all_pipelines: bool = False,
         recursive: bool = False, downstream: bool = False, glob: bool = False,
     ) -> tuple[Mapping[Stage, Iterable[Stage]], list[Stage]]:  # fmt: skip
-        """Return the graph and the stages in DVC's order; lock their files in DVC's rwlock file."""
+        """Return the graph and the stages in DVC's order; lock the stages' files in DVC's rwlock file."""
         names = () if all_pipelines else targets or [compat.PROJECT_FILE]
         steps = compat.collect_stages(self._repo, names, recursive=recursive, glob=glob)
         graph = compat.get_active_graph(self._repo.index.graph)
@@ -89,7 +89,7 @@ class Pipeline:
         foreign = compat.RepoDependency | compat.AbstractDependency
         inputs = [dep.fs_path for stage in steps for dep in stage.deps if not isinstance(dep, foreign)]
         outputs = [out.fs_path for stage in steps for out in stage.outs]
-        # Use DVC's text for the command: equal entries of one process do not block each other.
+        # Write the command as DVC does: entries with equal process id and command do not block each other.
         table = (self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), inputs, outputs)
         hardlink = self._repo.config["core"].get("hardlink_lock", False)
         try:
@@ -97,7 +97,7 @@ class Pipeline:
         except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # truncated by a full disk
             Path(self._repo.tmp_dir, compat.RWLOCK_FILE).unlink()
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
-        # DVC rewrites the whole rwlock file several times for each stage, so use an empty one from now on.
+        # DVC rewrites the whole rwlock file several times per stage: from now on use an empty one, which is fast.
         self._repo.tmp_dir = str(self._folder)
         Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # left by a killed run
         return graph, steps
@@ -111,7 +111,7 @@ class Pipeline:
         while True:
             try:
                 with contextlib.ExitStack() as lock:
-                    lock.enter_context(compat.lock_repo(self._repo))  # DVC gives up after three seconds
+                    lock.enter_context(compat.lock_repo(self._repo))  # raises LockError after three seconds
                     result = work()
                     if keep:
                         self.kept_lock.push(lock.pop_all())
@@ -208,7 +208,7 @@ class Pipeline:
 
 
 def _text_of(name: str, entry: object) -> str:
-    """Return a stage's entry as DVC writes it."""
+    """Return a stage's lock file entry as the YAML text that DVC writes."""
     return compat.dumps_yaml({"stages": {name: entry}}).partition("\n")[2]
 
 
@@ -217,7 +217,7 @@ def _put_in_place(new: Path, file: Path) -> None:
     old, fresh = file.lstat() if os.path.lexists(file) else None, new.stat()
     is_alone = not old or (stat.S_ISREG(old.st_mode) and old.st_nlink == 1)
     if is_alone and (not old or (old.st_uid, old.st_gid) == (fresh.st_uid, fresh.st_gid)):
-        with contextlib.suppress(OSError):  # the target is on another file system, or a mount point
+        with contextlib.suppress(OSError):  # the file is a mount point or on another file system
             new.replace(file)
             return
     content = new.read_bytes()

@@ -1,4 +1,4 @@
-"""The function `reproduce`; it imports DVC, which is slow, only when called."""
+"""The function `reproduce`, which imports DVC only when called, because that import is slow."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def reproduce(
     notice: Callable[[str], object] = lambda _: None,
     **selection: bool,
 ) -> dict[str, State]:
-    """Bring stages up to date like `dvc repro`, but independent ones in parallel.
+    """Reproduce stages as `dvc repro` does, but run independent stages in parallel.
 
-    The output of each stage goes to a log in `.dvc/tmp/dvc-parallel`. Finished stages are always recorded.
+    Each stage's output is logged in `.dvc/tmp/dvc-parallel`. Finished stages are recorded even if the run fails.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ def reproduce(
     jobs : int, optional
         Maximum number of parallel stages; by default one per processor.
     limits : mapping
-        Total of each resource for all running stages, such as ``{"gpu": 1}``.
+        Total of each resource that the running stages may use, such as ``{"gpu": 1}``.
     force : bool
         Also run unchanged stages.
     run_cache : bool
-        Restore results of earlier runs.
+        Restore results from DVC's run cache.
     progress : callable
         Called with a stage and its new `State`.
     notice : callable
@@ -57,7 +57,7 @@ def reproduce(
     ReproError
         If the pipeline cannot be run.
     StagesFailed
-        At the end, if stages failed.
+        If stages failed, after all stages that do not depend on them have run.
     SystemExit
         130 or 143, if the run is interrupted or terminated.
     """

@@ -62,11 +62,11 @@ def run_stages(
 
 @contextlib.contextmanager
 def open_repository() -> Iterator[compat.Repo]:
-    """Open the DVC repository of the current folder; convert errors of DVC and of the system into ReproError."""
+    """Open the current folder's DVC repository; convert errors of DVC and the operating system to ReproError."""
     try:
         with compat.Repo() as repo:
             yield repo
-    except (compat.DvcException, OSError, TypeError, ValueError) as error:  # e.g. for a date in params.yaml
+    except (compat.DvcException, OSError, TypeError, ValueError) as error:  # e.g. DVC's error for a date in params.yaml
         next_step = "choose other stages, or correct the problem that DVC reports; then run the command again"
         raise ReproError("The pipeline cannot be run.", found=_explain(error), next=next_step) from None
 
@@ -88,16 +88,16 @@ class _Reproduction:
         self._limits, self._options = limits, options  # options of `Pipeline.prepare`
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
-        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the stage and the stage's next commands
+        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # values: the stage and its remaining commands
         self._errors: dict[str, str] = {}
 
     def run(self, jobs: int) -> dict[str, State]:
-        """Run the stages; return their states, or raise the errors of `reproduce`."""
+        """Run the stages; return their states, or raise the exceptions that `reproduce` documents."""
         try:
             self._start_ready(jobs)
             with contextlib.suppress(Stopped, compat.DvcException, OSError):  # `prepare` will raise the error again
                 if self._running and (self._options["force"] or self._pipeline.is_outdated()):
-                    # Preload modules while the stages that always run look for changes.
+                    # Preload modules for the outdated stages while the stages that always run are running.
                     self._commands.warm_up(self._commands.modules)
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
@@ -115,7 +115,7 @@ class _Reproduction:
 
     def _start_ready(self, jobs: int) -> None:
         """Start the stages that are ready, and skip those that depend on a failed stage."""
-        # Use DVC's order (dependencies first), but start stages that always run first, because they look for changes.
+        # Keep DVC's order (dependencies first), but move stages that always run to the front: they may find changes.
         for stage in sorted(self._states, key=lambda stage: not stage.always_changed):
             state = self._states[stage]
             if state is State.WAITING and len(self._running) < jobs:

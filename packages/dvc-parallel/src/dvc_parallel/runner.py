@@ -1,7 +1,7 @@
-"""Run each command of a stage in its own session, and end the session if the run dies.
+"""Run each command of a stage in its own session, and terminate the session if the run dies.
 
-A process between the fork server and the command supervises the command. It locks the stage's log, so that a new copy
-of the stage waits until the old command has ended.
+A process between the fork server and the command supervises the command. It locks the stage's log, so that a new run
+of the same stage waits until the old command has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PID_BYTES = 4
 
 
 def serve() -> None:
-    """Import the modules and call the functions (`module:function`) in sys.argv, then fork a `run` for each socket."""
+    """Import the modules and call the functions (`module:function`) in sys.argv; fork a `run` per received socket."""
     requests, names = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
     for name in names:
         with contextlib.suppress(Exception):  # the program itself will raise and log this error
@@ -43,7 +43,7 @@ def serve() -> None:
 
 
 def run(report: socket.socket) -> None:
-    """Run the command received from ``report``; send its process id and exit code. Does not return."""
+    """Run the command received over ``report``; send this process's id and the command's exit code. Does not return."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGTERM):  # only the command handles these signals
@@ -70,13 +70,13 @@ def run(report: socket.socket) -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if select.select([report], [], [], 0)[0]:
         ender.join()
-    fcntl.flock(lock, fcntl.LOCK_UN)  # otherwise background processes of this command would block the next one
+    fcntl.flock(lock, fcntl.LOCK_UN)  # otherwise this command's background processes would block the next command
     report.sendall(bytes([code if code >= 0 else 128 - code]))
     os._exit(0)
 
 
 def _acquire(lock: int, report: socket.socket) -> None:
-    """Acquire the lock of the stage; exit if the run ends first."""
+    """Acquire the lock on the stage's log; exit if the run ends first."""
     seconds = 0.0
     while not select.select([report], [], [], seconds)[0]:
         with contextlib.suppress(BlockingIOError):
@@ -96,10 +96,10 @@ def _end_with(report: socket.socket) -> None:
 
 
 def _run_shell(words: list[str], environment: dict[str, str]) -> int:
-    """Replace this process with the shell, as DVC starts it; return an exit code if that fails."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these signals; the shell would, too
+    """Replace this process with the shell that DVC would start; return an exit code if that fails."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these signals, and the shell would inherit that
         signal.signal(number, signal.SIG_DFL)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # otherwise background processes would keep the files open
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # otherwise background processes would inherit the open files
     try:
         os.execvpe(words[0], words, environment)  # noqa: S606
     except OSError as error:
@@ -108,13 +108,13 @@ def _run_shell(words: list[str], environment: dict[str, str]) -> int:
 
 
 def _run_program(program: EntryPoint, words: list[str], environment: dict[str, str]) -> None:
-    """Run a console script in this process, and exit through the interpreter, which joins threads and flushes files."""
-    os.environ.update(environment)  # update only: the imports may have set more variables
+    """Run a console script in this process, and exit normally, so that Python joins threads and flushes files."""
+    os.environ.update(environment)  # keeps other variables, which the imports may have set
     sys.argv = words
     sys.path[:0] = [] if sys.flags.safe_path else [os.path.dirname(words[0])]  # noqa: PTH120
     importlib.invalidate_caches()
     if process := sys.modules.get("multiprocessing.process"):
-        vars(process)["ORIGINAL_DIR"] = os.getcwd()  # noqa: PTH109 - a string, as multiprocessing sets it
+        vars(process)["ORIGINAL_DIR"] = os.getcwd()  # noqa: PTH109 - multiprocessing stores a string
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # otherwise all forks would draw the same random numbers
     sys.exit(program.load()())

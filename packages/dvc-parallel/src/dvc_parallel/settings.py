@@ -12,7 +12,7 @@ from dvc_parallel.states import ReproError
 
 
 def amount(value: object) -> Decimal:
-    """Return an exact number, so that 0.3 is three times 0.1; raise BadParameter unless it is 0 or more.
+    """Convert a value to an exact number (three times 0.1 is 0.3); raise BadParameter unless it is 0 or greater.
 
     >>> amount("0.1") * 3 == amount("0.3")
     True
@@ -62,7 +62,7 @@ class Limits:
                     raise ReproError(what, found=f"{name}={number}", expected=f"{limit} or less", next=next_step)
 
     def allow(self, stage: Any, running: Iterable[Any]) -> bool:
-        """Return whether a stage can start while others are running."""
+        """Return whether the limits allow a stage to start while others are running."""
         used = [self._uses[other] for other in running]
         numbers = ((number, name) for name, number in self._uses[stage].items() if number and name in self._limits)
         return all(sum((each.get(name, 0) for each in used), number) <= self._limits[name] for number, name in numbers)

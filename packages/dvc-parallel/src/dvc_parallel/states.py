@@ -23,12 +23,12 @@ Progress = Callable[[str, State], object]  # called with a stage and its new sta
 
 
 class ReproError(click.ClickException):
-    """The pipeline failed or cannot be run; click prints the message and exits with 1.
+    """The pipeline failed or cannot be run; click prints the message and exits with code 1.
 
     Parameters
     ----------
     what : str
-        The failure.
+        What failed, as a sentence.
     **lines : object
         Details such as ``found``, ``expected`` and ``next``.
 
@@ -45,4 +45,4 @@ class ReproError(click.ClickException):
 
 
 class StagesFailed(ReproError):
-    """Stages failed; the stages that do not depend on them have run and been recorded."""
+    """Some stages failed; all stages that do not depend on them have run and are recorded."""

@@ -24,7 +24,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import the module of a public name on first use: papermill imports this package at every start."""
+    """Import the module of a public name on first use, because papermill imports this package at every start."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(f"papermill_dask.{module}"), name)

@@ -34,8 +34,8 @@ def new_client(address: Any, seconds: float) -> Client:
     Dask's errors propagate if the connection takes longer than ``seconds``.
 
     The scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that a client's first batch
-    holds a single message, and fails if it also holds a report. After a ConnectionAbortedError Dask cleans up, and
-    a retry works. As of November 2026, Dask has no issue for this bug.
+    holds a single message, which fails if the batch also holds a report. A ConnectionAbortedError makes Dask clean up,
+    so that a retry works. As of November 2026, Dask has no issue for this bug.
     """
     import distributed
 
@@ -53,7 +53,7 @@ def new_client(address: Any, seconds: float) -> Client:
 
 
 def scheduler_of(client: Client) -> Any:
-    """Return a client's connection to its scheduler, untyped: it has an `address` and remote procedures."""
+    """Return a client's connection to its scheduler (untyped), which has an `address` and remote procedures."""
     return client.scheduler
 
 
@@ -81,7 +81,7 @@ async def run_on_worker(client: Client, worker: str, function: Callable[..., Any
 
 
 def get_task_status(worker: Worker, key: str, seconds: float) -> str | None:
-    """Return a task's state on the scheduler, None if it was released; raise TimeoutError if there is no response.
+    """Return a task's state on the scheduler, or None if it was released; raise TimeoutError if there is no response.
 
     Dask does not notify a running task when its client disconnects. Call this from a thread of the worker.
     """
@@ -90,7 +90,7 @@ def get_task_status(worker: Worker, key: str, seconds: float) -> str | None:
 
 
 def delete_topic(client: Client, topic: str) -> None:
-    """Unsubscribe from a topic and delete its events on the scheduler; Dask would keep the last thousand, of any size.
+    """Unsubscribe from a topic and delete its events on the scheduler, which would keep the last 1,000, however large.
 
     `Client.unsubscribe_topic` would keep the handler, and with it the notebook, in memory.
     """
@@ -100,12 +100,12 @@ def delete_topic(client: Client, topic: str) -> None:
 
     client._event_handlers.pop(topic, None)
     if client.status == "running":
-        # Do not wait: this may run in the client's own event loop.
+        # Do not wait: this may run in the client's event loop, which waiting would block.
         run_in_loop(client, client._run_on_scheduler(delete))
 
 
 def is_listening(address: str, seconds: float) -> bool:
-    """Return whether a Dask server accepts connections; the operating system accepts them even if it is busy."""
+    """Return whether a Dask server accepts connections; even a busy server does, through the operating system."""
     from distributed.comm.addressing import get_address_host_port
 
     try:
@@ -139,7 +139,7 @@ def is_captured(client: NotebookClient, message_id: str) -> bool:
 
 # -- ipykernel -----------------------------------------------------------------------------------------------------
 def patch_ipykernel(folder: Path) -> None:
-    """Patch ipykernel where it has no option: drop no output, open no TCP port, and do not list all modules.
+    """Patch ipykernel where it has no options: drop no output, open no TCP port, and do not list all modules.
 
     Only a debugger needs the list of module files, and none is attached. In a forked kernel, building it would copy the
     memory pages of every module: half of all pages that are copied before the kernel is ready.
@@ -177,12 +177,12 @@ def patch_ipykernel(folder: Path) -> None:
 
 
 def patch_kernel(app: Any) -> None:
-    """Patch an initialized kernel where it has no option: fast shutdown and fast tracebacks.
+    """Patch an initialized kernel for fast shutdown and fast tracebacks, for which ipykernel has no options.
 
     At shutdown ipykernel waits up to 14 s for a notebook's child processes
     (https://github.com/ipython/ipykernel/pull/869), and would be killed before its `atexit` handlers run.
     For each traceback line `inspect` searches all module files for the cell (https://github.com/python/cpython/issues/92041):
-    0.01 s in a warm kernel, and a RecursionError has 3,000 lines. Registering each cell avoids the search.
+    this takes 0.01 s in a warm kernel, and a RecursionError has 3,000 lines. Registering each cell avoids the search.
     """
     import psutil
 
@@ -198,10 +198,10 @@ def patch_kernel(app: Any) -> None:
 
 
 def wait_for_shutdown_reply(app: Any, seconds: float) -> None:
-    """Wait until a kernel has sent its shutdown reply.
+    """Wait until a kernel has sent its shutdown reply, but not longer than ``seconds``.
 
-    The kernel's control thread still flushes the streams afterwards. If ipykernel has already stopped the thread that
-    writes them, as it sometimes does, the flush blocks for 10 s.
+    After the reply the kernel's control thread flushes the streams. This blocks for 10 s if ipykernel has already
+    stopped the thread that writes the streams, as it sometimes does.
     """
     if app.kernel._shutdown_message:
         app.control_thread.join(seconds)

@@ -53,10 +53,10 @@ class EngineError(click.ClickException):
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Workers send pickled errors; Exception's own method would drop the keyword arguments.
+        # Workers send pickled errors, and Exception.__reduce__ would drop the keyword arguments.
         make = functools.partial(type(self), value=self.value, expected=self.expected, next_step=self.next_step)
         return make, (self.what,)
 
 
 class WorkerLost(EngineError):
-    """The worker that ran the notebook died or is unreachable; parameters are those of `EngineError`."""
+    """The worker that ran the notebook died or is unreachable; takes the same parameters as `EngineError`."""

@@ -19,7 +19,7 @@ PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 
 @functools.cache
 def _compressed_plotly() -> tuple[str, bytes, Any]:
-    """Return the compressed plotly.js: base64 text, the remaining bytes, and the compressor for appending figures."""
+    """Return the compressed plotly.js: base64 text, bytes still to encode, and the compressor for appending figures."""
     import plotly
 
     compressor = zlib.compressobj(9)

@@ -1,4 +1,4 @@
-"""Entry point of the engine; papermill loads it during its own import, so the engine is imported on first use."""
+"""Entry point that papermill loads during its own import, so the engine itself is imported only on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class DaskEngine(Engine):
 
     @classmethod
     def execute_notebook(cls, nb: NotebookNode, kernel_name: str, **options: Any) -> NotebookNode:
-        """Run a notebook, with the arguments, result and errors of papermill's own engine."""
+        """Run a notebook, with the same arguments, result and errors as papermill's own engine."""
         from papermill_dask.client.engine import execute_notebook
 
         return execute_notebook(nb, kernel_name, **options)

@@ -22,7 +22,7 @@ class Task:
 
     ``notebook`` is the nbformat document, ``options`` are keywords of papermill's notebook client, ``worker`` is the
     target worker's id. The kernel runs in ``folder``, with ``environment`` added to the worker's variables.
-    ``is_scratch`` marks a temporary folder for this notebook; ``output`` identifies the output file.
+    ``is_scratch`` marks ``folder`` as temporary and private to this notebook; ``output`` identifies the output file.
     """
 
     notebook: dict[str, Any]
@@ -53,7 +53,7 @@ class Run:
     kernel: Any = None
 
     def report(self, kind: str, **event: Any) -> None:
-        """Send an event to the client: JSON data, in which dates are allowed."""
+        """Send an event to the client as JSON; its values may include dates."""
         from jupyter_client.jsonutil import json_default
 
         with contextlib.suppress(RuntimeError):  # the worker is closing: no event loop
@@ -61,7 +61,7 @@ class Run:
 
     def logger(self) -> logging.Logger:
         """Return a logger that sends its records to the client, which logs them."""
-        logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - for one notebook, not registered
+        logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - for one notebook, so not kept by `logging`
         handler = logging.Handler()
         handler.emit = lambda record: self.report("log", level=record.levelno, text=record.getMessage())  # type: ignore[method-assign]
         logger.addHandler(handler)

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 TASK_VARIABLE = "PAPERMILL_DASK_TASK"  # set for the kernel: the key of its Dask task
 COMMIT_VARIABLE = "PAPERMILL_DASK_COMMIT"  # set for the kernel: the commit of the client's folder
-CHANGES_VARIABLE = "PAPERMILL_DASK_CHANGES"  # and the changed tracked files, one per line
+CHANGES_VARIABLE = "PAPERMILL_DASK_CHANGES"  # set for the kernel: that folder's changed tracked files, one per line
 TASK_TAG = "papermill_dask.task"
 NOTEBOOK_TAG = "papermill_dask.notebook."  # + the executed notebook's name; value: the notebook's sha256
-PAGE_TAG = "papermill_dask.page."  # + the same name; value: path of the HTML artifact
+PAGE_TAG = "papermill_dask.page."  # + the executed notebook's name; value: path of the HTML artifact
 COMMIT_TAG = "mlflow.source.git.commit"
 MAX_CHANGES = 100
 CONNECT_SECONDS = 2.0
@@ -60,7 +60,7 @@ class TaskContext:
 
 
 class NotebookRuns:
-    """A task's MLflow ``runs``, by start time, with id, status and metrics."""
+    """The MLflow ``runs`` of a task, sorted by start time, each with id, status and metrics."""
 
     def __init__(self, task: str, environment: Mapping[str, str]) -> None:
         self._task, self._uri = task, environment.get(URI_VARIABLE) if is_installed() else None
@@ -69,7 +69,7 @@ class NotebookRuns:
             threading.Thread(target=importlib.import_module, args=("mlflow",), daemon=True).start()
 
     def check_reachable(self, logger: logging.Logger) -> None:
-        """Warn if the tracking server is unreachable; no error, since many notebooks log no runs."""
+        """Log a warning if the tracking server is unreachable; raise no error, because many notebooks log no runs."""
         if self._uri and not _is_reachable(self._uri):
             logger.warning(
                 "The worker on %s cannot reach the MLflow tracking server (%s=%s). Start the server, or set the "
@@ -78,7 +78,7 @@ class NotebookRuns:
             )  # fmt: skip
 
     def find(self) -> None:
-        """Find the runs while the kernel is alive, because MLflow marks open runs as finished when it exits."""
+        """Find the runs while the kernel is alive, because MLflow marks open runs as finished when the kernel exits."""
         with contextlib.suppress(Exception):  # must not mask the notebook's own error
             if self._uri and _is_reachable(self._uri):
                 from mlflow import MlflowClient
@@ -113,7 +113,7 @@ def log_notebook(notebook: dict[str, Any], name: str, run_ids: list[str], uri: s
         client.log_text(run_id, text, f"notebook/{name}")
         client.set_tag(run_id, NOTEBOOK_TAG + name, hashlib.sha256(text.encode()).hexdigest())
     if importlib.util.find_spec("nbconvert"):
-        # Use the actor executor: it occupies no notebook slot, and a local cluster that closes waits for it.
+        # Use the actor executor: it occupies no notebook slot, and a closing local cluster waits for it.
         worker, deadline = get_worker(), time.monotonic() + PAGE_SECONDS
         worker.executors["actor"].submit(_log_page, notebook, name, run_ids, client, worker, deadline)
 
@@ -137,9 +137,9 @@ def _log_page(
 
 
 def default_variables() -> dict[str, str]:
-    """Return the variable for MLflow's default URI, `mlflow.db` in the current folder, if it exists and no URI is set.
+    """Return the tracking URI variable for `mlflow.db` in the current folder, if this file exists and no URI is set.
 
-    Use it only for workers that see the folder.
+    Set this variable only on workers that see the folder.
     """
     file = Path(str(Path.cwd()).partition("/.dvc/tmp/exps/")[0], "mlflow.db")  # `dvc exp run --temp` works in a copy
     is_chosen = is_installed() and not os.environ.get(URI_VARIABLE) and file.exists()

@@ -60,7 +60,7 @@ class Attempt:
         )
         # papermill also accepts a NotebookNode as input.
         name = Path(input_path).stem if isinstance(input_path, str) else "notebook"
-        # Dask's dashboard groups tasks by the key without its hexadecimal suffix: the notebook's name.
+        # Dask's dashboard drops a key's hexadecimal suffix, so it groups the tasks by notebook name.
         self.key = f"{name}-{uuid.uuid4().hex[:8]}"
         timeout = execution_timeout or keywords.get("timeout")
         self.environment = _forwarded_environment(options)
@@ -94,18 +94,18 @@ class Attempt:
                 declaration = stage.find_declaration(self._options, self._executed.output_path)
                 if not declaration.deps and not declaration.outs:
                     logger.warning(
-                        "The worker %s does not see this folder, and no files are declared, so the notebook runs in an "
+                        "The worker %s cannot read this folder, and no files are declared, so the notebook runs in an "
                         "empty folder. Declare files in the options deps and outs, or in the stage's dvc.yaml.", address
                     )  # fmt: skip
                 task.folder = stack.enter_context(transfer.scratch_folder(client, address, Path.cwd(), declaration))
                 task.is_scratch = True
             client.subscribe_topic(self.key, lambda event: self._events.put(json.loads(event[1])))
             stack.callback(compat.delete_topic, client, self.key)
-            # The notebook that lends its slot already holds the resources.
+            # In a lent slot, request no resources: the notebook that lends the slot already holds them.
             resources = None if self.worker.lent_by else self._options.resources or None
             future = client.submit(run_notebook, task, key=self.key, pure=False, resources=resources, workers=[address])
             # The scheduler forgets a released task, and the worker then stops it. `future.cancel()` does the same, but
-            # Dask reports it to all clients, which breaks new connections (see `compat.new_client`).
+            # Dask reports cancellations to all clients, which breaks new connections (see `compat.new_client`).
             stack.callback(future.release)
             future.add_done_callback(lambda _: self._events.put({"kind": "done"}))
             result = self._process_events(future)
@@ -155,7 +155,7 @@ class Attempt:
             raise EngineError("The notebook was stopped on its worker.", value="its Dask task was cancelled")
         try:
             return future.result()
-        except (OSError, KilledWorker):  # KilledWorker is raised if `allowed-failures` is 0
+        except (OSError, KilledWorker):  # Dask raises KilledWorker if `allowed-failures` is 0
             problem = "The Dask worker that ran the notebook was lost."
             raise WorkerLost(problem, value=self.worker.address, **LOST) from None
 
@@ -181,7 +181,7 @@ class Attempt:
 
 
 def _forwarded_environment(options: NotebookOptions) -> dict[str, str]:
-    """Return the client's environment variables for the kernel: secrets only if named in the options.
+    """Return the client's environment variables to set in the kernel; secrets only if the options list them.
 
     Include the commit of the client's folder, because the worker may not see that folder.
     """

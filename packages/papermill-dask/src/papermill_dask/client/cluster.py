@@ -40,7 +40,7 @@ _register_lock, _create_lock = threading.Lock(), threading.Lock()
 
 
 class KernelMissing(EngineError, NoSuchKernel):
-    """No worker has the kernel; a NoSuchKernel, as from papermill's own engine."""
+    """No worker has the kernel; a subclass of NoSuchKernel, which papermill's own engine raises."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Worker:
     running: list[dict[str, Any]] = field(default_factory=list)
     log: str = ""
     problems: list[str] = field(default_factory=list)
-    lent_by: str | None = None  # key of the notebook that starts this one and lends it its slot
+    lent_by: str | None = None  # key of the notebook that starts this one and lends its slot
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address}): {'; '.join(self.problems)}"
@@ -68,8 +68,8 @@ class Worker:
 def connect(notebooks: int = 1) -> Iterator[Client]:
     """Connect to the configured cluster, or start a local one; close them after the block.
 
-    The cluster comes from the function in Dask's configuration (`papermill-dask.cluster`), or else from the
-    scheduler address (DASK_SCHEDULER_ADDRESS).
+    The cluster is the one that the configured function returns (`papermill-dask.cluster` in Dask's configuration), or
+    else the one at the scheduler address (DASK_SCHEDULER_ADDRESS).
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
     """
     # papermill sets the log level INFO, but Dask's INFO records are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    # These loggers print tracebacks of errors that become an EngineError; tornado's logs failed lease refreshes.
+    # Hide tracebacks of errors that become an EngineError, and tornado's messages about failed lease refreshes.
     for name in ("distributed.client", "distributed.comm.tcp", "distributed.semaphore", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address, function = dask.config.get("scheduler-address", None), dask.config.get(f"{SECTION}.cluster", None)
@@ -122,9 +122,9 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
 def _local_cluster(notebooks: int) -> Iterator[LocalCluster]:
     """Start a private cluster of one worker, with one thread per processor; close it after the block.
 
-    Scheduler and worker are threads of this process. Processes would run the caller's script again, which would need
-    `if __name__ == "__main__":`, and a daemonic process could not start them. Clients need a TLS key. A private
-    folder replaces Dask's default, which all users of the machine share, and from which Dask imports modules.
+    The scheduler and the worker are threads of this process: processes would run the caller's script again, which would
+    need `if __name__ == "__main__":`, and a daemonic process cannot start processes. Only clients with the TLS key can
+    connect. A private folder replaces Dask's default, which all users share and from which Dask imports modules.
     """
     parent = Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _local_cluster(notebooks: int) -> Iterator[LocalCluster]:
 
 
 def _call_factory(name: str, address: str | None) -> Any:
-    """Call the configured function and return its client or cluster; raise EngineError if it is invalid."""
+    """Call the configured function and return its client or cluster; raise EngineError if the setting is invalid."""
     problem = None if address is None else f"is set together with the scheduler address {address}"
     try:
         function = pkgutil.resolve_name(name)
@@ -183,7 +183,7 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
 def query_workers(
     client: Client, kernel_name: str | None = None, folder: Path | None = None, request: dict[str, float] | None = None
 ) -> list[Worker]:
-    """Query every worker's description, and compare it with this environment, the kernel and the resources.
+    """Query every worker, and compare it with this environment, the notebook's kernel and the requested resources.
 
     With a kernel name, wait for slow workers until at least one worker is eligible.
     """
@@ -192,7 +192,7 @@ def query_workers(
     with _marker_file(folder) as marker, contextlib.ExitStack() as stack:
         while True:
             try:
-                # `client.scheduler_info` may return the client's periodic refresh, which lists no workers.
+                # `client.scheduler_info` may return the result of the periodic refresh, which lists no workers.
                 identities = client.sync(compat.scheduler_of(client).identity)["workers"]
             except OSError as error:
                 raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
@@ -217,7 +217,7 @@ async def _describe(client: Client, worker: str, marker: str | None) -> Any:
     """Call `describe` on a worker, without a time limit; return the result or the error."""
     answer = TimeoutError()
     try:
-        # Retry Dask's own errors (slow connections): they have no errno, while the worker's OSErrors do.
+        # Retry if the connection is slow: Dask's own errors have no errno, but an OSError from the worker has one.
         while isinstance(answer, OSError) and not answer.errno:
             answer = await compat.run_on_worker(client, worker, describe, marker)
     except Exception as error:  # noqa: BLE001 - any error makes the worker ineligible
@@ -257,7 +257,7 @@ def capacity(client: Client) -> int:
 
 @contextlib.contextmanager
 def _marker_file(folder: Path | None) -> Iterator[str | None]:
-    """Create an empty file in ``folder`` during the block: a worker that sees it shares the folder."""
+    """Create an empty file in ``folder`` during the block; a worker that sees the file shares the folder."""
     if folder is None or not os.access(folder, os.W_OK):
         yield None
         return
@@ -287,8 +287,8 @@ def running(client: Client) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        For each notebook: ``notebook`` (its name), ``worker``, ``cell``, ``cells``, ``since`` (Unix time), ``output``,
-        ``resources`` and ``key`` (of the Dask task).
+        For each notebook: ``notebook`` (name), ``worker``, ``cell`` (number of the current cell), ``cells`` (number of
+        cells), ``since`` (Unix time), ``output``, ``resources`` and ``key`` (of the Dask task).
     """
     return [{**row, "worker": worker.address} for worker in query_workers(client) for row in worker.running]
 
@@ -296,7 +296,7 @@ def running(client: Client) -> list[dict[str, Any]]:
 def eligible_workers(workers: list[Worker]) -> list[Worker]:
     """Return the workers without problems.
 
-    Raises EngineError, listing each worker's problems, if there are none; KernelMissing if only the kernel is missing.
+    If all workers have problems, raises EngineError with the problems, or KernelMissing if only the kernel is missing.
     """
     if choice := [worker for worker in workers if not worker.problems]:
         if len(choice) < len(workers):
@@ -317,7 +317,7 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
 def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dict[str, float]) -> Iterator[Worker]:
     """Wait for a free slot on a worker, and hold it during the block; yield the worker.
 
-    Each worker has a semaphore with one lease per slot; without it, Dask could queue a notebook behind a busy worker
+    Each worker has a semaphore with one lease per slot, because Dask itself could queue a notebook on a busy worker
     while another is free. ``query`` returns the workers, and is called again when the cluster changes. A notebook lends
     its slot to notebooks that it starts, one at a time, if its resources cover the ``request``. Raises WorkerLost if no
     suitable worker is left.
@@ -345,7 +345,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
                         raise WorkerLost(problem, value=", ".join(addresses), **LOST) from None
                     addresses, lender = tasks.keys(), _lender(workers, request)
                 free = sorted((w for w in workers if w.address in tasks), key=lambda worker: len(tasks[worker.address]))
-                # With a request, try only the lender's slot: Dask gives the resources it holds to no other notebook.
+                # If resources are requested, try only the lender's slot: Dask gives its resources to no other notebook.
                 for worker in [*([] if request and lender else free), *filter(None, [lender])]:
                     name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
                     if name not in semaphores:
@@ -368,7 +368,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
 
 
 def _lender(workers: list[Worker], request: dict[str, float]) -> Worker | None:
-    """Return the worker of the notebook that runs this process; None if the notebook's resources are too few."""
+    """Return the worker whose notebook started this process; None if that notebook holds too few resources."""
     key = os.environ.get(tracking.TASK_VARIABLE)
     for worker in workers:
         if any(run["key"] == key and request.items() <= run["resources"].items() for run in worker.running):
@@ -396,7 +396,7 @@ def _scale_up(client: Client) -> Iterator[bool]:
     async def prepare(dask_scheduler: Any) -> bool:
         import dask
 
-        # Dask starts one worker per 5 s of expected work.
+        # Dask starts one worker per 5 s of expected work, so make the task look long.
         dask.config.set({f"distributed.scheduler.default-task-durations.{WAITING}": "1 h"})
         return "worker-status" in dask_scheduler.plugins
 

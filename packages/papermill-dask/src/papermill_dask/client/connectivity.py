@@ -14,7 +14,7 @@ def connection_problem(client: Client, worker: str, seconds: float) -> str | Non
     """Return why a worker is unreachable; None if it is reachable, even if it or the scheduler is busy."""
 
     async def probe(dask_scheduler: Any) -> str | None:
-        # Pickled by value: this package need not be installed on the scheduler.
+        # Dask pickles this function by value, so the scheduler does not need this package.
         import asyncio
         import socket
 

@@ -54,7 +54,7 @@ def execute_notebook(
     nb : nbformat.NotebookNode
         The notebook; it is updated in place.
     kernel_name : str
-        Name of a kernel that the worker has.
+        Name of a kernel installed on the worker.
     output_path : str, optional
         File to save the notebook to while it runs.
     progress_bar, log_output : bool
@@ -62,9 +62,9 @@ def execute_notebook(
     autosave_cell_every : float
         Maximum seconds between saves while a cell runs; 0 saves only after each cell.
     client : distributed.Client, optional
-        Client to use; by default, connect for the call.
+        Client to use; by default, a new one for this call.
     **keywords
-        The engine's options (the fields of `NotebookOptions`); others as for papermill's own engine.
+        Options of this engine (the fields of `NotebookOptions`) and of papermill's own engine.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def execute_notebook(
     Raises
     ------
     EngineError
-        An option is invalid, or no worker can run the notebook. Other errors are those of papermill's own engine.
+        An option is invalid, or no worker can run the notebook. Other errors are the same as in papermill's own engine.
     WorkerLost
         The worker or the scheduler was lost.
     """
@@ -107,7 +107,7 @@ def execute_notebook(
 def _run(
     executed: ExecutedNotebook, kernel_name: str, client: Client, options: NotebookOptions, keywords: dict[str, Any]
 ) -> Attempt:
-    """Run the notebook, with retries after a lost worker; return the successful attempt."""
+    """Run the notebook, and retry if the worker is lost; return the completed attempt."""
     losses: list[dict[str, Any]] = []
     while True:
         query = functools.partial(_query_workers, executed, kernel_name, client, options)
@@ -181,9 +181,9 @@ def _exit_on_signal(number: int, _frame: object) -> None:
 
 
 def _log_to_mlflow(client: Client, attempt: Attempt, notebook: nbformat.NotebookNode, input_path: object) -> None:
-    """Log the executed notebook to its MLflow runs on a worker, which has already imported MLflow (saves 2 s).
+    """Let a worker, which has already imported MLflow (saves 2 s), log the executed notebook to its MLflow runs.
 
-    A failure is a warning, because the notebook itself succeeded.
+    A failure only causes a warning, because the notebook itself succeeded.
     """
     name = Path(input_path).name if isinstance(input_path, str) else "notebook.ipynb"
     plain, run_ids = json.loads(json.dumps(notebook)), [run["run_id"] for run in attempt.runs]

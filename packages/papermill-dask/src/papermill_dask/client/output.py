@@ -47,7 +47,7 @@ class ExecutedNotebook(NotebookExecutionManager):
     def save(self, **_: Any) -> None:
         """Write the notebook to a hidden file, then replace the output; raise EngineError if writing fails."""
         start, target, file = time.monotonic(), self.output_path, _local_file(self.output_path)
-        partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # the output's name may be of maximum length
+        partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # output name plus suffix could be too long
         try:
             if partial:
                 self.output_path = str(partial)
@@ -61,7 +61,7 @@ class ExecutedNotebook(NotebookExecutionManager):
                 raise  # the folder is missing: papermill's own error is clear
             raise EngineError(
                 f"Saving the executed notebook failed{'; the last saved version is intact' if partial else ''}.",
-                value=f"{target}: {error}".partition("\n")[0],  # pyarrow adds all paths searched for Java
+                value=f"{target}: {error}".partition("\n")[0],  # pyarrow lists where it searched for Java
                 next_step=f"{'free space or ' if error.errno in DISK_FULL else ''}use another path; rerun the notebook",
             ) from None
         finally:
@@ -85,7 +85,7 @@ class ExecutedNotebook(NotebookExecutionManager):
                 self.cell_complete(cell, cell_index=index)
 
     def notebook_complete(self, **_: Any) -> None:
-        """Finish as papermill does, but leave cells that never ran pending."""
+        """Finish as papermill does, but keep the status `pending` for cells that never ran."""
         pending_cells = [cell for cell in self.nb.cells if cell.metadata.papermill["status"] == self.PENDING]
         super().notebook_complete()
         if self.nb.metadata.papermill["exception"] and pending_cells:
@@ -95,13 +95,13 @@ class ExecutedNotebook(NotebookExecutionManager):
 
 
 def replace_file(new: Path, file: Path) -> None:
-    """Replace ``file`` with ``new``, completely or not at all, keeping its links, mode, owner and ACL.
+    """Replace ``file`` with ``new``, completely or not at all; keep the links, mode, owner and ACL of ``file``.
 
-    Raises OSError, leaving both files, if the old one is read-only or the disk is full.
+    Raises OSError, and keeps both files, if ``file`` is read-only or the disk is full.
     """
     try:
         stream = file.open("r+b")
-    except FileNotFoundError:  # no file, or a dangling link: create its target
+    except FileNotFoundError:  # no such file, or a link whose target does not exist yet
         shutil.move(new, os.path.realpath(file))
         return
     with stream:

@@ -23,9 +23,9 @@ WATCH_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Declaration:
-    """Files for a worker without a shared disk, relative to the working folder: send ``deps``, fetch ``outs``.
+    """Files to send to a worker without a shared disk (``deps``) and to fetch from it (``outs``), as relative paths.
 
-    ``partial`` allows missing outs: other commands of a stage may write them, and DVC checks them at the end.
+    ``partial`` allows missing outs, because other commands of the stage may write them, and DVC checks them at the end.
     Symbolic links may point into the folder or into ``links_to``.
     """
 
@@ -46,9 +46,9 @@ def find_declaration(options: NotebookOptions, output_path: str | None) -> Decla
 # -- the DVC process -----------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def terminate_with_dvc() -> Iterator[None]:
-    """During the block, send SIGTERM to this process if the DVC process that runs the stage dies.
+    """Send SIGTERM to this process if the DVC process that runs the stage dies during the block.
 
-    If DVC is killed, its stage keeps running, and the next `dvc repro` would run the stage a second time in parallel.
+    Otherwise the stage would survive a killed DVC process, and the next `dvc repro` would start it a second time.
     """
     dvc = _dvc_process() if STAGE in os.environ else None
     finished = threading.Event()
@@ -96,7 +96,7 @@ def read_declaration(folder: Path, stage: str, *, client_outs: Iterable[Path] = 
     try:
         from dvc.repo import Repo
 
-        # In `exp run --temp` the variable DVC_ROOT points to the parent repository, not to this one.
+        # Pass the folder: in `dvc exp run --temp`, DVC_ROOT points to the parent repository, not to this one.
         with contextlib.closing(Repo(str(folder))) as repo:
             outs = {Path(path).resolve() for path in client_outs}
             return _to_declaration(repo, _find_stage(repo, folder, stage), folder, outs)
@@ -110,25 +110,25 @@ def read_declaration(folder: Path, stage: str, *, client_outs: Iterable[Path] = 
 
 
 def _find_stage(repo: Any, folder: Path, stage: str) -> Any:
-    """Find the stage by its name and ``folder``: in DVC_STAGE, `dvc.yaml` is relative to where `dvc` was called."""
+    """Find the stage by name and ``folder``: the path in DVC_STAGE is relative to the folder where `dvc` was called."""
     from dvc.utils import parse_target
 
     _, name = parse_target(stage)
     candidates = (each for each in repo.index.stages if getattr(each, "name", None) == name)
     match = next((each for each in candidates if Path(each.wdir) == folder), None)
-    # DVC raises a clear error for a missing stage.
+    # If the stage is missing, this call raises DVC's clear error.
     return match or repo.stage.load_one(path=str(folder / "dvc.yaml"), name=name)
 
 
 def _to_declaration(repo: Any, stage: Any, folder: Path, client_outs: set[Path]) -> Declaration:
     from dvc.dependency import ParamsDependency
 
-    def local(entries: Iterable[Any]) -> list[Any]:  # the notebook itself opens URLs (s3://...)
+    def local(entries: Iterable[Any]) -> list[Any]:  # no URLs (s3://...): the notebook opens them
         return [entry for entry in entries if entry.protocol == "local"]
 
     deps = [dep.fs_path for dep in local(stage.deps) if not isinstance(dep, ParamsDependency)]
     settings = {str(stage.path), *(dep.fs_path for dep in local(stage.params))}
-    deps += [file for file in settings if Path(file).is_relative_to(folder)]  # papermill reads the files outside
+    deps += [file for file in settings if Path(file).is_relative_to(folder)]  # papermill reads the others
     outs = [out.fs_path for out in local(stage.outs) if Path(out.fs_path) not in client_outs]
     deps += [out for out in outs if Path(out).exists()]
     return Declaration(

@@ -48,7 +48,7 @@ class Sweep:
     Parameters
     ----------
     runs : list of NotebookRun
-        The runs, in the order of their parameters.
+        The runs, in the order of the parameter sets.
     signal : int, optional
         Number of the signal that stopped the sweep.
     """
@@ -62,7 +62,7 @@ class Sweep:
         return 128 + self.signal if self.signal else int(any(run.status == "failed" for run in self.runs))
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each run: parameters, status, seconds and metrics, under distinct names."""
+        """Return a row for each run: parameters, status, seconds and metrics; duplicate names get a suffix."""
         rows = []
         for run in self.runs:
             rows.append(row := dict(run.parameters))
@@ -85,7 +85,7 @@ def combinations(sweeps: Iterable[str], raw: Container[str] = ()) -> list[dict[s
     Returns
     -------
     list of dict
-        Sets of parameters; a single empty one for no sweep.
+        Sets of parameters; one empty set if ``sweeps`` is empty.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def _convert(name: str, text: str, raw: Container[str]) -> Any:
 
 
 def check_parameter_names(names: Sequence[str], source: str, notebook: Path) -> None:
-    """Raise EngineError, with the ``source`` of the names, unless they are distinct parameters of the notebook."""
+    """Raise EngineError, citing ``source``, unless ``names`` are distinct parameters of the notebook."""
     try:
         cells = json.loads(notebook.read_bytes())["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
@@ -136,7 +136,7 @@ def check_parameter_names(names: Sequence[str], source: str, notebook: Path) -> 
 
 
 def existing_tags(options: Mapping[str, Any], notebook: Path, report: Report) -> list[str]:
-    """Return the tags to skip that code cells have; report unknown tags once, not for each run."""
+    """Return those tags to skip that code cells have; report unknown tags once instead of in each run."""
     document = json.loads(notebook.read_bytes())
     metadata = {"skip_tags": document["metadata"].get(METADATA, {}).get("skip_tags")}
     keywords = {"skip_tags": options["skip_tags"]} if "skip_tags" in options else {}
@@ -222,14 +222,14 @@ def run_many(
         stack.enter_context(local_file_io_cwd())
         client = stack.enter_context(cluster.connect(max(1, min(len(parameter_sets), CPU_COUNT))))
         options = {"engine_name": "dask", "client": client, "progress_bar": False} | options
-        stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # record only: raising could interrupt any code
+        stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # only recorded: raising could interrupt any code
         stack.enter_context(engine.handle_signals(stop_signals, lambda number, _: signals.append(number)))
         parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
         report(f"{len(runs)} x {notebook.name}, {parallel} in parallel, on {compat.scheduler_of(client).address}")
         pool = stack.enter_context(ThreadPoolExecutor(max(1, len(runs)), "notebook"))
         queue, active = iter(runs), set[Future[None]]()
         while not signals:
-            # Submit twice as many runs as there are slots: some are loaded and saved while others run.
+            # Submit twice as many runs as there are slots, so that some can be loaded and saved while others run.
             with contextlib.suppress(OSError):  # each notebook reports a lost scheduler itself
                 parallel = max(1, cluster.capacity(client))
             new = itertools.islice(queue, max(0, 2 * parallel - len(active)))
@@ -240,7 +240,7 @@ def run_many(
         if signals:
             report(f"{signal.Signals(signals[0]).name}: stopping; finished runs are kept")
             pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # the notebooks are saved as they are, and the workers kill the kernels
+            client.close()  # now each run saves its unfinished notebook, and the workers kill the kernels
     return Sweep(runs, signals[0] if signals else None)
 
 
@@ -270,7 +270,7 @@ def _execute(run: NotebookRun, notebook: Path, options: dict[str, Any], signals:
 @click.version_option(package_name="papermill-dask")
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
-    "--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="Run once per value; repeat for all combinations."
+    "--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="Run once per value; repeat to run all combinations."
 )
 @click.option(
     "--csv", "file", type=click.File("rb"), help="Run once per row of this file; its header names the parameters."
@@ -293,7 +293,7 @@ def main(
     sources = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
     check_parameter_names(known, ", then ".join(sources), notebook)
     parameter_sets = [row | combination for row in rows for combination in combined]
-    options = {"skip_tags": skip_tags} if skip_tags else {}  # by default, the metadata or the configuration sets them
+    options = {"skip_tags": skip_tags} if skip_tags else {}  # otherwise the metadata or Dask's configuration applies
     sweep = run_many(notebook, parameter_sets, report=lambda line: click.echo(line, err=True), **options)
     table = sweep.table()
     writer = csv.DictWriter(sys.stdout, dict.fromkeys(itertools.chain(*table)))

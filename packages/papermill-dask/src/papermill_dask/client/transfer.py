@@ -91,7 +91,7 @@ def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: 
             "Moving the notebook's outs into place failed.",
             value=str(error),
             expected=f"outs that can be written or replaced in {folder}, and enough disk space",
-            next_step=f"{'free disk space' if error.errno in DISK_FULL else 'fix this file'}; no local file changed",
+            next_step=f"{'free disk space' if error.errno in DISK_FULL else 'fix the problem'}; no local file changed",
         ) from None
 
 
@@ -120,7 +120,7 @@ def _call_store(client: Client, worker: str, operation: str, *arguments: Any) ->
 
 
 class _TarStream(io.RawIOBase):
-    """A file object for `tarfile` that writes to the store's `receive` and reads from its `read`."""
+    """A file object for `tarfile` that writes with the store's `receive` method and reads with its `read` method."""
 
     def __init__(self, client: Client, worker: str, scratch: str) -> None:
         self._target, self._scratch, self._offset = (client, worker), scratch, 0
@@ -139,7 +139,7 @@ class _TarStream(io.RawIOBase):
 def _extract_outs(stream: _TarStream, folder: Path, outs: list[PurePosixPath]) -> None:
     """Extract ``outs`` to hidden folders beside their targets in ``folder``, then rename them into place.
 
-    Renaming works within one file system only, and outs may be on several.
+    A common folder would not work: outs may be on several file systems, and renaming works only within one.
     """
     hidden = f".papermill-dask-{secrets.token_hex(8)}"
 
@@ -165,7 +165,7 @@ def _extract_outs(stream: _TarStream, folder: Path, outs: list[PurePosixPath]) -
         history: list[tuple[Path, Path]] = []
         try:
             for source, target in moves:
-                history.append((source, target))  # before the move, as Ctrl-C may come right after it
+                history.append((source, target))  # recorded first: Ctrl-C may interrupt right after the move
                 source.rename(target)
         except BaseException:
             for source, target in reversed(history):
@@ -189,7 +189,7 @@ def validate(folder: Path, path: str | os.PathLike[str], links_to: Iterable[Path
     """Return ``folder / path``; raise EngineError unless ``path`` is relative and stays in ``folder``.
 
     Symbolic links may point into ``folder`` or one of ``links_to`` (such as DVC's cache). Without ``follow``, the last
-    part may be any link, because it will be replaced.
+    component may be any link, because it will be replaced.
     """
     parts = PurePosixPath(path).parts
     if not parts or Path(path).is_absolute() or ".." in parts or "\0" in str(path):
@@ -228,7 +228,7 @@ def list_entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path]
 
 
 def outermost_paths(paths: Iterable[str]) -> list[PurePosixPath]:
-    """Return the ``paths`` that are not inside another one.
+    """Return the ``paths`` that are not inside another of these paths.
 
     >>> [str(path) for path in outermost_paths(["data/raw", "data", "notes.txt"])]
     ['data', 'notes.txt']
@@ -241,7 +241,7 @@ def walk_files(folder: Path, path: str, links_to: Iterable[Path] = (), above: tu
     """Yield the files and empty folders at and below ``path``, following links.
 
     Raises EngineError for a path outside of ``folder``, a broken link, a link to one of its parent folders (``above``),
-    and a special file such as a device or a socket.
+    or a special file such as a device or a socket.
     """
     file = validate(folder, path, links_to)
     if file.is_file():
@@ -283,9 +283,9 @@ async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
     """Call a method of the worker's `Store`; return its result or its EngineError.
 
     Use a thread, so that the worker's event loop stays responsive. Return errors instead of raising them, because Dask
-    would log the arguments, which are contents of the user's files.
+    would log a raised error with the arguments, which contain the user's files.
     """
-    # Dask removes the worker's local directory with the worker, even if it was killed.
+    # Dask removes the local directory of a worker that has exited, even if the worker was killed.
     store = Store(Path(dask_worker.local_directory) / "papermill-dask")
     try:
         return await asyncio.to_thread(getattr(store, operation), *arguments)
@@ -317,7 +317,7 @@ class Store:
     def open(self, inputs: list[Entry]) -> tuple[str, list[str]]:
         """Create a scratch folder; return its path and the hashes of ``inputs`` that are not in the cache.
 
-        If disk space may be insufficient, remove all other contents from the cache.
+        If disk space may be insufficient, first remove all contents that ``inputs`` do not need from the cache.
         """
         with self._lock:
             cached, hashes = {file.name for file in self._cache.iterdir()}, {entry.md5 for entry in inputs if entry.md5}
@@ -334,7 +334,7 @@ class Store:
             incoming.write(chunk)
 
     def fill(self, scratch: str, inputs: list[Entry]) -> None:
-        """Cache the received contents, then copy all ``inputs`` to the scratch folder: a notebook may change them.
+        """Cache the received contents; copy all ``inputs`` to the scratch folder, where a notebook may change them.
 
         Raises EngineError if a file does not match its hash.
         """
@@ -359,7 +359,7 @@ class Store:
                     shutil.copyfile(self._cache / entry.md5, target)
                 else:
                     target.mkdir(parents=True, exist_ok=True)
-                # Writable for the notebook, even if the client's original is read-only.
+                # Make the copy writable for the notebook, even if the client's original is read-only.
                 target.chmod(entry.mode | 0o600)
 
     def pack(self, scratch: str, outs: list[str], partial: bool = False) -> None:

@@ -28,7 +28,7 @@ OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error", "clear_o
 
 
 class CellEvents:
-    """Replaces papermill's NotebookExecutionManager: sends events to the client instead of saving."""
+    """Replaces papermill's NotebookExecutionManager: sends events to the client instead of saving the notebook."""
 
     def __init__(self, notebook: NotebookNode, run: Run) -> None:
         self.nb, self._run = notebook, run
@@ -48,7 +48,7 @@ class CellEvents:
         # papermill calls this in a `finally` block: if an exception is active (dead kernel, timeout), the cell failed.
         if sys.exc_info()[0] is not None:
             self.failed.add(cell_index)
-        # With `coalesce_streams`, nbclient still changes the outputs after the last message: send them, too.
+        # With `coalesce_streams`, nbclient still changes the outputs after the last message, so send the outputs, too.
         outputs = cell.get("outputs") if self._run.task.options.get("coalesce_streams") else None
         self._run.report(
             "end",
@@ -85,7 +85,7 @@ class KernelClient(PapermillNotebookClient):
         return super().process_message(msg, cell, cell_index)
 
     def create_kernel_manager(self) -> KernelManager:
-        """Create the kernel manager; start the kernel cold if a forked one might give different results."""
+        """Create the kernel manager; make it start the kernel cold if a forked kernel might give different results."""
         cells = [cell.source for cell in self.nb.cells if cell.cell_type == "code"]
         manager: KernelManager = super().create_kernel_manager()
         manager.reason_for_cold_start = reason_for_cold_start(cells, Path(self._run.task.folder))
@@ -98,7 +98,7 @@ class KernelClient(PapermillNotebookClient):
             try:
                 yield
             except CellTimeoutError:
-                # Interrupt like papermill's own engine: the traceback shows the current line, and `with` blocks exit.
+                # Interrupt the kernel, as papermill does: the traceback shows the current line, and `with` blocks exit.
                 run_sync(self.km.interrupt_kernel)()
                 time.sleep(INTERRUPT_SECONDS)
                 raise

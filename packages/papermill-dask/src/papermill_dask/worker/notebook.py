@@ -28,9 +28,9 @@ def run(task: Task) -> dict[str, Any]:
     worker = distributed.get_worker()
     if worker.id != task.worker:  # Dask reschedules the tasks of a lost worker, but a notebook must not run twice
         raise WorkerLost("The Dask worker that ran the notebook was lost.", value=worker.address, **LOST)
-    warm_up(worker)  # for workers started without the preload
+    warm_up(worker)  # for workers started without the preload module
     key = str(worker.get_current_task())
-    # This thread only waits for the kernel: leave it to tasks that the notebook submits to this worker.
+    # This thread only waits for the kernel, so release it for tasks that the notebook submits to this worker.
     distributed.secede()
     notebook = RUNS[key] = Run(key, task, worker)
     finished = threading.Event()
@@ -42,7 +42,7 @@ def run(task: Task) -> dict[str, Any]:
         finished.set()
         watch.join()
         del RUNS[key]
-        if notebook.stop_reason and task.is_scratch:  # normally the client removes it, but the client may have died
+        if notebook.stop_reason and task.is_scratch:  # normally removed by the client, which may have died
             shutil.rmtree(Path(task.folder).parent, ignore_errors=True)
 
 
@@ -62,7 +62,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
         runs.check_reachable(run.logger())
         run.kernel = KernelClient(manager, run, before_shutdown=runs.find, kernel_name=task.kernel_name, **task.options)
         if not run.stop_reason:
-            # nbclient would leave this thread's event loop, with three open files, to the garbage collector.
+            # Close this thread's event loop, which nbclient would leave open, with its three files.
             with contextlib.closing(ensure_event_loop()):
                 run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key})
     except Exception as problem:  # noqa: BLE001 - every error is sent to the client

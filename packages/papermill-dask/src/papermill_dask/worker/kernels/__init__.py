@@ -1,1 +1,1 @@
-"""A worker's kernels: each has a supervisor, and is forked from a process with preloaded modules."""
+"""A worker's kernels: each has a supervisor and, if safe, is forked from a process with preloaded modules."""

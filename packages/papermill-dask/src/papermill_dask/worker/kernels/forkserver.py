@@ -45,7 +45,7 @@ from papermill_dask.worker.kernels.supervisor import (
 from papermill_dask.worker.kernels.warm import FORK, LAUNCHER, STALE
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
-# Modules imported late: by ipykernel when a kernel starts or ends, by IPython to show an error.
+# Modules that ipykernel imports only when a kernel starts or ends, or IPython only to show an error.
 KERNEL_MODULES = (
     *("ipykernel.debugger", "ipykernel.displayhook", "ipykernel.ipkernel", "psutil", "sqlite3", "stack_data"),
     *("IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio"),
@@ -55,12 +55,12 @@ LAST_REPLY_SECONDS = 1.0
 
 # -- a kernel ------------------------------------------------------------------------------------------------------
 def run_cold_kernel() -> NoReturn:
-    """Run a kernel with the options of the command line."""
+    """Run a kernel with the options given on the command line."""
     run_kernel([*sys.orig_argv[: sys.orig_argv.index("-c")], "-m", LAUNCHER, *sys.argv[1:]])
 
 
 def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None) -> NoReturn:
-    """Run a kernel as `python -m ipykernel_launcher OPTIONS` (``argv``) does; call ``prepare`` with its shell."""
+    """Run a kernel as `python -m ipykernel_launcher OPTIONS` (``argv``) does. ``prepare`` is called with its shell."""
     from ipykernel.kernelapp import IPKernelApp
 
     options = argv[argv.index(LAUNCHER) + 1 :]
@@ -68,7 +68,7 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
     code: int | None = 0
     try:
         compat.patch_ipykernel(Path(options[1]).parent)
-        # Pass the parent: ipykernel computes its default at import time, before the fork.
+        # Pass the parent's process id: ipykernel computes the default at import time, before the fork.
         app = IPKernelApp.instance(parent_handle=os.getppid())
         app.initialize(options)
         compat.patch_kernel(app)
@@ -82,7 +82,7 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
         code = 1
     # Exit like the interpreter, but without deleting all modules, which takes a second with TensorFlow.
     compat.run_exit_handlers()
-    gc.collect()  # flush and close open files
+    gc.collect()  # flush and close files that the notebook left open
     for stream in filter(None, (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -92,11 +92,11 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
 
 # -- the fork server -----------------------------------------------------------------------------------------------
 class KernelForked(BaseException):
-    """Raised in a forked kernel to unwind the supervisor's stack; its arguments are those of `run_kernel`."""
+    """Raised in a forked kernel to unwind the supervisor's stack; carries the arguments for `run_kernel`."""
 
 
 def serve_forks() -> NoReturn:
-    """Run the fork server given on the command line, until its last worker disconnects."""
+    """Run the fork server with the arguments in sys.argv until its last worker disconnects."""
     starter, modules, path, descriptor = sys.argv[1:]
     listener = socket.socket(fileno=int(descriptor))
     listener.set_inheritable(False)
@@ -152,7 +152,7 @@ def _supervise(imports: Imports, connection: int, *streams: int) -> NoReturn:
     for number, stream in enumerate(streams, 1):
         os.dup2(stream, number)
         os.close(stream)
-    with Connection(connection) as worker:  # leaving the block closes it in the kernel
+    with Connection(connection) as worker:  # closed in the kernel when KernelForked leaves this block
         supervise(worker, imports.fork_kernel, imports.check_files)
 
 
@@ -189,13 +189,13 @@ class Imports:
         except Exception as error:  # noqa: BLE001 - after any error kernels must still start
             self.reason = f"{type(error).__name__}: {error}"
         self._files = json.dumps(_file_states(start_time))  # one string: a fork copies each object that it reads
-        importlib.invalidate_caches()  # kernels must list folders again
+        importlib.invalidate_caches()  # kernels must see files created later
         inspect.getmodule(run_kernel.__code__)  # fills the cache that tracebacks use
         gc.collect()
         gc.freeze()  # keep these objects in shared memory pages
 
     def _import_all(self, modules: Sequence[str]) -> None:
-        import ipykernel.kernelapp  # noqa: F401 - first, as in a kernel
+        import ipykernel.kernelapp  # noqa: F401 - imported first, as in a kernel
 
         variables = dict(os.environ)
         os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)  # as in a kernel: inline figures
@@ -204,7 +204,7 @@ class Imports:
             filters, old_callbacks = list(warnings.filters), {name: list(calls) for name, calls in callbacks.items()}
             for name in modules:
                 _import(name)
-            with contextlib.redirect_stderr(None):  # the debugger warns about frozen modules
+            with contextlib.redirect_stderr(None):  # hides the debugger's warning about frozen modules
                 for name in KERNEL_MODULES:
                     _import(name)
             self._warning_filters = [entry for entry in warnings.filters if entry not in filters]
@@ -213,7 +213,7 @@ class Imports:
             }
         self.environment = {name: value for name, value in os.environ.items() if variables.get(name) != value}
         self.environment.pop("MPLBACKEND", None)
-        # In a kernel these handlers must write to the notebook.
+        # Find the handlers of the standard streams, which must write to the notebook in a kernel.
         streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
         handlers = [item for item in gc.get_objects() if issubclass(type(item), logging.StreamHandler)]
         streams_of = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]

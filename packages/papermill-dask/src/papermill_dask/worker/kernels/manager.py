@@ -69,7 +69,7 @@ class Kernel:
         return self.ended.result() if self.ended.done() else None
 
     def wait(self) -> int:
-        """Wait for the kernel to end and return its exit code."""
+        """Wait until the kernel exits; return its exit code."""
         return self.ended.result()
 
     def send_signal(self, number: int) -> None:
@@ -193,7 +193,7 @@ class SupervisedProvisioner(LocalProvisioner):
         return await super().poll()
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Wait until all descendants of the kernel have ended, and remove the folder of its sockets."""
+        """Wait until all descendants of the kernel have ended, and remove the folder of the kernel's sockets."""
         if self.kernel is not None and self.kernel.poll() is not None:
             with contextlib.suppress(TimeoutError):
                 await _wait_for(self.kernel.descendants_ended, CLEANUP_SECONDS)
@@ -220,9 +220,9 @@ class FastKernelClient(AsyncKernelClient):
         return _context()
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
-        """Wait until the kernel responds on both channels; raise RuntimeError if it dies or on ``timeout`` (s).
+        """Wait until the kernel responds on both channels; raise RuntimeError if it dies or after ``timeout`` s.
 
-        jupyter_client waits for 0.2 s without messages; the `idle` message means the same and arrives immediately.
+        jupyter_client waits until 0.2 s pass without a message; the `idle` message announces readiness sooner.
         """
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         while True:
@@ -249,7 +249,7 @@ class KernelManager(AsyncKernelManager):
     """Kernel manager whose kernels have supervisors and use Unix sockets in a private folder."""
 
     client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=FastKernelClient)
-    # On a busy machine `atexit` handlers may need more than jupyter_client's 5 s.
+    # On a busy machine `atexit` handlers may need more than the 5 s that jupyter_client allows.
     shutdown_wait_time = Float(8.0, config=True)
     private_folder = Unicode()
     is_cancelled = False
@@ -281,7 +281,7 @@ class KernelManager(AsyncKernelManager):
             self.kernel.kill()
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override] # as in AsyncKernelManager
-        """Start the kernel, with a supervisor unless its kernelspec names another provisioner."""
+        """Start the kernel, with a supervisor unless the kernelspec specifies another provisioner."""
         spec = self.kernel_spec
         if self.provisioner is None and spec and "kernel_provisioner" not in spec.metadata:
             self.kernel_id = self.kernel_id or str(uuid.uuid4())

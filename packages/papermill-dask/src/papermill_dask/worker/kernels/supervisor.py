@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 REAP_SECONDS = 5.0  # interval for reaping exited descendants
 POLL_SECONDS = 0.05  # polling interval without `pidfd_open`
 ROUND_SECONDS = 0.005
-KILL_SECONDS = 10.0  # then give up: the process belongs to another user, or a broken disk blocks it
+KILL_SECONDS = 10.0  # then give up: a remaining process belongs to another user, or a broken disk blocks it
 
 
 class WarmProcessStale(Exception):
@@ -37,7 +37,7 @@ class ForkUnsafe(Exception):
 
 
 def main() -> NoReturn:
-    """Supervise a kernel of any language, for the connection given on the command line."""
+    """Supervise a kernel of any language over the connection given on the command line."""
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     supervise(Connection(descriptor), _run_command)
@@ -46,14 +46,14 @@ def main() -> NoReturn:
 def supervise(
     connection: Connection, start: Callable[[Request], int], check: Callable[[], None] = lambda: None
 ) -> NoReturn:
-    """Wait for a request, start its kernel with ``start``, and exit when all its descendants have ended.
+    """Wait for a request, start its kernel with ``start``, and exit when the kernel and its descendants have ended.
 
     ``check`` is called after the start, and may raise WarmProcessStale.
     """
     with contextlib.suppress(PermissionError):  # a process group leader cannot create a session
         os.setsid()
     _control_process(PR_SET_CHILD_SUBREAPER, 1)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # this process ends with the worker, which also gets the signal
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the worker also gets this signal; then this process ends
     try:
         request = connection.recv()
     except (EOFError, OSError):
@@ -74,12 +74,12 @@ def supervise(
     _kill_descendants()
     if not is_reported and request["folder"]:
         shutil.rmtree(request["folder"], ignore_errors=True)
-    connection.close()  # before the exit, which takes a while to free the memory
+    connection.close()  # before the exit, because freeing the memory takes a while
     os._exit(0)
 
 
 def die_with_parent(parent: int) -> None:
-    """Make Linux kill this process when the parent's thread that started it exits."""
+    """Make Linux kill this process when the thread of the parent that started it exits."""
     _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(127)
@@ -137,7 +137,7 @@ def _watch(connection: Connection, kernel: int) -> int | None:
             with contextlib.suppress(PermissionError):
                 try:
                     os.killpg(kernel, number)
-                except ProcessLookupError:  # not yet a process group leader
+                except ProcessLookupError:  # the kernel is not yet a process group leader
                     os.kill(kernel, number)
 
 

@@ -47,7 +47,7 @@ SIGNIFICANT_VARIABLES = (
     *("MLFLOW_CONFIGURE_LOGGING", "MLFLOW_LOGGING_", "MLFLOW_DISABLE_", "DO_NOT_TRACK"),
 )
 
-# Code that changes which modules an import finds, or the settings that they read.
+# Code that may change which modules an import finds, or the settings that modules read on import.
 IMPORT_CHANGES = re.compile(
     r"\b(?:environb?(?!\.(?:get|items|keys|values|copy)\()|putenv|unsetenv|setenv|\w*dotenv|set_start_method|addsitedir"
     r"|sys\.(?:path|modules|meta_path|path_hooks)|install_import_hook|monkey\w*|patch_\w+|pip|conda|mamba)\b"
@@ -77,7 +77,7 @@ def _fork_server_key(python: tuple[str, ...], modules: Sequence[str], environmen
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[tuple[Path, Path]]:
-    """Lock this user's folder for fork servers' sockets and yield its path; raise OSError if others have access.
+    """Lock this user's folder for fork servers' sockets and yield its path; raise OSError if other users have access.
 
     Also yield an alias that is short enough for a socket's path, valid in this process only.
     """
@@ -100,10 +100,10 @@ def _private_folder() -> Iterator[tuple[Path, Path]]:
 
 
 class WarmProcess:
-    """A worker's connection to a fork server; the server exits with its last worker.
+    """A worker's connection to a fork server, which exits when its last worker disconnects.
 
-    It forks kernels with the same ``key``, unless there is a ``reason`` not to. Raises OSError if it cannot be
-    started.
+    The server forks kernels with the same ``key``; if it must not, ``reason`` says why. Raises OSError if the server
+    cannot be started.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class WarmProcess:
         server.wait()
 
     def connect(self) -> Connection:
-        """Return a connection to a new supervisor, which responds after the imports; a closed one if no server runs."""
+        """Return a connection to a new supervisor, which responds after the imports; closed if no server runs."""
         near, far = socket.socketpair()
         with far, contextlib.suppress(OSError):
             socket.send_fds(self._control, [FORK], [far.fileno(), 1, 2])
@@ -188,7 +188,7 @@ class WarmProcesses:
     def start(self, modules: Sequence[str], environment: Mapping[str, str], idle_seconds: float | None = None) -> None:
         """Import ``modules`` in the background for kernels with ``environment``; without modules, start kernels cold.
 
-        After ``idle_seconds`` without a new kernel, disconnect from all processes; the next kernel starts one again.
+        After ``idle_seconds`` without a new kernel, disconnect from all processes; the next kernel starts a new one.
         """
         self._modules, self._idle_seconds = tuple(modules), idle_seconds
         self.find((sys.executable,), environment)
@@ -223,7 +223,7 @@ class WarmProcesses:
             self.processes.pop(0).close()
 
     def end_all(self) -> None:
-        """Disconnect from all warm processes; the next kernel starts one again."""
+        """Disconnect from all warm processes; the next kernel starts a new one."""
         with self._lock:
             self._shrink(0)
 
@@ -244,7 +244,7 @@ def forkable_python(argv: Sequence[str]) -> tuple[str, ...] | None:
     match argv[:index], argv[index + 1 :]:
         case [program, *flags, "-m"], ["-f", _, *_]:
             ours, theirs = Path(sys.executable), Path(program)
-            # Compare folders, too: `python` in a virtual environment is a link.
+            # Compare folders, too: `python` in another virtual environment may be a link to the same file.
             is_same = theirs.parent == ours.parent and theirs.exists() and theirs.samefile(ours)
             if is_same and all(flag.startswith("-X") and flag != "-X" for flag in flags):
                 return sys.executable, *flags
@@ -285,7 +285,7 @@ def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
 
 
 def cold_command(argv: Sequence[str]) -> list[str]:
-    """Return the command for a cold kernel; IPython kernels of this Python run `forkserver.run_cold_kernel`."""
+    """Return the command for a cold kernel; for IPython kernels of this Python it runs `forkserver.run_cold_kernel`."""
     python = forkable_python(argv)
     if not python:
         return list(argv)
