@@ -34,12 +34,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 def make_training_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all training scripts share."""
     parser = make_parser(description)
-    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="hold out this share of hours, the latest")
+    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="share of hours to hold out, from the end")
     return parser
 
 
 def boolean(text: str) -> bool:
-    """Parse ``true`` or ``false``, in upper or lower case."""
+    """Parse ``true`` or ``false``, ignoring case."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text} is not true or false")
     return text.lower() == "true"
@@ -71,7 +71,7 @@ def fraction(text: str) -> float:
 
 
 def stop(message: str, exit_code: int) -> NoReturn:
-    """Print ``message`` to stderr and exit."""
+    """Print ``message`` to stderr and exit with ``exit_code``."""
     print(message, file=sys.stderr)
     raise SystemExit(exit_code)
 
@@ -81,7 +81,7 @@ def require_tracking_server() -> None:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
         stop(
-            f"No tracking server is set in this terminal: the run would go to {uri or 'a file in this folder'}. "
+            f"No tracking server is set in this terminal: the run would be logged to {uri or 'a file in this folder'}. "
             'Run in the repository root: eval "$(.venv/bin/workshop config --export)"',
             2,
         )
@@ -90,8 +90,8 @@ def require_tracking_server() -> None:
 def read_frame(path: str, *, with_capacity: bool = False) -> pd.DataFrame:
     """Return the rows of a processed CSV file, sorted by time; exit with code 1 if the file is missing or invalid.
 
-    Columns: `utc_timestamp` (text), windspeed (m/s), temperature (deg C), radiation (W/m2), power (GW), and with
-    ``with_capacity`` the installed capacity (GW), which some files lack.
+    Columns: `utc_timestamp` (text), windspeed (m/s), temperature (deg C), radiation (W/m2), power (GW) and, if
+    ``with_capacity`` is true, the installed capacity (GW), which some files lack.
     """
     import pandas as pd
 
@@ -128,10 +128,10 @@ def capacity_factors(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def score(measured, predicted):
-    """Return R2 (overall, solar, wind) and, in GW, mean absolute error, bias (mean error) and lowest prediction.
+    """Return R2 (overall, solar, wind) and, for solar and wind, mean absolute error, bias and lowest prediction in GW.
 
-    Readers write this function in chapter 2's first notebook. Both frames have the `TARGETS` columns; a negative
-    bias means that the model predicts too little.
+    Both frames have the `TARGETS` columns. The bias is the mean error, negative if the model predicts too little.
+    Readers write this function themselves in chapter 2's first notebook.
     """
     from sklearn.metrics import mean_absolute_error, r2_score
 
@@ -146,7 +146,7 @@ def score(measured, predicted):
 
 
 def evaluate(test: pd.DataFrame, predicted: np.ndarray, *, by_capacity: bool = False) -> dict[str, float]:
-    """Return the `score` of the predictions for ``test``: an array (hours, 2) with the columns in `TARGETS` order.
+    """Return the `score` on ``test`` of ``predicted``, an array (hours, 2) with columns in `TARGETS` order.
 
     With ``by_capacity``, the predictions are capacity factors and are multiplied by each hour's capacity.
     """

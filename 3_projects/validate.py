@@ -28,7 +28,7 @@ def main() -> None:
     """Score one model and log the scores in a new run."""
     parameters = read_parameters()
     hourly.require_tracking_server()
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # these files are small
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # no progress bar: the files are small
     import mlflow
 
     training_run = read_run(parameters["run_id"])

@@ -1,4 +1,4 @@
-"""Compare our FTP artifact store with MLflow's: small files and a large one, at two latencies."""
+"""Compare our FTP artifact store with MLflow's, for small files and for a large one, at two latencies."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def run(clone: Clone, side: str, size: str, source: Path, round_trip: float) -> float:
-    """Upload (and download, if large) in one process; return the seconds, not counting the imports."""
+    """Upload the files (and download the large one) in a new process; return the seconds without imports."""
     settings = clone.settings
     with contextlib.ExitStack() as stack:
         host, environment = "127.0.0.1", dict(clone.environment)

@@ -1,4 +1,4 @@
-"""A clone of this tree in a temporary folder, with separate servers and a separate cluster, for the benchmarks."""
+"""Clone this working tree into a temporary folder for the benchmarks, with separate servers and a separate cluster."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Clone(Servers):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         root, environment = new_workplace(folder / "clone")
-        del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # `new_workplace` turns preloading off
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise both sides compile their imports at each start
+        del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # set by `new_workplace` to turn preloading off
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, both sides would compile imports at each start
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "dvc")
         self.fresh_environment = environment
         super().__init__(root, dict(environment))
@@ -52,7 +52,7 @@ class Clone(Servers):
     def wait_until_warm(self) -> None:
         """Wait until all workers fork kernels with preloaded modules; raise RuntimeError after `WARM_SECONDS`."""
         folder, deadline = self.new_folder("warm"), time.monotonic() + WARM_SECONDS
-        # Time an import: a notebook that mentions `sys.modules` would get a kernel without preloaded modules.
+        # Time an import: a notebook that checks `sys.modules` instead would get a kernel without preloaded modules.
         code = f"import time\nbegin = time.monotonic()\nimport {LAST_IMPORT}\nassert time.monotonic() - begin < 0.1"
         cell = nbformat.v4.new_code_cell(code)
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -1,4 +1,4 @@
-"""Measure the pipeline's minimum time: only the cells, each notebook in a fork of a process with all imports done.
+"""Measure the pipeline's minimum time: run only the cells, each notebook in a fork of a process with all imports done.
 
 `python -m benchmarks.floor` runs in the pipeline's folder, with the servers' addresses in its environment, and prints
 the minimum seconds on two processors. Stages are grouped by their depth in the DAG. A group takes as long as its

@@ -16,7 +16,7 @@ from tests.workplace import free_port, processes_of
 TITLE = "Idle servers, CPU seconds per minute"
 STOCK, OURS = "`mlflow server`, `dask scheduler` and two workers", "all servers of `workshop up`"
 ROWS = (Row("idle servers for a minute, CPU seconds", STOCK, OURS),)
-SETTLE_SECONDS, SECONDS = 90, 60  # longer than the dashboard takes to become idle
+SETTLE_SECONDS, SECONDS = 90, 60  # 90: longer than the dashboard takes to become idle
 
 
 def warm_up(_clone: Clone) -> None:
@@ -24,7 +24,7 @@ def warm_up(_clone: Clone) -> None:
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return both sides: servers started as documented upstream, and ours, which include a dashboard and FTP."""
+    """Return two sides: servers started as their documentation says, and ours, which include a dashboard and FTP."""
 
     def run_stock() -> float:
         with contextlib.ExitStack() as stack:

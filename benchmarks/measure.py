@@ -1,4 +1,4 @@
-"""Measure the sides of a comparison in turn, each when the machine is idle."""
+"""Benchmark two or more sides alternately (A B A B), each on an idle machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUIET_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: ``prepare`` is not timed, ``run`` is.
+    """One side of a comparison; only ``run`` is timed, not ``prepare``.
 
     If ``run`` returns a number, it replaces the measured time. If ``wait`` is false, ``run`` starts right after
     ``prepare``, even if the machine is still busy.

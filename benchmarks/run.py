@@ -26,7 +26,7 @@ BENCHMARKS = {
     "digits": digits,
     "idle": idle,
 }
-ADDITIONS = 10_000_000  # in a timed Python loop, which measures the machine's speed
+ADDITIONS = 10_000_000  # in a loop that is timed to show the machine's speed
 RESULTS = Path(__file__).with_name("results.json")
 
 
@@ -63,7 +63,7 @@ def _measure(name: str, clone: Clone, runs: int) -> dict:
     click.echo(benchmark.TITLE, err=True)
     clone.wait_until_warm()
     sides = benchmark.sides(clone)
-    # Without a `warm_up` function, run each side once, untimed.
+    # If the benchmark has no `warm_up` function, run each side once, untimed.
     getattr(benchmark, "warm_up", lambda _: run_each_once(sides))(clone)
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, ten million additions"
     machine += f" in {min(timeit.repeat('i += 1', 'i = 0', number=ADDITIONS, repeat=3)):.2f} s"

@@ -26,7 +26,7 @@ ROWS = (Row("a prediction, 50 connections, 95th percentile", STOCK, OURS),)
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return both servers, each with the model in production; the first request is not timed."""
+    """Return one side per server; both serve the model in production, and the first request is not timed."""
     clone.do("workshop", "repro", cwd=clone.pipeline)
     wait_for(lambda: (health := answer_of(clone.settings.dashboard_url + "/health")) and health.json()["version"])
     rows = {"rows": [{"utc_timestamp": "2016-06-01T12:00:00Z"} | WEATHER]}

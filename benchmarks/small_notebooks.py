@@ -1,4 +1,4 @@
-"""Time small notebooks: one run by the `papermill` command, twenty that import pandas and sleep for half a second."""
+"""Time small notebooks: one with the `papermill` command, and twenty that import pandas and sleep for half a second."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def write_notebook(file: Path, *cells: str, parameters: str | None = None) -> Path:
-    """Write a notebook with these code cells, after a cell tagged `parameters` if given; return its file."""
+    """Write a notebook with code ``cells``, after a cell tagged `parameters` if any are given; return the file."""
     notebook = nbformat.v4.new_notebook()
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]

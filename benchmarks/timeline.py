@@ -1,6 +1,6 @@
-"""A timeline of one warm run of the pipeline: the phases of each stage, and the CPU use of each kind of process.
+"""Draw a timeline of one warm run of the pipeline: the phases of each stage, and the CPU use by kind of process.
 
-`python -m benchmarks.timeline` forces a run in a temporary clone, prints seconds, and draws `timeline.png`. The phases
+`python -m benchmarks.timeline` forces a run in a temporary clone, prints timings, and draws `timeline.png`. The phases
 come from the start and end of a stage's command, and from the times that papermill writes into the executed notebook.
 """
 
@@ -84,7 +84,7 @@ def _kind(process: psutil.Process) -> str:
 
 
 def _phases(clone: Clone, name: str, run_start: float, start: float, end: float) -> list[float]:
-    """Return the start of each phase and the end of a stage; a stage without a notebook has only the phase `cells`."""
+    """Return the start of each phase of a stage, and the stage's end; without a notebook, the only phase is `cells`."""
     file = clone.pipeline / "executed" / f"{name}.ipynb"
     if not file.exists():
         return [start] * 3 + [end] * 3

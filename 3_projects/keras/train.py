@@ -31,9 +31,9 @@ def main() -> None:
 
     model = fit(train, parameters["epochs"], parameters["hidden_units"], parameters["seed"])
     metrics = hourly.evaluate(test, model.predict(test[hourly.FEATURES].to_numpy(), verbose=0))
-    packages = ["keras", "pandas", *packages_distributions()["tensorflow"]]  # tensorflow or tensorflow-cpu
+    packages = ["keras", "pandas", *packages_distributions()["tensorflow"]]  # either tensorflow or tensorflow-cpu
     with mlflow.start_run() as run:
-        # `mlflow run` has already logged the parameters that the user typed.
+        # `mlflow run` has already logged the parameters of the entry point.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
         # Not `mlflow.keras.log_model`: it fails with an input example (MLflow 3.17). Both write the .keras format.
@@ -58,7 +58,7 @@ def fit(train: pd.DataFrame, epochs: int, hidden_units: int, seed: int) -> keras
     inputs, outputs = train[hourly.FEATURES].to_numpy(), train[hourly.TARGETS].to_numpy()
     normalization = keras.layers.Normalization()
     normalization.adapt(inputs)
-    # Power is never negative, hence relu. The bias starts at the mean: a relu stuck at zero does not learn.
+    # Use relu because power is never negative; start its bias at the mean, because a relu stuck at zero does not learn.
     mean_GW = keras.initializers.Constant(float(outputs.mean()))
     model = keras.Sequential(
         [

@@ -28,7 +28,7 @@ def main() -> None:
     )
     metrics = hourly.evaluate(test, model.predict(test[hourly.FEATURES]))
     with mlflow.start_run() as run:
-        # `mlflow run` has already logged the parameters that the user typed.
+        # `mlflow run` has already logged the parameters of the entry point.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
         mlflow.sklearn.log_model(

@@ -36,7 +36,7 @@ def main() -> None:
         mlflow.set_tag("target", "capacity_factor" if by_capacity else "GW")
         # Step 5 of the README changes MLproject without committing it, so the run's commit does not show the change.
         mlflow.set_tag("MLproject", Path(__file__).with_name("MLproject").read_text())
-        # `mlflow run` has already logged the parameters that the user typed.
+        # `mlflow run` has already logged the parameters of the entry point.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
         mlflow.sklearn.log_model(

@@ -36,7 +36,7 @@ def main() -> None:
     with mlflow.start_run() as run:
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
-        mlflow.sklearn.log_model(  # MLflow infers the packages
+        mlflow.sklearn.log_model(  # without `pip_requirements`, so that MLflow infers the packages
             model,
             name="model",
             input_example=train[INPUTS].head(3),

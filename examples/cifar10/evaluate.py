@@ -51,7 +51,7 @@ ConfusionMatrixDisplay.from_predictions(
 mlflow.set_experiment("cifar10")
 try:
     run = mlflow.start_run(run_id=Path("mlflow_run").read_text())
-except mlflow.MlflowException:  # the model was logged to another tracking server
+except mlflow.MlflowException:  # the training run is on another tracking server
     run = mlflow.start_run()
     log_learned(arrays["train_keys"])
 with run:

@@ -1,4 +1,4 @@
-"""The gate for `mlflow-gate`: accuracy may be at most `gate.max_drop` below that of the last commit."""
+"""The gate for `mlflow-gate`: accuracy may be at most `gate.max_drop` below the accuracy in the last commit."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from mlflow_gate import Gate, Registry, Scores
 
 
 def held_out() -> pd.Series:
-    """Return the indices of the test images in `arrays.npz`, by key."""
+    """Return the test images' indices in `arrays.npz`, with the images' keys as the index."""
     keys = np.load("arrays.npz")["test_keys"]
     return pd.Series(range(len(keys)), keys)
 
 
 def evaluate(model, indices: pd.Series) -> Scores:
-    """Score a model on these test images."""
+    """Score a model on the test images with these indices."""
     arrays = np.load("arrays.npz")
     images, classes = arrays["test_images"][indices], arrays["test_classes"][indices]
     return Scores({"accuracy": (model.predict(images).argmax(axis=1) == classes).mean()})
 
 
 def rules() -> dict[str, dict]:
-    """Return the rule: at least the committed accuracy minus `max_drop`. There is no rule before the first commit."""
+    """Return a rule: at least the committed accuracy minus `max_drop`; no rule if `metrics.json` is not in HEAD."""
     committed = subprocess.run(["git", "show", "HEAD:./metrics.json"], capture_output=True, text=True, check=False)
     if committed.returncode:
         return {}

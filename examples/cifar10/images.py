@@ -1,4 +1,4 @@
-"""Images in the binary layout of CIFAR-10: each image is a byte for its class and 3 x 32 x 32 bytes.
+"""Images in the binary layout of CIFAR-10: each image is a class byte followed by 3 x 32 x 32 pixel bytes.
 
 Layout and hash: https://www.cs.toronto.edu/~kriz/cifar.html. The files contain no pickles.
 """
@@ -37,7 +37,7 @@ def write(file: Path, images: np.ndarray, classes: np.ndarray) -> None:
 
 
 def write_digits(folder: Path) -> None:
-    """Write scikit-learn's 1,797 handwritten digits (8 x 8 grey pixels), enlarged; a fifth is the test set."""
+    """Write scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8 grey pixels; a fifth is the test set."""
     digits = load_digits()
     enlarged = np.kron(digits.images, np.ones((4, 4))) * (255 / digits.images.max())
     images, classes = np.repeat(enlarged.astype(np.uint8)[..., np.newaxis], 3, axis=-1), digits.target.astype(np.uint8)
@@ -52,7 +52,7 @@ def download_cifar10(folder: Path, url: str = URL, md5: str = MD5) -> None:
     """Download CIFAR-10 (163 MB), verify its hash and unpack it; the archive stays in pooch's cache."""
     unpack = pooch.Untar(extract_dir=folder.absolute())
     for file in pooch.retrieve(url, f"md5:{md5}", processor=unpack, progressbar=True):
-        Path(file).replace(folder / Path(file).name)  # out of the archive's subfolder
+        Path(file).replace(folder / Path(file).name)  # move the file out of the archive's subfolder
     (folder / "cifar-10-batches-bin").rmdir()
 
 

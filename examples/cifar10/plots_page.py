@@ -1,4 +1,4 @@
-"""Write DVC's plots page with Vega embedded, so that it needs no network.
+"""Write DVC's plots page with Vega embedded, so that the page works offline.
 
 python plots_page.py [REVISION ...]    runs `dvc plots diff` and writes dvc_plots/index.html
 """

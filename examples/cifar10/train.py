@@ -24,7 +24,7 @@ MAX_SHIFT = 3  # pixels
 def batches(
     images: np.ndarray, classes: np.ndarray, size: int, seed: int, epoch: int, *, flip: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield batches of shuffled and shifted images, from ``epoch`` on; a restart with the same seed repeats them."""
+    """Yield batches of shuffled and shifted images from ``epoch`` on; each epoch's batches depend only on the seed."""
     padded = np.pad(images, ((0, 0), (MAX_SHIFT, MAX_SHIFT), (MAX_SHIFT, MAX_SHIFT), (0, 0)), mode="edge")
     while True:
         random = np.random.default_rng([seed, epoch])
@@ -39,7 +39,7 @@ def batches(
         epoch += 1
 
 
-# -- networks: without random layers, whose state Keras' backup does not include ---------------------------------------
+# -- networks: no random layers, because Keras' backup does not include their state -----------------------------------
 def convolve(x: keras.KerasTensor, filters: int, stride: int = 1) -> keras.KerasTensor:
     """Apply a 3 x 3 convolution and batch normalisation."""
     x = layers.Conv2D(filters, 3, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
@@ -77,7 +77,7 @@ def build(network: str, learning_rate: float, steps: int) -> keras.Model:
     optimizer = keras.optimizers.Adam(learning_rate)
     if network == "resnet20":
         rates = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        # In the paper, momentum amplifies the weight decay of 1e-4 tenfold; Keras applies its decay without momentum.
+        # Ten times the paper's decay, which momentum amplifies tenfold there; Keras applies the decay without momentum.
         optimizer = keras.optimizers.SGD(rates, momentum=0.9, weight_decay=1e-3)
     model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
@@ -90,7 +90,7 @@ def log_epoch(epoch: int, logs: dict[str, float]) -> None:
 
 
 def main() -> None:
-    """Train, and write the best model, the learning curves, and the MLflow run's id."""
+    """Train the network; write the best model, the learning curves, and the MLflow run's id."""
     params = yaml.safe_load(Path("params.yaml").read_text())["train"]
     if params["network"] not in NETWORKS:
         sys.exit(f"params.yaml: network is {params['network']}; allowed: {', '.join(NETWORKS)}")

@@ -28,7 +28,7 @@ sys.path.insert(0, str(SRC))
 
 from strokes import deskew  # noqa: E402
 
-# scikit-learn sends this process's warning filters to the workers, which lack packages that MLflow's filters need.
+# Drop MLflow's warning filters: scikit-learn would send them to the workers, which lack packages that they need.
 with warnings.catch_warnings():
     import mlflow
 
@@ -69,7 +69,7 @@ def parallel_backend(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
 
 
 def check_python(client: Client) -> None:
-    """Before anything is sent to the cluster, raise ClickException if it runs another Python version."""
+    """Raise ClickException if the cluster runs another Python version; call this before sending it any pickles."""
     client_python = platform.python_version_tuple()[:2]
     scheduler_python = tuple(client.get_versions()["scheduler"]["host"]["python"].split(".")[:2])
     if scheduler_python != client_python:
@@ -87,7 +87,7 @@ def new_search(space: str, folds: list) -> GridSearchCV:
 
 
 def results_table(search: GridSearchCV) -> pd.DataFrame:
-    """Return a row per combination, the best first: parameters, mean and std of the accuracy, fit seconds."""
+    """Return one row per combination, best first: parameters, mean and std of the accuracy, fit seconds."""
     results = pd.DataFrame(search.cv_results_).sort_values("rank_test_score", kind="stable")
     columns = [name for name in results if name.startswith("param_")]
     return results[[*columns, "mean_test_score", "std_test_score", "mean_fit_time"]]

@@ -1,4 +1,4 @@
-"""Built-in data: docstrings of installed libraries as posts in the format of Stack Exchange's dumps."""
+"""Built-in data: docstrings of installed libraries, written as posts in the format of Stack Exchange's dumps."""
 
 from __future__ import annotations
 

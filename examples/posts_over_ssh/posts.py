@@ -15,7 +15,7 @@ from defusedxml.ElementTree import fromstring
 
 MAX_ROW_BYTES = 2**24
 FRAME = re.compile(rb"(\xef\xbb\xbf)?(<\?xml [^<>]*\?>)?\s*(</?posts>)?\s*")  # lines that contain no row
-DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # also one that continues on the next line
+DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # even if it continues on the next line
 MAX_REPORTED = 5  # maximum number of broken rows to print
 
 
@@ -26,8 +26,8 @@ class PostsError(Exception):
 def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
     """Write the id, label and text of each question, one per line; return the counts of rows by kind.
 
-    The label is 1 for a question with the tag ``about``. Broken rows are skipped and counted, the first few printed.
-    Raise PostsError for a document type or a row that is too long, and if only one of the two labels occurs.
+    The label is 1 for a question with the tag ``about``. Broken rows are skipped and counted; the first are printed.
+    Raise PostsError for a document type or a row that is too long, or if all questions have the same label.
     """
     counts = Counter(questions=0, positive=0, answers=0, broken=0)
     with xml.open("rb") as lines, tsv.open("w", encoding="utf-8", newline="\n") as output:

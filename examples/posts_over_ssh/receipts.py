@@ -1,4 +1,4 @@
-"""Receipts: small JSON files, tracked by DVC and git, that stand for large files in a folder on the server.
+"""Receipts: small JSON files, tracked by DVC and git, that represent large files in a folder on the server.
 
 python receipts.py check    verifies on the cluster that each receipt's file exists and is intact
 """
@@ -31,7 +31,7 @@ def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
     """Yield a new file in the folder ``store``; after the block, rename it to its md5 and write its receipt.
 
     Members of the folder's group can add files; kept files are read-only. If the block raises an error, neither file
-    nor receipt remains. The next call removes the file of a killed process.
+    nor receipt remains. The next call removes the file that a killed process left.
     """
     store = Path(store)
     if not store.is_dir():
@@ -81,7 +81,7 @@ def locate(receipt: str | Path, store: str | Path) -> Path:
 
 
 def check(folder: str | Path = "receipts") -> None:
-    """Print which receipts' files are missing or damaged, as seen by a worker; exit with code 1 if any are."""
+    """Print which receipts' files a worker finds missing or damaged; exit with code 1 if there are any."""
     from distributed import Client
 
     contents = [json.loads(receipt.read_text()) for receipt in sorted(Path(folder).glob("*.json"))]
@@ -95,10 +95,10 @@ def check(folder: str | Path = "receipts") -> None:
 
 
 def _problem(content: dict) -> str | None:
-    """Return the problem with a receipt's file, or None if it is intact."""
+    """Return the problem with a receipt's file, or None if the file is intact."""
     file = Path(content["path"])
     try:
-        # A dump may be a symlink; a kept file, named by its md5, may not.
+        # A dump may be a symlink, so resolve it; a kept file (named by its md5) may not.
         file = file if file.name == content["md5"][2:] else file.resolve()
         return None if _md5_and_size(file).items() <= content.items() else "is damaged"
     except OSError as error:
@@ -106,7 +106,7 @@ def _problem(content: dict) -> str | None:
 
 
 def _md5_and_size(file: Path) -> dict[str, str | int]:
-    """Return a regular file's md5 and size; raise OSError for a link, pipe or device (reading may never end)."""
+    """Return a regular file's md5 and size; raise OSError for a link, pipe or device (reading one might never end)."""
     with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as content:
         if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", file)
@@ -114,7 +114,7 @@ def _md5_and_size(file: Path) -> dict[str, str | int]:
 
 
 def _new_file(store: Path) -> tuple[int, Path]:
-    """Remove files of killed processes; return a new file, locked while this process lives."""
+    """Remove unfinished files of killed processes; return a new file, which stays locked while this process lives."""
     folder = os.open(store, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # keep other processes from creating or removing files

@@ -1,6 +1,6 @@
 """JupyterLab's configuration for `workshop lab`.
 
-Elsewhere, such as on a hub, add this folder to JUPYTER_CONFIG_PATH.
+To use it elsewhere, such as on a hub, add this folder to JUPYTER_CONFIG_PATH.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
 c.ServerApp.root_dir = str(settings.root)
-c.ServerApp.allow_root = True  # for containers, where the servers run as root as well
+c.ServerApp.allow_root = True  # for containers, where the servers run as root, too
 c.Application.log_level = "ERROR"
 # Kernels send their output over a local port, which other users of the machine must not be able to read.
 c.KernelManager.transport_encryption = "auto"
@@ -47,7 +47,7 @@ def release_threads():
             thread.queue.put_nowait(None)
 
 
-# This runs before Python joins the threads; `atexit` handlers run afterwards.
+# Not `atexit`, whose handlers run only after Python has joined the threads.
 threading._register_atexit(release_threads)
 
 START_PAGE = "START.md"
@@ -59,7 +59,7 @@ class StartPageManager(AsyncLargeFileManager):
     async def get(self, path, content=True, **keywords):
         """Return a file or a folder; rewrite START.md before reading it, but at most every five seconds.
 
-        JupyterLab lists the folder every ten seconds without requesting content; this only creates a missing page.
+        JupyterLab lists the folder every ten seconds without content; such a request only creates a missing page.
         """
         if path.strip("/") == START_PAGE:
             page = settings.root / START_PAGE

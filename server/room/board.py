@@ -32,7 +32,7 @@ QUIET_SECONDS = 60  # no checks right after a log-in, since many people log in a
 IDLE_SECONDS = 1200  # idle time after which the servers of chapter 4 are stopped
 DISK_SECONDS = 300
 DEADLINE = 120
-CHECKS = asyncio.Semaphore(3)  # concurrent checks; a person's hanging check blocks only one slot until its deadline
+CHECKS = asyncio.Semaphore(3)  # maximum of concurrent checks; a hanging check blocks one slot until its deadline
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
 FOLDERS = map(Path, ("/var/lib/workshop-room", "/home"))
 DISKS = [*{folder.stat().st_dev: folder for folder in FOLDERS}.values()]  # one folder per file system
@@ -67,30 +67,30 @@ class Person:
     error: str = ""  # why the last check failed
     attempted_at: float = 0  # time of the last check, even if it failed
     checked_at: float = 0  # time of the last successful check
-    progress_at: float = 0  # time of the check that first found the current steps
+    progress_at: float = 0  # time of the check that first found the current steps done
     idle_since: float = 0  # last activity before the servers of chapter 4 were stopped
     measured_at: float = 0
     disk_MB: int | None = 0  # None if the files could not be measured
     files: int = 0
-    baseline: float = float("inf")  # disk use when there was still enough space
+    baseline: float = float("inf")  # disk use when the disks last had enough free space
     flagged_at: float = 0  # when this person was last flagged for the largest growth in disk use
     memory_MB: int = 0
     task: asyncio.Task[None] | None = None
 
     @property
     def server(self) -> dict[str, Any] | None:
-        """The hub's model of the person's running JupyterLab; a failed start has no start time."""
+        """The hub's model of the person's running JupyterLab; None if it is not ready or failed to start."""
         server = self.user["servers"].get("")
         return server if server and server["ready"] and server["started"] else None
 
     @property
     def usage(self) -> float:
-        """The person's disk use, in units of LOW_BYTES and LOW_FILES; infinite if it could not be measured."""
+        """The disk use: bytes / LOW_BYTES + files / LOW_FILES; infinite if it could not be measured."""
         return float("inf") if self.disk_MB is None else self.disk_MB * 2**20 / LOW_BYTES + self.files / LOW_FILES
 
     @property
     def growth(self) -> float:
-        """The growth of the disk use since there was enough space; infinite if it could not be measured."""
+        """The growth of ``usage`` since the disks last had enough space; infinite if it could not be measured."""
         return max(0, self.usage - self.baseline) if self.disk_MB is not None else float("inf")
 
     @property
@@ -106,11 +106,11 @@ class Person:
 
     @property
     def minutes(self) -> int:
-        """The time without progress, up to the last check."""
+        """Minutes without progress, up to the last check."""
         return int((self.checked_at - self.progress_at) / 60)
 
     async def run(self, *words: str, seconds: float = DEADLINE) -> bytes:
-        """Run a command as the person, in the person's network, limits and clone; return its output."""
+        """Run a command in the person's clone, with the person's account, network and limits; return its output."""
         return await run(PERSON, "run", self.name, "nice", *words, seconds=seconds)
 
     async def check(self) -> None:
@@ -121,12 +121,12 @@ class Person:
         try:
             self.steps, self.checked_at, self.error = STEPS.validate_json(out), time.time(), ""
         except ValidationError as error:
-            raise CommandError(f"the command printed no steps: {error.errors()[0]['msg']}") from None
+            raise CommandError(f"the command printed invalid steps: {error.errors()[0]['msg']}") from None
         if not self.progress_at or before != [step.done for step in self.steps]:
             self.progress_at = self.checked_at
 
     async def measure(self) -> None:
-        """Measure the person's disk use, as root: a person can make a folder unreadable."""
+        """Measure the person's disk use, as root, because a person can make a folder unreadable."""
         try:
             out = await run("nice", "-n", "-10", PERSON, "size", self.name)  # higher priority than people's programs
             size, files, deleted, deleted_files = map(int, out.split())
@@ -205,7 +205,7 @@ def create_reserves() -> None:
 
 
 async def guard_disks(was_low: bool) -> bool:
-    """Flag the person whose disk use grew most; if flagged twice within a minute, end the person's processes.
+    """If space is low, flag the person with the largest growth; on a second flag in a minute, end their processes.
 
     Returns whether disk space is low.
     """
@@ -217,7 +217,7 @@ async def guard_disks(was_low: bool) -> bool:
         for person in filter(lambda person: person.disk_MB is not None, people.values()):
             person.baseline = person.usage
     elif people:
-        # Prefer a measured growth: a measurement may fail because of someone else's load.
+        # Prefer people whose growth was measured: a measurement may fail because of someone else's load.
         person = max(people.values(), key=lambda person: (MIN_GROWTH <= person.growth < float("inf"), person.growth))
         if person.growth >= MIN_GROWTH:
             if person.flagged_at > started - 60:
@@ -269,7 +269,7 @@ class BoardHandler(HubOAuthenticated, RequestHandler):
 
     @authenticated
     async def post(self) -> None:
-        """Stop a person's server, or release the reserve."""
+        """Stop a person's server, or release the reserved disk space."""
         if self.get_body_argument("reserve", ""):
             await run("rm", "-rf", *(str(disk / RESERVE) for disk in DISKS))
         elif (name := self.get_body_argument("name")) not in people:

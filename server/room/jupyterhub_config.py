@@ -30,11 +30,11 @@ WITH_HUB = ("setpriv", "--pdeathsig", "KILL")  # services die with the hub, and 
 WRONG_PASSWORD_SECONDS = 3
 MAX_WRONG, MAX_WRONG_OF_ADDRESS = 30, 6  # wrong passwords per minute for a name, from anywhere and from one address
 MAX_CODE_LENGTH = 256  # a code challenge has at most 128 characters: RFC 7636
-# Reads the output of a person's programs until they end, and keeps the first megabyte.
+# Read the output of a person's programs until they exit, and keep the first megabyte.
 LOG = ("sh", "-c", 'mkdir -p "${1%/*}"; stdbuf -o0 head --bytes=1M >"$1"; exec cat >/dev/null', "sh")
 BIN = Path(sys.executable).parent
 INSTALLATION = HERE.parents[1]
-# The program behind nbgitpuller's links, with fixed arguments.
+# Run the program behind nbgitpuller's links, but with fixed arguments.
 UPDATE = f"""
 export GIT_CONFIG_GLOBAL=/dev/null GIT_TEMPLATE_DIR= GIT_TERMINAL_PROMPT=0
 exec {BIN}/gitpuller {INSTALLATION} main ~/workshop 2>&1"""
@@ -55,7 +55,7 @@ class PersonSpawner(LocalProcessSpawner):
             # For kernels and terminals only: JupyterLab itself runs isolated (-I) from the person's files.
             "PYTHONPATH": f"{home}/workshop:{home}/workshop/4_pipeline",
         }
-        # Chapters 1 to 3 need only these two servers. Wait for the start page first: twenty people may need it.
+        # Chapters 1 to 3 need only these two servers; start them after the start page: twenty people may be waiting.
         servers = "timeout 90 sh -c 'until [ -e START.md ]; do sleep 1; done'; workshop up ftp mlflow"
         lab = f'{sys.executable} -I {BIN}/jupyterhub-singleuser "$@"'
         self.cmd = [people.PERSON, "run", self.user.name, "sh", "-c", f"{{ {servers}; }} & exec {lab}", "sh"]
@@ -68,12 +68,12 @@ class PersonSpawner(LocalProcessSpawner):
         """Do not change the user: `person.sh` does it."""
 
     async def run_post_stop_hook(self) -> None:
-        """End all processes of the person (servers, kernels, terminals), even if JupyterLab ended by itself."""
+        """End all processes of the person (servers, kernels, terminals), even if JupyterLab exited by itself."""
         await people.run(people.PERSON, "leave", self.user.name)
 
 
 class UpdateHandler(BaseHandler):
-    """Page that pulls the installation's commits into the person's clone; it accepts no parameters."""
+    """Page that pulls new commits from the installed repository into the user's clone; it accepts no parameters."""
 
     updating: ClassVar[set[str]] = set()
 
@@ -108,15 +108,15 @@ class UpdateHandler(BaseHandler):
 
 
 class RoomAuthenticator(PAMAuthenticator):
-    """Authenticator for the room's names; limits wrong passwords and delays them without blocking other log-ins."""
+    """PAM authenticator for the room's users; limits failed log-ins, and delays each without blocking other log-ins."""
 
-    attempts: ClassVar[list[tuple[object, float]]] = []  # of the last minute: key (name, or address and name) and time
+    attempts: ClassVar[list[tuple[object, float]]] = []  # wrong log-ins of the last minute: key (see `limits`) and time
     known: ClassVar[set[tuple[str, str]]] = set()  # (address, name) pairs that logged in; others cannot lock them out
 
     async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
-        """Return the name if the password is correct. PAM checks it, except in an open room."""
+        """Return the name if the password is correct. PAM checks the password, except in an open room."""
         name, now, is_right = self.normalize_username(data["username"]), time.monotonic(), False
-        # Accept only nginx's log-in page: nginx sets the client's address, and the API issues tokens for passwords.
+        # Accept log-ins only through nginx's page: nginx sets the client's address, and the API would issue tokens.
         is_page = isinstance(handler, LoginHandler) and handler.request.connection.stream.socket.getpeername()[0] == HUB
         if is_page and self.validate_username(name) and self.check_allowed(name):
             client = ipaddress.ip_address(handler.request.remote_ip)  # an IPv6 client controls a whole /64
@@ -165,7 +165,7 @@ def reject_long(_code: orm.OAuthCode, value: str | None, _old: object, _event: o
         raise HTTPError(400, f"A code challenge or a session id has more than {MAX_CODE_LENGTH} characters.")
 
 
-# JupyterHub has no settings for these limits, which people could otherwise exceed by bypassing nginx.
+# Limit requests here, too, because people can bypass nginx; JupyterHub has no settings for these limits.
 limits = {"max_body_size": people.MAX_BODY_BYTES, "body_timeout": 10, "idle_connection_timeout": 60}
 tornado.httpserver.HTTPServer = functools.partial(tornado.httpserver.HTTPServer, **limits)
 c = get_config()  # noqa: F821 - defined by JupyterHub
@@ -180,7 +180,7 @@ c.JupyterHub.template_paths = [str(HERE)]
 # JupyterLab servers and the proxy keep running when the hub restarts.
 c.JupyterHub.cleanup_servers = False
 c.JupyterHub.last_activity_interval = 30  # also restores the routes of a restarted proxy
-c.JupyterHub.api_page_max_limit = 1000  # the board gets all people in one page
+c.JupyterHub.api_page_max_limit = 1000  # so that the board gets all users in one page
 c.ConfigurableHTTPProxy.should_start = False
 c.ConfigurableHTTPProxy.auth_token = secret("proxy.token")
 
@@ -197,7 +197,7 @@ c.Authenticator.allow_all = room["open"]
 if not room["open"]:
     c.Authenticator.allowed_users = allowed = {*room["people"], people.INSTRUCTOR}
     c.Authenticator.allow_existing_users = False
-    # When the hub starts, it stops the servers of people removed from the list.
+    # Block people removed from the list; when the hub starts, it stops their servers.
     c.Authenticator.blocked_users = set(grp.getgrnam("workshop-room").gr_mem) - allowed
 
 c.JupyterHub.load_roles = [

@@ -16,7 +16,7 @@ PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:
 
 
 class CommandError(HTTPError):
-    """A command failed; the message is for the waiting user and the board."""
+    """A command failed; the message is shown to the waiting user and on the board."""
 
     def __init__(self, message: str) -> None:
         super().__init__(500)

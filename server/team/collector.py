@@ -24,7 +24,7 @@ from pathlib import Path
 import sqlite_utils
 import yaml
 
-BATCH_BYTES = 4_000_000  # a longer line is cut
+BATCH_BYTES = 4_000_000  # read from a file at once; a longer line is cut
 TAIL_BYTES = 1000  # bytes before the read position, which identify a file
 # Magic bytes of gzip, compress, bzip2, xz, zstd, lz4, lzip, zip and 7-Zip.
 COMPRESSED = (
@@ -73,7 +73,7 @@ def parse(line: bytes, name: str) -> dict[str, str]:
 
 
 def open_log(path: Path) -> io.FileIO:
-    """Open a regular file; raise OSError for a symbolic link, which may leave the folder; do not block on a pipe."""
+    """Open a regular file without blocking on a pipe; raise OSError for a symbolic link, which may leave the folder."""
     return io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
 
 
@@ -136,7 +136,7 @@ def read(path: Path, database: sqlite_utils.Database) -> int:
 
 
 def delete_old(database: sqlite_utils.Database, days: float, megabytes: float) -> None:
-    """Delete lines older than ``days``, and the oldest tenth if the database is larger than ``megabytes``."""
+    """Delete lines older than ``days``, and the oldest tenth of all if the database exceeds ``megabytes``."""
     # No VACUUM: it would change the rowids in the full-text index. Free pages are reused.
     database["lines"].delete_where("time < ?", [(datetime.now(UTC) - timedelta(days=days)).isoformat()])
     if next(database.query(f"SELECT ({USED_BYTES}) used"))["used"] > megabytes * 1e6:

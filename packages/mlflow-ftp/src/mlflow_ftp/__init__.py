@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["names", "open_repository"]
 
-# MLflow loads plugins during its own import. The store needs a class of MLflow, so import the store on first use.
+# Import the store on first use: it needs an MLflow class, and MLflow loads plugins before its own import completes.
 
 
 def open_repository(artifact_uri: str, **servers: str | None) -> FTPArtifactRepository:
@@ -25,7 +25,7 @@ def open_repository(artifact_uri: str, **servers: str | None) -> FTPArtifactRepo
     artifact_uri : str
         The URI, without user and password.
     **servers : str, optional
-        The URIs of the tracking server and the registry, which depend on the version of MLflow.
+        The URIs of the tracking server and the registry; MLflow's version determines which are passed.
 
     Raises
     ------

@@ -68,7 +68,7 @@ class ArtifactNameRefused(ArtifactError):
 
 
 def explain(error: BaseException, server: str, *, is_logged_in: bool = False) -> ArtifactError:
-    """Convert a network error of ``server`` into an ArtifactError with a next step."""
+    """Convert a network error from ``server`` into an ArtifactError with a next step."""
     code = str(error)[:3] if isinstance(error, ftplib.Error) else ""
     kind: type[ArtifactError] = StoreUnavailable
     what, next_step = "does not respond.", "check that the server is running"

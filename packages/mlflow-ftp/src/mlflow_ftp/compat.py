@@ -1,4 +1,4 @@
-"""All uses of pyftpdlib's private interfaces, each with its reason; `tests/test_compat.py` checks that they exist."""
+"""All uses of pyftpdlib's private interfaces, each with its reason; `tests/test_compat.py` checks that these exist."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mlflow_ftp.uploads import Incoming, Upload
 
 THREADS = ThreadPoolExecutor(8, "fsync")
 WAIT_SECONDS = 0.01
-END_SECONDS = 0.05  # wait for a killed client's control connection to close, which aborts the upload
+END_SECONDS = 0.05  # time for a killed client's control connection to close, which aborts the upload
 
 
 class TransferHandler(TLS_DTPHandler):
     """A data connection that keeps only complete files and reports disk errors to the client.
 
-    pyftpdlib keeps a file even if the client was killed. It hides disk errors: it replies `426 None`, or with TLS,
-    nothing at all.
+    pyftpdlib's handler keeps a file even if the client was killed, and hides disk errors: it replies `426 None` or,
+    with TLS, nothing at all.
     """
 
     timeout = 60  # seconds without data
@@ -46,14 +46,14 @@ class TransferHandler(TLS_DTPHandler):
             self._end(self.file_obj.flush)
 
     def _wait(self) -> None:
-        """Wait until the file is written to disk, or the connection is closed."""
+        """End the transfer once the file is on disk; otherwise check again soon, unless the connection is closed."""
         if self._work and self._work.done() and isinstance(self.file_obj, Upload):
             self._end(self._work.result, self.file_obj.keep)
         elif not self._closed:
             self.ioloop.call_later(WAIT_SECONDS, self._wait)
 
     def _end(self, *work: Callable[[], None]) -> None:
-        """Close the connection with a reply on success or failure."""
+        """Run ``work``, then close the connection with a reply that reports success or failure."""
         try:
             for each in work:
                 each()
@@ -63,7 +63,7 @@ class TransferHandler(TLS_DTPHandler):
         super().close()
 
     def handle_error(self) -> None:
-        """End the transfer with a reply."""
+        """End a failed transfer with a reply."""
         error = sys.exception()
         if isinstance(error, OSError) and isinstance(error.__cause__, OSError):
             error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts errno into the reply

@@ -33,7 +33,7 @@ MAX_BURST = 50  # pipelined commands; more could fill the buffers of both sides
 
 
 class Address(NamedTuple):
-    """A server: host, port, and whether to use TLS (explicit, RFC 4217)."""
+    """A server's address: host, port, and whether to use TLS (explicit, RFC 4217)."""
 
     is_secure: bool
     host: str
@@ -62,9 +62,9 @@ def parse(uri: str) -> tuple[Address, str]:
 
 
 class Connection(ftplib.FTP):
-    """An ftplib connection that can pipeline commands: several share one round trip.
+    """An ftplib connection that can pipeline commands: several commands share one round trip.
 
-    Its encoding is Latin-1, which preserves all bytes. Names that are not UTF-8 have surrogates (PEP 383), so that the
+    Its encoding is Latin-1, which preserves all bytes. Names that are not UTF-8 contain surrogates (PEP 383): the
     server gets the same bytes back; replies show such bytes as `\\xfc`.
     """
 
@@ -95,7 +95,7 @@ class Connection(ftplib.FTP):
         return replies
 
     def executes(self, *commands: str, seconds: float) -> bool:
-        """Return whether the server replies to each of the pipelined commands in time."""
+        """Return whether the server executes all the pipelined commands in time."""
         self.sock.settimeout(seconds)
         with suppress(*NETWORK_ERRORS, OSError):
             replies = self.burst(*commands)
@@ -125,7 +125,7 @@ class Connection(ftplib.FTP):
         return content.hexdigest()
 
     def blocks(self, command: str) -> Iterator[bytes]:
-        """Yield the data of a command."""
+        """Execute a command and yield its data in blocks."""
         with self._transfer(command) as data:
             while block := data.recv(BLOCK_BYTES):
                 yield block
@@ -170,7 +170,7 @@ class _Pool:
         self.changed = threading.Condition()
 
     def take(self) -> Connection | None:
-        """Return the most recently used idle connection, or None if the caller may open a new one (already counted)."""
+        """Return the most recently used idle connection; None if the caller may open one (already counted)."""
         with self.changed:
             self.changed.wait_for(lambda: self.idle or self.open < self.limit)
             connection = self.idle.pop() if self.idle else None
@@ -204,7 +204,7 @@ class _Pool:
                 threading.Thread(target=self._close_unused, name="mlflow-ftp idle", daemon=True).start()
 
     def close_kept(self, unused_since: float = math.inf) -> None:
-        """Close the idle connections that were last used before a time."""
+        """Close the idle connections that were last used before ``unused_since``."""
         with self.changed:
             while self.idle and self.idle[0].last_use < unused_since:
                 self.idle.popleft().close()
@@ -232,7 +232,7 @@ def close_idle() -> None:
 
 
 def _forget() -> None:
-    """Forget the parent's connections after a fork; their locks may never be released in this process."""
+    """Close the parent's connections after a fork; forget the pools, whose locks may never be released here."""
     for connection in [connection for pool in _pools.values() for connection in pool.idle]:
         connection.close()
     _pools.clear()
@@ -246,7 +246,7 @@ os.register_at_fork(after_in_child=_forget)  # processes that share a connection
 def acquire(address: Address) -> Iterator[Connection]:
     """Yield a connection and keep it unless an error is raised; network errors become ArtifactErrors.
 
-    At the server's client limit, wait for one of this process's connections; without one, wait up to a minute.
+    At the server's client limit, wait for one of this process's connections; if it has none, retry for up to a minute.
     """
     pool, start = _pools.setdefault(address, _Pool()), time.monotonic()
     while not (connection := pool.take()):

@@ -19,7 +19,7 @@ LINE = re.compile(  # a line of LIST output, in Unix or Windows format
 
 
 def raise_refusal(*replies: str | Exception) -> None:
-    """If the last reply is an error, raise the first error after the last success, which caused the later ones."""
+    """If the last reply is an error, raise the first error after the last success: it caused the later ones."""
     reason = None
     for reply in replies:
         reason = None if isinstance(reply, str) else reason or reply
@@ -94,7 +94,7 @@ def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
 
 
 def _describe(connection: Connection, folder: str, entry_names: list[str]) -> list[Entry]:
-    """Return an entry for each name; its size is None if the server does not know SIZE."""
+    """Return an entry for each name; its size is None if the server does not support SIZE."""
     commands = [f"{command} {posixpath.join(folder, name)}" for command in ("CWD", "SIZE") for name in entry_names]
     replies = connection.burst(*commands)
     sizes = [int(reply.split()[-1]) if isinstance(reply, str) else None for reply in replies[len(entry_names) :]]
@@ -103,7 +103,7 @@ def _describe(connection: Connection, folder: str, entry_names: list[str]) -> li
 
 
 def lists_hidden_names(connection: Connection, folder: str) -> bool:
-    """Return whether the server lists hidden names, such as marks; create a folder to find out."""
+    """Return whether the server lists hidden names, such as marks; create a hidden folder to find out."""
     probe = posixpath.join(folder, names.new_temporary("probe"))
     (reply,) = connection.burst(f"MKD {probe}")
     try:

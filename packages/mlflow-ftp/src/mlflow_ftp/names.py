@@ -1,4 +1,4 @@
-"""Names that the store reserves: temporary names of uploads, and marks with the hash of an artifact."""
+"""Names that the store reserves: temporary names of uploads, and marks that record an artifact's sha256."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import secrets
 from pathlib import Path
 
-MAX_NAME_CHARACTERS = 50  # kept in a temporary name, at up to 4 bytes each: a file name may have 255 bytes
+MAX_NAME_CHARACTERS = 50  # kept in a temporary name: at up to 4 bytes each, they fit into a file name's 255 bytes
 TEMPORARY = re.compile(r"\.?~.*\.[0-9a-f]{16}\.part")
 MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
@@ -22,7 +22,7 @@ def printable(name: str) -> str:
 
 
 def as_stored(path: str) -> str:
-    r"""Return a path for the server, the inverse of `printable`.
+    r"""Convert a printable path back to the server's path; the inverse of `printable`.
 
     >>> as_stored("Gr\\xfcn") == "Gr\udcfcn"
     True
@@ -45,7 +45,7 @@ def mark_of(name: str, sha256: str) -> str:
 
 
 def mark_prefix(name: str) -> str:
-    """Return the common prefix of an artifact's marks, a short hash of its name."""
+    """Return the common prefix of an artifact's marks, which contains a short hash of the artifact's name."""
     content = name.encode(errors="surrogateescape")  # may contain bytes that are not UTF-8
     return f".~{hashlib.sha256(content).hexdigest()[:16]}."
 

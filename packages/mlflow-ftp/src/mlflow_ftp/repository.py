@@ -1,6 +1,6 @@
 """The artifact store: uploads are atomic, and downloads are verified.
 
-FTP renames one file atomically (RNFR, RNTO), but not two: a checksum file could not change with its artifact.
+FTP renames one file atomically (RNFR, RNTO), but not two, such as an artifact and a checksum file.
 So the checksum is in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`, created before the artifact
 is renamed. Marks of former contents stay until the artifact is deleted: another client may be storing that content.
 """
@@ -146,7 +146,7 @@ class FTPArtifactRepository(ArtifactRepository):
             return work(connection)
 
     def _locate(self, path: str | None) -> str:
-        """Return the absolute path on the server of a path below the root."""
+        """Return the server's absolute path for an artifact path, which is relative to the root."""
         return names.as_stored(posixpath.join(self.root, _normalize(path)).rstrip("/")) or "/"
 
 
@@ -156,7 +156,7 @@ def _normalize(path: str | None) -> str:
     parts = normal.split("/")
     if (
         parts[0] in {"", ".."}
-        or re.search("[\0\r\n\ud800-\udfff]", normal)  # would end an FTP command, or is not UTF-8
+        or re.search("[\0\r\n\ud800-\udfff]", normal)  # characters that end an FTP command, or are not UTF-8
         or any(names.is_own(part) for part in parts)
         or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # servers check every folder of a path
     ):
@@ -170,7 +170,7 @@ def _normalize(path: str | None) -> str:
 
 
 def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old: str) -> None:
-    """Upload a file under the temporary name ``part``, mark its content, and rename it.
+    """Upload a file under the temporary name ``part``, record its sha256 in a mark, and rename it.
 
     If the server cannot replace files, the former file is kept at ``old`` until the new one is in place.
     """
@@ -214,5 +214,5 @@ def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
         what = f"The artifact {name!r} cannot be verified: the server does not list hidden names."
         next_step = "configure the server to list names that start with a dot, or store the artifact again"
         raise ArtifactError(what, next_step=next_step)
-    _logger.warning("The artifact %s was stored by another program, without a checksum.", names.printable(name))
+    _logger.warning("The artifact %s is not verified: it was stored by another program.", names.printable(name))
     return True

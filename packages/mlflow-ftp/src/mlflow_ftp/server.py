@@ -32,7 +32,7 @@ class Handler(TLS_FTPHandler):
     timeout = 60  # seconds without a command; the store reconnects
     dtp_handler = TransferHandler
     abstracted_fs = WholeFiles
-    # Active mode could connect to any address; STOU exposes a file before it is complete.
+    # Disable active mode, which could connect to any address, and STOU, which exposes a file before it is complete.
     proto_cmds = {  # noqa: RUF012 - as in pyftpdlib
         name: rule for name, rule in TLS_FTPHandler.proto_cmds.items() if name not in {"PORT", "EPRT", "STOU"}
     }
@@ -88,7 +88,7 @@ def serve(server: Server) -> None:
     ports = server.handler.passive_ports
     logger.info("Passive ports: %d to %d.", ports[0], ports[-1])
     click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
-    # A signal sent just before a wait is handled only after it, so limit waits. `serve_forever` delays scheduled calls.
+    # Limit waits: a signal just before a wait is handled only after the wait. `serve_forever` delays scheduled calls.
     server.ioloop.call_every(0.5, lambda: None)
     wait = 0.0
     try:

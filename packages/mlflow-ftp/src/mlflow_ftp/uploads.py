@@ -53,7 +53,7 @@ class Upload(Incoming):
 
 
 class WholeFiles(AbstractedFS):
-    """The served folder; files uploaded under temporary names, as by the store, are written directly."""
+    """The served folder; an upload that already has a temporary name, as from the store, is written directly."""
 
     def open(self, filename: str, mode: str) -> IO[Any]:
         """Open a file; raise FilesystemError for an upload that would modify a file in place (APPE, REST)."""

@@ -52,7 +52,7 @@ def main() -> None:
 
 name_argument = click.argument("name", required=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-gate_option = click.option("--gate", "module", metavar="MODULE:OBJECT", help="The gate, which also sets the registry.")
+gate_option = click.option("--gate", "module", metavar="MODULE:OBJECT", help="The gate to use, with its registry.")
 
 
 def find_gate(gate_path: str | None = None) -> Gate | None:
@@ -164,7 +164,7 @@ def rollback(name: str | None, to: str | None, why: str, module: str | None) -> 
 def history(name: str | None, as_json: bool, module: str | None) -> None:
     """Show each version that was in production, with the time, the user and the reason; the last line is current.
 
-    The table truncates long reasons; JSON does not. Moves of the alias by hand, as in MLflow's UI, are recorded.
+    The table truncates long reasons; JSON does not. The command records moves made by hand, as in MLflow's UI.
 
     \b
     Example:  mlflow-gate history reviews
@@ -205,7 +205,7 @@ def status(name: str | None, decision: Path | None, module: str | None) -> None:
 def lineage(subject: str | None, as_json: bool, module: str | None) -> None:
     """Show a model's lineage: data, commit, run, version, decision, time in production.
 
-    The default is the version in production. VERSION or NAME is enough; NAME is required if no gate is configured.
+    The default is the version in production. VERSION or NAME alone is enough; NAME is needed if no gate is configured.
 
     \b
     Example:  mlflow-gate lineage reviews/3

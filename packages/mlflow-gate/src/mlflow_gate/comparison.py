@@ -63,7 +63,7 @@ class Comparison:
                 raise ConfigError(what, value=value, expected=f"a number {'from 0 to 1' if upper == 1 else '>= 0'}")
 
     def compare(self, candidate: Scores, champion: Scores) -> Iterator[Finding]:
-        """Yield the findings on the gain, on the paired test of a near-tie, and on a gain too large to trust."""
+        """Yield findings: the gain, the paired test (for a near-tie), and whether the gain is too large to trust."""
         label = self.name or self.metric
         value, other = (self.value(scores) for scores in (candidate, champion))
         gain = round(value - other if self.higher_is_better else other - value, 12)  # negative: worse

@@ -36,7 +36,7 @@ class Evaluation:
     seen_rows : int
         Number of held-out rows among the training rows.
     unknown : str
-        Why the seen rows cannot be counted; otherwise empty.
+        Why the seen rows cannot be counted; empty if they can.
     exists : bool
         False if the model's files were deleted.
     are_renumbered : bool
@@ -198,13 +198,13 @@ def force(decision: Decision) -> Decision:
 
 
 def refuse(decision: Decision, finding: Finding) -> Decision:
-    """Return the decision as a refusal, with one more failed rule."""
+    """Return the decision as a refusal, with ``finding`` as an additional failed rule."""
     reason = f"refused: {finding}" if decision.promoted else f"{decision.reason}; {finding}"
     return replace(decision, promoted=False, reason=reason, findings=(*decision.findings, finding))
 
 
 def check_refit(decision: Decision, refitted: Evaluation, rules: Rules) -> Decision:
-    """Refuse the candidate if its refit, which was trained on the held-out rows, too, fails a rule."""
+    """Refuse the candidate if its refit, which was also trained on the held-out rows, fails a rule."""
     failed = decide(replace(refitted, is_declared=True), None, rules, None).failed
     step, value = "look at the rows that only the refit was trained on", "; ".join(map(str, failed))
     finding = Finding("refit on all rows", value, "all rules passed", passed=False, next_step=step)
@@ -214,7 +214,7 @@ def check_refit(decision: Decision, refitted: Evaluation, rules: Rules) -> Decis
 def decide_on_champion(
     champion: Evaluation, rules: Rules, comparison: Comparison | None, *, has_alias: bool
 ) -> Decision:
-    """Return the decision on the re-evaluated champion, which must pass the rules if its alias was removed."""
+    """Return the decision on the re-evaluated champion; it must pass the rules only if its alias was removed."""
     decision = decide(champion, None, rules, None)
     if not has_alias:
         passed = "promoted again: all rules passed, and the alias was unset"

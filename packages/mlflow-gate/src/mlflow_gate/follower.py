@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class Snapshot:
     """The version in use and its model; ``problem`` is None unless they are out of date.
 
-    If there is a problem, ``newest`` is the version at the alias, and ``error`` the exception.
+    ``newest`` is the version at the alias, if it is known; ``error`` is the exception behind the problem, if any.
     """
 
     production: Production | None = None
@@ -34,7 +34,7 @@ class Snapshot:
 class Follower:
     """Follow a registry's alias; the attribute ``now`` is the `Snapshot` in use.
 
-    A model that fails to load, or fails the check, leaves the previous one in use: ``now.problem`` says why.
+    If a model fails to load or fails the check, the previous one stays in use, and ``now.problem`` says why.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Follower:
             return self._keep(f"The registry cannot be read: {error!s:.500}", error)
         if newest is None:
             return self._keep("Nothing is in production.")
-        identity = (newest.version, newest.source)  # version numbers restart in a recreated registry
+        identity = (newest.version, newest.source)  # version numbers restart if the registered model is recreated
         if current is not None and identity == (current.version, current.source):
             self.now = Snapshot(newest, self.now.model, newest=newest)
             return self.now

@@ -39,7 +39,7 @@ class Gate:
     held_out : pandas object, sequence of keys, or callable
         The rows that models are evaluated on; the index of a pandas object holds each row's key.
     rules : mapping or callable, optional
-        A `Rule`, its fields or a function for each metric, such as ``{"r2": {"min": 0.5}}``.
+        For each metric, a `Rule`, its fields as a mapping, or a function, such as ``{"r2": {"min": 0.5}}``.
     comparison : Comparison or callable, optional
         How a candidate is compared with the champion; without one, only the rules decide.
     refit : callable, optional
@@ -82,7 +82,7 @@ class Gate:
         self._rules: Callable[[], Rules] = lambda: read_rules(rules() if callable(rules) else rules)
         is_function = callable(comparison) and not isinstance(comparison, type)
         self._comparison: Callable[[], Any] = comparison if is_function else lambda: comparison  # type: ignore[assignment]
-        _ = callable(rules) or self._rules()  # report invalid rules now
+        _ = callable(rules) or self._rules()  # report invalid rules now, not at the first decision
 
     def evaluate(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
         """Evaluate a run's model and return the decision and the champion, without promoting.
@@ -146,9 +146,9 @@ class Gate:
             if model and comparison:
                 other = training_rows(model.run_id, model.tags, client)
                 if other and rows and "" != other.population != rows.population != "":
-                    other = TrainingRows(keys.kinds, source=other.source)  # equal keys are different rows here
+                    other = TrainingRows(keys.kinds, source=other.source)  # populations differ: no rows in common
                 if other and rows and other.source != rows.source:
-                    comparison = replace(comparison, max_gain=None)  # the data differs: do not limit the gain
+                    comparison = replace(comparison, max_gain=None)  # on different data, a large gain is plausible
                 seen = other.find(keys)[0] if other else []
                 if 0 < sum(seen) < len(seen):
                     rest = _drop(held_out, seen)
@@ -178,7 +178,7 @@ class Gate:
     def _finish(
         self, decision: Decision, champion: Production | None, refit_evaluation: Evaluation | None, *, forced: bool
     ) -> Decision:
-        """Return the final decision: after the refit's check and, if forced, the user's override."""
+        """Return the final decision, after checking the refit and, if ``forced``, overruling the gate."""
         if refit_evaluation:
             decision = check_refit(decision, refit_evaluation, self._rules())
         live = champion if champion and champion.has_alias else None
@@ -193,7 +193,7 @@ class Gate:
         read: Record,
         check_lock: Callable[[], None],
     ) -> Production:
-        """Register the promoted model unless it has a version, and move the alias; the caller holds the lock."""
+        """Register the promoted model if it has no version, and move the alias; the caller holds the lock."""
         from mlflow.utils.git_utils import get_git_branch
 
         registry, scores, model = self.registry, decision.candidate, refitted or candidate
@@ -226,7 +226,7 @@ class Gate:
         return registry.move(move, check_lock)
 
     def _find(self, run_id: str, model_uri: str | None, what: str) -> EvaluatedModel:
-        """Return a model that the run logged (`runs:/RUN/NAME` works, too); raise ModelError for any other."""
+        """Return a model that the run logged (`runs:/RUN/NAME` works, too); raise ModelError for other models."""
         client = self.registry.client
         if (run := self.registry.find_run(run_id)) is None:
             step = "look for the run in MLflow; MLFLOW_TRACKING_URI selects the server"

@@ -25,7 +25,7 @@ KEYS_FILE = "mlflow_gate/training_rows.gz"  # digests of the keys
 DIGEST_BYTES = 8
 NUMBER, TEXT, AWARE, NAIVE = "numbers", "texts", "timezone-aware times", "naive times"
 FORMER_KINDS = {"times of a time zone": AWARE, "times without a time zone": NAIVE}  # in runs before version 0.1
-DATE = re.compile(r"(?!.*[.,]\d{7})\d{4}-\d\d-\d\d([T ]\d\d.*)?")  # Python would truncate nanoseconds
+DATE = re.compile(r"(?!.*[.,]\d{7})\d{4}-\d\d-\d\d([T ]\d\d.*)?")  # no nanoseconds: Python would truncate them
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Keys:
         return self.kinds == (NUMBER,) and [text for (text,) in self.texts] == list(map(str, range(len(self.texts))))
 
     def digests(self) -> list[bytes]:
-        """Return the digest of each key: keys may be personal data, which an artifact should not contain."""
+        """Return the digest of each key, to log instead of the keys themselves, which may be personal data."""
         joined = ("\0".join(texts).encode() for texts in self.texts)
         return [hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest() for text in joined]
 
@@ -94,7 +94,7 @@ class Keys:
 class TrainingRows:
     """The training rows that a run declares with `log_learned`: a span of keys or the digest of each.
 
-    ``ends`` are the lowest and highest keys of a span; ``problem`` is the reason if the declaration is unusable.
+    ``ends`` are the lowest and highest keys of a span; ``problem`` says why the declaration is unusable, if it is.
     """
 
     kinds: tuple[str, ...] = ()
@@ -209,7 +209,7 @@ def hash_rows(held_out: Any, keys: Keys) -> str:
     if hasattr(held_out, "iloc"):
         from pandas.util import hash_pandas_object
 
-        with contextlib.suppress(TypeError):  # cells with lists or arrays
+        with contextlib.suppress(TypeError):  # lists and arrays in cells cannot be hashed
             content.update(repr(sorted(hash_pandas_object(held_out).tolist())).encode())
     return content.hexdigest()[:16]
 
@@ -220,7 +220,7 @@ def _column(column: Any) -> tuple[str, list[str]]:
     from pandas import DatetimeIndex, Timestamp, isna
     from pandas.api.types import infer_dtype
 
-    if isinstance(column, DatetimeIndex) and not column.hasnans:  # fast: there may be a million keys
+    if isinstance(column, DatetimeIndex) and not column.hasnans:  # fast path: there may be a million keys
         times = (column.tz_convert(None) if column.tz else column).to_numpy()
         if (times == (seconds := times.astype("datetime64[s]"))).all():
             zone, kind = ("", NAIVE) if column.tz is None else ("Z", AWARE)
@@ -257,7 +257,7 @@ def _column(column: Any) -> tuple[str, list[str]]:
 
 
 def _floats(numbers: Any, dtype: Any) -> tuple[str, list[str]]:
-    """Return the kind of floats, which says if the dtype rounds some (such as ids above 2**53), and their texts."""
+    """Return the kind of floats, and their texts; the kind shows whether the dtype rounds some (as ids above 2**53)."""
     import numpy as np
 
     is_whole, end = np.isfinite(numbers) & (numbers == np.round(numbers)), 2 ** (np.finfo(dtype).nmant + 1)

@@ -70,7 +70,7 @@ def commit_link(tags: Mapping[str, str]) -> Link:
 
 
 def is_dirty(tags: Mapping[str, str]) -> bool | None:
-    """Return whether a run's code had uncommitted changes (a tag such as MLflow's `...git.dirty`), None if unknown."""
+    """Return whether a run's tags (such as MLflow's `...git.dirty`) report uncommitted changes; None if unknown."""
     values = [value.lower() == "true" for name, value in tags.items() if name.endswith(".git.dirty")]
     return any(values) if values else None
 
@@ -87,7 +87,7 @@ def run_link(run: Run | None, url: str, more: dict[str, Any], kind: str = "run")
 
 
 def move_links(version: str, moves: list[Move], current: str | None) -> list[Link]:
-    """Describe a version's last promotion and each period in production."""
+    """Describe a version's last promotion and each of its periods in production."""
     decision, times, latest = Link("decision", "registered by hand, without a decision", known=False), {}, ""
     for move, after in zip(moves, [*moves[1:], None], strict=True):
         if move.version != version:

@@ -1,4 +1,4 @@
-"""Download and load a model within a time limit, whatever its code raises."""
+"""Download a model and load it within a time limit; handle anything that its code raises."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def call_within(seconds: float, call: Callable[..., Any], *arguments: Any) -> An
 
 
 def load(model_uri: str, read: Callable[[Path], Any] | None, seconds: float) -> Any:
-    """Load a model with ``read`` (default: `mlflow.pyfunc`), and keep its downloaded files as long as the model.
+    """Load a model with ``read`` (default: `mlflow.pyfunc`); keep its downloaded files while the Python object exists.
 
     Raises ModelMissing if the files do not exist, ServerError if they cannot be read now, and any error of ``read``.
     """

@@ -56,12 +56,12 @@ def locked(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
         ended.set()
         if heartbeat.is_alive():
             heartbeat.join(STALE_SECONDS)  # a late heartbeat would write the deleted tag again
-        with contextlib.suppress(Exception):  # already removed; or the server is down, and the tag becomes stale
+        with contextlib.suppress(Exception):  # the tag was removed, or the server is down and the tag becomes stale
             client.delete_registered_model_tag(name, ticket)
 
 
 def _beat(client: MlflowClient, name: str, ticket: str, ended: threading.Event) -> None:
-    """Change this process's tag regularly while it waits for the lock or holds it."""
+    """Change this process's tag regularly, as a heartbeat, while it waits for the lock or holds it."""
     for beat in itertools.count():
         if ended.wait(STALE_SECONDS / 4):
             return

@@ -1,7 +1,7 @@
 """The history of the alias, kept in tags of the registered model, so that it outlives the versions.
 
-A move is recorded before the alias moves and marked as done afterwards. If the process is killed in between, the alias
-still points to a version, and the unfinished move is ignored.
+A move is recorded before the alias moves and marked as done afterwards. If the process is killed in between, the
+unfinished move counts only if the alias already points to its version.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ class EvaluatedModel:
     Parameters
     ----------
     run_id : str
-        The run that logged it.
+        The run that logged the model.
     model_uri : str
-        The URI to load it from.
+        The URI to load the model from.
     tags : mapping
         The run's tags.
     source : str
@@ -177,7 +177,7 @@ class Production(EvaluatedModel):
 
     @property
     def evaluated(self) -> EvaluatedModel:
-        """The model that the gate evaluated: this one, or the model it is a refit of."""
+        """The model that the gate evaluated: this model or, if this one is a refit, the original."""
         return self.refit_of or self
 
 
@@ -244,7 +244,7 @@ def model_source(version: ModelVersion, client: MlflowClient) -> str:
 
 def write(client: MlflowClient, name: str, move: Move, *, done: bool) -> None:
     """Record a move, or mark a recorded move as done."""
-    content = asdict(move) | {"done": int(done)}  # a digit, so that only the last part changes
+    content = asdict(move) | {"done": int(done)}  # a digit, so that marking a move as done changes only the last part
     text = json.dumps({key: content[key] for key in content if key not in ("number", "recorded")}, ensure_ascii=False)
     parts = [text[start : start + PART_CHARACTERS] for start in range(0, len(text), PART_CHARACTERS)]
     for part, content_part in enumerate(parts):

@@ -117,7 +117,7 @@ class Registry:
     def status(self, decision: Path | str | None = None) -> str:
         """Return one line: the version in production, and whether this working tree's decision agrees with it.
 
-        ``decision`` is a JSON file written from `Decision.as_dict`; by default the registry's file.
+        ``decision`` is a JSON file written from `Decision.as_dict`; the default is the registry's decision file.
         """
         read, decided = self.record(), read_decision(decision or self._decision_file)
         line = summarize(self.describe(read)) if read.version else f"{self.name}: no version is in production"
@@ -235,11 +235,11 @@ class Registry:
         )
 
     def find_run(self, run_id: str | None) -> Run | None:
-        """Return a run; None if it was purged or never existed (a version keeps its own copy of the model)."""
+        """Return a run; None if it was purged or never existed (a version can outlive its run)."""
         return find(self.client.get_run, run_id) if run_id else None
 
     def version_of(self, source: str, read: Record, *, recorded: bool = False) -> ModelVersion | None:
-        """Return the last version of a model or its refit, or None; with ``recorded``, ignore versions made by hand."""
+        """Return the last version of a model or its refit, or None; with ``recorded``, search only the history."""
         versions = [] if recorded else self.client.search_model_versions(f"source_path='{source}'")
         matches, numbers = [each for each in versions if each.name == self.name], read.versions_of(source)
         evaluated = (find(self.client.get_model_version, self.name, number) for number in numbers)

@@ -21,8 +21,8 @@ class Scores:
     metrics : mapping of str to float
         Metrics by name.
     blocks : mapping or pandas.Series
-        The model's error in each block (a week, a customer, a fold), lower is better. Rows of a block may depend on
-        each other; blocks should be independent.
+        The model's error (lower is better) in each block: a week, a customer, a fold. Rows of the same block may
+        depend on each other; blocks should be independent.
     facts : mapping
         Additional values for your own rules.
     held_out, period, rows
@@ -129,7 +129,7 @@ class Rule(BaseModel):
     name, unit : str
         How findings display the metric.
     low, high : str
-        The meaning of a value below ``min`` or above ``max``.
+        Description of a value below ``min`` or above ``max``, such as `too low`.
     next_step : str
         What to do about such a value.
     """

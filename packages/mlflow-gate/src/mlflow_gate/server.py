@@ -43,7 +43,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     from mlflow.tracking._tracking_service.utils import _get_store
     from mlflow.utils.rest_utils import http_request
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # even small files would show it
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # even small files would show a bar
     uri = uri or mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
         retries = int(os.environ[RETRIES]) if os.environ.get(RETRIES, "").isdigit() else PROBE_RETRIES
@@ -56,7 +56,7 @@ def connect(uri: str | None = None) -> MlflowClient:
             raise outage(f"{what} does not respond", error) from None
         value = f"HTTP {response.status_code}: {response.text:.200}"
         if response.status_code in (401, 403):
-            raise ServerError(f"{what} rejects the credentials.", value=value, expected=f"valid ones in {CREDENTIALS}")
+            raise ServerError(f"{what} rejects the credentials.", value=value, expected=f"valid {CREDENTIALS}")
         if response.status_code >= 400:
             step = "set MLFLOW_TRACKING_URI to the URL of an MLflow server; if the server is busy, try again later"
             raise ServerError(f"{what} does not respond.", value=value, next_step=step)
