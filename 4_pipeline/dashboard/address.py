@@ -1,4 +1,4 @@
-"""URLs of views: the path is the page, the query holds the user's choices. Any string is accepted as a URL."""
+"""Parse and build the URLs of views: the path selects the page, and the query holds the user's choices."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import flask
 
-MAX_CHARACTERS = 2000  # longer than any view's URL
+MAX_CHARACTERS = 2000  # no URL of a view is longer
 MAX_FIELDS = 20
 PREFIX = re.compile(r"(?:/[\w.~%@+-]+)+")
 
 
 def parse(url: object) -> tuple[str, dict[str, str]]:
-    """Return a URL's path and query fields (the last value of each); an invalid URL gives the front page."""
+    """Return a URL's path and its query fields (the last value of a repeated field); an invalid URL gives `/`."""
     if not isinstance(url, str) or len(url) > MAX_CHARACTERS:
         return "/", {}
     try:
@@ -27,7 +27,7 @@ def parse(url: object) -> tuple[str, dict[str, str]]:
 def prefix() -> str:
     """Return the path prefix sent by a proxy such as JupyterLab; empty without a proxy.
 
-    A header that is not a path is ignored, since the prefix is written into the page.
+    A header that is not a path is ignored: the prefix is written into the page's HTML, where it could inject code.
     """
     root = flask.request.script_root if flask.has_request_context() else ""
     return root if PREFIX.fullmatch(root) else ""
@@ -41,7 +41,7 @@ def link(path: str) -> str:
 def of_referrer() -> str:
     """Return the path and query of the page that requests the layout.
 
-    Without a referrer this is the front page; the browser then requests the right page (`assets/address.js`).
+    Without a referrer, return the front page; `assets/address.js` then requests the page in the address bar.
     """
     url = flask.request.referrer if flask.has_request_context() else None
     _, slash, rest = (url or "").removeprefix("https://").removeprefix("http://").partition("/")

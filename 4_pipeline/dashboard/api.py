@@ -1,4 +1,4 @@
-"""The HTTP API: `/predict`, `/health` and `/metrics`, and the page of the weekly report."""
+"""The HTTP API (`/predict`, `/health` and `/metrics`) and the route of the weekly report."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ EXAMPLE = {"utc_timestamp": requests.EXAMPLE} | {each.name: each.slider.first fo
 
 
 def register(server: Flask, follower: Follower) -> None:
-    """Add the routes; no route waits for MLflow."""
+    """Register the routes of the API; none of them waits for MLflow."""
     dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
     server.json.dumps = dumps  # type: ignore[method-assign] # for this server only
 
     @server.get("/health")
     def health() -> Response:
-        """Return the status, even while the registry is down."""
+        """Return the dashboard's status and current faults, even while the registry is down."""
         snapshot = follower.now
         production = snapshot.champion.production if snapshot.champion else None
         return jsonify(

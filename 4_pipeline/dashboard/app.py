@@ -29,7 +29,7 @@ FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # the start of a root-relative URL, i
 
 
 class Dashboard(Dash):
-    """A Dash application that works behind any path prefix; each request carries its prefix."""
+    """A Dash application that works behind any path prefix; it reads the prefix from each request."""
 
     def interpolate_index(self, **parts: str) -> str:
         """Return the page with the prefix added to the URLs of scripts, styles and callbacks."""
@@ -37,7 +37,7 @@ class Dashboard(Dash):
 
 
 def make_app(follower: Follower) -> Dash:
-    """Return the Dash application; it loads nothing from other hosts.
+    """Return the Dash application, whose pages load nothing from other hosts.
 
     No callback waits for MLflow.
     """
@@ -45,11 +45,11 @@ def make_app(follower: Follower) -> Dash:
         __name__,
         title=layout.TITLE,
         update_title=None,
-        compress=True,  # plotly.js has 5 MB
+        compress=True,  # plotly.js is 5 MB
         prevent_initial_callbacks=True,
-        suppress_callback_exceptions=True,  # the layout holds one page at a time
+        suppress_callback_exceptions=True,  # most callbacks belong to pages that are not shown
         index_string=layout.INDEX,
-        assets_ignore="theme.js",  # `layout.INDEX` loads this file before the first paint
+        assets_ignore="theme.js",  # `layout.INDEX` loads this file itself, before the first paint
     )
     app.layout = lambda: layout.whole_page(follower.now, address.of_referrer())
     security.protect(app, pages.PATHS)
@@ -87,7 +87,7 @@ def _register_frame(app: Dash, follower: Follower) -> None:
         State("version", "data"),
     )
     def follow(_ticks: int, revision: object, before: object) -> tuple:
-        """Update the header and the banners for a new revision; this also triggers the callbacks of the pages."""
+        """Update the header and the banners for a new revision; the new `revision` triggers the pages' callbacks."""
         snapshot = follower.now
         if snapshot.revision == revision:
             raise PreventUpdate
@@ -104,7 +104,7 @@ def _register_frame(app: Dash, follower: Follower) -> None:
 
 def _listen(follower: Follower, host: str, port: int) -> BaseWSGIServer:
     try:
-        # One process, so that all users share its cache.
+        # Waitress serves from a single process, so all users share one cache.
         server = make_app(follower).server
         limits = {"connection_limit": MAX_CONNECTIONS, "max_request_body_size": security.MAX_BODY_BYTES}
         return waitress.create_server(server, host=host, port=port, threads=THREADS, ident=None, **limits)
@@ -123,14 +123,14 @@ def _listen(follower: Follower, host: str, port: int) -> BaseWSGIServer:
 @click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
 @click.option("--log-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML logging config.")
 def main(host: str, port: int, log_config: Path | None) -> None:
-    """Serve the dashboard of the pipeline in this folder: its data, the model in production and its predictions.
+    """Serve a dashboard of this folder's pipeline: the data, the model in production and the model's predictions.
 
     \b
     Example:  python -m dashboard --port 8051
     Behind a proxy:  DASHBOARD_ALLOWED_HOSTS=dash.company.lan,other.lan python -m dashboard
     """
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # waitress warns about every queued request
-    # Notice within seconds that a server hangs or a database was replaced. The dashboard retries by itself.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # hide the warning about each queued request
+    # Detect a hung server or a replaced database within seconds. MLflow need not retry: the dashboard polls again.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
     if log_config:

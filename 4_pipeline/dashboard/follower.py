@@ -57,7 +57,7 @@ def cache_per_revision(make: Callable[..., Answer]) -> Callable[..., Answer]:
 
 @dataclass(frozen=True)
 class Fault:
-    """A reason why the pages are out of date, and since when (UTC)."""
+    """A reason why the pages are out of date, and the time (UTC) when it first applied."""
 
     since: datetime
     why: str
@@ -85,18 +85,18 @@ class Comparison:
 
     @functools.cached_property
     def qualities(self) -> list[Quality]:
-        """The quality of the predictions by target."""
+        """The quality of each target's predictions over all rows."""
         coverage, limit = self.champion.model.coverage, self.max_bias_percent
         return monitoring.qualities(self.frame, self.predicted, self.band, coverage, self.baselines, limit)
 
     @functools.cached_property
     def latest(self) -> list[Quality]:
-        """The quality of the latest predictions by target."""
+        """The quality of each target's predictions over the latest rows (`monitoring.latest`)."""
         return self.at(monitoring.latest(self.frame).index).qualities
 
     @property
     def state(self) -> str:
-        """The worst state in `latest`, one of `monitoring.STATES`."""
+        """The worst state of any target in `latest`, one of `monitoring.STATES`."""
         return monitoring.worst_state(self.latest)
 
     @functools.cached_property
@@ -117,7 +117,7 @@ class Comparison:
 class Snapshot:
     """The immutable state of the dashboard, replaced as a whole, so that no page mixes two versions.
 
-    ``predictions`` are made by ``champion`` for each row of ``frame``, with the error band. The keys of ``faults`` are
+    ``predictions`` are those of ``champion`` for each row of ``frame``, with error bands. The keys of ``faults`` are
     `registry`, `model`, `data` and `parameters`. ``is_ready`` is False until data and registry have been polled once
     and the first model is loaded. A page with a ``revision`` other than the snapshot's is out of date.
     """
@@ -145,7 +145,7 @@ class Snapshot:
 
     @functools.cached_property
     def comparison(self) -> Comparison | None:
-        """The data with their predictions; None without data or model."""
+        """The comparison of all measured rows with their predictions; None without data or model."""
         if self.champion is None or self.frame is None or self.predictions is None:
             return None
         baselines = monitoring.baselines(self.frame, self.champion.evaluated_training_end)
@@ -155,7 +155,7 @@ class Snapshot:
 
     @functools.cached_property
     def training_rows(self) -> pd.DataFrame | None:
-        """The model's training rows in the data (all rows if these are unknown); None if there are none."""
+        """The model's training rows; all rows if its training period is unknown, None if the data have no such row."""
         until = self.champion.training_end if self.champion else None
         if self.frame is None or until is None:
             return self.frame
@@ -164,7 +164,7 @@ class Snapshot:
 
 
 class Follower:
-    """Follows the `production` alias and the data file; ``now`` is available even while MLflow is down."""
+    """Follows the `production` alias and the data file; ``now``, the snapshot, is available even if MLflow is down."""
 
     def __init__(self, data_file: Path) -> None:
         self.data_file = data_file
@@ -177,13 +177,13 @@ class Follower:
         self._active_until = -math.inf
 
     def start(self) -> None:
-        """Start two daemon threads; one only reads the record, which may take minutes."""
+        """Start two daemon threads: one polls, the other reads the record, which may take minutes."""
         tasks = (self.poll, self._due, POLL_SECONDS), (self.read_record, self._record_due, RECORD_SECONDS)
         for task in tasks:
             threading.Thread(target=self._repeat, args=task, daemon=True).start()
 
     def on_request(self) -> None:
-        """Record a request: poll at once if the dashboard was idle, and often from now on."""
+        """Note a request: poll at once if the dashboard was idle, and poll often for the next `ACTIVE_SECONDS`."""
         if time.monotonic() > self._active_until:
             self._due.set()
             self._record_due.set()
@@ -194,7 +194,7 @@ class Follower:
         for subject in ("parameters", "data", "registry"):
             try:
                 getattr(self, f"_check_{subject}")()
-            except Exception as error:  # noqa: BLE001 - the pages keep the old snapshot
+            except Exception as error:  # noqa: BLE001 - whatever fails, the pages keep the old snapshot
                 self._add_fault(subject, error)
         if not self.now.is_ready:
             self._replace(is_ready=True)
@@ -261,7 +261,7 @@ class Follower:
 
     def _load(self, production: Production) -> tuple[Champion, Prediction | None]:
         """Load a version's model and predict the data with it; meanwhile the old model stays in use."""
-        if self.now.champion is None and "model" not in self.now.faults:  # do not show retries as loading
+        if self.now.champion is None and "model" not in self.now.faults:  # a retry keeps the fault on the pages
             self._replace(is_ready=False)
         evaluated = storage.load(production.refit_of.model_uri) if production.refit_of else None
         champion = Champion(production, storage.load(production.model_uri), evaluated)
@@ -283,7 +283,7 @@ class Follower:
         if known and known.why == text:
             return
         is_unexpected = isinstance(why, Exception) and not isinstance(why, PipelineError | GateError)
-        log.warning("%s: %s%s", subject, prefix, why, exc_info=why if is_unexpected else None)  # type: ignore[arg-type] # then it is an Exception
+        log.warning("%s: %s%s", subject, prefix, why, exc_info=why if is_unexpected else None)  # type: ignore[arg-type] # unexpected errors are Exceptions
         fault = Fault(known.since if known else datetime.now(UTC), text)
         self._replace(faults=self.now.faults | {subject: fault})
 
@@ -293,7 +293,7 @@ def _predict(champion: Champion | None, frame: pd.DataFrame | None) -> Predictio
 
 
 def _user_message(why: str | Exception) -> str:
-    """Return a one-line message for the pages, without values, addresses or tracebacks, which are only logged."""
+    """Return a one-line message for the pages, without values, URLs or tracebacks, which are only logged."""
     if isinstance(why, str):
         return why
     if isinstance(why, PipelineError | GateError):

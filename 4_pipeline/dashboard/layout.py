@@ -35,7 +35,7 @@ and the <a href="/results/report.html">report</a> work without JavaScript.</nosc
 
 
 def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
-    """Return the whole page for a URL, including its content, so that it does not shift after the first paint."""
+    """Return the whole page for a URL, content included, so that the layout does not shift after the first paint."""
     links, title, content = view(snapshot, *address.parse(requested))
     theme = html.Button(html.Span("Dark"), id="theme", **{"aria-label": "Dark"})
     return html.Div(

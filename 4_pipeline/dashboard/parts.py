@@ -19,7 +19,7 @@ from forecast.terms.parameters import FILE, load, project
 from .follower import Snapshot
 from .predictions import Band
 
-MIN_WIDTH = 0.05  # a narrower band would be shown as "0.0 to 0.0"
+MIN_WIDTH = 0.05  # a narrower band would show two equal numbers, such as "0.0 to 0.0"
 
 
 def panel(id_: str, title: str, hint: object, children: list) -> html.Section:

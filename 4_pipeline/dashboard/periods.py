@@ -32,7 +32,7 @@ def latest(snapshot: Snapshot, length_days: int = DEFAULT_DAYS) -> Period:
 def adjust(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]:
     """Return the requested period, ordered and clipped to the data, and a note about any adjustment.
 
-    A missing or invalid day gives the latest two weeks.
+    If a day is missing or invalid, the period is the latest two weeks.
     """
     first, last = full(snapshot)
     days = parse_day(start), parse_day(end)

@@ -49,7 +49,7 @@ class Champion:
         return gate.training_end(self.production.evaluated)
 
     def predict_unseen(self, frame: pd.DataFrame) -> Prediction:
-        """Predict measured hours; the evaluated model predicts a refit's training hours."""
+        """Predict measured hours; if the model is a refit, the evaluated model predicts the refit's training hours."""
         return storage.predict_unseen(self.model, self.evaluated, self.training_end, frame)
 
     @property
@@ -70,7 +70,7 @@ class Champion:
         try:
             rows = pd.concat([weather for weather, _ in requests], ignore_index=True)
             predicted, band = self.model.predict_with_band(rows)
-        except Exception as error:  # noqa: BLE001 - raised in the thread of the request
+        except Exception as error:  # noqa: BLE001 - raised again in the request's thread
             if len(requests) > 1:
                 for request in requests:
                     self._answer([request])

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Record:
-    """The record of a version; predictions do not need it.
+    """Information about a version that is not needed for predictions.
 
     ``explanations`` are plotly figures as parsed JSON, by name (`importance`, `responses`). ``decision`` is the gate's
     last decision in the pipeline, if any, and ``report_week`` the week of the last report.
@@ -72,8 +72,8 @@ def _text(file: Path) -> str:
 def figure(text: str, name: str) -> dict[str, Any]:
     """Return a plotly figure from its JSON; raise ModelError if it is invalid or too large.
 
-    Many clients write to the artifact store. `security.POLICY` prevents the browser from loading images or maps that a
-    figure links to.
+    The JSON is untrusted, because many clients write to the artifact store. `security.POLICY` prevents the browser
+    from loading images or maps that a figure links to.
     """
     try:
         content = json.loads(text) if len(text) <= MAX_BYTES else None

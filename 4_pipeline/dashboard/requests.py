@@ -18,11 +18,11 @@ from forecast.terms import steps
 from forecast.terms.errors import DataError, require_columns
 
 MAX_ROWS = max(375 * steps.A_DAY, 1000)  # a year
-MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times the size of MAX_ROWS rows
+MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times the usual size of MAX_ROWS rows
 YEARS = (1900, 2100)
 START = f"the start of {steps.ONE}" + f" in {steps.ZONE}" * steps.IS_DAY
 EXAMPLE = f"{steps.starts(pd.Series(pd.Timestamp('2016-06-01T12:00Z')))[0]:{STAMP}}"
-# Next steps of `forecast.table`'s errors that need the pipeline's folder or a shell; users may have only a browser.
+# Matches next steps in errors of `forecast.table` that require the pipeline's folder or a shell, not just a browser.
 OWNER_ADVICE = re.compile(r"params\.yaml|another_problem\.md|^iconv |^otherwise ")
 _CORRECT = "correct these values and send the rows again"
 _UPLOAD = "correct the file and upload it again; write numbers as 1234.5"
@@ -90,7 +90,7 @@ def _columns(header: Container[str]) -> list[str]:
 
 
 def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:
-    """Return rows of text as a checked frame; the index holds row or line numbers."""
+    """Convert rows of text, indexed by row or line number, to a frame and check its values."""
     from pandera.pandas import Check
 
     if not len(text):

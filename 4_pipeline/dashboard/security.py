@@ -16,11 +16,11 @@ from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntit
 
 from .requests import MAX_BYTES
 
-# The largest body of `/predict`: all rows with all digits, each value on its own line (a third of that without line
-# breaks). Callbacks send a file as base64: four characters for three bytes.
+# Enough for MAX_ROWS rows in full precision as the body of `/predict`, even with each value on its own line, and for
+# the callback that receives a file of MAX_BYTES as base64 (four characters for three bytes).
 MAX_BODY_BYTES = MAX_BYTES * 2
-HOSTS = "DASHBOARD_ALLOWED_HOSTS"  # environment variable with more allowed hosts, such as a proxy's
-ANY_PATH = "/<path:path>"  # Dash serves the page at every path
+HOSTS = "DASHBOARD_ALLOWED_HOSTS"  # environment variable with more allowed hosts, such as a proxy
+ANY_PATH = "/<path:path>"  # Dash serves its page at every path, even unknown ones
 
 # Content Security Policy. JupyterLab frames the pages under its own URL; Dash and plotly use inline styles, and
 # Bootstrap's icons are data URLs. https://developer.mozilla.org/docs/Web/HTTP/Guides/CSP
@@ -73,7 +73,7 @@ def _answer_error(error: Exception) -> tuple[Response, int]:
     else:
         reason, status = InternalServerError.description, HTTPStatus.INTERNAL_SERVER_ERROR
         log.error("%s failed", request.method, exc_info=error)
-    # repr escapes line breaks in the path.
+    # repr escapes line breaks in the path, which could forge log entries.
     log.info("%s %s answered with %d: %.80s", request.method, repr(request.path)[1:81], status, reason)
     return jsonify(error=reason), status
 

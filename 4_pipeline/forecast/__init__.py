@@ -1,4 +1,4 @@
-"""From raw files to a model in production.
+"""The pipeline, from raw files to a model in production.
 
 `raw` prepares the `table`, `learn` trains models, `govern` promotes them, `show` reports. `problem` defines targets and
 inputs, `terms` what every stage depends on, such as `quantities` and `parameters`; `tracking` connects to MLflow.

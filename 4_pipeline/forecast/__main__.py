@@ -52,8 +52,8 @@ def params(stage: str | None) -> None:
 def state(folder: Path) -> None:
     """Validate params.yaml, record the tracking store's id and moves of the alias, and delete outdated summaries.
 
-    If the store was wiped, the stages that log to it run again. Summaries of removed training stages are deleted
-    because DVC keeps them and `compare` would read them.
+    If the tracking store was wiped, the stages that log to it run again. The summary of a removed training stage is
+    deleted, because DVC keeps this file and `compare` would read it.
 
     \b
     Example:  python -m forecast state --to data
@@ -61,7 +61,7 @@ def state(folder: Path) -> None:
     from forecast import tracking
     from forecast.govern.state import is_unchanged, write_state
 
-    read(project() / FILE)  # here, in the first stage, so that invalid parameters fail early
+    read(project() / FILE)  # in the first stage, so that invalid parameters fail early
     if tracking.tracking_uri().startswith("sqlite:"):
         click.echo(tracking.NO_SERVER, err=True)
     known = trainings(project())
@@ -89,25 +89,25 @@ def tidy(days: int, dry_run: bool) -> None:
     for run in runs:
         click.echo(f"{run.info.run_id}  {run.info.run_name}")
         if not dry_run:
-            for model in run.outputs.model_outputs:  # type: ignore[union-attr] # a server's response has them
+            for model in run.outputs.model_outputs:  # type: ignore[union-attr] # set in a server's response
                 client.delete_logged_model(model.model_id)
             client.delete_run(run.info.run_id)
     click.echo(f"{len(runs)} runs {'would be' if dry_run else 'were'} marked as deleted. To free disk space:", err=True)
-    gc = "mlflow gc --backend-store-uri DATABASE --tracking-uri ADDRESS  # take_it_home.md names both"
+    gc = "mlflow gc --backend-store-uri DATABASE --tracking-uri ADDRESS  # see take_it_home.md for both values"
     click.echo(f"{gc}\ndvc gc --workspace --all-commits", err=True)
 
 
 @main.command("csv")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def make_csv(file: Path) -> None:
-    """Write the processed table of the embedded sample to FILE, unless FILE exists.
+    """Write the processed table of the built-in sample to FILE, unless FILE exists.
 
     \b
     Example:  python -m forecast csv germany.csv
     """
     from forecast.raw.prepare import load_or_make  # imports pandas
 
-    logger = logging.getLogger("forecast.raw")  # counts of dropped rows
+    logger = logging.getLogger("forecast.raw")  # logs the counts of dropped rows
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     click.echo(f"{file}: {len(load_or_make(file))} hours")

@@ -1,4 +1,4 @@
-"""The command of the `fetch` stage, `python -m forecast.fetch`, in its own module to import less."""
+"""The command of the `fetch` stage, `python -m forecast.fetch`, in a module that imports little."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     own_folder = (base / "own").resolve()
     if options and options.source == "csv" and own_folder not in (base / options.csv.file).absolute().parents:
         raise ParameterError(
-            f"{FILE}: fetch.csv.file must be in own/, since DVC tracks changes there.",
+            f"{FILE}: fetch.csv.file must be in own/, the folder that DVC checks for changes.",
             value=options.csv.file,
             expected="a file in own/, which is a dependency of the stage in dvc.yaml; a symbolic link is enough",
             next_step=f"ln -s {base / options.csv.file} {own_folder}, and set fetch.csv.file to the link",

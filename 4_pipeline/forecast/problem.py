@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
-TITLE, REGION = "Solar and wind power", "Germany"  # in dashboard and report
+TITLE, REGION = "Solar and wind power", "Germany"  # shown in the dashboard and the report
 STEP = "h"  # row frequency (pandas): 15min, 30min, h or another divisor of a day, or D for days
 ZONE = "Europe/Berlin"  # the region's time zone: days start at its midnight if the step is a day
-MIDDLE = (51.0, 10.4)  # of the region, degrees north and east, for the position of the sun
+MIDDLE = (51.0, 10.4)  # degrees north and east, where the sun's position is computed
 
 # The solar constant is 1,361 W/m2: https://doi.org/10.1029/2010GL045777. The ranges of mean power are wide because
-# countries differ, but narrow enough to detect a factor of 1,000. A wind speed in km/h passes as possible, but its mean
-# is unusual. Colours by Okabe and Ito, distinguishable with any colour blindness: https://jfly.uni-koeln.de/color/
+# countries differ, but narrow enough to detect a factor of 1,000. A wind speed in km/h is within `possible`, but its
+# mean is outside `usual_mean`. Colours by Okabe and Ito, for any colour blindness: https://jfly.uni-koeln.de/color/
 TARGETS = (
     Target(
         "solar_GW", "Solar", "GW", possible=(0, 200), usual_mean=(0.01, 100), opsd="DE_solar_generation_actual",
         key="solar", words="solar power", colour="#E69F00", plants="solar plants", by_day=True,
-        # Share of diffuse light: 0.27 to 0.29 in the sample, 0.5 in its darkest month, 0.7 with swapped columns. Lag:
-        # -0.1 to 0.0 h in the sample, 1 h if the clocks of the two files differ.
+        # The share of diffuse light is 0.27 to 0.29 in the sample, 0.5 in its darkest month, 0.7 with swapped columns.
+        # The lag is -0.1 to 0.0 h in the sample, 1 h if the clocks of the two files differ.
         driver=Driver(
             "light", ("rad_horizontal", "rad_diffuse"), "W/m²", alike=(20, 0.15), lag_hours=(-0.5, 0.5),
             top_share=(0, 0.6),
@@ -38,8 +38,8 @@ TARGETS = (
     Target(
         "wind_GW", "Wind", "GW", possible=(0, 200), usual_mean=(0.01, 100), opsd="DE_wind_generation_actual",
         key="wind", words="wind power", colour="#0072B2", plants="wind turbines",
-        # Half the maximum power: at 4.7 to 4.8 m/s in the sample, lower in forests, higher at sea; at 9 if knots are
-        # taken for m/s, at 2.5 vice versa. Lag: -0.1 to 0.1 h in the sample; a front takes hours to cross a country.
+        # Half the maximum power needs 4.7 to 4.8 m/s in the sample, less in forests and more at sea; 9 if knots are
+        # read as m/s, 2.5 vice versa. The lag is -0.1 to 0.1 h in the sample; a front takes hours to cross a country.
         driver=Driver("wind speed", ("windspeed",), "m/s", alike=(0.25, 0), at_half=(3, 8), lag_hours=(-3, 3)),
     ),
 )  # fmt: skip
@@ -64,7 +64,7 @@ INPUTS = (
     ),
 )  # fmt: skip
 
-# Wind speed at 105 m, about the hub height of those years, from the speed at 10 m by the logarithmic profile ln(z/z0)
+# Wind speed at 105 m, the typical hub height in 2013-2016, from the speed at 10 m by the logarithmic profile ln(z/z0)
 # with the roughness length z0 = 0.1 m of farmland (Hau, Wind Turbines, 3rd edition, chapter 13).
 HUB_BY_MEASURED = math.log(105 / 0.1) / math.log(10 / 0.1)
 COMPUTED: dict[str, Callable[[DataFrame], Series]] = {
@@ -87,7 +87,7 @@ CAPACITY: YearEnds = {
     "wind_GW": {"2012": 31.3, "2013": 34.2, "2014": 39.2, "2015": 44.9, "2016": 50.0},
 }
 
-# Slider values; `hour` is in UTC, `day` is the day of the year, or a date that also sets the year: "2016-05-08".
+# Slider values: `hour` is in UTC, `day` is the day of the year; `date` ("2016-05-08") sets both day and year.
 PRESETS: dict[str, dict[str, float | str]] = {
     "Summer noon": {"windspeed": 3, "temperature": 26, "rad_horizontal": 650, "rad_diffuse": 180, "hour": 11},
     "Winter storm": {

@@ -27,7 +27,7 @@ DIRTY_TAG = "pipeline.git.dirty"
 # Tags of a run that mlflow-gate shows in the lineage: paths of files with their MD5, and the DVC experiment.
 DATA_TAG, EXPERIMENT_TAG, OVERRIDES_TAG = "mlflow_gate.data.", "mlflow_gate.experiment", "mlflow_gate.overrides"
 STORE_ID_TAG = "pipeline.store_id"  # tag of the experiment
-MADE = ("dvc.lock", "results/metrics.json")  # files written by the pipeline do not make a tree dirty
+MADE = ("dvc.lock", "results/metrics.json")  # the pipeline writes these files, so changes to them do not count as dirty
 START = "start a server (`mlflow server`) and set MLFLOW_TRACKING_URI to its URL"
 RECORDS, ARTIFACTS = "mlflow.db", "mlartifacts"  # the default names of `mlflow server`
 NO_SERVER = (
@@ -65,7 +65,7 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
 def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI; if it is not set, the local SQLite store of a repository with its own .dvc.
 
-    Raises ServiceError if there is neither: in a subfolder of another repository, or on a worker without access to it.
+    Raises ServiceError if there is neither, as in a subfolder of another repository or on a worker without a copy.
     """
     uri, folder = os.environ.get("MLFLOW_TRACKING_URI", ""), str(project())
     folder = folder.partition("/.dvc/tmp/exps/")[0]  # `dvc exp run --temp` runs in a copy
@@ -166,8 +166,8 @@ def experiment_tags(folder: Path | None = None) -> dict[str, str]:
 def git_tags(folder: Path | None = None) -> dict[str, str]:
     """Return tags with the commit and whether tracked files are modified; no tags outside a Git repository.
 
-    On a Dask cluster they describe the client's folder, since a worker may have no repository, or not the copy in which
-    DVC runs an experiment (`dvc exp run --temp`).
+    On a Dask cluster the tags describe the client's folder: a worker may lack the repository, or the copy in which DVC
+    runs an experiment (`dvc exp run --temp`).
     """
     from papermill_dask import COMMIT_TAG, git_state
 

@@ -39,7 +39,7 @@ ZONES = {steps.CALENDAR: steps.CALENDAR} if steps.IS_DAY else {"UTC": "UTC", ste
 DAYS = ("first-day", "last-day")
 CHOICES = (*DAYS, "zone")
 FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month", "overview")
-# The properties that depend on the period, by component.
+# Component id -> the property that depends on the period.
 OUTPUTS = dict.fromkeys(FIGURES, "figure") | dict.fromkeys(("key-figures", "comparison-weeks"), "children")
 OUTPUTS |= {"months-of-residuals": "className", "comparison-adjustment": "children"}
 OUTPUTS |= {f"preset-{name}": "active" for name in PRESETS} | {"earlier": "disabled", "later": "disabled"}
@@ -77,7 +77,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
 
 
 def register(app: Dash, follower: Follower) -> None:
-    """Register the callbacks that follow the chosen period and the snapshot."""
+    """Register the callbacks that run when the user changes the period or the snapshot is replaced."""
     _register_rendering(app, follower)
 
     @app.callback(
@@ -88,7 +88,7 @@ def register(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def choose_period(*values: Any) -> Period:
-        """Set the period to the latest days, as many as the preset has, or shift it by its own length."""
+        """Set the period to a preset (the latest days of the data), or shift it by its own length."""
         snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
         if snapshot.frame is None:
             raise PreventUpdate
@@ -137,7 +137,7 @@ def _register_rendering(app: Dash, follower: Follower) -> None:
         Output("comparison-answer", "data"), *(Input(id_, "value") for id_ in CHOICES), Input("revision", "data")
     )
     def draw_period(start: object, end: object, zone: object, _revision: object) -> dict:
-        """Render the chosen period; the page drops a response to outdated choices (`assets/figures.js`)."""
+        """Render the chosen period; `assets/figures.js` drops the response if the choices have changed meanwhile."""
         snapshot = follower.now
         period, adjustment = periods.adjust(snapshot, start, end)
         content = render(snapshot, period, zone if zone in tuple(ZONES) else steps.CALENDAR)
@@ -160,7 +160,7 @@ def _register_rendering(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def follow_data(_revision: object, start: object, end: object) -> tuple:
-        """Update limits and notes but keep the period; set it if the page was opened before any data existed."""
+        """Update limits and notes; set the period only if the page was opened before any data existed."""
         snapshot = follower.now
         latest = periods.latest(snapshot)
         period = (no_update, no_update) if periods.parse_day(start) and periods.parse_day(end) else latest
@@ -202,7 +202,7 @@ def render(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> di
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
-    """Return an overview of all data with the period marked: daily means, divided by each target's maximum."""
+    """Return an overview of all data with the period marked: daily means, scaled by each target's maximum and added."""
     if snapshot.frame is None:
         return figures.empty("")
     local = snapshot.frame.assign(utc_timestamp=steps.local(snapshot.frame["utc_timestamp"]).dt.tz_localize(None))
@@ -239,7 +239,7 @@ def _tile(quality: Quality) -> html.Div:
 
 
 def simulation_note(snapshot: Snapshot) -> str:
-    """Return a note that the generation is simulated, or nothing for measured data."""
+    """Return a note that the “measured” values are modelled, or an empty string."""
     source = origin_of(snapshot.frame)
     return f"“Measured” values are modelled (source: {source.source})." if source.modelled else ""
 

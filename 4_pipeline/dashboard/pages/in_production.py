@@ -106,13 +106,13 @@ def _lineage(links: tuple[Link, ...]) -> html.Section:
 
 def _box(link: Link) -> list:
     name = parts.copyable(link.name)
-    # Many clients write tags, so a recorded URL may contain a script.
+    # Any client can write tags, so a recorded URL may be a `javascript:` link.
     if link.url and link.url.startswith(("http://", "https://")):
         name = parts.external_link(parts.readable_times(link.name), link.url)
     facts = [
         html.Div([html.Dt(parts.readable_times(key)), html.Dd(parts.copyable(str(fact)))])
         for key, fact in link.facts.items()
-        if not str(fact).startswith(link.name.split()[-1])  # omit the hash that a commit's name contains
+        if not str(fact).startswith(link.name.split()[-1])  # a commit's name already contains its hash
     ]
     return [
         html.P("Run in MLflow" if link.kind == "run" else link.kind.capitalize(), className="eyebrow"),

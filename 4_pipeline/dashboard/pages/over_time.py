@@ -24,7 +24,7 @@ INPUTS_HEAD = ["Input", "Training minimum", "Training maximum", f"Later {steps.N
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
-    """Return the panels on state, months and inputs of the model in production."""
+    """Return the panels on the state of the model in production, its errors by month, and its inputs."""
     if (comparison := snapshot.comparison) is None:
         return [parts.panel("state", TITLE, snapshot.missing("frame", "champion"), [])]
     qualities, since = comparison.latest, comparison.champion.evaluated_training_end

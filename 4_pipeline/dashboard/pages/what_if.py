@@ -26,12 +26,12 @@ from ..follower import Follower, Snapshot
 from ..predictions import Champion, Prediction
 
 PATH, TITLE = "/what-if", "What if"
-RARE_SHARE = 0.005  # a value is rare if less than this share of training rows is as extreme
-SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; tolerance at twilight: the sun is higher elsewhere in the region
+RARE_SHARE = 0.005  # a value is rare if less than this share of the training rows is at least as extreme
+SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; TWILIGHT allows for places where the sun is higher
 LIGHT = [each.name for each in problem.INPUTS if each.unit == "W/m²"]
 POINTS = 33  # per curve; curves over time or a category have one point per value
-SIMILARITY = 0.1  # share of a slider's range: training rows are similar if all other inputs are this close
-TRIM_ROWS, TRIM_SHARE = 10, 0.01  # minimum and share of similar rows to trim at each end of the dark range
+SIMILARITY = 0.1  # training rows are similar if all other inputs differ by at most this share of the slider
+TRIM_ROWS, TRIM_SHARE = 10, 0.01  # trim this many or this share of the similar rows at each end
 COMMON_YEAR = 2015  # not a leap year
 # Suffix the name of a time slider if an input has the same name.
 HOUR, DAY, YEAR = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day", "year"))
@@ -50,7 +50,7 @@ BUTTONS = {f"preset-button-{number}": name for number, name in enumerate(PRESETS
 
 
 def page(snapshot: Snapshot, query: dict[str, str]) -> list:
-    """Return the sliders, the prediction and the curves for the values in the query, by slider name (`SLIDERS`)."""
+    """Return the sliders, the prediction and the curves for the slider values in the query (keys: `SLIDERS`)."""
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
     sliders = [
@@ -60,7 +60,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         html.Div([_slider(name, values, snapshot) for name in LABELS], className="sliders"),
         dbc.Input(id=IDS[YEAR], type="hidden", value=values[YEAR]),
     ]
-    label = f"Response of the prediction around this {steps.NAME}"
+    label = f"Response of the prediction to each input at this {steps.NAME}"
     figure = parts.graph("what-if-curves", curves(snapshot, values), label, "chart tall")
     about = (
         f"The prediction when one input changes and the others stay the same; the dotted line marks your {steps.NAME}."
@@ -69,17 +69,17 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     )
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),
-        parts.panel("curves", f"Response around this {steps.NAME}", about, [figure]),
+        parts.panel("curves", f"Response to each input at this {steps.NAME}", about, [figure]),
     ]
     return [
         dcc.Store(id="what-if-first", data=[*DEFAULTS.items()]),
-        dcc.Store(id="what-if-rest"),  # set when dragging ends, so that curves are drawn only then
+        dcc.Store(id="what-if-rest"),  # set on release of a slider: the curves are not redrawn while dragging
         html.Div(panels, className="columns narrow-first"),
     ]
 
 
 def register(app: Dash, follower: Follower) -> None:
-    """Register the callbacks that follow the sliders and the snapshot."""
+    """Register the callbacks that run when a slider moves or the snapshot is replaced."""
     sliders = [Input(IDS[name], "value") for name in SLIDERS]
 
     @app.callback(
@@ -91,7 +91,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("revision", "data"),
     )
     def predict(*values: Any) -> tuple:
-        """Predict for the values of the sliders."""
+        """Predict from the sliders' values."""
         weather = within_range(values[:-2])
         snapshot = follower.now
         texts = (value_text(snapshot, name, weather) for name in LABELS)
@@ -127,7 +127,7 @@ def register(app: Dash, follower: Follower) -> None:
         *(State(IDS[name], "value") for name in SLIDERS),
     )
     def draw_curves(_rest: object, _shown: object, _revision: object, *values: Any) -> tuple:
-        """Draw the response of the prediction around the sliders' values."""
+        """Draw the response of the prediction to each input, with the others at the sliders' values."""
         snapshot = follower.now
         ranges = (training_range(snapshot, name) for name in FEATURES)
         return curves(snapshot, within_range(values)), hint(snapshot), *[is_unused(snapshot)] * len(TIME), *ranges
@@ -200,7 +200,7 @@ def prediction(snapshot: Snapshot, weather: dict[str, float]) -> list:
 
 
 def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
-    """Return predictions and band; a target that follows the sun is NaN if the sun cannot provide that much light."""
+    """Return predictions and band; a daytime target is NaN if the sun cannot provide the light that is set."""
     predicted, band = champion.predict_with_band(hours)
     light, limit = _light(hours)
     if champion.model.takes_time:
@@ -210,7 +210,7 @@ def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
 
 
 def _light(hours: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return the light in each hour in W/m² and its upper limit: extraterrestrial radiation plus `TWILIGHT`."""
+    """Return each row's light in W/m², and the upper limit: extraterrestrial radiation plus `TWILIGHT`."""
     light = hours[LIGHT].sum(axis=1)
     elevation = features.sun_position(features.to_utc(hours["utc_timestamp"]))["elevation"]
     limit = SOLAR_CONSTANT * np.sin(np.radians(elevation.to_numpy())).clip(min=0)
@@ -218,7 +218,7 @@ def _light(hours: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def range_note(snapshot: Snapshot, name: str, value: float) -> str:
-    """Return whether a value of an input is within the training range, and whether it is rare there."""
+    """Describe whether an input's value is outside the training range, within it, or within it but rare."""
     if snapshot.training_rows is None:
         return ""
     known = snapshot.training_rows[name]
@@ -239,7 +239,7 @@ def training_range(snapshot: Snapshot, name: str) -> dict[str, str]:
 
 
 def _similar_range(training_rows: pd.DataFrame, name: str, weather: dict[str, float]) -> list[float]:
-    """Return the trimmed range of an input over the training rows whose other inputs are similar."""
+    """Return an input's range, without extremes, in training rows whose other inputs are near the sliders' values."""
     others = [other for other in FEATURES if other != name]
     spans = pd.Series({other: SIMILARITY * (SLIDERS[other].high - SLIDERS[other].low) for other in others})
     is_similar = ((training_rows[others] - pd.Series(weather)[others]).abs() <= spans).all(axis=1)
@@ -249,7 +249,7 @@ def _similar_range(training_rows: pd.DataFrame, name: str, weather: dict[str, fl
 
 
 def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
-    """Return the response curves around the sliders' values; without a model, a figure with a message."""
+    """Return the response to each input, with the others at the sliders' values; without a model, a message."""
     if snapshot.champion is None:
         return figures.empty(snapshot.missing("champion"))
     swept, year = [], chosen_time(snapshot, weather).year
@@ -276,7 +276,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
 
 
 def hint(snapshot: Snapshot) -> str:
-    """Return the hint above the sliders, which also lists unused sliders."""
+    """Return the hint above the sliders; it also names the sliders that the model ignores."""
     text = f"Set the inputs of {steps.ONE} to see the prediction. The coloured part of a track is the training range."
     return text + f" The model in production does not use {WHEN}." * is_unused(snapshot)
 
@@ -289,7 +289,7 @@ def is_unused(snapshot: Snapshot) -> bool:
 def chosen_time(snapshot: Snapshot, weather: dict[str, float]) -> datetime:
     """Return the time that the sliders set; a day of the year is the same date in every year, never 29 February.
 
-    A year before 1900 means the last year of the data or, if earlier, the last year with a known capacity.
+    A year before 1900 means the last year of the data or the last year with a known capacity, whichever is earlier.
     """
     year, hours = round(weather[YEAR]), round(weather.get(HOUR, 0) / steps.HOURS) * steps.HOURS
     if year < 1900:

@@ -70,7 +70,7 @@ def _columns() -> Component:
 
 
 def register(app: Dash, follower: Follower) -> None:
-    """Register the callbacks; when the model changes, the uploaded file is predicted again."""
+    """Register the callbacks; a new model predicts the uploaded file again."""
 
     @app.callback(
         Output("weather-answer", "children"),
@@ -80,7 +80,7 @@ def register(app: Dash, follower: Follower) -> None:
         State("weather-upload", "filename"),
     )
     def predict(contents: str | None, _revision: object, filename: str | None) -> tuple[list, str]:
-        """Predict for the uploaded file."""
+        """Predict the rows of the uploaded file."""
         if contents is None:
             return [], ""
         name = filename[:80] if filename else "weather.csv"
@@ -91,7 +91,7 @@ def register(app: Dash, follower: Follower) -> None:
             facts = [("Found", error.value), ("Allowed", error.expected), ("What to do", error.next_step)]
             facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]
             what = [html.Strong(f"No predictions for {name}. "), error.what, parts.facts(facts)]
-            # Screen readers announce alerts by themselves.
+            # The status stays empty, because screen readers announce the alert anyway.
             return [html.Div(dbc.Alert(what, color="danger"), id="weather-fault")], ""
 
     @app.callback(
@@ -112,7 +112,7 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def example(snapshot: Snapshot) -> str:
-    """Return a CSV file, as a data URL, with the inputs of the data's last rows; without data, only the header."""
+    """Return a data URL of a CSV file with the inputs of the last rows of the data; without data, only the header."""
     rows = pd.DataFrame(columns=INPUTS) if snapshot.frame is None else snapshot.frame[INPUTS].tail(72)
     content = rows.to_csv(index=False, date_format=STAMP).encode()
     return f"data:text/csv;base64,{base64.b64encode(content).decode()}"

@@ -46,7 +46,7 @@ class Registry(mlflow_gate.Registry):
 class Gate(mlflow_gate.Gate):
     """The gate with the limits in the `promote` section of params.yaml; it evaluates on data/test.parquet.
 
-    ``policy`` and ``held_out`` (a processed frame) replace the limits and the rows.
+    ``policy`` replaces these limits, and ``held_out`` (a processed frame) replaces these rows.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ FILES = "tracking_store.json", "alias.json"
 def write_state(folder: Path, decision: Path) -> None:
     """Write the state of the tracking server to files in ``folder``, which stages depend on.
 
-    `tracking_store.json` holds the store's id, because dvc.lock cannot tell that a tracking server was recreated.
+    `tracking_store.json` holds the store's id, because dvc.lock does not show that a tracking server was recreated.
     `alias.json` holds the alias's version if the alias has moved since ``decision``, so that the gate runs again after
     a rollback or a promotion outside the pipeline.
     """
@@ -42,7 +42,7 @@ def write_state(folder: Path, decision: Path) -> None:
 def is_unchanged(folder: Path, decision: Path) -> bool:
     """Return whether the server agrees with the files in ``folder``, so that `write_state` would not change them.
 
-    The check uses plain HTTP, because importing MLflow would take longer; the result is False if in doubt.
+    The check uses plain HTTP, because importing MLflow would take longer; if the check fails, the result is False.
     """
     import requests
 

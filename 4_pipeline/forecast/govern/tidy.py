@@ -32,7 +32,7 @@ def unreferenced_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     kept_ids, prepared = set(), ""
     for run in runs:
         prepared = run.info.run_id if run.data.tags[tracking.STAGE_TAG] == "prepare" else prepared
-        models = run.outputs.model_outputs  # type: ignore[union-attr] # a server's response has outputs
+        models = run.outputs.model_outputs  # type: ignore[union-attr] # set in a server's response
         if referenced & {run.info.run_id, *(model.model_id.removeprefix("m-") for model in models)}:
             kept_ids |= {run.info.run_id, prepared}
     end = 1000 * (time.time() - 86400 * days)

@@ -19,7 +19,7 @@ from forecast.table.schema import FEATURES, STAMP, TARGETS
 from forecast.terms import steps
 from forecast.terms.quantities import Target
 
-# A model may take only the inputs, or the time and the inputs.
+# A model takes either the weather features alone, or the time and the weather features.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
 # If the sun is below -12 degrees in the middle of Germany, it is night in the whole country, which spans about 9
 # degrees of longitude and 8 of latitude.
@@ -33,9 +33,9 @@ OUTER_SHARE = 0.005  # share of an input's values to omit at each end, where row
 
 @dataclass(frozen=True)
 class TargetScore:
-    """The scores of a model on one target, in the target's unit except for R2 and percent.
+    """The scores of a model on one target, in the target's unit, except R2 and the percentage.
 
-    ``bias`` is the mean error, negative if the model predicts too little (``bias_percent``: see `in_percent`);
+    ``bias`` is the mean error, negative if the model underpredicts (``bias_percent``: see `in_percent`);
     ``lowest`` is the lowest prediction, and ``night`` the mean absolute prediction at night, for a daytime target.
     """
 
@@ -51,9 +51,8 @@ class TargetScore:
 class Scores:
     """The scores of a model on held-out rows; ``r2`` is the mean over the ``targets``, whose keys are `Target.key`.
 
-    ``weekly_errors`` has the error of each week with enough rows: the mean over the targets of the absolute error
-    divided by the target's standard deviation, so that units do not matter. ``period`` is the first and last timestamp,
-    ISO 8601 in UTC.
+    ``weekly_errors`` has one value per week with enough rows: the mean absolute error in standard deviations of each
+    target, averaged over the targets. ``period`` is the first and last timestamp, ISO 8601 in UTC.
     """
 
     r2: float
@@ -74,7 +73,7 @@ class Scores:
 
 
 def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
-    """Score predictions (columns `TARGETS`) of the rows of a processed frame."""
+    """Score predictions (columns `TARGETS`) against the measured values of a processed frame."""
     stamps = pd.Series(to_utc(held_out["utc_timestamp"]))
     measured, values = (part[TARGETS].astype(float).set_axis(stamps.index) for part in (held_out, predicted))
     night = is_night(stamps)
@@ -124,7 +123,7 @@ def in_percent(error: float, measured: pd.Series) -> float:
 def is_night(utc_timestamp: pd.Series) -> np.ndarray:
     """Return for each step (by its start) whether it is night in all of Germany for the whole step.
 
-    The criterion is the sun's elevation: radiation is zero at dawn and dusk, too.
+    The criterion is the sun's elevation, because radiation is also zero at dawn and dusk.
     """
     stamps = to_utc(utc_timestamp)
     highest = [sun_position(stamps, share)["elevation"].to_numpy() for share in (0, 1)]
@@ -147,7 +146,7 @@ def evaluate(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
 
 
 def _milliseconds(model: LoadedModel, row: pd.DataFrame) -> float:
-    """Return the latency of predicting one row: the minimum of a few tries, since other programs only slow it down."""
+    """Return the latency of predicting one row: the minimum of a few tries, since load can only add time."""
     seconds = []
     for _ in range(LATENCY_REPEATS):
         start = time.perf_counter()
@@ -160,7 +159,7 @@ def _milliseconds(model: LoadedModel, row: pd.DataFrame) -> float:
 def importance(model: LoadedModel, frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Return the permutation importance of each input: the drop in R2 when its values are shuffled.
 
-    There is a row for `utc_timestamp` (hour and season) and each weather feature; columns are the targets and, as
+    The index holds `utc_timestamp` (hour and season) and the weather features; the columns are the targets and, as
     `<target>_spread`, the standard deviation of five shuffles. Correlated inputs, such as direct and diffuse radiation,
     share their importance. Breiman (2001), https://doi.org/10.1023/A:1010933404324.
     """
@@ -183,8 +182,8 @@ def importance(model: LoadedModel, frame: pd.DataFrame, *, seed: int = 0) -> pd.
 def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
     """Return the partial dependence of the predictions on each weather feature.
 
-    There is a row for each of 25 values of each feature: `feature`, `value` (in its unit) and the mean prediction of
-    each target. If inputs are correlated, some of these combinations never occur. Friedman (2001),
+    Each row has `feature`, one of its 25 values (`value`) and the mean prediction of each target at this value. If
+    inputs are correlated, these means include combinations that never occur. Friedman (2001),
     https://doi.org/10.1214/aos/1013203451.
     """
     rows = _thin(frame, IMPORTANCE_ROWS // 4)
@@ -201,8 +200,8 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
 def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict[str, float]:
     """Return the coverage of the error bands as `coverage_<key>`: the share of rows between ``low`` and ``high``.
 
-    For a daytime target only rows with the sun up count (NaN without any): at night, any band around zero is right.
-    The elevation of the sun is computed unless ``frame`` has it as `sun_elevation`.
+    For a daytime target, count only rows with the sun up (NaN if there are none): at night, any band contains zero.
+    The solar elevation is computed unless ``frame`` has a column `sun_elevation`.
     """
     known = frame.get("sun_elevation")
     day = (sun_position(to_utc(frame["utc_timestamp"]))["elevation"] if known is None else known).to_numpy() > 0

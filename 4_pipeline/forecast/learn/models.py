@@ -45,17 +45,17 @@ from forecast.terms.errors import DataError, ServiceError, require_columns
 if TYPE_CHECKING:
     from distributed import Client
 
-N_ITER_NO_CHANGE = 10  # early stopping: this many trees without a smaller validation error
-BATCH_CANDIDATES = 6  # candidates per task: deriving their shared features takes as long as two fits
-# As good as 40 trees at the usual rate of 0.1, in half the time: 0.8 ** 19 equals 0.9 ** 40.
+N_ITER_NO_CHANGE = 10  # stop early after this many trees without a smaller validation error
+BATCH_CANDIDATES = 6  # candidates per task; they share the derived features, which take as long as two fits
+# As good as 40 trees at the usual rate of 0.1, in half the time: 0.8 ** 19 is about 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
 LOWER_BOUNDS = [target.possible[0] for target in problem.TARGETS]
-MIN_HOURS = 200  # fewer cannot be split into training, validation and calibration
+MIN_HOURS = 200  # fewer cannot be split into training, validation and calibration rows
 
 
 @cache
 def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # cached: takes 5 ms, more than the 3 ms to predict one row
+    return ThreadpoolController()  # cached: creating it takes 5 ms, predicting a row only 3 ms
 
 
 def one_thread() -> AbstractContextManager:
@@ -89,7 +89,7 @@ class TrainingData:
         self.factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
         derived = derive(X)
         self.band_rows = [np.flatnonzero(sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
-        self.values = derived.to_numpy()  # an array, since scikit-learn compares column names at each prediction
+        self.values = derived.to_numpy()  # not a frame: scikit-learn would compare column names at each prediction
         self._levels: dict[int, list[np.ndarray]] = {}
 
     def levels(self, level_days: int | None) -> list[np.ndarray]:
@@ -147,7 +147,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return self.fit_data(TrainingData(X, y))
 
     def fit_data(self, data: TrainingData) -> CapacityFactorRegressor:
-        """Fit on training data that several models share."""
+        """Fit on `TrainingData`, which several models can share."""
         self.year_ends_ = data.year_ends
         values = data.values
         levels = data.levels(self.level_days)
@@ -177,7 +177,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         derived, capacities = (
             derive(X),
             installed(X, self.year_ends_),
-        )  # computed once: these two take most of the time of a single prediction
+        )  # computed only once, since both take most of the time of a single prediction
         values = derived.to_numpy()
         predicted, ends = self._from_factors(self._predict_factors(values, self.regressors_), capacities), []
         for side, sign in enumerate((-1, 1)):
@@ -209,9 +209,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return _strip_fitting_state(regressor.fit(derived, factor))
 
     def _fit_band(self, derived: np.ndarray, factor: np.ndarray) -> tuple[list[Any], float]:
-        """Return the quantile regressors of both ends, and the calibration margin as a capacity factor.
+        """Return the quantile regressors of the band's two ends, and the calibration margin as a capacity factor.
 
-        Solar power is fitted on daytime rows only: with nights, a low quantile would always be zero.
+        The rows for solar power are from daytime only: with nights, a low quantile would always be zero.
         """
         outside = (1 - self.coverage) / 2
         quantile_model = clone(self.band).set_params(loss="quantile", early_stopping=False)
@@ -320,7 +320,7 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
         return pickle.loads(function)(*arguments)  # noqa: S301 - pickled by this client
 
     try:
-        # Broadcast the data, or one worker gets most fits. Do not hash them: another search could release equal data.
+        # Broadcast the data, or one worker gets most fits. If hashed, a search with equal data could release the key.
         data = client.scatter(data, broadcast=True, hash=False)
         futures = [
             client.submit(score_fold, _by_value(partial(_score_fold, batch)), *data, fold, pure=False)
@@ -347,7 +347,7 @@ def _by_value(function: Callable) -> bytes:
 
 
 def _score_fold(batch: dict[int, CapacityFactorRegressor], X: pd.DataFrame, y: pd.DataFrame, fold: tuple) -> Scores:
-    """Fit a batch of estimators on the same training data; return the number and score of each."""
+    """Fit a batch of candidates on the same training data; return each candidate's number and score."""
     before, after = fold
     data, validation = TrainingData(X.iloc[before], y.iloc[before]), (X.iloc[after], y.iloc[after])
     return [(number, estimator.fit_data(data).score(*validation)) for number, estimator in batch.items()]

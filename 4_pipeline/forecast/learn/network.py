@@ -29,7 +29,7 @@ TRUSTED_LAYERS = {
     "keras.regularizers": {"L1", "L1L2", "L2"},
 }
 MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
-# Files in MLflow's model folder; the capacities of a network that takes raw weather are in a separate file.
+# Files in MLflow's model folder: a plain Keras model, or a `CapacityFactorNetwork`, with its capacities beside it.
 KERAS_FILE, NETWORK_FILE = "data/model.keras", "data/capacity_factors/network.keras"
 
 

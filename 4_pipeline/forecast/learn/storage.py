@@ -1,4 +1,4 @@
-"""Log models, and load them without running their code: with skops and a list of trusted types, or `network`."""
+"""Log models, and load them without running their code: with skops and a list of trusted types, or with `network`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class LoadedModel:
             return self._frame(self._predict(self.select_inputs(frame)), frame)
 
     def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
-        """Return predictions and the lower and upper ends of their error bands; None for a model without bands."""
+        """Return predictions and error bands (lower and upper ends); the bands are None if the model has none."""
         if self._predict_with_band is None:
             return self.predict(frame), None
         with one_thread():
@@ -171,7 +171,7 @@ def log_training(
 
     mlflow.log_figure(figure, "predicted_against_measured.html")
     run, model_uri = mlflow.active_run(), log_model(model, example)
-    # Log the metrics after the model: MLflow would request the history of each metric logged before.
+    # Log the metrics after the model: for metrics logged earlier, MLflow would request each one's history.
     mlflow.log_metrics(metrics, model_id=model_uri.rpartition("/")[2])
     content = {"run_id": run.info.run_id if run else None, "model_uri": model_uri} | metrics
     Path(summary).parent.mkdir(exist_ok=True)
@@ -190,7 +190,7 @@ def _sklearn_options(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
     return _interface(model, weather) | {
         "serialization_format": "skops",
         "skops_trusted_types": [*TRUSTED_TYPES],
-        "pip_requirements": [f"{name}=={version(name)}" for name in names],  # inferring them takes MLflow 7 s
+        "pip_requirements": [f"{name}=={version(name)}" for name in names],  # MLflow takes 7 s to infer them
     }
 
 
@@ -212,13 +212,13 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
     from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     client = client or connect()
-    # MLflow would not remove its own temporary folder, and the dashboard loads often.
+    # MLflow would not remove a temporary folder of its own, and the dashboard loads models often.
     with tempfile.TemporaryDirectory() as folder:
         try:
             # Resolve the alias only once, since it may move.
             model_uri = "models:/" + "/".join(get_model_name_and_version(client, model_uri))
             folder_of_model = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
-        except Exception as error:  # noqa: BLE001 - the model of a version registered by hand may be in any store
+        except Exception as error:  # noqa: BLE001 - versions registered by hand may be in any store
             raise ModelError(
                 "The model cannot be downloaded.",
                 value=f"{model_uri}: {error}",
@@ -246,7 +246,7 @@ def load_files(folder: Path, name: str) -> LoadedModel:
 def load_folder(folder: Path, name: str) -> LoadedModel:
     """Load a model from its local folder and make a test prediction; errors show ``name``.
 
-    The files decide how the model is loaded, never its metadata. Raises ModelError.
+    The file names, never the metadata, determine how the model is loaded. Raises ModelError.
     """
     readers: dict[str, Callable[[Path], Any]] = {SKOPS_FILE: _read_skops}
     with contextlib.suppress(ImportError):  # a copy without networks

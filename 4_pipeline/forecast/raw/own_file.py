@@ -26,7 +26,7 @@ _CORRECT = "correct the file, or its description in params.yaml (fetch.csv)"
 _MIDNIGHT = r"(?<![\d:])24(?=:00(?::00)?(?![\d:]))"
 _OFFSET = r"\s?(?:Z|UTC|[+-]\d{2}(?::?\d{2})?)$"
 _STEP = pd.DateOffset(days=1) if steps.IS_DAY else steps.LENGTH
-_MAX_NEGATIVE = 0.01  # share of the column's maximum, for consumption at night and sensor offsets
+_MAX_NEGATIVE = 0.01  # share of the column's maximum; covers consumption at night and sensor offsets
 
 
 def read(path: Path, mapping: OwnFile) -> Table:
@@ -94,7 +94,7 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
     raw.require(~midnight | by_end, original, file, f"the start of {steps.ONE}, 00:00 to {last:%H:%M}", next_step)
     stamps, skipped = parsed, pd.Series(False, text.index)
     if is_aware.all():
-        if by_end and steps.IS_DAY:  # the clock may change at midnight
+        if by_end and steps.IS_DAY:  # do not subtract a day: the clock may change at midnight
             stamps = steps.starts(parsed, later=-1).where(parsed == steps.starts(parsed), parsed)
         elif by_end:
             stamps = parsed - _STEP
@@ -113,7 +113,7 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
             readings = [_localize(parsed - _STEP, zone, values), (stamps - _STEP, skipped)]
             errors = [known.isna().sum() + known.duplicated().sum() for known, _ in readings]
             stamps, skipped = readings[int(errors[1] < errors[0])]
-            if errors[0] == errors[1]:  # a time is ambiguous if the two readings differ
+            if errors[0] == errors[1]:  # both fit equally well: keep only the times on which they agree
                 stamps = stamps.where(stamps == readings[1][0])
         _require_existing(parsed, skipped, values, original, file, zone)
     _require_starts(parsed, stamps, original, file, time)
@@ -125,8 +125,8 @@ def _localize(parsed: Series, zone: tzinfo | None, values: DataFrame) -> tuple[S
 
     In autumn the local times of one hour occur twice, in summer and in winter time. Duplicate rows (same time, same
     values) count as one row, or as two if they occur twice as often as the rows before and after. Each time must then
-    occur exactly twice: all times of one hour, then all of the other. The first hour is in summer time, or in winter
-    time if the file has the newest row first. Rows that do not fit this pattern are ambiguous.
+    occur exactly twice: first every time of one pass through the hour, then every time of the other. The first pass is
+    summer time, or winter time if the newest row comes first. Rows that do not fit this pattern are ambiguous.
     """
     summer, winter = (
         parsed.dt.tz_localize(zone, ambiguous=np.full(len(parsed), is_summer), nonexistent="NaT").dt.tz_convert("UTC")
@@ -170,7 +170,7 @@ def _require_existing(
 
 
 def _require_starts(parsed: Series, stamps: Series, times: Series, file: str, time: TimeColumn) -> None:
-    """Raise DataError with a fix if all times have the same offset from the start of a step, such as the zone's."""
+    """Raise DataError if a time is not the start of a step; if all are off by the same amount, suggest a fix."""
     is_start = stamps.isna() | (stamps == steps.starts(stamps.dropna()).reindex(stamps.index))
     if is_start.all():
         return

@@ -28,7 +28,7 @@ from forecast.terms.parameters import OwnFile
 logger = logging.getLogger(__name__)
 JOIN = "if date and time are in separate columns, join them"
 OR_SUMS = "or sums of amounts such as MWh"
-MIN_RUN, MIN_END_RUN = 10, 4  # this many rows at a new distance mean a new frequency, not gaps; at the ends, fewer
+MIN_RUN, MIN_END_RUN = 10, 4  # run of rows that counts as a new frequency, not as gaps; MIN_END_RUN: at the ends
 # Column names in the files of Open Power System Data (and the sample), by file.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
@@ -276,7 +276,7 @@ def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def summarize(findings: Mapping[str, Any]) -> str:
-    """Summarize in one line how many steps were kept and how many left out, by reason."""
+    """Summarize in one line how many steps were kept and how many were left out, by reason."""
     kept = f"{findings['steps_kept']:,} of {findings['steps_expected']:,} {steps.NAMES} kept"
     ends = (
         f"{pd.Timestamp(findings[name]).tz_convert(steps.CALENDAR):%Y-%m-%d}" for name in ("first_step", "last_step")

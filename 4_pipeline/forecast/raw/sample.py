@@ -1,4 +1,4 @@
-"""The embedded sample: four years of real German weather, and the wind and solar power simulated from it.
+"""The built-in sample: four years of real German weather, and the wind and solar power simulated from it.
 
 The weather is from the test reference years TRY 2010 of the German weather service (DWD), as distributed in the package
 `demandlib`: fifteen stations with one year each, assembled from observations of 1988-2007. The four years of the sample
@@ -29,7 +29,7 @@ SEED = 2013
 _INSTALL_AGAIN = "pip install --force-reinstall -r requirements.txt"
 
 # Three stations per year, none used twice. Stations whose reference years were assembled from the same calendar days
-# share a year, and the first station of each year has measured radiation. Rostock, Bremerhaven, Potsdam; Chemnitz, Hof,
+# share a year; the first station of each year has measured radiation. Rostock, Bremerhaven, Potsdam; Chemnitz, Hof,
 # Essen; Hamburg, Braunlage, Bad Marienberg; Mannheim, Stoetten, Muehldorf.
 STATIONS = {2013: (2, 1, 4), 2014: (9, 10, 5), 2015: (3, 8, 6), 2016: (12, 14, 13)}
 # The reference years have no 29 February; it is copied from 28 February of three other stations: Kassel, Fichtelberg,
@@ -38,7 +38,7 @@ LEAP_DAY_STATIONS = (7, 11, 15)
 
 WEATHER_WEIGHTS = (0.5, 0.3, 0.2)
 RADIATION_WEIGHTS = (0.8, 0.1, 0.1)
-# Other weights, as plants are not at weather stations: a realistic source of unexplained variance.
+# Not WEATHER_WEIGHTS, since plants are not at weather stations: this adds realistic unexplained variance.
 PLANT_WEIGHTS = (0.45, 0.32, 0.23)
 
 MEAN_WINDSPEED = 4.11  # m/s at 10 m: calibrated
@@ -57,7 +57,7 @@ TURBINES = {"E-70/2300": 0.35, "V90/2000": 0.30, "E-82/2300": 0.20, "E-101/3050"
 HUB_HEIGHT_M, ROUGHNESS_M = 105.0, 0.10
 PANELS = ((0.45, 30, 180), (0.15, 25, 90), (0.15, 25, 270), (0.25, 10, 180))  # share, tilt, azimuth in degrees
 
-# Lengths of the gaps in the raw files (hours) and numbers of empty cells, 48 hours in total.
+# Lengths of the gaps in the raw files (hours), and numbers of empty cells; together they affect 48 hours.
 GAPS_POWER, GAPS_WEATHER = (4, 9, 15), (3, 5)
 MISSING_CELLS = {
     "DE_solar_generation_actual": 4,
@@ -71,8 +71,8 @@ class Places(NamedTuple):
     """The weather at three places over all years, each an array of shape (hours, 3); row i is UTC hour i.
 
     `windspeed` is relative to the station's yearly mean; `temperature` is in degrees Celsius; `direct` and
-    `diffuse` are radiation on a horizontal plane in W/m2, over the hour of true solar time that starts at the row's
-    number: the files' headers say Central European Time, but solar noon is at 12 for every longitude and month.
+    `diffuse` are radiation on a horizontal plane in W/m2. Here row i is hour i of true solar time: the files' headers
+    say Central European Time, but the sun is highest at 12:00 at every longitude and in every month.
     """
 
     windspeed: np.ndarray
@@ -93,7 +93,7 @@ def make_sample() -> tuple[DataFrame, DataFrame]:
     hours = pd.date_range(f"{FIRST_YEAR}-01-01", f"{LAST_YEAR + 1}-01-01", freq="h", tz="UTC", inclusive="left")
     places = join_places(read_stations())
     weather = model_weather(places, hours)
-    random = np.random.RandomState(SEED)  # its numbers never change; those of default_rng may
+    random = np.random.RandomState(SEED)  # NumPy keeps its numbers stable, but not those of default_rng
     wind_MW, solar_MW = model_wind(places, hours, random), model_solar(places, hours, random)
     power = pd.DataFrame(
         {
@@ -116,7 +116,7 @@ def read_packaged(package: str, path: str) -> bytes:
         raise DataError(
             f"The `{package}` package, a source of the sample, is missing or incomplete.",
             value=error,
-            expected=f"{package} with the file {path}",
+            expected=f"the {package} package, including the file {path}",
             next_step=_INSTALL_AGAIN,
         ) from None
 
@@ -135,7 +135,7 @@ def read_stations() -> dict[int, DataFrame]:
     actual = hashlib.sha256(b"".join(contents.values())).hexdigest()
     if actual != STATIONS_SHA256:
         raise DataError(
-            "The weather files of the `demandlib` package differ from the ones used for the sample.",
+            "The weather files of the `demandlib` package differ from the ones that the sample was built from.",
             value=f"sha256 {actual}",
             expected=f"sha256 {STATIONS_SHA256} (demandlib 0.2.2)",
             next_step=_INSTALL_AGAIN,
@@ -162,7 +162,7 @@ def join_places(stations: dict[int, DataFrame]) -> Places:
 
 
 def clean_windspeed(station: DataFrame) -> np.ndarray:
-    """Return a station's wind speed divided by its yearly mean, without typing errors like 63 m/s among 6 m/s."""
+    """Return a station's wind speed divided by its yearly mean; medians replace typos such as 63 m/s among 6 m/s."""
     raw = station["WG"]
     median = raw.rolling(5, center=True, min_periods=1).median()
     clean = raw.where((raw - median).abs() < 10, median).to_numpy()
@@ -242,7 +242,7 @@ def autoregressive_noise(random: np.random.RandomState, hours: int, memory: floa
 
 
 def flatten(factor: np.ndarray, knee: float) -> np.ndarray:
-    """Return the factor with the part above the knee reduced to 60 %: models curtailment and country-wide averaging."""
+    """Reduce the part of the factor above the knee to 60 %, to model curtailment and country-wide averaging."""
     return np.where(factor > knee, knee + 0.6 * (factor - knee), factor)
 
 
@@ -250,7 +250,7 @@ def model_wind(places: Places, hours: DatetimeIndex, random: np.random.RandomSta
     """Return the wind generation in whole MW.
 
     Wind speed at the hub follows the logarithmic profile v * ln(h / z0) / ln(10 / z0); power curves are windpowerlib's
-    (Open Energy Platform), divided by nominal power. Its reader warns with pandas 3 and is not used.
+    (Open Energy Platform), divided by nominal power. windpowerlib's reader is not used, because it warns with pandas 3.
     """
     curves = pd.read_csv(io.BytesIO(read_packaged("windpowerlib", "oedb/power_curves.csv")), index_col="turbine_type")
     speed = places.windspeed * MEAN_WINDSPEED * np.log(HUB_HEIGHT_M / ROUGHNESS_M) / np.log(10 / ROUGHNESS_M)
@@ -268,9 +268,10 @@ def model_wind(places: Places, hours: DatetimeIndex, random: np.random.RandomSta
 def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomState) -> np.ndarray:
     """Return the solar generation in whole MW.
 
-    Radiation is interpolated in true solar time to the middle of each UTC hour. Panels in four orientations are under
-    an isotropic sky (Liu and Jordan) and above ground of albedo 0.2. Cells are 28 K warmer than the air at 800 W/m2 and
-    lose 0.4 % per kelvin. The performance ratio is 0.84, or 60 % of that on days below -1 degree Celsius (snow).
+    Radiation is interpolated in true solar time to the middle of each UTC hour. Panels in four orientations get
+    diffuse light from an isotropic sky (Liu and Jordan) and from ground of albedo 0.2. Cells are 28 K warmer than the
+    air at 800 W/m2 and lose 0.4 % per kelvin. The performance ratio is 0.84, or 60 % of that on days below -1 degree
+    Celsius (snow).
     """
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
     cosine, zenith, azimuth = sun(day, hour + 0.5 + hours_ahead(hours))
@@ -293,10 +294,10 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
 
 
 def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> tuple[DataFrame, DataFrame]:
-    """Return both frames with the faults of real files, placed by a fixed seed; no two faults share a day.
+    """Return both frames with typical faults of real files at random times (fixed seed), at most one fault per day.
 
     Hours are missing (`GAPS_POWER`, `GAPS_WEATHER`), cells are empty (`MISSING_CELLS`), and the hour repeated by the
-    clock change in autumn has two rows in the power frame, the second with readings 1 % lower.
+    clock change in autumn has two rows in the power frame, the second with values 1 % lower.
     """
     local = pd.Series(hours.tz_convert("Europe/Berlin").tz_localize(None))
     repeated = np.flatnonzero(local.duplicated())
@@ -304,7 +305,7 @@ def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> t
     faults = len(GAPS_POWER) + len(GAPS_WEATHER) + sum(MISSING_CELLS.values())
     random = np.random.RandomState(48)
     days = iter(random.choice(quiet, faults, replace=False))
-    starts = (24 * day + random.randint(24 - max(GAPS_POWER)) for day in days)  # a gap stays within its day
+    starts = (24 * day + random.randint(24 - max(GAPS_POWER)) for day in days)  # each gap ends on the same day
 
     def cut(frame: DataFrame, gaps: tuple[int, ...]) -> DataFrame:
         absent = [start + hour for length, start in zip(gaps, starts, strict=False) for hour in range(length)]

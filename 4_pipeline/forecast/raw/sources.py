@@ -23,7 +23,7 @@ from forecast.terms.parameters import Fetch
 
 POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
 OWN_FILE, CARD_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "SHA256SUMS"
-EXAMPLE_ATTRIBUTION = "The owner of the data, shown in dashboard and report."  # copied from own/README.md
+EXAMPLE_ATTRIBUTION = "The owner of the data, shown in dashboard and report."  # the example in own/README.md
 ATTRIBUTIONS = {
     "sample": "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher"
     " Wetterdienst (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined,"
@@ -94,7 +94,7 @@ def fetch(
     if source == "opsd":
         checksums = {name: release.sha256 for name, release in RELEASES.items()} | (options.sha256 or {})
     elif source == "csv":
-        own_file = Path(base or "") / origin.csv.file  # type: ignore[union-attr] # `_origin` requires it
+        own_file = Path(base or "") / origin.csv.file  # type: ignore[union-attr] # `_origin` checks that it is set
         checksums = {OWN_FILE: _hash_own_file(own_file)}
     card = _card(source=source, attribution=origin.attribution, accepted=checksums)
     texts = {CARD_FILE: card, ORIGIN_FILE: f"{origin.model_dump_json(indent=1, exclude_none=True)}\n".encode()}
@@ -102,7 +102,7 @@ def fetch(
     paths = [folder / name for name in (*names, SUMS_FILE)]
     if _is_up_to_date(folder, names, texts, checksums):
         return paths
-    # An interrupted fetch must not leave files of two sources.
+    # An interrupted fetch must not leave a mix of files from two sources.
     for name in (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
         with contextlib.suppress(OSError):
             (folder / name).unlink()

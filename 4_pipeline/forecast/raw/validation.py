@@ -26,23 +26,23 @@ logger = logging.getLogger(__name__)
 MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
 MAX_DUPLICATES = 0  # rows; only the publisher knows which of two rows is correct
-# Limits for the change of the mean from year to year, in percent or kelvin; capacity and weather change by less. Part
-# of a year is compared with the same hours of the year before, and its limit is higher: sqrt(12) times for a month.
+# Limits for the change of the mean from year to year, in percent or kelvin; weather and new plants cause less. Part of
+# a year is compared with the same hours of the year before, at a higher limit: sqrt(12) times as high for a month.
 MAX_CHANGE = 30.0
 MAX_CHANGE_KELVIN = 3.0
 WHOLE_YEAR = 0.9 * steps.A_YEAR
-# Distance from the median of the step and its two neighbours (a Hampel identifier: Davies and Gather, The
-# Identification of Multiple Outliers, 1993), in units of the distances' 99 % quantile. In the sample, at most 8.
+# Maximum distance from the median of the step and its two neighbours (Hampel identifier: Davies and Gather, The
+# Identification of Multiple Outliers, 1993), as a multiple of the distances' 99th percentile; up to 8 in the sample.
 MAX_SPIKE = 10.0
 # A value that is constant for this long (a week in daily data) means a frozen sensor or a filled gap.
 MAX_CONSTANT_HOURS, MIN_CONSTANT_STEPS = 24, 7
 # Rank correlation (Spearman) of a target with its driver by year; for a target that follows the sun, in daytime only.
-# In the sample it is above 0.9 (above 0.7 in single months), and 0.2 with the wind of another month. A year is compared
-# with the median of the other years, since plants may be far from the weather stations.
+# In the sample it is above 0.9 (above 0.7 in single months), but 0.2 if the wind is from another month. A year is also
+# compared with the median of the other years, since plants may be far from the weather stations.
 MIN_CORRELATION = 0.3
 MAX_BELOW_OTHERS = 0.3
-# Night: no radiation in an hour and its two neighbours. Power at night above this share of the peak means that power
-# and weather have different clocks.
+# At night, an hour and its two neighbours have no radiation. Power at night above this share of the peak means that
+# the clocks of the power and weather data differ.
 DARK_W_M2 = 1.0
 MAX_NIGHT_PERCENT = 1.0
 # Under clouds diffuse radiation exceeds direct radiation: in 62 to 67 % of the sample's daylight hours, but never if
@@ -57,18 +57,18 @@ SUN_CAUSE = (
 MEAN_FACTOR = (0.05, 0.7)  # solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea
 HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; slightly above 1 if capacity is reported late
 SUMMER = range(4, 11)  # the months of summer time
-MAX_LAG = round(12 / steps.HOURS)  # no lags for daily data
+MAX_LAG = round(12 / steps.HOURS)  # 0 for daily data, whose lags are not checked
 
 # Units that columns often have by mistake.
 OTHER_UNITS = (
     "GW", "MW", "kW", "W", "m/s", "kn", "mph", "km/h", "C", "K", "F", "W/m2", "kW/m2", "kJ/m2", "MJ/m2", "J/m2",
 )  # fmt: skip
-MAX_PLACES = 4  # places that a check's note lists; the rest are only counted
+MAX_PLACES = 4  # places that a check's note lists; it only counts the others
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check ``name`` of the column or file ``of``: its value, the usual limits, and a note on the period.
+    """The result of the check ``name`` of a column or file (``of``): its value, the usual limits, and a note.
 
     The limits are inclusive; None means no limit.
     """
@@ -145,7 +145,7 @@ class Validation:
 
 
 def number(value: float) -> str:
-    """Return a formatted number: integers in full, others with three digits."""
+    """Return a formatted number: integers in full, others with three significant digits."""
     return f"{value:,.0f}" if value % 1 == 0 or abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -344,7 +344,7 @@ def _suggest_unit(values: Series, column: str, usual: tuple[float, float]) -> st
 def _lags(values: Series, reference: Series) -> Series:
     """Return the lag of ``values`` behind ``reference`` in hours, by year and season (summer or winter time).
 
-    The lag is the one with the highest correlation, in whole steps.
+    The lag is the shift by whole steps that gives the highest correlation.
     """
     shifted = DataFrame({rows * steps.HOURS: reference.shift(rows) for rows in range(-MAX_LAG, MAX_LAG + 1)})
     seasons = np.where(values.index.month.isin(SUMMER), "summer", "winter")
@@ -354,7 +354,7 @@ def _lags(values: Series, reference: Series) -> Series:
 
 
 def _spikes(values: Series) -> Series:
-    """Return the distance of each value from the median of itself and both neighbours, as a multiple of p99."""
+    """Return each value's distance from the median of itself and its neighbours, divided by the distances' p99."""
     distances = (values - values.rolling(3, center=True).median()).abs()
     usual = distances.quantile(0.99)
     return (distances / (usual if usual > 0 else np.inf)).fillna(0)

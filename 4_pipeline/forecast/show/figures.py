@@ -82,7 +82,7 @@ def measured_and_predicted(
         _add_lines(figure, target, row, (measured_name, measured), predicted, ends, coverage)
         axis = {"title_text": QUANTITIES[target].label, "fixedrange": True, "rangemode": "tozero", "anchor": TIME_AXIS}
         figure.update_yaxes(**axis, row=row, col=1)
-    # All panels share the x axis of the last one, which has the line and the label.
+    # All panels share the x axis of the last one, which has the hover line and the axis label.
     figure.update_traces(xaxis=TIME_AXIS).update_layout(hoversubplots="axis")
     for row in range(1, len(TARGETS)):
         figure.update_layout({f"xaxis{row}".removesuffix("1"): None})
@@ -168,8 +168,8 @@ def scores(table: pd.DataFrame) -> go.Figure:
 def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> go.Figure:
     """Draw a 2D histogram of predicted (y) against measured (x), one panel per target.
 
-    There are 60 by 60 bins with a logarithmic colour scale; the dotted line marks perfect predictions. Arguments and
-    errors are those of `measured_and_predicted`.
+    There are 60 by 60 bins with a logarithmic colour scale; the dotted line marks perfect predictions. For
+    arguments and errors, see `measured_and_predicted`.
     """
     measured, predicted = _aligned(frame, predicted)
     figure = make_subplots(rows=1, cols=len(TARGETS), horizontal_spacing=0.1, subplot_titles=[*NAMES.values()])
@@ -234,7 +234,7 @@ def prediction(
 ) -> go.Figure:
     """Draw predictions without measurements over time, one panel per target.
 
-    ``inputs`` has a column `utc_timestamp`; the other arguments and the errors are those of `measured_and_predicted`.
+    ``inputs`` has a column `utc_timestamp`; for the other arguments and errors, see `measured_and_predicted`.
     """
     frame = inputs[["utc_timestamp"]].assign(**{target: predicted[target].to_numpy() for target in TARGETS})
     figure = measured_and_predicted(frame, predicted, band=band, coverage=coverage)
@@ -248,7 +248,7 @@ def prediction(
 def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour") -> go.Figure:
     """Draw the residuals (predicted minus measured) by hour of the day (weekday for daily data) or by month.
 
-    Points are medians, bars are interquartile ranges. Arguments and errors are those of `measured_and_predicted`.
+    Points are medians, bars are interquartile ranges. For arguments and errors, see `measured_and_predicted`.
     """
     measured, predicted = _aligned(frame, predicted)
     errors = predicted - measured
@@ -281,8 +281,8 @@ def by_month(table: pd.DataFrame, refit_until: str | None = None) -> go.Figure:
     """Draw the quality of predictions by month, one panel per measure and one line per target.
 
     ``table`` has the columns `month` (its first day), `target` and, in percent, `nmae_percent`, `bias_percent` and
-    `coverage_percent`; an empty column has no panel. A dotted line marks ``refit_until``, after which the refit
-    predicts.
+    `coverage_percent`; an empty column has no panel. A dotted line marks ``refit_until``; the refit
+    predicts only later hours.
     """
     panels = {
         "nmae_percent": "Error, % of the capacity",
@@ -506,13 +506,13 @@ def _over_time(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _daily_means(values: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of complete days (UTC); an incomplete day without its night would have too high a mean."""
+    """Return the means of complete days (UTC); the mean of a day without its night would be too high."""
     days = values.resample("D")
     return days.mean().where(days.count() == steps.A_DAY)
 
 
 def _has_isolated_points(values: pd.Series) -> bool:
-    """Return whether a value lies between two gaps, where a line would be invisible."""
+    """Return whether any value has gaps on both sides, so that a line would not show it."""
     known = values.notna()
     return bool((known & ~known.shift(1, fill_value=False) & ~known.shift(-1, fill_value=False)).any())
 

@@ -21,14 +21,14 @@ from forecast.terms import steps
 from forecast.terms.errors import DataError
 from forecast.terms.parameters import FILE, project, read_stage
 
-WINDOW_DAYS = 56  # determines the state; in a shorter window, a few storms would dominate
+WINDOW_DAYS = 56  # the state covers these days; in a shorter window, a few storms would dominate
 BASELINES = (
     ("the same day of the week before", "the mean of this month and weekday")
     if steps.IS_DAY
     else (f"the same {steps.NAME} of the day before", f"the mean of this month and {steps.NAME}")
 )
 STATES = ("good", "watch", "bad")
-MAX_COVERAGE_POINTS = 10.0  # largest distance from the nominal coverage for the state `good`
+MAX_COVERAGE_POINTS = 10.0  # for the state `good`: largest difference from the nominal coverage
 
 
 def max_bias_percent() -> float:
@@ -96,8 +96,8 @@ class Quality:
 def baselines(frame: pd.DataFrame, training_end: str | None) -> dict[str, pd.DataFrame]:
     """Return the predictions of the `BASELINES` for each row of a processed frame, by name.
 
-    Means are computed on rows up to ``training_end``, or on all rows if it is None. Predictions are NaN if the earlier
-    row is missing, or if no row of that month and time of day (UTC; weekday for daily data) is in the training data.
+    Means are computed on rows up to ``training_end``, or on all rows if it is None. Predictions are NaN where the
+    earlier row is missing, or no training row has that month and time of day (UTC; weekday for daily data).
     """
     stamps = frame["utc_timestamp"]
     local = steps.local(stamps).dt.tz_localize(None)
@@ -137,7 +137,7 @@ def qualities(
     measured, values = frame[TARGETS], predicted.loc[frame.index, TARGETS]
     shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and nominal_coverage else {}
     errors, capacities = values - measured, {}
-    with contextlib.suppress(DataError):  # the capacity is not known for all rows
+    with contextlib.suppress(DataError):  # if the capacity is not known for all rows
         capacities = dict(installed(frame).mean()[[*problem.CAPACITY]])
     return [
         Quality(
@@ -175,8 +175,8 @@ def training_overlap(
 ) -> str:
     """Return in words which model predicts the rows, and how many rows are in its training data.
 
-    If a refit is in production, ``refit_until`` is the end of its training data: it predicts later rows, and the
-    evaluated model predicts the earlier ones.
+    If a refit is in production, ``refit_until`` is the end of the refit's training data: the refit predicts later
+    rows, and the evaluated model predicts earlier rows.
     """
     if training_end is None:
         return f"It is not known whether the model was trained on these {steps.NAMES}."
@@ -206,7 +206,7 @@ def worst_state(qualities: Iterable[Quality]) -> str:
 
 
 def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version: str) -> str:
-    """Return sentences on the state of the version in production, the last candidate, and what to do.
+    """Return sentences on the state of the version in production, on the last candidate, and on the next step.
 
     ``qualities`` is the quality on the `latest` rows. ``decision`` is the content of `results/decision.json`; it is
     ignored if another version is in production now.

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 # A target's worst errors: maximum number, minimum distance, and minimum size as a share of the week's peak.
 MAX_ERRORS, MIN_DISTANCE, MIN_ERROR = 3, pd.Timedelta(hours=6), 0.002
-# A change above this quantile is unusual, and so is a value outside the range of eight in ten similar rows.
+# A change above this quantile is unusual, and so is a value in either TAIL of at least MIN_SIMILAR similar rows.
 UNUSUAL_QUANTILE, TAIL, MIN_SIMILAR = 0.95, 0.1, 20
-NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = max(round(3 / steps.HOURS), 1), 20, 3  # steps, and days
+NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = max(round(3 / steps.HOURS), 1), 20, 3  # in steps, days, days
 ABOUT_TIMES = (
     f"Days are calendar days in {steps.ZONE}."
     if steps.IS_DAY
@@ -55,7 +55,7 @@ class ReportData:
 
     ``predicted`` and both ends of ``band`` hold the targets for rows of ``frame``; None without a model or a band.
     ``training_end`` is the last timestamp of the training data, None if it is not recorded. ``prediction_error`` is the
-    reason why the model cannot predict these rows, if so.
+    reason, if the model cannot predict these rows.
     """
 
     frame: DataFrame
@@ -102,13 +102,13 @@ class Week:
         return steps.grid(self.monday.tz_convert("UTC"), last)
 
     def amounts(self, values: Series, target: Target) -> Series:
-        """Return each step's contribution to the target's total, such as GWh; the values if a total is meaningless."""
+        """Return each step's contribution to the target's total, such as GWh, or ``values`` if it has no total."""
         return schema.amounts(values, target, self.hours["utc_timestamp"]) if target.sum_unit else values
 
 
 @dataclass(frozen=True)
 class WorstHour:
-    """A step with a large error in a target; values are in the target's unit, ``band`` is None if there is none."""
+    """A step with a large prediction error of one target, in the target's unit; ``band`` is None without a band."""
 
     number: int
     at: Timestamp
@@ -200,7 +200,7 @@ def _rows_by_capacity(data: ReportData) -> DataFrame:
     try:
         capacity = features.installed(frame)
     except DataError as error:
-        logger.info("Years are compared without dividing by capacity: %s", error.what)
+        logger.info("Years are compared without normalizing by capacity: %s", error.what)
         capacity = pd.DataFrame(1.0, frame.index, TARGETS)
     hours = (frame[TARGETS] / capacity).join(frame[FEATURES]).join(capacity.add_suffix("_capacity"))
     hours.index = pd.DatetimeIndex(frame["utc_timestamp"])
@@ -239,7 +239,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
                 f" in 95 of 100 {steps.NAMES} it changes by less than {usual:.1f} {driver.unit}."
             )
     is_biased = abs(recent.bias_percent) > recent.max_bias_percent and recent.bias * miss.error > 0
-    if is_biased and abs(recent.bias_percent) / 100 * miss.measured > abs(miss.error) / 2:  # bias is most of the error
+    if is_biased and abs(recent.bias_percent) / 100 * miss.measured > abs(miss.error) / 2:  # most of the error is bias
         direction = "low" if recent.bias < 0 else "high"
         yield (
             f"Predictions of {target.words} were {abs(recent.bias_percent):.0f} % too {direction} on average over"
@@ -250,7 +250,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
 
 
 def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -> Iterator[str]:
-    """Yield sentences on how a step differs from steps with similar weather, scaled to the capacity of that step."""
+    """Yield a sentence that compares the target's value with that of steps with similar weather, scaled by capacity."""
     is_other_spell = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
     similar = hours[miss.target][is_similar & is_other_spell].dropna() * hours[f"{miss.target}_capacity"][miss.at]
     if len(similar) < MIN_SIMILAR:
@@ -271,7 +271,7 @@ def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -
 def summary(data: ReportData, week: Week, decision: Mapping[str, Any] | None = None) -> str:
     """Return the head of the report in Markdown: the week, the quality of its predictions, and its gaps.
 
-    With the gate's last ``decision`` (results/decision.json), the latest week's head says what to do in a bad state.
+    With ``decision`` (results/decision.json), the head of the latest week also says what to do if the state is bad.
     """
     known = qualities(data, week)
     lines = [
@@ -398,7 +398,7 @@ def qualities(data: ReportData, week: Week) -> dict[str, list[Quality]]:
 
 
 def _up_to_end_of(monday: datetime, stamps: Series, days: int) -> Series:
-    """Return for each time whether it is in the days up to the end of the week that starts on ``monday``."""
+    """Return for each time whether it is in the last ``days`` before the end of the week that starts on ``monday``."""
     end = monday + pd.DateOffset(weeks=1)
     return (stamps >= end - pd.Timedelta(days=days)) & (stamps < end)
 
@@ -412,7 +412,7 @@ def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:
 
 
 def signed(value: float, digits: int = 0) -> str:
-    """Return a number with its sign, with a typographic minus."""
+    """Format a number with its sign, using a typographic minus."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

@@ -20,7 +20,7 @@ GIVE_CAPACITY = (
     "make the table with these columns: python -m forecast csv FILE; for your own file, set fetch.csv.capacity in"
     " params.yaml (see own/README.md)"
 )
-LATER_YEARS = 2  # after the last known capacity, during which it is assumed to stay the same
+LATER_YEARS = 2  # years after the last known capacity for which that value is assumed
 
 
 def features(frame: DataFrame) -> DataFrame:
@@ -80,9 +80,9 @@ def sun_is_up(derived: DataFrame) -> np.ndarray:
 
 
 def sun_position(stamps: DatetimeIndex, share: float = 0.5) -> DataFrame:
-    """Return the sun's `elevation` and `azimuth` (degrees) in the middle of the region, after ``share`` of each step.
+    """Return the sun's `elevation` and `azimuth` (degrees) in the region's middle, at fraction ``share`` of each step.
 
-    Accurate to 0.01 degrees, and ten times as fast as pvlib's most accurate algorithm.
+    They are accurate to 0.01 degrees, and computed ten times as fast as by pvlib's most accurate algorithm.
     """
     from pvlib.solarposition import ephemeris
 
@@ -196,7 +196,7 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
 def year_ends_of(frame: DataFrame) -> YearEnds:
     """Return the capacities at the ends of years from a frame's columns `CAPACITIES`, the inverse of `add_capacity`.
 
-    Each is extrapolated from the first and the last row of a year. Raises the errors of `installed`.
+    Each capacity is extrapolated from the first and the last row of a year. Raises the errors of `installed`.
     """
     capacities, stamps = installed(frame), to_utc(frame["utc_timestamp"])
     year_ends: YearEnds = {target: {} for target in problem.CAPACITY}

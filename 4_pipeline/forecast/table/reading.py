@@ -24,7 +24,7 @@ WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # magic bytes of Excel files, 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 DECIMALS = {".": "point", ",": "comma"}
 MAX_LINES_BEFORE = 100  # lines to search for the header
-MIN_MARKED = 100  # this many numbers, each with three decimals, are no coincidence
+MIN_MARKED = 100  # if this many numbers all have three decimals, it is no coincidence
 _compose = partial(unicodedata.normalize, "NFC")  # `ä` may be one code point or two
 
 
@@ -86,7 +86,7 @@ def _parse(
             file.seek(0)
             table = arrow.read_csv(
                 file,
-                # pyarrow numbers lines only without threads
+                # pyarrow reports line numbers only without threads
                 arrow.ReadOptions(use_threads=False, column_names=header, skip_rows=lines_before + 1),
                 arrow.ParseOptions(delimiter=separator, invalid_row_handler=note, ignore_empty_lines=False),
                 arrow.ConvertOptions(
@@ -195,7 +195,7 @@ def _decoded(line: bytes, number: int, name: str) -> str:
 
 
 def _require_whole_lines(file: BinaryIO, lines_before: int, name: str, next_step: str) -> None:
-    """Raise DataError for a line that is not UTF-8 or leaves a quote open (the next line would join its cell)."""
+    """Raise DataError for a line that is not UTF-8 or has an unclosed quote (which would continue the cell)."""
     open_quote = None
     for number, line in enumerate(file, 1):
         text = _decoded(line, number, name)
@@ -257,7 +257,7 @@ def _convert(text: Series, decimal: str, thousands: str | None = None) -> Series
 
 
 def _find_keys(wrong: Series, decimal: str) -> str | None:
-    """Return a next step: params.yaml settings that make these cells numbers or missing values; None if none do."""
+    """Return a next step with params.yaml settings that make these cells numbers or missing; None if none does."""
     if wrong.iloc[0] == wrong.name:
         return "remove the second header"
     is_number = wrong.str.contains(r"\d") & ~wrong.str.startswith("#")  # not "#DIV/0!"

@@ -24,14 +24,14 @@ RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
 USUAL_MEANS = {name: quantity.usual_mean for name, quantity in QUANTITIES.items() if quantity.usual_mean}
 # Optional columns: the installed capacity, in the unit and range of the target.
 CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
-A_DAY = timedelta(days=1)  # tolerance if this machine's clock is slow
+A_DAY = timedelta(days=1)  # tolerance for times after now, if this machine's clock is slow
 MAX_SHOWN = 5  # failures listed in an error
 
 MAKE_AGAIN = "create the file again (python -m forecast csv FILE)"
 
 
 def check(frame: DataFrame, name: str = "frame", next_step: str = MAKE_AGAIN) -> DataFrame:
-    """Return ``frame`` if it is a processed table: see `COLUMNS`, `UNITS` and `RANGES`; other columns are allowed.
+    """Check that ``frame`` is a processed table (`COLUMNS`, `UNITS`, `RANGES`; more columns are allowed) and return it.
 
     `utc_timestamp` is in UTC, unique and increasing; the other columns are float64 within range, without missing cells;
     there is at least one row. Raises DataError with the number of failures, and row, time, column, value and rule of
@@ -100,7 +100,7 @@ def check_cells(
 
 def _faults(cases: DataFrame, frame: DataFrame, source_names: Mapping[str, str] | None) -> tuple[int, list[str]]:
     """Return the number of failures that pandera found, and a line for each of the first ones."""
-    # For a text column pandera also reports, redundantly, that its range cannot be checked.
+    # Drop pandera's redundant reports that the range of a text column cannot be checked.
     cases = cases[~cases["failure_case"].astype(str).str.startswith("TypeError(")].astype(object)
     cases = cases.where(cases.notna(), None)
     faults = []

@@ -15,7 +15,7 @@ from forecast.terms.errors import DataError, ParameterError
 
 TEST_WEEKS = "test weeks"  # the test part's name in the gate's history
 EPOCH = pd.Timestamp("1970-01-05", tz="UTC")  # a Monday
-MIN_WEEK_ROWS = 0.9 * steps.A_WEEK  # minimum rows of a week for a weekly mean or report
+MIN_WEEK_ROWS = 0.9 * steps.A_WEEK  # minimum number of rows for a weekly mean or report
 
 
 def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, DataFrame]:
@@ -44,7 +44,7 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
 
 
 def by_alternate_weeks(held_out: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """Return validation rows (to choose a model on) and test rows (to evaluate it on), in alternate weeks.
+    """Return validation rows (to choose a model) and test rows (to evaluate that model), from alternate weeks.
 
     The split depends only on the date, so it does not change when rows are added. Raises DataError if either part would
     be empty.
@@ -54,7 +54,7 @@ def by_alternate_weeks(held_out: DataFrame) -> tuple[DataFrame, DataFrame]:
         raise DataError(
             "There are too few held-out rows for validation and test weeks.",
             value=f"{len(held_out)} rows",
-            expected="at least a week of each",
+            expected="at least one week of each kind",
             next_step="use more data or another test_fraction",
         )
     return tuple(held_out[rows].reset_index(drop=True) for rows in (~is_test, is_test))
@@ -64,7 +64,7 @@ def is_test_week(stamps: Series) -> Series:
     """Return for each UTC time whether it is in a test week; otherwise it is in a validation week."""
     return (
         mondays(stamps) + steps.DAY / 2 - EPOCH
-    ).dt.days // 7 % 2 == 1  # noon: midnight may be on another date in UTC
+    ).dt.days // 7 % 2 == 1  # from noon, since midnight may be on another date in UTC
 
 
 # -- weeks -------------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def select_week(frame: DataFrame, week: str) -> tuple[str, DataFrame]:
     rows = frame[(stamps >= start) & (stamps < start + steps.WEEK)].reset_index(drop=True)
     if rows.empty:
         raise ParameterError(
-            f"There are no {steps.NAMES} in the week {week}.",
+            f"The data have no {steps.NAMES} in week {week}.",
             value=f"the data are from {name_of(stamps.min())} to {name_of(stamps.max())}",
             next_step="choose one of these weeks, or `latest` (report.week in params.yaml)",
         )

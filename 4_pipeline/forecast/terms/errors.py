@@ -36,7 +36,7 @@ class PipelineError(click.ClickException):
         return "\n".join([self.what, *lines])
 
     def format_message(self) -> str:
-        """Return the complete message, which click prints after `Error: `; its commands can be pasted into a shell."""
+        """Return the message for click to print; its commands have full paths for programs that are not on PATH."""
         message, mark, step = str(self).partition("\n  next:")
         return message + mark + typeable(step)
 

@@ -29,7 +29,7 @@ class Origin(BaseModel):
 
     @property
     def label(self) -> str:
-        """A short name of the source."""
+        """A short name for the source."""
         return f"modelled {self.source}" if self.modelled else self.source
 
     @property
@@ -45,7 +45,7 @@ class Origin(BaseModel):
 
 
 def origin_in(folder: Path) -> Origin:
-    """Return the origin of a folder of raw files, `unknown` without one; raise DataError if it is damaged."""
+    """Return the origin recorded in a folder of raw files, else `unknown`; raise DataError for a damaged file."""
     path = Path(folder) / ORIGIN_FILE
     try:
         return Origin.model_validate_json(path.read_bytes())
@@ -62,5 +62,5 @@ def origin_in(folder: Path) -> Origin:
 
 
 def origin_of(frame: DataFrame | None) -> Origin:
-    """Return the origin of a processed table, `unknown` without one."""
+    """Return the origin recorded in a processed table, else `unknown`."""
     return Origin() if frame is None else Origin.model_validate(frame.attrs.get(_KEY, {}))

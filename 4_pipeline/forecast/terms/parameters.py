@@ -37,7 +37,7 @@ class Section(BaseModel):
 
 R2 = Annotated[float, Field(ge=-1, le=1, description="on held-out rows")]
 Positive = Annotated[float, Field(gt=0)]
-Year = Annotated[int, Field(ge=1900, le=2100)]  # any other is a typing error
+Year = Annotated[int, Field(ge=1900, le=2100)]  # any other year is a typo
 SCORES = ["r2", *(target.metric("r2") for target in problem.TARGETS)]
 QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
 
@@ -329,7 +329,7 @@ def allowed(model: type[Section], *place: str | int) -> str:
 
 
 def of_notebook(stage: str, variables: Mapping[str, Any]) -> Any:
-    """Return a stage's validated parameters from the variables of its notebook (`globals()`), set by papermill."""
+    """Return a stage's validated parameters, which papermill set as variables (`globals()`) of its notebook."""
     fields = STAGES[stage].model_fields if stage in STAGES else load(project() / FILE).get(stage) or {}
     about = {name: fields[name] for name in Training.model_fields if name in fields}
     return check(stage, {name: variables[name] for name in fields if name in variables} | about)
@@ -353,7 +353,7 @@ def _unknown(name: str, known: list[str], file: Path, also: str = "") -> Paramet
 
 
 class _Constructor(SafeConstructor):
-    """DVC's YAML constructor; its errors add the line number of an invalid value such as 30 February."""
+    """DVC's YAML constructor, but errors about an invalid value, such as 30 February, include its line number."""
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:

@@ -53,8 +53,8 @@ class Quantity:
         """Return factor, offset and exponent of the conversion: (value * factor + offset) * hours**exponent.
 
         ``hours`` is the length of the step. The exponent is 0 for a unit of the same dimension, and -1 for an amount
-        per step, such as kWh for GW. If the steps are days (``of_days``), a unit per day is the amount of that day,
-        which may have 23 to 25 hours; the exponent from a rate to this unit is 1. Raises ParameterError for any other
+        per step, such as kWh for GW. If the steps are days (``of_days``), a unit per day means the amount of one
+        calendar day of 23 to 25 hours; the exponent from a rate to it is 1. Raises ParameterError for any other
         dimension.
         """
         registry, parsed = _registry(self.new_unit), [_parse(each, self.new_unit) for each in (unit, self.unit)]
@@ -119,7 +119,7 @@ class Target(Quantity):
 
     @property
     def sum_unit(self) -> str:
-        """The unit of its sum over time: GWh for GW, bikes for bikes/h; empty if there is none."""
+        """The unit of the target's sum over time: GWh for GW, bikes for bikes/h; empty if there is none."""
         unit, second, watt = (_parse(each, self.new_unit) for each in (self.unit, "s", "W"))
         is_power = unit.dimensionality == watt.dimensionality
         for text in (f"{self.unit}h" * is_power, self.unit.rpartition("/")[0]):
@@ -137,7 +137,7 @@ class Target(Quantity):
 
 @dataclass(frozen=True)
 class Input(Quantity):
-    """An input of the models, with its meaning in sentences and its slider."""
+    """An input of the models, with its name in sentences (``meaning``) and its slider."""
 
     meaning: str = field(kw_only=True)
     slider: Slider = field(kw_only=True)
@@ -148,7 +148,7 @@ class Input(Quantity):
 def _registry(new_unit: str) -> Any:
     import pint  # takes half a second
 
-    # Fractions are exact; pint knows m**2, but not m2.
+    # Use exact fractions, and rewrite m2, which pint does not know, as m**2.
     powers = [lambda text: re.sub(r"(?<=[A-Za-z])(?=\d)", "**", text)]
     registry: Any = pint.UnitRegistry(non_int_type=Fraction, preprocessors=powers)
     if new_unit and not new_unit.replace("_", "").isalpha():
