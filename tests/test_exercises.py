@@ -230,7 +230,7 @@ def test_parameter_must_have_changed_the_forest(in_workplace, solved_file, capsy
     forest = RandomForestRegressor(2, min_samples_leaf=20, random_state=0).fit(TEST[FEATURES], MEASURED)
     r2 = r2_score(MEASURED, forest.predict(TEST[FEATURES]))
     for parameters, metric, words in (
-        ({"min_samples_leaf": 20}, r2, "solved"), ({"min_samples_leaf": 20}, 0.9, "not that of its forest"),
+        ({"min_samples_leaf": 20}, r2, "solved"), ({"min_samples_leaf": 20}, 0.9, "not the R2 of its forest"),
         ({"min_samples_leaf": 10}, r2, "not fitted with min_samples_leaf"), ({"max_features": 1.0}, r2, "default"),
         ({"n_estimators": 2}, r2, "no new parameter"), ({"min_samples_leaf": 20}, None, "no model or no"),
     ):  # fmt: skip

@@ -17,21 +17,21 @@ MLFLOW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_T
 def exports_of(settings: Settings) -> dict[str, str]:
     """Return the variables by name.
 
-    Addresses of this clone's running servers override those in the shell, so a second export updates an old shell.
+    Addresses of this clone's running servers override the shell's addresses, so exporting again updates the shell.
     """
     local = settings.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
     used = local if settings.is_up else settings
     tracking = "-" if used.explicit_tracking_uri else local.tracking_uri
     scheduler = "-" if used.explicit_scheduler_address else local.scheduler_address
     variables = {
-        # Addresses that a later export may replace, because the user did not set them.
+        # The addresses that the user did not set, so a later export may replace them; then the state folder.
         "WORKSHOP_EXPORTED": f"{tracking} {scheduler} {settings.state}",
         "WORKSHOP_DASHBOARD_URL": settings.dashboard_url,
         "WORKSHOP_FTP_URI": settings.artifacts_uri,
         "MLFLOW_TRACKING_URI": used.tracking_uri,
         "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
         **MLFLOW_RETRIES,
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # MLflow would show bars even for small files
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # MLflow would show progress bars even for small files
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TF_CPP_MIN_LOG_LEVEL": "3",  # hide TensorFlow's messages about the CPU
         "DASK_SCHEDULER_ADDRESS": used.scheduler_address,

@@ -1,8 +1,8 @@
-"""MLflow's REST stores, with a check that the server on our port belongs to this clone.
+"""MLflow's REST stores, which also check that the server on this clone's port belongs to this clone.
 
 After `workshop down` a shell still has the addresses of `workshop config --export`, but any user of the machine may
 now take the ports. MLflow loads these functions through the entry points `mlflow.tracking_store` and
-`mlflow.model_registry_store` during its own import, so the functions contain their imports of MLflow.
+`mlflow.model_registry_store` during its own import, so they import MLflow inside the functions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def open_model_registry_store(store_uri: str, **_: Any) -> Any:
 
 
 def _host_creds_provider(uri: str) -> Callable[[], Any]:
-    """Return a function for MLflow to call before each request; it raises ServiceError if the server is not ours."""
+    """Return a function that MLflow calls before each request; it rejects other servers with a ServiceError."""
     from mlflow.utils.credentials import get_default_host_creds
 
     *addresses, state = os.environ.get("WORKSHOP_EXPORTED", "").split(" ", 2)

@@ -1,4 +1,4 @@
-"""Find the process that owns a port (of this clone, another clone or another program), and who else can reach it."""
+"""Find out which process owns a port (this clone's, another clone's or another program's), and who can reach it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST_USER_ID = 501 if sys.platform == "darwin" else 1000  # lower ids are syste
 class Owner:
     """The process that listens on a port; ``process`` is None if the system hides it (another user's process).
 
-    ``state``: state folder of the clone that it serves, if any; ``by_hand``: not started by `workshop up`.
+    ``state``: the state folder that the process serves, if any; ``by_hand``: it was not started by `workshop up`.
     """
 
     port: int
@@ -42,7 +42,7 @@ class Owner:
 
 
 def find_owners(settings: Settings, *ports: int) -> dict[int, Owner]:
-    """Return the owner of each of the ports that is in use."""
+    """Return the owners of the ports that are in use."""
     owners: dict[int, Owner] = {}
     for port, pid in _listeners() if ports else ():
         if port in ports and (port not in owners or owners[port].state != settings.state):
@@ -74,7 +74,7 @@ def describe_other_users(settings: Settings) -> str | None:
     """
     names = set()
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError, KeyError):  # it has just exited, or its user id has no name
+        with contextlib.suppress(psutil.Error, OSError, KeyError):  # the process has exited, or its user has no name
             account = pwd.getpwuid(process.uids().real)
             is_login = account.pw_uid >= FIRST_USER_ID and not account.pw_shell.endswith(("nologin", "false"))
             if is_login and account.pw_uid != os.getuid() and _shares_network(process.pid):
@@ -93,7 +93,7 @@ def _shares_network(pid: int) -> bool:
 
 
 def marked_processes(state: Path) -> list[psutil.Process]:
-    """Return `workshop up`'s processes for a state folder and their descendants, except this one and its parents."""
+    """Return the processes started by `workshop up` for a state folder, except this process and its parents."""
     callers, marked = [psutil.Process(), *psutil.Process().parents()], []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # another user's process, or one that has exited
@@ -108,7 +108,7 @@ def _listeners() -> Iterator[tuple[int, int | None]]:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr:
                 yield connection.laddr.port, connection.pid
-    except psutil.Error:  # on macOS only root can list all connections; other users list those of their processes
+    except psutil.Error:  # on macOS, users other than root can only list the connections of their own processes
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 for listener in process.net_connections(kind="tcp"):
@@ -119,7 +119,7 @@ def _listeners() -> Iterator[tuple[int, int | None]]:
 def _identify(port: int, pid: int | None, settings: Settings) -> Owner:
     """Identify a port's owner by the variable that `workshop up` sets, or by an open file in a state folder.
 
-    A request to the server itself could send a password to another program.
+    Sending a request to the server instead could reveal a password to another program.
     """
     process = psutil.Process(pid) if pid else None
     if process is None:

@@ -19,7 +19,7 @@ PORTS_FILE, PID_FILE = "ports.json", "supervisord.pid"  # in the state folder
 
 
 def find_root(start: Path | None = None) -> Path:
-    """Return the repository's folder: `WORKSHOP_ROOT`, else the first parent of ``start`` that is a clone.
+    """Return the repository's root: `WORKSHOP_ROOT`, else the clone that contains ``start``, else this file's clone.
 
     ``start`` defaults to the current folder, so commands typed in a second clone act on that clone.
     """
@@ -91,7 +91,7 @@ class Settings(BaseSettings):
 
     @property
     def explicit_tracking_uri(self) -> str | None:
-        """MLFLOW_TRACKING_URI if the user set it, else None; the port in a value from `exports_of` may be outdated."""
+        """MLFLOW_TRACKING_URI if the user set it; None if `exports_of` did, because its port may be outdated."""
         return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
 
     @property
@@ -125,7 +125,7 @@ class Settings(BaseSettings):
 
     @property
     def ftp_requires_tls(self) -> bool:
-        """Whether the FTP server requires TLS; by default if other machines can reach it."""
+        """Whether the FTP server requires TLS; by default, only if other machines can reach it."""
         return not is_loopback(self.host) if self.ftp_tls is None else self.ftp_tls
 
     @property
@@ -251,7 +251,7 @@ class Settings(BaseSettings):
 
 
 def get_settings() -> Settings:
-    """Read and return the current settings; raise SettingsError with the name of an invalid variable."""
+    """Read and return the current settings; raise SettingsError for the first invalid variable."""
     try:
         return Settings()
     except ValidationError as error:
@@ -262,5 +262,5 @@ def get_settings() -> Settings:
             f"The setting {variable} is invalid.",
             value=repr(first["input"]),
             expected=first["msg"],
-            next_step=f"set or unset {variable} in the environment, in `.env`, or in the state folder's ports.json",
+            next_step=f"correct or unset {variable} in the environment, in `.env`, or in the state folder's ports.json",
         ) from None

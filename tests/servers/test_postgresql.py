@@ -118,7 +118,7 @@ def test_postgresql_by_one_setting(database, tmp_path):
         environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "other")}
         del environment["WORKSHOP_DATABASE_URI"]
         command = [BIN / "workshop", "backup", "--restore", tmp_path / "kept.tar"]
-        assert "it lacks mlflow.db, or artifacts" in place.run(*command, env=environment, exit_code=1).stderr
+        assert "lacks a database (mlflow.db) or" in place.run(*command, env=environment, exit_code=1).stderr
         assert not (tmp_path / "other" / "artifacts").exists()
 
     root, environment = new_workplace(tmp_path / "second")

@@ -1,4 +1,4 @@
-"""The command-line interface: it only parses arguments and prints progress (stderr) and results (stdout)."""
+"""The command-line interface: only parses arguments, and prints progress to stderr and results to stdout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
-        """Import and return a command."""
+        """Import a command's module and return the command; None for an unknown name."""
         if name not in COMMANDS:
             return None
         return getattr(importlib.import_module(f"workshop.cli.{COMMANDS[name][0]}"), name)
@@ -73,16 +73,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 def report(line: str) -> None:
-    """Print a line of progress to stderr."""
+    """Print a progress message to stderr."""
     click.echo(f"  {typeable(line)}", err=True)
 
 
 def print_rows(rows: list[dict], as_json: bool) -> None:
-    """Print rows, which are dicts with the same keys, as a table or as JSON."""
+    """Print rows (dicts with the same keys) as a table or as JSON."""
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    from tabulate import tabulate  # imported here because it takes 0.1 s
+    from tabulate import tabulate  # imported here because the import takes 0.1 s
 
     cells = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
     click.echo(tabulate(cells, headers="keys", tablefmt="simple"))

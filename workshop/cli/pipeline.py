@@ -24,7 +24,7 @@ NONE = "no model is in production"
 
 
 def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options: Any) -> None:
-    """Run the changed stages on the servers, by default as many in parallel as there are Dask workers.
+    """Run the changed stages with this clone's servers, by default one stage per Dask worker in parallel.
 
     With ``shell_first``, the shell's variables override this clone's server addresses, as in a plain `dvc repro`.
     ``options`` are passed to `dvc_parallel.reproduce`.
@@ -32,7 +32,7 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     verified_tracking_uri(settings)  # another clone's server may have taken the port
     exports = {name: text for name, text in exports_of(settings).items() if not (shell_first and os.environ.get(name))}
     path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", os.defpath)
-    os.environ.update(exports, PATH=path, PYTHONUNBUFFERED="1")  # the stages inherit these
+    os.environ.update(exports, PATH=path, PYTHONUNBUFFERED="1")  # the stages inherit these variables
     options["jobs"] = options.get("jobs") or settings.dask_workers
     dvc_parallel.reproduce(
         targets,
@@ -43,10 +43,10 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 
 def finish_run(settings: Settings) -> str:
-    """Write germany.csv for chapters 2 and 3 if it is missing, and return the model in production with its score.
+    """Return the model in production with its score; write germany.csv for chapters 2 and 3 if it is missing.
 
-    The gate's decision file is up to date, because the first stage of each run compares it with the registry. No table
-    is written if the pipeline uses other data than the sample.
+    The model comes from the gate's decision file, which is up to date: the first stage of each run compares it with
+    the registry. germany.csv is only written if the pipeline uses the sample.
     """
     tables = [settings.root / folder / "germany.csv" for folder in ("2_tracking", "3_projects")]
     missing = [table for table in tables if table.parent.exists() and not table.exists()]
@@ -90,7 +90,7 @@ def repro(targets: tuple[str, ...], **options: Any) -> None:
     """Run the changed stages of the pipeline; independent stages run in parallel.
 
     The results and dvc.lock are the same as with `dvc repro`. TARGETS are DVC stage names (default: all stages in the
-    dvc.yaml of the current folder, or else of chapter 4).
+    current folder's dvc.yaml, or in chapter 4's if there is none).
 
     \b
     Example:  workshop repro compare
@@ -106,7 +106,7 @@ def repro(targets: tuple[str, ...], **options: Any) -> None:
 @click.option("--export", is_flag=True, help="Print shell commands that set the server addresses and PATH.")
 @json_option
 def config(export: bool, as_json: bool) -> None:
-    """Show the server addresses and folders; with --export, print shell commands that set them.
+    """Show the server addresses and folders; with --export, print shell commands that export the variables.
 
     \b
     Example:  eval "$(workshop config --export)"

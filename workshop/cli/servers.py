@@ -53,7 +53,7 @@ def up(services: tuple[str, ...], chapter: str | None, repro: bool) -> None:
 
 
 def _start(services: Sequence[str] = ()) -> Settings:
-    """Start all servers, or those named; report other users who can reach them, and return the settings."""
+    """Start all servers or the named ones, report other users who can reach them, and return the settings."""
     settings = supervisor.up(report, services)
     if other_users := port_owners.describe_other_users(settings):
         report(other_users)
@@ -107,7 +107,7 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
     scheduler = next(service for service in services if service["name"] == "dask-scheduler")
     if settings.explicit_scheduler_address is None and not scheduler["healthy"]:
         return []
-    import dask  # imported here: it takes 0.5 s with distributed
+    import dask  # imported here: the import takes 0.5 s with distributed
     from papermill_dask import EngineError, connect, running
 
     variables = {name: value for name, value in exports_of(settings).items() if name.startswith("DASK_")}
@@ -121,10 +121,10 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="Port; if it is taken, the next free port.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="Port to use, else the next free port.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lab(port: int, options: tuple[str, ...]) -> None:
-    """Start the servers that are down, and open JupyterLab at the start page; OPTIONS are those of `jupyter lab`.
+    """Start the servers that are down, and open JupyterLab at the start page; OPTIONS are passed to `jupyter lab`.
 
     \b
     Example:  workshop lab --no-browser
@@ -139,23 +139,23 @@ def lab(port: int, options: tuple[str, ...]) -> None:
     arguments = [
         "jupyter-lab",
         *("--ip=127.0.0.1", f"--port={port}", "--port-retries=0"),
-        # One workspace per port, because Dask's panel saves its URL, including the port, with the open tabs.
+        # One workspace per port: a workspace saves the URL of Dask's panel, which contains JupyterLab's port.
         f"--LabApp.workspaces_dir={settings.state / 'jupyter' / str(port)}",
         *options,
     ]
     environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
-    # Background jobs of scripts ignore SIGINT, and the programs in JupyterLab's terminals would inherit this.
+    # A script's background jobs ignore SIGINT. Without this, Ctrl-C would not work in JupyterLab's terminals either.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execve(program("jupyter-lab"), arguments, environment)  # noqa: S606
 
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--restore", is_flag=True, help="Restore FILE into an empty state folder, and verify every file.")
+@click.option("--restore", is_flag=True, help="Verify FILE, and restore it into an empty state folder.")
 def backup(file: Path | None, restore: bool) -> None:
     """Back up the database and the artifacts to FILE while the servers run, or restore them; print the file name.
 
-    FILE defaults to `workshop-backup-<UTC time>.tar` in the current folder and is never overwritten. A backup of SQLite
+    FILE defaults to `workshop-backup-<UTC time>.tar` in the current folder and is never overwritten. An SQLite backup
     can also be restored into an empty PostgreSQL database (WORKSHOP_DATABASE_URI) with the same version of MLflow.
 
     \b
@@ -167,7 +167,7 @@ def backup(file: Path | None, restore: bool) -> None:
     settings = get_settings()
     if restore:
         if file is None or not file.exists():
-            raise click.BadParameter(f"must be an existing backup to restore, not {file}", param_hint="FILE")
+            raise click.BadParameter(f"--restore needs an existing backup file, not {file}", param_hint="FILE")
         files = backups.restore(file, settings)
         report(f"restored {len(files)} files into {settings.state}; next: workshop up")
     else:

@@ -44,7 +44,7 @@ def check(chapter: str | None, as_json: bool) -> None:
             click.secho(f"{each.number}  {each.title}, {checkpoints.summary(of_chapter)}", bold=True)
             for step in of_chapter:
                 click.echo(_wrap(f"{start_page.SIGNS[step.done]} {step.title}", 3))
-                if step.reason and (chapter or step == following):  # with CHAPTER all hints, else only the next one
+                if step.reason and (chapter or step == following):  # with CHAPTER all hints, else the next step's
                     click.echo(f"{_wrap(step.place, 7)}\n{_wrap(step.reason, 7)}")
             click.echo()
         click.echo(start_page.LEGEND)
@@ -65,7 +65,7 @@ def _wrap(text: str, spaces: int = 0) -> str:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check this machine and say what to fix; exit with code 1 if anything will fail.
+    """Check this machine and say what to fix; exit with code 1 if a check finds something that will fail.
 
     `ok`: fine; `?`: works, but may surprise you; `!!`: will fail.
 
@@ -86,7 +86,7 @@ def doctor(as_json: bool) -> None:
 @click.argument("chapter", type=click.Choice("1234"), metavar="CHAPTER")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def reset(chapter: str, yes: bool) -> None:
-    """Restore the original files of CHAPTER, move your files to a backup folder, and print its path.
+    """Move your files of CHAPTER to a backup folder, restore the original files, and print the folder's path.
 
     The original files are those that you cloned; your own commits stay in git. Tracked runs, pipeline outputs and other
     chapters are not changed.
@@ -96,7 +96,7 @@ def reset(chapter: str, yes: bool) -> None:
     """
     settings = get_settings()
     start, folder = chapter_files.find_start(settings.root), checkpoints.CHAPTERS[int(chapter) - 1].folder
-    report(f"{folder} will be restored to commit {start[:7]}, its exercises marked unsolved, and your files set aside")
+    report(f"this backs up your files, restores {folder} to commit {start[:7]}, and marks its exercises unsolved")
     if not yes:
         click.confirm("  Continue?", abort=True, err=True)
     report(f"your files are in {chapter_files.restore_chapter(settings, int(chapter), start)}")

@@ -36,7 +36,7 @@ Hashes = dict[str, str]  # name in the tar file -> sha256
 
 
 def back_up(file: Path, settings: Settings) -> Hashes:
-    """Write the database and artifacts atomically to a new ``file``; return the hashes of its members.
+    """Write the database and artifacts atomically to a new tar ``file``; return the sha256 of each member.
 
     Raises ServiceError if there is no database, if the file exists, if an artifact is damaged, or on disk errors.
     """
@@ -44,12 +44,12 @@ def back_up(file: Path, settings: Settings) -> Hashes:
         raise ServiceError(
             "There is nothing to back up.",
             value=f"no database in {settings.state}",
-            next_step="type `workshop up`, or set WORKSHOP_STATE to another folder",
+            next_step="type `workshop up`, or set WORKSHOP_STATE to the folder to back up",
         )
     if file.exists():
         step = "choose another file name, or move the existing file"
-        raise ServiceError("The file already exists.", value=file, next_step=step)
-    # Write to the same folder, so that a rename puts the complete file in place. Only the owner can read it.
+        raise ServiceError("The backup file already exists.", value=file, next_step=step)
+    # Write into a private temporary folder beside ``file``, so that a rename puts the complete backup in place.
     with (
         _disk_errors("The backup could not be made.", file.absolute().parent),
         tempfile.TemporaryDirectory(prefix=".workshop-backup-", dir=file.absolute().parent) as name,
@@ -73,7 +73,7 @@ def back_up(file: Path, settings: Settings) -> Hashes:
 def restore(file: Path, settings: Settings) -> Hashes:
     """Restore a backup atomically into a state folder without a database or artifacts; return the files' hashes.
 
-    A backup of SQLite can also be restored into PostgreSQL (from a laptop to a team's server). Raises ServiceError if
+    An SQLite backup can also be restored into PostgreSQL (from a laptop to a team's server). Raises ServiceError if
     the folder is not empty or its servers are running, if the backup is damaged, if the MLflow versions differ, or on
     disk errors.
     """
@@ -90,7 +90,7 @@ def restore(file: Path, settings: Settings) -> Hashes:
                 _copy_to_postgres(folder / DATABASE, settings)
             (folder / ARTIFACTS).replace(settings.artifacts)
             if not settings.database_uri:
-                (folder / DATABASE).replace(settings.database)  # last, as it marks the folder as complete
+                (folder / DATABASE).replace(settings.database)  # last, because the database marks a complete restore
     return hashes
 
 
@@ -118,7 +118,7 @@ def _run_postgres_client(program: str, *options: str, settings: Settings) -> Non
             f"`{program}` failed.",
             value=completed.stderr.strip()[-1000:],
             expected="PostgreSQL clients on PATH, at least as new as the server; for a restore, an empty database",
-            next_step="fix the cause (missing clients: apt-get install postgresql-client), then repeat the command",
+            next_step="fix the cause (to install clients: apt-get install postgresql-client), then repeat the command",
         )
 
 
@@ -147,7 +147,7 @@ def _copy_to_postgres(source: Path, settings: Settings) -> None:
             found, step = f"the table {names[0]!r} already exists", "set WORKSHOP_DATABASE_URI to another database"
             raise ServiceError("A backup can only be restored into an empty database.", value=found, next_step=step)
         try:
-            upgrade = ["mlflow", "db", "upgrade", address]  # the URI refers to a password file
+            upgrade = ["mlflow", "db", "upgrade", address]  # without the password, which is in a file
             subprocess.run(upgrade, check=True, capture_output=True, text=True)
             tables.reflect(new)
             with old.connect() as reader, new.begin() as writer:
@@ -157,7 +157,7 @@ def _copy_to_postgres(source: Path, settings: Settings) -> None:
                         value=f"schema revision {saved}",
                         expected=f"schema revision {installed} of the MLflow version installed here",
                         next_step="install the same version of MLflow on both machines; "
-                        "on the original one, run `workshop up` and back up again",
+                        "then, on the original machine, type `workshop up` and repeat the backup",
                     )
                 for table in reversed(tables.sorted_tables):  # delete MLflow's default rows
                     writer.execute(table.delete())
@@ -201,13 +201,13 @@ def _add_artifacts(tar: tarfile.TarFile, artifacts: Path) -> Hashes:
         relative = path.relative_to(artifacts)
         if path.is_file() and not path.is_symlink() and not any(map(names.is_own, relative.parts)):
             name = f"{ARTIFACTS}/{relative.as_posix()}"
-            with contextlib.suppress(FileNotFoundError):  # it was deleted after the folder was listed
+            with contextlib.suppress(FileNotFoundError):  # the artifact was deleted after the folder was listed
                 hashes[name] = _add_artifact(tar, path, name)
     return hashes
 
 
 def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
-    """Append an artifact and its mark (a folder beside it with the sha256 in its name); return the sha256.
+    """Append an artifact and its mark (the folder beside it whose name contains its sha256); return the sha256.
 
     If the mark does not match, the artifact is probably being replaced, so it is read again.
     """
@@ -224,15 +224,15 @@ def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
                 return sha256
         time.sleep(PAUSE_SECONDS)
     raise ServiceError(
-        "An artifact is damaged: its content differs from what was stored.",
+        "An artifact is damaged: its content does not match its recorded sha256.",
         value=f"{path}: sha256 {sha256}",
-        expected="the sha256 in the name of one of its marks (`.~...sha256` beside the file)",
+        expected="the sha256 in the name of its mark (the folder `.~...sha256` beside the file)",
         next_step="log the artifact again or remove it, then repeat the backup",
     )
 
 
 def _require_empty(settings: Settings) -> None:
-    # Journal files count, too: SQLite would apply a killed server's journal to the restored database.
+    # A killed server's journal files count, too: SQLite would apply them to the restored database.
     existing = sorted(settings.state.glob(f"{settings.database.name}*"))
     if settings.artifacts.exists() and any(settings.artifacts.iterdir()):
         existing.append(settings.artifacts)
@@ -240,7 +240,7 @@ def _require_empty(settings: Settings) -> None:
         raise ServiceError(
             "A backup can only be restored into an empty state folder.",
             value=f"{existing[0]} exists",
-            expected="neither a database nor artifacts",
+            expected="a state folder without a database or artifacts",
             next_step="set WORKSHOP_STATE to another folder; or type `workshop down` and move the old files elsewhere",
         )
 
@@ -262,12 +262,12 @@ def _extract(file: Path, folder: Path, databases: Sequence[str]) -> Hashes:
         if different := dict(hashes.items() ^ expected.items()):
             raise ValueError(f"{len(different)} files differ from the manifest, such as {min(different)!r}")
         if not hashes.keys() & set(databases) or not (folder / ARTIFACTS).is_dir():
-            raise ValueError(f"the archive lacks {' and '.join(databases)}, or {ARTIFACTS}")
+            raise ValueError(f"the archive lacks a database ({' or '.join(databases)}) or the folder {ARTIFACTS}")
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ServiceError(
             f"The file {file} is not a complete backup.",
             value=f"{type(error).__name__}: {error}",
-            expected="an unmodified `workshop backup` file, from the same kind of database (WORKSHOP_DATABASE_URI)",
+            expected="an unmodified file from `workshop backup`; a PostgreSQL backup also needs WORKSHOP_DATABASE_URI",
             next_step="copy the file again, or use another backup; nothing was restored",
         ) from None
     return hashes

@@ -62,7 +62,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
         """Reject cross-site requests, which would look to the server like requests from this machine."""
         await ensure_async(super().prepare())
         if self.request.method not in ("GET", "HEAD", "OPTIONS") and not self.check_origin():
-            raise web.HTTPError(403, "Cross-site request blocked: it comes from a page on another site.")
+            raise web.HTTPError(403, "The request was blocked because it comes from a page on another site.")
 
     def proxy_request_headers(self) -> HTTPHeaders:
         """Return the headers with a host that the server accepts, regardless of the host name in the browser."""
@@ -85,14 +85,14 @@ class RunningServerHandler(NamedLocalProxyHandler):
             # Either the port is closed (OSError), or the proxy reports a closed connection or a timeout (500, 599).
             if isinstance(error, web.HTTPError) and error.status_code not in (500, 599):
                 raise
-            # Start the server only on navigation: an open page that polls may belong to a server that was just stopped.
+            # Start the server only when a user navigates to the page: an open page that polls must not restart it.
             if self.request.headers.get("Sec-Fetch-Mode") == "navigate":
                 show_problem(self, self.title, f"{self.title} is starting. If this page does not change:", self.start())
             else:
                 show_problem(self, self.title, f"{self.title} does not respond on port {port}.", "workshop up")
 
     def start(self) -> str:
-        """Start the server unless it is already starting; return the command."""
+        """Start the server unless it is already starting; return the command as text."""
         command = ["workshop", "up", *self.services]
         if self.name not in self.starts or self.starts[self.name].poll() is not None:
             self.starts[self.name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -131,10 +131,10 @@ class ReportHandler(JupyterHandler):
 
     @web.authenticated
     def get(self, _path: str) -> None:
-        """Send the report, with links to MLflow rewritten to JupyterLab's proxy."""
+        """Send the report, with its MLflow links rewritten to go through JupyterLab's proxy."""
         file = get_settings().pipeline / "results" / "report.html"
         if not file.exists():
-            show_problem(self, self.title, "There is no report yet. The pipeline writes one.", "workshop repro")
+            show_problem(self, self.title, "The pipeline has not written a report yet.", "workshop repro")
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", REPORT_POLICY)

@@ -32,11 +32,11 @@ from workshop.settings import Settings
 
 HEALTH_SECONDS = 3.0
 POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
-# Range of the alternative ports, below the ephemeral range.
+# Alternative ports: 20000 to 29999, which are below the ephemeral range.
 FIRST_PORT, BLOCK_SIZE, BLOCKS = 20000, 10, 1000
 
 
-Report = Callable[[str], None]  # called with each line of progress
+Report = Callable[[str], None]  # called with each progress message
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Service:
     environment: dict[str, str] = field(default_factory=dict)
     requires_password: bool = False
     folder: str | None = None  # working folder in the repository; default: the state folder
-    private: bool = True  # only the owner can read the files that it writes
+    private: bool = True  # only the owner can read files that the service writes
 
     def ports_of(self, settings: Settings) -> list[int]:
         """Return the service's port numbers."""
@@ -103,14 +103,14 @@ def database_address(settings: Settings) -> str:
         raise SettingsError(
             "The setting WORKSHOP_DATABASE_URI is invalid.",
             expected="postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE; write @ in a password as %40",
-            next_step="set or unset WORKSHOP_DATABASE_URI in the environment or in `.env`",
+            next_step="correct or unset WORKSHOP_DATABASE_URI in the environment or in `.env`",
         )
-    from sqlalchemy.engine import make_url  # imported here: takes 0.1 s, and only PostgreSQL needs it
+    from sqlalchemy.engine import make_url  # imported here: slow (0.1 s), and only PostgreSQL needs it
 
     address = make_url(settings.database_uri.get_secret_value())
     if address.password is None:
         return address.render_as_string()
-    # https://www.postgresql.org/docs/current/libpq-pgpass.html
+    # escaped as in https://www.postgresql.org/docs/current/libpq-pgpass.html
     password = re.sub(r"([:\\])", r"\\\1", address.password)
     file = write_atomically(settings.state / "pgpass", f"*:*:*:*:{password}\n".encode())
     file.chmod(0o600)
@@ -136,7 +136,7 @@ def check_database(settings: Settings) -> None:
 
 def _tracking_command(settings: Settings) -> list[str]:
     logs = settings.logging_file or distribution("mlflow").locate_file("mlflow/server/uvicorn_log_config.yaml")
-    # A single process: several would share one SQLite file and add 40 ms to each keep-alive request.
+    # A single process: several would share the SQLite file, and each keep-alive request would take 40 ms longer.
     return [
         *("env", f"MLFLOW_BACKEND_STORE_URI={database_address(settings)}"),
         *(program("uvicorn"), "--factory", "workshop.servers.tracking_server:make_app"),
@@ -161,11 +161,11 @@ def _workers_command(settings: Settings) -> list[str]:
         "worker",
         f"tls://{settings.host}:{settings.dask_port}",
         *("--host", settings.host, "--nworkers", str(settings.dask_workers), "--nthreads", "1"),
-        # One notebook per worker. The number of threads would not limit it: a notebook occupies none of them.
+        # One notebook per worker. `--nthreads` does not enforce this, because a notebook occupies no worker thread.
         *("--resources", "notebook=1"),
         *("--preload", "papermill_dask.preload"),
         *("--preload-nanny", "workshop.servers.services"),
-        # Saves 25 MB per worker. The address is still needed: a worker serves some pages, by default on all interfaces.
+        # `--no-dashboard` saves 25 MB per worker. Workers still serve some pages, by default on all interfaces.
         *("--no-dashboard", "--dashboard-address", f"{settings.host}:0"),
     ]
 
@@ -205,9 +205,9 @@ SERVICES = (
         lambda settings: f"http://{settings.host}:{settings.mlflow_port}",
         lambda settings: _get(f"http://{settings.host}:{settings.mlflow_port}/health").ok,
         {
-            # Start no job workers for GenAI evaluation: these are eight more processes, which can outlive the server.
+            # Do not start the job workers for GenAI evaluation: eight more processes, which can outlive the server.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            # SQLAlchemy's default pool (5 + 10) is too small for 32 writers; MLflow returns 400, and no client retries.
+            # SQLAlchemy's default pool (5 + 10) is too small for 32 writers: MLflow returns 400, which is not retried.
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "60",
             # A server needs no progress bars; their shared lock can break with many threads.
@@ -246,7 +246,7 @@ SERVICES = (
 
 
 def environment_of(service: Service, settings: Settings) -> dict[str, str]:
-    """Return the environment variables of a service, and of its logging if `settings.logging_file` is set."""
+    """Return a service's environment variables, including those for logging if `settings.logging_file` is set."""
     variables = service.environment | (dask_security(settings) if "DASK_CONFIG" in service.environment else {})
     if not (file := settings.logging_file):
         return variables
@@ -325,7 +325,7 @@ def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
 def reserve_ports(settings: Settings, report: Report, *, is_retry: bool = False) -> Settings:
     """Choose the ports and save them for `Settings`; create the cluster's TLS key if it is missing."""
     if not settings.dask_key.exists():
-        from mlflow_ftp.certificate import ensure_certificate  # imported here because it takes 0.1 s
+        from mlflow_ftp.certificate import ensure_certificate  # imported here because the import takes 0.1 s
 
         ensure_certificate(settings.dask_key.parent, settings.dask_key.name.removesuffix("-key.pem"))
     settings = choose_ports(settings, report, is_retry=is_retry)

@@ -42,7 +42,7 @@ from workshop.settings import Settings, get_settings
 START_SECONDS = 300  # long enough for a machine under load
 STOP_SECONDS = 30
 LOG_LINES = 15
-MIN_FILE_DESCRIPTORS = 1024  # supervisor's default; `ulimit -Hn` must be at least as high
+MIN_FILE_DESCRIPTORS = 1024  # supervisor's default; lowered to `ulimit -Hn` if necessary
 SOCKET = "supervisor.sock"  # in the state folder
 CONNECTION_ERRORS = (OSError, HTTPException, xmlrpc.client.Error)
 
@@ -52,7 +52,7 @@ class Status:
     """The current status of a service.
 
     ``state``: running, started by hand (not by `up`), does not respond, failed, port in use, or stopped.
-    ``reason``: the owner of its port, or why supervisor stopped restarting it.
+    ``reason``: which process uses the service's port, or why supervisor stopped restarting the service.
     """
 
     name: str
@@ -85,7 +85,7 @@ def status(settings: Settings) -> list[Status]:
 
 
 def up(report: Report, names: Sequence[str] = ()) -> Settings:
-    """Start all services, or those named, wait until each one responds, and return the settings.
+    """Start all services or the named ones, wait until each one responds, and return the settings.
 
     Servers started by hand are left running. Raises ServiceError with the end of the log if a service does not respond,
     ParameterError for an unknown name.
@@ -116,7 +116,7 @@ def up(report: Report, names: Sequence[str] = ()) -> Settings:
 
 
 def down(report: Report, names: Sequence[str] = ()) -> int:
-    """Stop all services, or those named, and return the number of stopped processes.
+    """Stop all services or the named ones, and return the number of stopped processes.
 
     Servers started by hand keep running. Raises ParameterError for an unknown name.
     """
@@ -138,7 +138,7 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
 
 
 def _validate_names(names: Sequence[str]) -> list[str]:
-    """Return the names, or those of all services if none are given; raise ParameterError for an unknown name."""
+    """Return ``names``, or all service names if it is empty; raise ParameterError for an unknown name."""
     known = [service.name for service in SERVICES]
     if unknown := [name for name in names if name not in known]:
         raise ParameterError(
@@ -294,7 +294,7 @@ def _start_services(settings: Settings, report: Report, names: Sequence[str]) ->
         if not waiting:
             return
         ports = [port for service in waiting for port in service.ports_of(settings)]
-        # Check only ports already in use: the system may not yet report the process of a port opened just now.
+        # Skip ports that are still free: if a server opens one now, the system may not report its process yet.
         port_owners.require_own(settings, *[port for port in ports if not is_free(settings.host, port)])
         supervised = processes(settings)
         for service in waiting:
@@ -350,7 +350,7 @@ def _locked(settings: Settings) -> Iterator[None]:
         lock.acquire()
     except OSError as error:  # filelock.Timeout is an OSError
         raise ServiceError(
-            "The state folder is not writable, or is in use by another command.",
+            "The state folder is not writable, or another command is using it.",
             value=f"{settings.state} ({error.strerror or error})",
             expected="a writable folder that no other `workshop up`, `down` or `backup --restore` is using",
             next_step="wait until the other command has finished, or set WORKSHOP_STATE to another folder",

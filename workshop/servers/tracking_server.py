@@ -22,8 +22,8 @@ WRITE_LOCK, WRITE_LOCK_SECONDS = threading.Lock(), 60  # below the request timeo
 def make_app() -> Any:
     """Return MLflow's application for the database in MLFLOW_BACKEND_STORE_URI and the artifact store in the settings.
 
-    Options of `mlflow server --app-name workshop` take precedence. The FTP password is set only for the artifact store
-    in the settings.
+    Options of `mlflow server --app-name workshop` take precedence. The FTP password is not set for other artifact
+    stores.
     """
     settings = get_settings()
     # Accept this machine's names on any port, since a tunnel may use another one. These are fnmatch patterns, in which
@@ -58,14 +58,14 @@ def make_app() -> Any:
 def open_with_runs(page: Any) -> Any:
     """Add a script to MLflow's page, so that the page opens with the list of runs."""
     if page.status_code == 200:
-        page.direct_passthrough = False  # load the page, which is streamed from a file
+        page.direct_passthrough = False  # load the page into memory instead of streaming its file
         head = Path(__file__).with_name("open_with_runs.html").read_bytes()
         page.data = page.data.replace(b"<head>", head, 1)
     return page
 
 
 def serialize_writes(engine: Engine | type[Engine]) -> None:
-    """Serialize write transactions on SQLite: its own lock is unfair, and MLflow waits only 20 s for it."""
+    """Serialize write transactions on SQLite, whose own lock is unfair: MLflow gives up after waiting for 20 s."""
 
     def acquire(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         is_writer = connection.dialect.name == "sqlite" and statement.startswith(("INSERT", "UPDATE", "DELETE"))
@@ -73,7 +73,7 @@ def serialize_writes(engine: Engine | type[Engine]) -> None:
             connection.info["is_writing"] = WRITE_LOCK.acquire(timeout=WRITE_LOCK_SECONDS)
 
     event.listen(engine, "before_cursor_execute", acquire)
-    # A connection returned to the pool has ended its transaction.
+    # Release the lock when a connection returns to the pool: its transaction has ended.
     event.listen(
         engine, "checkin", lambda _, record: WRITE_LOCK.release() if record.info.pop("is_writing", False) else None
     )
@@ -93,7 +93,7 @@ def ensure_database(database: Path) -> None:
     for file in (draft, complete):
         file.unlink(missing_ok=True)
     mlflow.db.upgrade([f"sqlite:///{draft}"], standalone_mode=False)
-    # Copy the tables, because MLflow keeps the draft file open.
+    # Copy the tables instead of renaming the file, because MLflow keeps the draft open.
     with contextlib.closing(sqlite3.connect(draft)) as source, contextlib.closing(sqlite3.connect(complete)) as target:
         source.backup(target)
         # WAL: readers do not wait for writers. The mode is stored in the file.

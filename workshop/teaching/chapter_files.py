@@ -36,7 +36,7 @@ class ResetError(PipelineError):
 
 # -- reset -------------------------------------------------------------------------------------------------------------
 def restore_chapter(settings: Settings, number: int, start: str) -> Path:
-    """Move a chapter's files to a backup folder and return it; restore the files of the commit ``start``.
+    """Move a chapter's files to a backup folder, restore the files of the commit ``start``, and return the folder.
 
     Outputs of the pipeline in chapter 4 are kept. Only the working tree changes, not commits, branches or the index.
     Raises ResetError if a file cannot be moved or written.
@@ -123,7 +123,7 @@ def _run(command: Sequence[str | Path], folder: Path) -> None:
     """Run a program of this environment; raise PipelineError if it fails."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
-    environment.pop("MLFLOW_EXPERIMENT_ID", None)  # set by MLflow in this process; the exported name counts
+    environment.pop("MLFLOW_EXPERIMENT_ID", None)  # set by MLflow in this process; may contradict the exported name
     completed = subprocess.run(
         [programs / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -133,5 +133,5 @@ def _run(command: Sequence[str | Path], folder: Path) -> None:
         raise PipelineError(
             f"`{' '.join(map(str, command))}` failed.",
             value=lines[start:],
-            next_step="type `workshop doctor`, then repeat your command, which continues where it left off",
+            next_step="type `workshop doctor`, then repeat your command, which skips the finished results",
         )

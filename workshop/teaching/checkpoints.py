@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "mlflow.parentRunId"
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"  # values of `mlflow_gate.Move.action`
-LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # ends of project URIs: in this repository, in another one
+LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # ends of project URIs: in this git repository, in scratch's
 EXERCISE = "Exercise"  # prefix of exercise titles
 MAX_RUNS = 2000  # limit for each query, latest runs first
 
 
 class Chapter(NamedTuple):
-    """A chapter; ``minutes``: without the cells to write, with these cells, and with the exercises as well."""
+    """A chapter; ``minutes``: to read and run it, if you also write the cells, and including the exercises."""
 
     number: int
     folder: str
@@ -98,7 +98,7 @@ class State:
 
 
 def state_of(settings: Settings) -> State:
-    """Return the state of this clone, with a connection to the tracking server."""
+    """Return the attendee's progress in this clone, with a tracking client or its error."""
     server: MlflowClient | ServiceError
     try:
         server = connect(settings)
@@ -127,7 +127,7 @@ def has_executed(path: str, state: State) -> bool:
 
 # -- chapter 2 -------------------------------------------------------------------------------------------------------
 def tracked_runs(query: str, state: State) -> list[Run]:
-    """Search the runs of chapter 2's notebooks."""
+    """Return the runs of chapter 2's notebooks that match an MLflow filter."""
     return state.runs(f"tags.chapter = '2' AND {query}")
 
 
@@ -173,7 +173,7 @@ def has_other_intercept(project: str, state: State) -> bool:
 
 
 def has_run_winner(state: State) -> bool:
-    """Return whether a run of `rf` with the added parameter was trained on the last year's capacity factors."""
+    """Return whether `rf`, with `by_capacity` in MLproject, was trained on the last year's capacity factors."""
     # MLflow also passes undeclared parameters, so the run's parameters do not prove that MLproject was changed.
     runs = [run.data for run in runs_of_forest("main", state) if "{by_capacity}" in run.data.tags.get("MLproject", "")]
     values = ((run.params.get("last_hours"), run.params.get("by_capacity", "").lower()) for run in runs)
@@ -330,7 +330,7 @@ STEPS = {
     3: (
         Step(
             "A project run with one command", "3_projects/README.md#2. Run it", partial(runs_of_lr, "main"),
-            f"{TYPE}`mlflow run lr`. If germany.csv is missing: `python -m forecast csv 3_projects/germany.csv`.",
+            f"{TYPE}`mlflow run lr`. If germany.csv is missing: `python -m forecast csv germany.csv`.",
         ),
         Step(
             "A run with another parameter", "3_projects/README.md#3. Change a parameter",
@@ -412,7 +412,7 @@ STEPS = {
         ),
         Step(
             "An experiment with dvc exp run", "4_pipeline/README.md#9. Run experiments", has_experiment,
-            "Type `dvc exp run` with a changed parameter in 4_pipeline; `dvc exp show` lists the experiments.",
+            "In 4_pipeline, type `dvc exp run` with a changed parameter; `dvc exp show` lists the experiments.",
         ),
     ),
 }  # fmt: skip
@@ -437,7 +437,7 @@ class Checkpoint:
     where: str
     done: bool | None
     reason: str
-    minutes: int  # average for the chapter's steps
+    minutes: int  # average over the chapter's steps
 
     @property
     def link(self) -> str:
@@ -462,7 +462,7 @@ def examine(state: State) -> list[Checkpoint]:
                 done = None if result is None else bool(result)
             except ServiceError as error:
                 done, reason = None, f"{error.what} Next: {error.next_step}"
-            except import_module("mlflow.exceptions").MlflowException as error:  # imported only on errors: takes 1 s
+            except import_module("mlflow.exceptions").MlflowException as error:  # a slow import (1 s): on errors only
                 done, reason = None, f"The tracking server did not respond: {error.message} Next: workshop status"
             reason = "" if done else reason
             checkpoints.append(Checkpoint(chapter.number, step.title, step.where, done, reason, minutes))
@@ -470,7 +470,7 @@ def examine(state: State) -> list[Checkpoint]:
 
 
 def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Checkpoint | None:
-    """Return the first open step after the last done step, else a skipped step, of the same chapter if possible.
+    """Return the first open step after the last done step, or else a skipped one; prefer the same chapter.
 
     Exercises do not count as the last done step, because they follow all steps of their chapter in the list; nor
     does *Before you start* of chapter 4, which `make run` completes.
@@ -489,7 +489,7 @@ def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Chec
 
 
 def summary(checkpoints: Iterable[Checkpoint]) -> str:
-    """Return the numbers of done and unknown steps as text."""
+    """Summarize the steps' results, such as: 3 of 8 done, 1 unknown."""
     counts = Counter(checkpoint.done for checkpoint in checkpoints)
     unknown = f", {counts[None]} unknown" if counts[None] else ""
     return f"{counts[True]} of {counts.total()} done{unknown}"

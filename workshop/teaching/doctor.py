@@ -106,17 +106,17 @@ def _tracking_address(settings: Settings) -> Finding:
     text = f"MLFLOW_TRACKING_URI is {address}; this clone's server {'is' if settings.is_up else 'will be'} at {local}"
     if address == local:
         return Finding("tracking address", OK, text)
-    # If no server runs here, another address may be intentional.
+    # If this clone's servers are down, another address may be intentional.
     return Finding("tracking address", WRONG if settings.is_up else LOOK, text, EXPORT_COMMAND)
 
 
 def _stray_runs(settings: Settings) -> Finding:
-    """Find runs that MLflow wrote into a folder because no tracking URI was set."""
+    """Find runs that MLflow logged to local files because no tracking URI was set."""
     folders = {Path.cwd(), settings.root, *settings.root.glob("[1-4]_*"), *settings.root.glob("3_projects/*/")}
     strays = sorted(folder / name for folder in folders for name in STORES if (folder / name).exists())
     strays = [path for path in strays if settings.state not in path.parents]
     if not strays:
-        return Finding("stray runs", OK, "all runs are on the server")
+        return Finding("stray runs", OK, "no runs were logged to local files")
     paths = " ".join(map(str, strays))
     next_step = f"{EXPORT_COMMAND}; run the same notebooks or commands again; then remove the files: rm -r {paths}"
     return Finding("stray runs", LOOK, f"MLflow logged runs to local files, not to the server: {paths}", next_step)
@@ -128,7 +128,7 @@ def _programs() -> Finding:
     programs = [shutil.which(name) for name in ("mlflow", "dvc", "jupyter")]
     if foreign := [path for path in programs if path and Path(path).parent != folder]:
         text = f"this shell starts {', '.join(foreign)} instead of the programs in {folder}"
-        return Finding("programs", WRONG, text, f"{EXPORT_COMMAND}; or leave the other environment: deactivate")
+        return Finding("programs", WRONG, text, f"{EXPORT_COMMAND}; or leave the other environment with `deactivate`")
     if None in programs:
         return Finding("programs", LOOK, f"the programs in {folder} are not on PATH", EXPORT_COMMAND)
     return Finding("programs", OK, f"the programs in {folder} are first on PATH")
@@ -139,7 +139,7 @@ def _server(row: supervisor.Status, settings: Settings) -> Finding:
     if row.healthy:
         return Finding(row.name, OK, f"responds at {row.address}")
     if not settings.is_up:
-        return Finding(row.name, OK, f"not started: {row.reason or 'type workshop up'}")
+        return Finding(row.name, OK, f"not started: {row.reason or 'start it with `workshop up`'}")
     next_step = f"type `workshop down`, `workshop up` and {EXPORT_COMMAND}; log: {settings.logs / row.name}.log"
     return Finding(row.name, WRONG, row.reason or "does not respond", next_step)
 

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 SCORE_EXERCISE = "2a"  # the rest of the chapter uses its answer, a function
 TOLERANCE = 0.001
-R2_OF_WEEK = {"with": (0.988, 0.914), "without": (0.900, 0.743)}  # solar and wind: means of twenty forests
+R2_OF_WEEK = {"with": (0.988, 0.914), "without": (0.900, 0.743)}  # solar and wind, each the mean of twenty forests
 # Parameters that the notebooks already log, or that do not affect a forest's predictions.
 FOREST_PARAMETERS = {
     "split", "test_fraction", "n_estimators", "max_depth", "last_hours", "n_jobs", "verbose", "oob_score", "warm_start",
 }  # fmt: skip
-PLAIN_FOREST = {"n_estimators": 20, "max_depth": 10, "seed": 0, "last_hours": 0}  # of `rf`, as in the `sun` project
+PLAIN_FOREST = {"n_estimators": 20, "max_depth": 10, "seed": 0, "last_hours": 0}  # those of the `sun` project
 FACTORS = {-1: "has the wrong sign", 1000: "is wrong by a factor of 1000: check the unit",
     100: "is 100 times too large or too small"}  # fmt: skip
 
@@ -66,8 +66,8 @@ def expect(condition: object, hint: str) -> None:
 def check(number: str, answer: Any = ..., *evidence: Any) -> Any:
     """Check an answer: print a hint, or if it is right, print the lesson and record the exercise as solved.
 
-    ``evidence``: further objects that the check needs. A wrong answer raises no error, so the cells below can run. If
-    they use the answer, `check` returns it if right, else the solution. Raises PipelineError for an unknown number.
+    ``evidence``: further objects that the check needs. A wrong answer raises no error (an unknown number does), so the
+    cells below can run. For SCORE_EXERCISE, whose answer later cells use, return it if it is right, else the solution.
     """
     if number not in EXERCISES:
         step = "restore the exercise's number in the call to `check`"
@@ -115,7 +115,7 @@ def write_solved(numbers: Iterable[str], settings: Settings) -> None:
 
 # -- answers and solutions -------------------------------------------------------------------------------------------
 class Number(NamedTuple):
-    """A number; ``tolerance`` and rounding to >= ``decimals`` are accepted; ``mistakes``: hint -> wrong number."""
+    """A number, accepted within ``tolerance`` or rounded to >= ``decimals``; ``mistakes``: hint -> wrong number."""
 
     value: float
     tolerance: float
@@ -141,7 +141,7 @@ class Number(NamedTuple):
 
 
 def compare(answer: Any, solution: Any, name: str = "the answer") -> None:
-    """Raise WrongAnswerError for an answer's first fault: check its type and size, NaN, order, then each number."""
+    """Raise WrongAnswerError for an answer's first fault; check type and size, then NaN, order and each number."""
     pairs = list(_pairs(answer, solution, name))
     for part, number, _ in pairs:
         expect(math.isfinite(number), f"{part} is {number}: check for missing values and divisions by zero.")
@@ -208,7 +208,7 @@ def type_of(answer: Any) -> str:
 def require_hours(measured: DataFrame, predicted: Any) -> None:
     """Raise WrongAnswerError unless there is a prediction of solar and wind for each hour."""
     is_table = getattr(predicted, "ndim", 0) == 2
-    expect(is_table, f"the predictions must be a table with solar and wind, but have {type_of(predicted)}.")
+    expect(is_table, f"the predictions must be a table of solar and wind power, but have {type_of(predicted)}.")
     rows, hours = len(predicted), len(measured)
     expect(rows == hours, f"there are {rows} predictions for {hours} held-out hours: predict exactly these hours.")
 
@@ -260,7 +260,7 @@ def _check_r2_of_targets(answer: dict[str, float], y_pred: np.ndarray, y_test: D
 
 
 def delay_weather(hours: DataFrame) -> DataFrame:
-    """Return a copy of the table with a fault: in part of the year, rows have the previous row's weather."""
+    """Return a copy of the table with a fault: in summer time, each row has the previous row's weather."""
     local, utc = (hours["utc_timestamp"].dt.tz_convert(zone).dt.tz_localize(None) for zone in ("Europe/Berlin", "UTC"))
     names = [quantity.name for quantity in INPUTS]
     return hours.assign(**hours[names].shift(1).where(local - utc == timedelta(hours=2), hours[names]))
@@ -268,7 +268,7 @@ def delay_weather(hours: DataFrame) -> DataFrame:
 
 # -- chapter 2 -------------------------------------------------------------------------------------------------------
 def _check_score_function(answer: Callable[[DataFrame, DataFrame], dict[str, float]]) -> None:
-    """Execute the function's source by itself, as it will be in `scores.py`; compare its scores for a small table."""
+    """Execute only the function's source, as `scores.py` will; compare its scores for a small table."""
     from pandas import DataFrame
 
     measured = DataFrame({"solar_GW": [0.0, 2.0, 5.0, 3.0], "wind_GW": [1.0, 4.0, 9.0, 16.0]})
@@ -280,7 +280,7 @@ def _check_score_function(answer: Callable[[DataFrame, DataFrame], dict[str, flo
         exec(compile(source, "scores.py", "exec", dont_inherit=True), namespace)  # noqa: S102 -- the attendee's own code
         numbers = namespace["score"](measured.copy(), predicted.copy())
     except NameError as error:
-        hint = "but does not define it. In `scores.py` it is alone: import inside the function, and check the spelling."
+        hint = "but does not define it. Check the spelling; import inside the function: `scores.py` has no other code."
         raise WrongAnswerError(f"the function uses `{error.name}`, {hint}") from None
     except (Exception, SystemExit) as error:  # noqa: BLE001 -- the function can raise anything
         is_open = isinstance(error, TypeError) and ("(...)" in source or "= ..." in source)
@@ -292,7 +292,7 @@ def _check_score_function(answer: Callable[[DataFrame, DataFrame], dict[str, flo
 
 
 def _check_logged_parameter(answer: str, test: DataFrame) -> None:
-    """Check that a finished run logged an additional parameter, and that its forest was fitted with it."""
+    """Check that a finished run logged an additional parameter and fitted its forest with this parameter."""
     from forecast.learn.storage import load
     from forecast.table.schema import TARGETS
 
@@ -308,10 +308,10 @@ def _check_logged_parameter(answer: str, test: DataFrame) -> None:
     fitted, defaults = (model.get_params() for model in (forest.fitted, type(forest.fitted)()))
     used = [name for name, value in extra.items() if name in fitted and str(fitted[name]) == value]
     expect(used, f"the forest of this run was not fitted with {', '.join(extra)}: pass the parameter to `fit`, too.")
-    is_changed = any(repr(fitted[name]) != repr(defaults[name]) for name in used)  # max_features=1 is not 1.0
+    is_changed = any(repr(fitted[name]) != repr(defaults[name]) for name in used)  # repr: max_features=1 is not 1.0
     expect(is_changed, f"{', '.join(used)} has its default value, which changes nothing: choose another value.")
     r2 = sum(r2_of(test[TARGETS], forest.predict(test))) / 2
-    hint = f"the `r2` of this run is not that of its forest on `test` ({r2:.3f}): let `track` log it, not your code."
+    hint = f"this run's `r2` is not the R2 of its forest on `test` ({r2:.3f}): let `track` log it, not your code."
     expect(abs(run.data.metrics["r2"] - r2) < TOLERANCE, hint)
 
 
@@ -322,8 +322,8 @@ def _check_epochs(answer: float, model: Any, test: DataFrame) -> None:
     number_of(answer)
     expect(hasattr(model, "optimizer"), "`model` is the history that `fit` returns: call `fit` without `model =`.")
     epochs = int(model.optimizer.iterations) / model.history.params["steps"]
-    hint = f"`model` was trained for {epochs:.3g} epochs of its last batch size, not for 12 and then 18 with the same "
-    hint += "`batch_size` and `validation_split`. Run the notebook again from its first cell, and compile once."
+    hint = f"`model` was trained for {epochs:.3g} epochs (at its last batch size), not for 12 and then 18 with the "
+    hint += "same `batch_size` and `validation_split`. Run the notebook again from its first cell, and compile once."
     expect(math.isclose(epochs, 30), hint)
     r2 = sum(r2_of(test[TARGETS], model.predict(test[FEATURES].to_numpy(), verbose=0))) / 2
     compare(answer, Number(r2, 0.0001, "score predictions for `test` made after training.", decimals=3))
@@ -354,7 +354,7 @@ def _check_challenger(answer: float, week: DataFrame) -> None:
     number_of(answer)
     client = connect()
     names = (f"models:/{REGISTERED_MODEL}@{alias}" for alias in ("challenger", PRODUCTION))
-    expect("challenger" in client.get_registered_model(REGISTERED_MODEL).aliases, "no challenger; run compare_runs.")
+    expect("challenger" in client.get_registered_model(REGISTERED_MODEL).aliases, "no challenger: run `compare_runs`.")
     challenger, production = (load(name, client).predict(week).mean() for name in names)
     mistakes = {
         "this is the prediction of the version in production: load the challenger.": production["wind_GW"],
@@ -376,8 +376,8 @@ def _check_run(answer: str) -> None:
         "`r2_wind` is the score of a model with more inputs: use only the wind speed.": 0.5668,
         "`r2_wind` is the score on the training hours: score the held-out hours.": 0.7163,
     }
-    solution = Number(0.5869, TOLERANCE, "train and score as the task says, for wind alone.", mistakes)
-    compare(run.data.metrics, {"r2_wind": solution}, "the list of this run's metrics")
+    solution = Number(0.5869, TOLERANCE, "train and score a model for wind alone, as the task says.", mistakes)
+    compare(run.data.metrics, {"r2_wind": solution}, "the dict of this run's metrics")
 
 
 def _check_alias(answer: str) -> None:
@@ -407,7 +407,7 @@ def finished_run(answer: Any) -> Run:
 
 # -- chapter 3 -------------------------------------------------------------------------------------------------------
 def _check_gain_of_sun(answer: float, theirs: Run, plain: Any) -> None:
-    """Compare the answer with the difference in R2 between two runs, which must have fitted the same forest."""
+    """Compare the answer with the difference in R2 between two runs, whose forests must have the same parameters."""
     number_of(answer)
     run_id = getattr(getattr(plain, "info", plain), "run_id", plain)
     expect(isinstance(run_id, str), f"`plain` must be the result of `mlflow.projects.run`, but has {type_of(plain)}.")
@@ -471,16 +471,16 @@ def _check_affected_stages(answer: set[str]) -> None:
 
 
 def _check_failed_rules(answer: set[str]) -> None:
-    """Evaluate the linear regression, as `mlflow-gate promote --dry-run` does, and compare the failed rules."""
+    """Evaluate the linear regression like `mlflow-gate promote --dry-run`; compare the failed rules with the answer."""
     chosen = names_of(answer)
     file = get_settings().pipeline / "results" / "trained" / "train_linreg.json"
     expect(file.exists(), f"results/trained/{file.name} does not exist: run `dvc repro` in 4_pipeline.")
     candidate = json.loads(file.read_text())
     decision, _ = gate.Gate(client=connect()).evaluate(candidate["run_id"], candidate["model_uri"])
-    names = {each.label: each.name for each in decision.findings}  # the table in the terminal shows labels
+    names = {each.label: each.name for each in decision.findings}  # accept labels, too, as shown in the terminal
     chosen, failed = {names.get(name, name) for name in chosen}, {each.name for each in decision.failed}
     others = sorted(map(str, chosen - failed))
-    expect(not others, f"{', '.join(others)}: passed, or not a rule. The gate's rules: {', '.join(names.values())}.")
+    expect(not others, f"{', '.join(others)}: not a failed rule. The gate's rules: {', '.join(names.values())}.")
     expect(failed <= chosen, "the model fails at least one more rule: check the result of each rule.")
 
 
@@ -496,8 +496,8 @@ def _check_challenger_stage(answer: str) -> None:
 
 
 # -- all exercises ----------------------------------------------------------------------------------------------------
-# Keyed by number: a chapter's cells to write, then its `exercises` notebook. The expected scores are for the embedded
-# sample, from which every attendee makes `germany.csv`; a test computes them with the notebooks' solutions.
+# Keyed by number: a chapter's cells to write, then the exercises of its notebook `exercises`. The expected scores are
+# for the embedded sample, from which every attendee makes `germany.csv`; a test computes them with the solutions.
 WEEK = "score the forest of the task on `week` alone."
 EXERCISES = {
     "1a": Exercise("the growth of wind power per installed GW", "make_processed_data",
@@ -514,9 +514,9 @@ EXERCISES = {
         "the line is right, but does not say which hours were held out: nobody can reproduce its R2"),
     "1d": Exercise("the R2 of solar and of wind", "model_keras", _check_r2_of_targets,
         "one R2 for both targets hid that the network predicts solar power much better than wind power"),
-    "1.1": Exercise("the report's week, trained on and held out", "exercises",
-        lesson="R2 is about 0.99 for solar if the week is trained on and 0.90 if not; for wind it is 0.91 and 0.74: "
-        "a report on training data is too optimistic",
+    "1.1": Exercise("the R2 of the report's week, in the training data and held out", "exercises",
+        lesson="with the week in the training data, R2 is about 0.99 for solar and 0.91 for wind; held out, 0.90 and "
+        "0.74: a report on training data is too optimistic",
         solution={
             name: [Number(r2, 0.02, WEEK, {hint: wrong}) for r2, wrong in zip(R2_OF_WEEK[name], wrong, strict=True)]
             for name, hint, wrong in (
@@ -529,16 +529,16 @@ EXERCISES = {
         "a single lag for the whole year would hide that the winter is right",
         solution={month: Number(int(4 <= month <= 10), 0, "which shift of the radiation gives the highest correlation?")
             for month in range(1, 13)}),
-    "1.3": Exercise("how much a score on training hours overestimates", "exercises",
-        lesson="0.11 of the training R2 comes from memorized hours: on new hours the model is not that good",
-        solution=Number(0.1141, TOLERANCE, "subtract one R2 of the task's forest from the other.", {
+    "1.3": Exercise("how much a score on training hours overestimates the model", "exercises",
+        lesson="the training R2 is 0.11 too high, because the forest memorized these hours: expect less on new hours",
+        solution=Number(0.1141, TOLERANCE, "subtract the R2 of the task's forest on `test` from its R2 on `train`.", {
             "subtract the unrounded R2, and round the difference.": (0.1195, 0.1205),
             "this is the R2 on `test` alone.": (0.86, 0.87), "this is the R2 on `train` alone.": (0.97, 0.99),
         })),
     SCORE_EXERCISE: Exercise("a score function", "model_linreg", _check_score_function,
         "one function scores all models of this chapter, so their scores can be compared"),
     "2b": Exercise("the data without the artificial step", "honest_split",
-        lesson="without the step the capacity factor alone is best: which method helps depends on the data",
+        lesson="without the step, the capacity factor alone scores best: which method helps depends on the data",
         solution={
             name: Number(r2, 0.005, "which factor times 0.8 is 1?", {
                 "these are the scores of the original data: choose another factor than 1.": before,
@@ -556,7 +556,7 @@ EXERCISES = {
     "2e": Exercise("capacity factors converted to GW", "capacity_factor",
         lesson="to get GW, the user of a capacity-factor model has to know the capacity in each hour",
         solution=[
-            Number(GW, 0.1, "multiply each factor of the first held-out hour by its own capacity column.", {
+            Number(GW, 0.1, "multiply each factor of the first held-out hour by the same target's capacity.", {
                 "this is the capacity factor: multiply it by the capacity.": factor,
                 "this is from another model, or measured power: predict with the model of `logged`.": other,
                 "this factor is multiplied by the other target's capacity: swap the columns.": exchanged,
@@ -564,13 +564,13 @@ EXERCISES = {
             for GW, factor, other, exchanged in ((7.39, 0.185, 7.36, 8.48), (11.72, 0.255, 11.26, 10.21))
         ]),
     "2f": Exercise("your own query", "compare_runs", _check_query,
-        "only the two forests trained on the last year pass: the others predict too little wind power"),
+        "only the two forests trained on the last year match: the other models predict too little wind power"),
     "2g": Exercise("the challenger's prediction", "get_prod_model", _check_challenger,
         "the challenger predicts too little wind power in this week: the measured mean is 9.9 GW"),
-    "2.1": Exercise("your own run, with parameter, metric and tag", "exercises", _check_run,
-        "wind speed alone has an R2 of 0.59 for wind, a little more than all four inputs of `linreg`: on these "
+    "2.1": Exercise("your own run, with a parameter, a metric and a tag", "exercises", _check_run,
+        "with wind speed alone, R2 is 0.59 for wind, a little higher than with all four inputs of `linreg`: on these "
         "hours the other three inputs do not help a linear model"),
-    "2.2": Exercise("a small lead: luck or not", "exercises",
+    "2.2": Exercise("a small lead: is it luck?", "exercises",
         lesson="at depth 12, 50 trees win 25 of 25 pairs: a small lead, but not luck; at depth 6 they win 22: "
         "a single pair of runs can show the opposite",
         solution={  # another processor may round close scores differently
@@ -582,20 +582,20 @@ EXERCISES = {
     "2.3": Exercise("an alias for the latest version", "exercises", _check_alias,
         "programs that load `wind_solar@reviewed` get this version; nothing changes for `@production`"),
     "3a": Exercise("the gain from one more input", "reproduce", _check_gain_of_sun,
-        "the solar elevation adds only 0.002, all of it for wind. A forest for solar alone gains 0.003 from it, "
-        "and 0.005 from the hour, which distinguishes morning and afternoon. Your winner of step 5 has an R2 of "
-        "0.927 without either"),
-    "3.1": Exercise("`lr` run with a tenth of the hours held out", "exercises", _check_fraction,
-        "the run records the fraction: its R2 and that of step 2 are from different hours and cannot be compared"),
+        "the solar elevation adds only 0.002 to the R2, and only for wind. A forest for solar alone gains 0.003 from "
+        "it, and 0.005 from the hour, which tells morning from afternoon. Your winner of step 5 has an R2 of 0.927 "
+        "with neither input"),
+    "3.1": Exercise("an `lr` run with a tenth of the hours held out", "exercises", _check_fraction,
+        "the run records the fraction: its R2 is for other hours than in step 2, so do not compare the two"),
     "3.2": Exercise("the commit of a run, from its tags", "exercises", _check_commit,
         "the commit identifies the code, unless there were uncommitted changes: with the run's parameters and the "
         "same data, anyone can repeat the run"),
     "3.3": Exercise("the highest floor that a run's R2 reaches", "exercises", _check_floor,
-        "with a higher floor the command would have failed, so a script can stop before it uses a weak model"),
+        "with a higher floor the command fails, so a script can stop before it uses a weak model"),
     "4.1": Exercise("the stages that a change affects", "exercises", _check_affected_stages,
-        "`split` and all stages downstream run again; DVC keeps the results of `fetch` and `prepare`, upstream"),
+        "`split` and all stages downstream of it run again; DVC keeps the results of `fetch` and `prepare`"),
     "4.2": Exercise("the rules that the linear regression fails", "exercises", _check_failed_rules,
         "a refusal lists the failed rules, so you know what to improve, and a dry run changes nothing"),
-    "4.3": Exercise("your challenger of chapter 2 as a stage", "exercises", _check_challenger_stage,
+    "4.3": Exercise("your challenger from chapter 2 as a pipeline stage", "exercises", _check_challenger_stage,
         "one line raises the R2 of the forest from 0.80 to 0.90, and the pipeline evaluates it like any other model"),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from pathlib import Path
 from workshop.exports import EXPORT_COMMAND
 
 VERSION = platform.python_version()
-NAME = b"workshop.teaching.pyenv"  # in the console scripts of all clones' shims
+NAME = b"workshop.teaching.pyenv"  # every clone's pyenv shim contains this string; the real pyenv does not
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def find_real(path: str) -> Path | None:
 
 
 def make_root(root: Path, real: Path | None) -> Path:
-    """Create ``root`` with this version and links to the real pyenv's versions; return ``root``."""
+    """Create ``root`` with this Python version and links to the real pyenv's versions; return ``root``."""
     versions = root / "versions"
     program = versions / VERSION / "bin" / "python"
     if not program.exists():
