@@ -497,7 +497,7 @@ def _check_challenger_stage(answer: str) -> None:
 
 # -- all exercises ----------------------------------------------------------------------------------------------------
 # Keyed by number: a chapter's cells to write, then the exercises of its notebook `exercises`. The expected scores are
-# for the embedded sample, from which every attendee makes `germany.csv`; a test computes them with the solutions.
+# for the built-in sample, from which every attendee makes `germany.csv`; a test computes them with the solutions.
 WEEK = "score the forest of the task on `week` alone."
 EXERCISES = {
     "1a": Exercise("the growth of wind power per installed GW", "make_processed_data",

@@ -12,7 +12,7 @@ HOURS = 24 * 31  # the end of the sample
 
 @pytest.fixture(scope="session")
 def germany_csv(tmp_path_factory) -> Path:
-    """A processed CSV of the embedded sample."""
+    """A processed CSV of the built-in sample."""
     from forecast.raw.prepare import load_or_make
 
     file = tmp_path_factory.mktemp("germany") / "germany.csv"

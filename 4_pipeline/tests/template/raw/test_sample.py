@@ -1,4 +1,4 @@
-"""The embedded sample: its statistics and scores."""
+"""The built-in sample: its statistics and scores."""
 
 from __future__ import annotations
 
