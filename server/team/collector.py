@@ -84,7 +84,7 @@ def read_tail(log: io.FileIO, position: int) -> bytes:
 
 
 def is_being_copied(log: io.FileIO, path: Path) -> bool:
-    """Return whether the file is a copy of a log that has not been truncated yet."""
+    """Return whether the file is a copy whose original log is not truncated yet (copytruncate of logrotate)."""
     size = os.fstat(log.fileno()).st_size
     for other in path.parent.iterdir():
         if path.name.startswith(other.name) and path != other:

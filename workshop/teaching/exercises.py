@@ -161,7 +161,7 @@ def _pairs(answer: Any, solution: Any, name: str) -> Iterator[tuple[str, float, 
     expect(answer is not ..., f"{name} is still `...`.")
     if isinstance(solution, dict):
         if hasattr(answer, "to_dict"):  # a Series, or a DataFrame with a column for each key
-            answer = {key: np.squeeze(answer[key]) for key in answer.keys()}  # noqa: SIM118 -- of a Series
+            answer = {key: np.squeeze(answer[key]) for key in answer.keys()}  # noqa: SIM118 -- a Series iterates over values
         require(answer, Mapping, f"a dict with the keys {', '.join(map(repr, solution))}", name)
         missing, unknown = ([key for key in a if key not in b] for a, b in ((solution, answer), (answer, solution)))
         unexpected = f"; {unknown[0]!r} is not one of {', '.join(map(repr, solution))}" if unknown else ""
@@ -326,7 +326,7 @@ def _check_epochs(answer: float, model: Any, test: DataFrame) -> None:
     hint += "same `batch_size` and `validation_split`. Run the notebook again from its first cell, and compile once."
     expect(math.isclose(epochs, 30), hint)
     r2 = sum(r2_of(test[TARGETS], model.predict(test[FEATURES].to_numpy(), verbose=0))) / 2
-    compare(answer, Number(r2, 0.0001, "score predictions for `test` made after training.", decimals=3))
+    compare(answer, Number(r2, 0.0001, "predict `test` again after training, and score these predictions.", decimals=3))
 
 
 def _check_query(answer: str) -> None:

@@ -23,7 +23,7 @@ MAX_BYTES = requests.MAX_BYTES
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
-    """Return the page without an uploaded file."""
+    """Return the page as it is before a file is uploaded."""
     invitation = [html.Strong("Drop a CSV file here"), html.Span("or click to choose one", className="hint")]
     over = dict.fromkeys(("className_active", "className_reject"), "upload over")
     upload = dcc.Upload(invitation, id="weather-upload", max_size=MAX_BYTES, className="upload", **over)

@@ -269,9 +269,9 @@ def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -
 
 # -- tables and text ---------------------------------------------------------------------------------------------------
 def summary(data: ReportData, week: Week, decision: Mapping[str, Any] | None = None) -> str:
-    """Return the head of the report in Markdown: the week, the quality of its predictions, and its gaps.
+    """Return the summary of the report in Markdown: the week, the quality of its predictions, and its gaps.
 
-    With ``decision`` (results/decision.json), the head of the latest week also says what to do if the state is bad.
+    With ``decision`` (results/decision.json), the summary of the latest week says what to do if the state is bad.
     """
     known = qualities(data, week)
     lines = [
@@ -418,7 +418,7 @@ def signed(value: float, digits: int = 0) -> str:
 
 # -- figure ------------------------------------------------------------------------------------------------------------
 def draw(data: ReportData, week: Week, misses: list[WorstHour]) -> Image:
-    """Draw a week, one panel per target: measured, predicted, band, and the numbers of the worst hours.
+    """Draw a week, one panel per target: measured, predicted, error band, and numbered marks at the worst hours.
 
     Missing steps are gaps in the lines.
     """

@@ -35,9 +35,9 @@ class Quantity:
     """A column of the processed table.
 
     ``possible``: values outside are an error. ``usual_mean``: a mean outside is a warning, often caused by a wrong
-    unit; zeros for more than ``zero_hours`` (and seven steps) in a row are a warning, too. Both are None for a category
-    or a flag, such as the day of the week. pint parses ``unit``; ``new_unit`` defines a part that pint does not know,
-    such as a count or a currency. ``opsd`` is the column in the files of Open Power System Data.
+    unit. ``zero_hours``: a longer run of zeros (of more than seven steps) is a warning, too. The latter two are None
+    for a category or a flag, such as the day of the week. pint parses ``unit``; ``new_unit`` defines a unit that pint
+    lacks, such as a count or a currency. ``opsd`` is the column in the files of Open Power System Data.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Quantity:
     def conversion(self, unit: str, *, of_days: bool) -> tuple[Fraction, Fraction, int]:
         """Return factor, offset and exponent of the conversion: (value * factor + offset) * hours**exponent.
 
-        ``hours`` is the length of the step. The exponent is 0 for a unit of the same dimension, and -1 for an amount
-        per step, such as kWh for GW. If the steps are days (``of_days``), a unit per day means the amount of one
-        calendar day of 23 to 25 hours; the exponent from a rate to it is 1. Raises ParameterError for any other
-        dimension.
+        ``hours`` is the length of the step. The exponent is 0 if both units have the same dimension, and -1 to convert
+        an amount per step to a rate, such as kWh to GW. For daily steps (``of_days``), a unit per day is the total of
+        one calendar day (23 to 25 hours); converting a rate to it has the exponent 1. Raises ParameterError for any
+        other dimension.
         """
         registry, parsed = _registry(self.new_unit), [_parse(each, self.new_unit) for each in (unit, self.unit)]
         is_daily = [of_days and ("day", -1) in registry.Quantity(1, each).unit_items() for each in parsed]

@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
-    """Hold the lock of a registered model's alias; raise Conflict if waiting for it takes too long.
+    """Hold the lock on a registered model's alias; raise Conflict if acquiring it takes too long.
 
-    The context's value is a function that raises Conflict if the lock has been lost.
+    Yields a function that raises Conflict if the lock has been lost.
     """
     ticket, ended = LOCK_TAG + uuid.uuid4().hex, threading.Event()
     heartbeat = threading.Thread(target=_beat, args=(client, name, ticket, ended), daemon=True)

@@ -228,7 +228,7 @@ class Record:
         return next((move for move in reversed(self._all) if move.version == version), None)
 
     def versions_of(self, model_uri: str) -> set[str]:
-        """Return the versions that are the evaluated model or a refit of it."""
+        """Return the versions that are this evaluated model or a refit of it."""
         return {move.version for move in self._all if move.model_uri == model_uri}
 
 

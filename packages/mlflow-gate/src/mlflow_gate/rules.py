@@ -46,7 +46,7 @@ class Scores:
 
     def __post_init__(self) -> None:
         for name in ("metrics", "blocks"):
-            mapping, what = getattr(self, name), f"Invalid {name} of Scores"
+            mapping, what = getattr(self, name), f"Invalid `Scores.{name}`"
             try:
                 values = {str(key): _number(value) for key, value in mapping.items()}
                 if len(values) < len(mapping):
@@ -56,7 +56,7 @@ class Scores:
                 raise ConfigError(f"{what}: {error}.", value=repr(mapping)[:200], expected=expected) from None
             object.__setattr__(self, name, values)
         if self.period is not None and (isinstance(self.period, str) or len(self.period) != 2):
-            raise ConfigError("Invalid period of Scores.", value=self.period, expected="its start and end")
+            raise ConfigError("Invalid `Scores.period`.", value=self.period, expected="its start and end")
         object.__setattr__(self, "period", self.period and tuple(map(str, self.period)))
         object.__setattr__(self, "part", str(self.part))
 
