@@ -1,6 +1,6 @@
-"""Code that the projects share: read the data, split it, score predictions, parse parameters.
+"""Code shared by the projects: reading and splitting the data, scoring predictions, parsing parameters.
 
-This module imports only packages that every project's `python_env.yaml` lists, and nothing from this repository.
+This module imports only packages that every `python_env.yaml` lists, and nothing from this repository.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 def make_training_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all training scripts share."""
     parser = make_parser(description)
-    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="share of hours to hold out, from the end")
+    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="share of hours to hold out at the end")
     return parser
 
 
 def boolean(text: str) -> bool:
     """Parse ``true`` or ``false``, ignoring case."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text} is not true or false")
+        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
     return text.lower() == "true"
 
 
@@ -59,7 +59,7 @@ def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
 
 
 positive = integer(1)
-seed = integer(0, 2**32 - 1)  # NumPy's range for seeds
+seed = integer(0, 2**32 - 1)  # the seeds that NumPy accepts
 
 
 def fraction(text: str) -> float:
@@ -77,7 +77,7 @@ def stop(message: str, exit_code: int) -> NoReturn:
 
 
 def require_tracking_server() -> None:
-    """Exit with code 2 if no tracking server is set, because the run would be logged to a local file."""
+    """Exit with code 2 unless a tracking server is set: without one, the run would be logged to a local file."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
         stop(
@@ -112,8 +112,8 @@ def read_frame(path: str, *, with_capacity: bool = False) -> pd.DataFrame:
 def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return training and test rows: the test set is the last ``test_fraction`` of the hours.
 
-    A random split would train the model on hours later than those it is scored on. Chapter 4's
-    `forecast.table.split` splits at the same row.
+    A random split would train the model on hours later than those it is scored on. In chapter 4,
+    `forecast.table.split.split_by_time` splits at the same row.
     """
     cut = math.floor(len(frame) * (1 - test_fraction))
     train, test = frame[:cut], frame[cut:]
@@ -146,9 +146,9 @@ def score(measured, predicted):
 
 
 def evaluate(test: pd.DataFrame, predicted: np.ndarray, *, by_capacity: bool = False) -> dict[str, float]:
-    """Return the `score` on ``test`` of ``predicted``, an array (hours, 2) with columns in `TARGETS` order.
+    """Return the `score` on ``test`` of the predictions, an array (hours, 2) with columns in `TARGETS` order.
 
-    With ``by_capacity``, the predictions are capacity factors and are multiplied by each hour's capacity.
+    With ``by_capacity``, the predictions are capacity factors, which are multiplied by each hour's capacity.
     """
     import pandas as pd
 

@@ -1,7 +1,7 @@
 """Score the model of an earlier run on the held-out hours; fail if its R2 is below a floor.
 
-This is the `validate` entry point of `lr`, `rf` and `keras`. Like their `train.py`, it imports only the packages in
-`python_env.yaml` and `hourly.py`.
+This is the `validate` entry point of `lr`, `rf` and `keras`. Like their `train.py`, it imports only `hourly.py` and
+the packages in `python_env.yaml`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import Run
 
-# The types in a forest's file that skops does not trust by default. The list is fixed here, since a model file must not
-# decide which types are trusted.
+# The types in a random forest's model file that skops does not trust by default. They are listed here, because the
+# file itself must not decide which types are trusted.
 TRUSTED_TYPES = ["sklearn.tree._tree.Tree"]
 
 
 def main() -> None:
-    """Score one model and log the scores in a new run."""
+    """Score a model and log the scores in a new run."""
     parameters = read_parameters()
     hourly.require_tracking_server()
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # no progress bar: the files are small
@@ -66,7 +66,7 @@ def read_run(run_id: str) -> Run:
 def predict(folder: Path, weather: pd.DataFrame) -> np.ndarray:
     """Return the predictions (hours, 2) of the model in ``folder``, without unpickling anything.
 
-    Exit with code 1 unless it is a scikit-learn model (skops format) or a Keras model, with trusted types only.
+    Exit with code 1 unless the model is in skops (scikit-learn) or Keras format and contains only trusted types.
     """
     try:
         if (folder / "model.skops").is_file():

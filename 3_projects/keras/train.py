@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-import hourly  # shared by the projects
+import hourly  # in the parent folder, shared by the projects
 
 if TYPE_CHECKING:
     import keras
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Train one model and log it with its parameters."""
+    """Train a model and log it with its parameters and metrics."""
     parameters = read_parameters()
     hourly.require_tracking_server()
     frame = hourly.read_frame(parameters["data"])
@@ -33,10 +33,10 @@ def main() -> None:
     metrics = hourly.evaluate(test, model.predict(test[hourly.FEATURES].to_numpy(), verbose=0))
     packages = ["keras", "pandas", *packages_distributions()["tensorflow"]]  # either tensorflow or tensorflow-cpu
     with mlflow.start_run() as run:
-        # `mlflow run` has already logged the parameters of the entry point.
+        # Skip the parameters that `mlflow run` has already logged: those of the entry point.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
-        # Not `mlflow.keras.log_model`: it fails with an input example (MLflow 3.17). Both write the .keras format.
+        # Not `mlflow.keras.log_model`, which fails with an input example (MLflow 3.17). Both write the .keras format.
         mlflow.tensorflow.log_model(
             model,
             name="model",
@@ -58,7 +58,7 @@ def fit(train: pd.DataFrame, epochs: int, hidden_units: int, seed: int) -> keras
     inputs, outputs = train[hourly.FEATURES].to_numpy(), train[hourly.TARGETS].to_numpy()
     normalization = keras.layers.Normalization()
     normalization.adapt(inputs)
-    # Use relu because power is never negative; start its bias at the mean, because a relu stuck at zero does not learn.
+    # The output is a relu, as power is never negative. Its bias starts at the mean: a relu stuck at zero cannot learn.
     mean_GW = keras.initializers.Constant(float(outputs.mean()))
     model = keras.Sequential(
         [
@@ -77,7 +77,7 @@ def fit(train: pd.DataFrame, epochs: int, hidden_units: int, seed: int) -> keras
 def read_parameters() -> dict[str, str | float]:
     """Return the parameters by name; exit with code 2 if one is invalid."""
     parser = hourly.make_training_parser("Fit a small neural network and log it.")
-    parser.add_argument("--epochs", type=hourly.positive, default=20, help="passes over the training data")
+    parser.add_argument("--epochs", type=hourly.positive, default=20, help="number of passes over the training data")
     parser.add_argument("--hidden_units", type=hourly.positive, default=32, help="units per hidden layer")
     parser.add_argument("--seed", type=hourly.seed, default=0, help="random seed")
     return vars(parser.parse_args())

@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-import hourly  # shared by the projects
+import hourly  # in the parent folder, shared by the projects
 
 
 def main() -> None:
-    """Train one model and log it with its parameters."""
+    """Train a model and log it with its parameters and metrics."""
     parameters = read_parameters()
     hourly.require_tracking_server()
     frame = hourly.read_frame(parameters["data"])
@@ -28,7 +28,7 @@ def main() -> None:
     )
     metrics = hourly.evaluate(test, model.predict(test[hourly.FEATURES]))
     with mlflow.start_run() as run:
-        # `mlflow run` has already logged the parameters of the entry point.
+        # Skip the parameters that `mlflow run` has already logged: those of the entry point.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
         mlflow.sklearn.log_model(

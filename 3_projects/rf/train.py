@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-import hourly  # shared by the projects
+import hourly  # in the parent folder, shared by the projects
 
 
 def main() -> None:
-    """Train one model and log it with its parameters."""
+    """Train a model and log it with its parameters and metrics."""
     parameters = read_parameters()
     hourly.require_tracking_server()
     by_capacity = parameters["by_capacity"]
@@ -34,9 +34,9 @@ def main() -> None:
     metrics = hourly.evaluate(test, model.predict(test[hourly.FEATURES]), by_capacity=by_capacity)
     with mlflow.start_run() as run:
         mlflow.set_tag("target", "capacity_factor" if by_capacity else "GW")
-        # Step 5 of the README changes MLproject without committing it, so the run's commit does not show the change.
+        # Record MLproject, as the run's commit may lack its changes: step 5 of the README edits it without a commit.
         mlflow.set_tag("MLproject", Path(__file__).with_name("MLproject").read_text())
-        # `mlflow run` has already logged the parameters of the entry point.
+        # Skip the parameters that `mlflow run` has already logged: those of the entry point.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
         mlflow.sklearn.log_model(
@@ -46,7 +46,7 @@ def main() -> None:
             input_example=train[hourly.FEATURES].head(3),
             # Without this list, MLflow would spend seconds inferring the packages.
             pip_requirements=[f"{name}=={version(name)}" for name in ("pandas", "scikit-learn", "skops")],
-            # By default skops trusts only scikit-learn's simpler types.
+            # The only type in a random forest that skops does not trust by default.
             skops_trusted_types=["sklearn.tree._tree.Tree"],
         )
     print(f"R2 {metrics['r2']:.3f} on the last {len(test)} hours; run {run.info.run_id}")
@@ -58,7 +58,7 @@ def read_parameters() -> dict[str, str | float | bool]:
     parser.add_argument("--n_estimators", type=hourly.positive, default=100, help="number of trees")
     parser.add_argument("--max_depth", type=hourly.positive, default=10, help="maximum depth of a tree")
     parser.add_argument("--seed", type=hourly.seed, default=0, help="random seed")
-    parser.add_argument("--last_hours", type=hourly.integer(0), default=0, help="train on the last N hours; 0: all")
+    parser.add_argument("--last_hours", type=hourly.integer(0), default=0, help="train on the last N hours (0: all)")
     parser.add_argument("--by_capacity", type=hourly.boolean, default=False, help="if true, train on capacity factors")
     return vars(parser.parse_args())
 

@@ -1,6 +1,6 @@
 """Fit a random forest with solar elevation as an extra input, and log it in MLflow.
 
-This is a colleague's project, which lists no requirements; `reproduce.ipynb` finds the packages that it needs.
+This is a colleague's project, which lists no requirements; `reproduce.ipynb` works out which packages it needs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-import hourly  # shared by the projects
+import hourly  # in the parent folder, shared by the projects
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ MIDDLE_OF_GERMANY = (51.0, 10.4)  # latitude, longitude
 
 
 def main() -> None:
-    """Train one model and log it with its parameters."""
+    """Train a model and log it with its parameters and metrics."""
     parameters = vars(hourly.make_training_parser("Fit a random forest with solar elevation and log it.").parse_args())
     hourly.require_tracking_server()
     frame = hourly.read_frame(parameters["data"])

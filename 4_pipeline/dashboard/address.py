@@ -7,13 +7,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import flask
 
-MAX_CHARACTERS = 2000  # no URL of a view is longer
+MAX_CHARACTERS = 2000  # longer than the URL of any view
 MAX_FIELDS = 20
 PREFIX = re.compile(r"(?:/[\w.~%@+-]+)+")
 
 
 def parse(url: object) -> tuple[str, dict[str, str]]:
-    """Return a URL's path and its query fields (the last value of a repeated field); an invalid URL gives `/`."""
+    """Return a URL's path and query fields (the last value if repeated): `/` or no fields if it is invalid."""
     if not isinstance(url, str) or len(url) > MAX_CHARACTERS:
         return "/", {}
     try:
@@ -27,7 +27,7 @@ def parse(url: object) -> tuple[str, dict[str, str]]:
 def prefix() -> str:
     """Return the path prefix sent by a proxy such as JupyterLab; empty without a proxy.
 
-    A header that is not a path is ignored: the prefix is written into the page's HTML, where it could inject code.
+    A header that is not a path is ignored: it would be written into the page's HTML and could inject code.
     """
     root = flask.request.script_root if flask.has_request_context() else ""
     return root if PREFIX.fullmatch(root) else ""

@@ -21,7 +21,7 @@ from .follower import Comparison, Follower, Snapshot
 from .layout import WHAT_TO_RUN
 
 POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-MEASURES = {  # attribute of `monitoring.Quality`: metric name and description
+MEASURES = {  # attribute of `monitoring.Quality` -> metric name and description
     "mae": ("model_mae", "Mean absolute error in the unit of the target"),
     "bias_percent": ("model_bias_percent", "Bias in percent of the measured mean"),
     "coverage": ("model_inside", f"Share of the {steps.NAMES} within the error band"),
@@ -31,7 +31,7 @@ EXAMPLE = {"utc_timestamp": requests.EXAMPLE} | {each.name: each.slider.first fo
 
 def register(server: Flask, follower: Follower) -> None:
     """Register the routes of the API; none of them waits for MLflow."""
-    dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
+    dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not valid JSON
     server.json.dumps = dumps  # type: ignore[method-assign] # for this server only
 
     @server.get("/health")
@@ -74,7 +74,7 @@ def _predict(follower: Follower) -> tuple[Response, int]:
     if not request.is_json:
         status, content_type = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, request.content_type or "no Content-Type"
         next_step = "send this header with a body such as " + example
-        return _error(status, "The body is not JSON.", content_type, "Content-Type: application/json", next_step)
+        return _error(status, "Content-Type is not JSON.", content_type, "Content-Type: application/json", next_step)
     try:
         body, snapshot = request.get_json(), follower.now
     except BadRequest as error:

@@ -87,7 +87,7 @@ def _register_frame(app: Dash, follower: Follower) -> None:
         State("version", "data"),
     )
     def follow(_ticks: int, revision: object, before: object) -> tuple:
-        """Update the header and the banners for a new revision; the new `revision` triggers the pages' callbacks."""
+        """Update the header and the banners for a new snapshot; its `revision` triggers the pages' callbacks."""
         snapshot = follower.now
         if snapshot.revision == revision:
             raise PreventUpdate
@@ -123,7 +123,7 @@ def _listen(follower: Follower, host: str, port: int) -> BaseWSGIServer:
 @click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535), help="The port to listen on.")
 @click.option("--log-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML logging config.")
 def main(host: str, port: int, log_config: Path | None) -> None:
-    """Serve a dashboard of this folder's pipeline: the data, the model in production and the model's predictions.
+    """Serve a dashboard of this folder's pipeline: the data, the model in production and its predictions.
 
     \b
     Example:  python -m dashboard --port 8051

@@ -1,4 +1,4 @@
-"""The state of the dashboard as one snapshot, and the follower that replaces it when data or registry change."""
+"""The state of the dashboard as one snapshot, and the follower that replaces it when data or registry changes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from .predictions import Band, Champion, Prediction
 from .record import Record
 
 POLL_SECONDS = 1.0
-MAX_RUN_SECONDS = 900.0  # the data file may be missing for this long: DVC removes a stage's outputs before running it
+MAX_RUN_SECONDS = 900.0  # how long the data file may be missing: DVC removes a stage's outputs before running it
 RECORD_SECONDS = 30.0  # interval between reads of the record: runs may change after their promotion
-ACTIVE_SECONDS = 60.0  # after this long without a request, the dashboard is idle
+ACTIVE_SECONDS = 60.0  # time without a request after which the dashboard is idle
 IDLE_FACTOR = 10  # multiplies the polling interval while idle
 MAX_CACHED = 64
 LOADING = "Loading …"
@@ -44,7 +44,7 @@ Answer = TypeVar("Answer")
 
 
 def cache_per_revision(make: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Cache a function of a snapshot by revision, the other arguments and the path prefix of the request.
+    """Cache a function of a snapshot; the key is the revision, the other arguments and the request's path prefix.
 
     Simultaneous calls with the same key are computed once. Do not modify the cached values.
     """
@@ -67,8 +67,8 @@ class Fault:
 class Comparison:
     """Measured rows with the predictions of the model and of the baselines.
 
-    ``band`` is the error band (lower and upper end) if the model has one; ``max_bias_percent`` is the limit for a good
-    bias.
+    ``band`` is the error band (lower and upper end), None if the model has none. ``max_bias_percent`` is the largest
+    bias that counts as good.
     """
 
     champion: Champion
@@ -79,7 +79,7 @@ class Comparison:
     max_bias_percent: float
 
     def at(self, rows: pd.Index) -> Comparison:
-        """Return the comparison restricted to some rows."""
+        """Return the comparison restricted to ``rows``."""
         band = (self.band[0].loc[rows], self.band[1].loc[rows]) if self.band else None
         return replace(self, frame=self.frame.loc[rows], predicted=self.predicted.loc[rows], band=band)
 
@@ -101,7 +101,7 @@ class Comparison:
 
     @functools.cached_property
     def baseline_r2(self) -> dict[str, float]:
-        """R2 of `monitoring.BASELINES` on the gate's held-out rows; empty if these rows are unknown."""
+        """R2 of `monitoring.BASELINES` on the gate's held-out rows; empty if they are unknown or have changed."""
         evaluated_on, stamps = self.champion.production.move.held_out, self.frame["utc_timestamp"]
         if not (period := evaluated_on.get("period")):
             return {}
@@ -117,7 +117,7 @@ class Comparison:
 class Snapshot:
     """The immutable state of the dashboard, replaced as a whole, so that no page mixes two versions.
 
-    ``predictions`` are those of ``champion`` for each row of ``frame``, with error bands. The keys of ``faults`` are
+    ``predictions`` are the champion's, with error bands, for each row of ``frame``. The keys of ``faults`` are
     `registry`, `model`, `data` and `parameters`. ``is_ready`` is False until data and registry have been polled once
     and the first model is loaded. A page with a ``revision`` other than the snapshot's is out of date.
     """
@@ -150,12 +150,12 @@ class Snapshot:
             return None
         baselines = monitoring.baselines(self.frame, self.champion.evaluated_training_end)
         sun = features.sun_position(features.to_utc(self.frame["utc_timestamp"]))["elevation"].to_numpy()
-        frame = self.frame.assign(sun_elevation=sun)  # once, not for each period
+        frame = self.frame.assign(sun_elevation=sun)  # computed once, not for each period
         return Comparison(self.champion, frame, *self.predictions, baselines, self.max_bias_percent)
 
     @functools.cached_property
     def training_rows(self) -> pd.DataFrame | None:
-        """The model's training rows; all rows if its training period is unknown, None if the data have no such row."""
+        """The model's training rows; all rows if its training period is unknown, None if none are in the data."""
         until = self.champion.training_end if self.champion else None
         if self.frame is None or until is None:
             return self.frame
@@ -226,7 +226,7 @@ class Follower:
             status = self.data_file.stat()
         except FileNotFoundError:
             if self.now.frame is not None and time.monotonic() > self._data_seen_at + MAX_RUN_SECONDS:
-                self._add_fault("data", "The data file was deleted; the pages show the last data that were read.")
+                self._add_fault("data", "The data file was deleted; the pages still show the data read before.")
             return
         self._data_seen_at = time.monotonic()
         stamp = (status.st_mtime_ns, status.st_size)
@@ -260,8 +260,8 @@ class Follower:
             self._remove_fault("model")
 
     def _load(self, production: Production) -> tuple[Champion, Prediction | None]:
-        """Load a version's model and predict the data with it; meanwhile the old model stays in use."""
-        if self.now.champion is None and "model" not in self.now.faults:  # a retry keeps the fault on the pages
+        """Load a version's model and compute its predictions for the data; meanwhile the old model stays in use."""
+        if self.now.champion is None and "model" not in self.now.faults:  # during a retry, the pages keep the fault
             self._replace(is_ready=False)
         evaluated = storage.load(production.refit_of.model_uri) if production.refit_of else None
         champion = Champion(production, storage.load(production.model_uri), evaluated)

@@ -6,5 +6,5 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is loopback, reachable only from this machine."""
+    """Return whether a host name or address is loopback, that is, reachable only from this machine."""
     return host in LOOPBACK or host.startswith("127.")

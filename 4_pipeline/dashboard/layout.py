@@ -139,5 +139,5 @@ def message(snapshot: Snapshot) -> list:
 
 
 def attribution(snapshot: Snapshot) -> str:
-    """Return the attribution of the data; empty if there is none."""
+    """Return the attribution of the data, or an empty string."""
     return "" if snapshot.frame is None else origin_of(snapshot.frame).attribution

@@ -160,7 +160,7 @@ def _register_rendering(app: Dash, follower: Follower) -> None:
         *(State(day, "value") for day in DAYS),
     )
     def follow_data(_revision: object, start: object, end: object) -> tuple:
-        """Update limits and notes; set the period only if the page was opened before any data existed."""
+        """Update the date limits and the note; set the period only if the page was opened before any data existed."""
         snapshot = follower.now
         latest = periods.latest(snapshot)
         period = (no_update, no_update) if periods.parse_day(start) and periods.parse_day(end) else latest
@@ -202,7 +202,7 @@ def render(snapshot: Snapshot, period: Period, zone: str = steps.CALENDAR) -> di
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
-    """Return an overview of all data with the period marked: daily means, scaled by each target's maximum and added."""
+    """Return an overview of all data with the period marked: daily means as shares of each target's maximum, summed."""
     if snapshot.frame is None:
         return figures.empty("")
     local = snapshot.frame.assign(utc_timestamp=steps.local(snapshot.frame["utc_timestamp"]).dt.tz_localize(None))
@@ -239,13 +239,13 @@ def _tile(quality: Quality) -> html.Div:
 
 
 def simulation_note(snapshot: Snapshot) -> str:
-    """Return a note that the “measured” values are modelled, or an empty string."""
+    """Return a note if the “measured” values are modelled, else an empty string."""
     source = origin_of(snapshot.frame)
     return f"“Measured” values are modelled (source: {source.source})." if source.modelled else ""
 
 
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
-    """Return the means and bias of the complete weeks (ISO 8601), latest first.
+    """Return tables of the means and biases of the complete ISO weeks, latest first.
 
     All but the first `FIRST_WEEKS` are collapsed. The worst bias of each target is marked; incomplete weeks are listed.
     """

@@ -34,7 +34,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     rows = [
         ("Source", f"{origin.source}, modelled" if origin.modelled else origin.source),
         ("Attribution", origin.attribution),
-        ("Licence", LICENCES.get(origin.source, "See the terms of the data's owner.")),
+        ("Licence", LICENCES.get(origin.source, "See the data owner's terms.")),
     ]
     modelled = "The generation is modelled, not measured: the figures only show that the method works."
     unknown = "It is unknown whether the generation was measured or modelled: set `fetch.csv.modelled` in params.yaml."

@@ -78,11 +78,11 @@ def _gate(findings: list[dict]) -> html.Section:
     ]
     passed = sum(finding.passed for finding in rules)
     table = parts.table("Rules of the gate", RULES_HEAD, rows, "words")
-    return parts.panel("gate", f"Gate: {passed} of {len(rules)} rules passed", "At the time of the decision.", [table])
+    return parts.panel("gate", f"Gate: {passed} of {len(rules)} rules passed", "Values when the gate decided.", [table])
 
 
 def _challenger(production: Production, decision: dict[str, Any]) -> list:
-    """Return the panel on the last candidate, if the gate refused it in favour of the version in production."""
+    """Return the panel on the last candidate if the gate kept the version in production, else an empty list."""
     is_current = (decision.get("production") or {}).get("version") == production.version
     if decision.get("promoted", True) or not is_current or decision.get("model_uri") == production.evaluated.source:
         return []
@@ -133,7 +133,7 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
         ]
         for move in reversed(history)
     ]
-    table = parts.table("Versions that were in production", HEAD, rows, "moves")
+    table = parts.table("Versions that have been in production", HEAD, rows, "moves")
     nothing = html.P("The history is still being loaded.", className="hint")
     return parts.panel("moves", "Versions in production so far", "Latest first.", [table if rows else nothing])
 

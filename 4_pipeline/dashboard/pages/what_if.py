@@ -26,14 +26,14 @@ from ..follower import Follower, Snapshot
 from ..predictions import Champion, Prediction
 
 PATH, TITLE = "/what-if", "What if"
-RARE_SHARE = 0.005  # a value is rare if less than this share of the training rows is at least as extreme
-SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; TWILIGHT allows for places where the sun is higher
+RARE_SHARE = 0.005  # a value is rare if less than this share of the training rows are at least as extreme
+SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; TWILIGHT is a margin for parts of the region where the sun is higher
 LIGHT = [each.name for each in problem.INPUTS if each.unit == "W/m²"]
 POINTS = 33  # per curve; curves over time or a category have one point per value
-SIMILARITY = 0.1  # training rows are similar if all other inputs differ by at most this share of the slider
-TRIM_ROWS, TRIM_SHARE = 10, 0.01  # trim this many or this share of the similar rows at each end
+SIMILARITY = 0.1  # in similar training rows, all other inputs differ by at most this share of the slider's range
+TRIM_ROWS, TRIM_SHARE = 10, 0.01  # trim this many or this share of the similar rows at each end, whichever is more
 COMMON_YEAR = 2015  # not a leap year
-# Suffix the name of a time slider if an input has the same name.
+# Add a suffix to the name of a time slider if an input has the same name.
 HOUR, DAY, YEAR = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day", "year"))
 TIME = {} if steps.IS_DAY else {HOUR: "Hour of the day"}
 WHEN = "the hour and the day" if TIME else "the day"
@@ -73,7 +73,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     ]
     return [
         dcc.Store(id="what-if-first", data=[*DEFAULTS.items()]),
-        dcc.Store(id="what-if-rest"),  # set on release of a slider: the curves are not redrawn while dragging
+        dcc.Store(id="what-if-rest"),  # set when the sliders rest, so that dragging does not redraw the curves
         html.Div(panels, className="columns narrow-first"),
     ]
 
@@ -200,7 +200,7 @@ def prediction(snapshot: Snapshot, weather: dict[str, float]) -> list:
 
 
 def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
-    """Return predictions and band; a daytime target is NaN if the sun cannot provide the light that is set."""
+    """Return predictions and band; a daytime target is NaN if more light is set than the sun can provide."""
     predicted, band = champion.predict_with_band(hours)
     light, limit = _light(hours)
     if champion.model.takes_time:
@@ -230,7 +230,7 @@ def range_note(snapshot: Snapshot, name: str, value: float) -> str:
 
 
 def training_range(snapshot: Snapshot, name: str) -> dict[str, str]:
-    """Return the ends of an input's training range as fractions of its slider, in CSS variables for the track."""
+    """Return the ends of an input's training range as fractions of the slider's range, in CSS variables."""
     if snapshot.training_rows is None or name not in FEATURES:
         return {}
     slider, known = SLIDERS[name], snapshot.training_rows[name]
