@@ -19,7 +19,7 @@ from forecast.terms.parameters import FILE, load, project
 from .follower import Snapshot
 from .predictions import Band
 
-MIN_WIDTH = 0.05  # a narrower band would show two equal numbers, such as "0.0 to 0.0"
+MIN_WIDTH = 0.05  # the ends of a narrower band may round to equal numbers, as in "0.0 to 0.0"
 
 
 def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
@@ -54,7 +54,7 @@ def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | 
         share = min(max(value / highest, 0.0), 1.0) if is_known else 0.0
         notes = [f"{share:.0%} of the highest value in the data"] if is_known else []
         low, high = (float(end[target.name].iloc[0]) for end in band) if band else (0.0, 0.0)
-        if high - low > MIN_WIDTH:  # solar power has no band at night
+        if high - low > MIN_WIDTH:  # at night, solar power's band has zero width
             notes = [f"{coverage:.0%} error band: {low:.1f} to {high:.1f} {target.unit}", *notes]
         big = html.Span("n/a" if math.isnan(value) else f"{value:.2f}", id=f"predicted-{target.name}")
         bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
@@ -71,7 +71,7 @@ def table(label: str, head: list[str], rows: list[list], class_name: str) -> htm
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> html.Dl:
-    """Return a description list of names and facts."""
+    """Return an HTML description list of name and value pairs."""
     return html.Dl([html.Div([html.Dt(name), html.Dd(fact)]) for name, fact in pairs], className="facts")
 
 
@@ -87,14 +87,14 @@ def external_link(text: object, href: str, **options: object) -> html.A:
 
 
 def model_title(stage: str | None, default: str) -> str:
-    """Return a stage's model title from params.yaml, else the stage's name; ``default`` without a stage."""
+    """Return a stage's model title from params.yaml, or its name if it has no title; ``default`` without a stage."""
     with contextlib.suppress(PipelineError, LookupError, TypeError):
         return str(load(project() / FILE)[stage or ""]["title"])
     return stage or default
 
 
 def copyable(text: str) -> object:
-    """Return the text; a hash is shortened to eight characters and gets a button that copies the whole hash."""
+    """Return the text with readable times; a hash becomes eight characters and a button that copies the whole hash."""
     if not re.fullmatch("[0-9a-f]{32,64}", text):
         return readable_times(text)
     copy = dcc.Clipboard(content=text, title="Copy", className="copy")
@@ -112,7 +112,7 @@ def readable_times(text: str) -> str:
 
 
 def readable_time(text: str | None) -> str:
-    """Return an ISO time in human-readable form, in UTC; return any other string unchanged."""
+    """Return an ISO time in human-readable form, in UTC; other strings unchanged; "not recorded" if there is none."""
     try:
         time = datetime.fromisoformat(text or "").astimezone(UTC)
     except (TypeError, ValueError, OverflowError):

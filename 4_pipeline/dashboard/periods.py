@@ -1,4 +1,4 @@
-"""Periods of whole days (in `steps.CALENDAR`) within the data: chosen by the user, from a URL, or the latest."""
+"""Periods of whole days (time zone `steps.CALENDAR`) in the data: from the user, from a URL, or the latest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def full(snapshot: Snapshot) -> Period:
 
 
 def latest(snapshot: Snapshot, length_days: int = DEFAULT_DAYS) -> Period:
-    """Return the last ``length_days`` of the data."""
+    """Return the period of the last ``length_days`` days of the data."""
     first, last = full(snapshot)
     return (None, None) if last is None else (max(first, last - timedelta(days=length_days - 1)), last)
 
@@ -32,7 +32,7 @@ def latest(snapshot: Snapshot, length_days: int = DEFAULT_DAYS) -> Period:
 def adjust(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]:
     """Return the requested period, ordered and clipped to the data, and a note about any adjustment.
 
-    If a day is missing or invalid, the period is the latest two weeks.
+    If either day is missing or invalid, the period is the latest two weeks.
     """
     first, last = full(snapshot)
     days = parse_day(start), parse_day(end)
@@ -50,7 +50,7 @@ def adjust(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]
 
 
 def parse_day(value: object) -> date | None:
-    """Return the ISO date at the start of a string; None if there is none."""
+    """Return the ISO date that a string starts with; None if it does not start with one."""
     try:
         return date.fromisoformat(str(value)[:10])
     except ValueError:

@@ -1,4 +1,4 @@
-"""Predictions of the version in production, batched over simultaneous requests, and their export as tables."""
+"""Predictions of the version in production, batched across simultaneous requests, and their export as tables."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Champion:
 
     @property
     def year_ends(self) -> YearEnds:
-        """The installed capacity by year that predictions use; empty if they use none."""
+        """The installed capacities by year that the model predicts with; empty if it uses none."""
         return self.model.year_ends if self.model.takes_time else {}
 
     def predict_with_band(self, weather: pd.DataFrame) -> Prediction:
@@ -70,7 +70,7 @@ class Champion:
         try:
             rows = pd.concat([weather for weather, _ in requests], ignore_index=True)
             predicted, band = self.model.predict_with_band(rows)
-        except Exception as error:  # noqa: BLE001 - raised again in the request's thread
+        except Exception as error:  # noqa: BLE001 - re-raised by `result()` in the request's thread
             if len(requests) > 1:
                 for request in requests:
                     self._answer([request])
@@ -92,7 +92,7 @@ def table(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None) -> pd.
 
 
 def to_csv(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None, model: object) -> str:
-    """Return the table as CSV, with columns such as `solar_predicted_GW` and the model's name in each row."""
+    """Return the table as CSV; predictions are in columns such as `solar_predicted_GW`, the model's name in `model`."""
     names = {target.name: f"{target.key}_predicted_{target.unit}" for target in problem.TARGETS}
     wide = table(rows, predicted, band).rename(columns=names)
     return wide.round(dict.fromkeys(wide.columns[len(rows.columns) :], 4)).assign(model=model).to_csv(index=False)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Record:
-    """Information about a version that is not needed for predictions.
+    """Information about a version, none of it needed for predictions.
 
     ``explanations`` are plotly figures as parsed JSON, by name (`importance`, `responses`). ``decision`` is the gate's
     last decision in the pipeline, if any, and ``report_week`` the week of the last report.
@@ -70,19 +70,19 @@ def _text(file: Path) -> str:
 
 
 def figure(text: str, name: str) -> dict[str, Any]:
-    """Return a plotly figure from its JSON; raise ModelError if it is invalid or too large.
+    """Return the parsed JSON of a plotly figure; raise ModelError if it is invalid or too large.
 
-    The JSON is untrusted, because many clients write to the artifact store. `security.POLICY` prevents the browser
+    The JSON is untrusted, because many clients can write to the artifact store. `security.POLICY` prevents the browser
     from loading images or maps that a figure links to.
     """
     try:
         content = json.loads(text) if len(text) <= MAX_BYTES else None
-        go.Figure(content)  # raises ValueError for a property that plotly does not know
+        go.Figure(content)  # raises ValueError for unknown plotly properties
     except (ValueError, TypeError, RecursionError):
         content = None
     if not isinstance(content, dict) or not content.keys() <= {"data", "layout"}:
         raise ModelError(
-            f"{name} is not a figure of the pipeline.",
+            f"{name} is not a valid figure.",
             value=text[:100],
             expected=f"a plotly figure with only data and layout, at most {MAX_BYTES:,} bytes",
         )

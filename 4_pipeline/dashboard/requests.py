@@ -22,7 +22,7 @@ MAX_BYTES = max(222 * MAX_ROWS, 2_000_000)  # several times the usual size of MA
 YEARS = (1900, 2100)
 START = f"the start of {steps.ONE}" + f" in {steps.ZONE}" * steps.IS_DAY
 EXAMPLE = f"{steps.starts(pd.Series(pd.Timestamp('2016-06-01T12:00Z')))[0]:{STAMP}}"
-# Matches next steps in errors of `forecast.table` that require the pipeline's folder or a shell, not just a browser.
+# Matches advice in `forecast.table`'s errors that dashboard users cannot follow, since it needs a shell or files.
 OWNER_ADVICE = re.compile(r"params\.yaml|another_problem\.md|^iconv |^otherwise ")
 _CORRECT = "correct these values and send the rows again"
 _UPLOAD = "correct the file and upload it again; write numbers as 1234.5"
@@ -30,7 +30,7 @@ _UPLOAD = "correct the file and upload it again; write numbers as 1234.5"
 
 @contextmanager
 def _user_advice(default: str) -> Iterator[None]:
-    """Remove from an error's next step the advice that only the pipeline's owner can follow."""
+    """Remove advice that only the pipeline's owner can follow from the next step of an error."""
     try:
         yield
     except DataError as error:
@@ -42,7 +42,7 @@ def _user_advice(default: str) -> Iterator[None]:
 
 @_user_advice(_UPLOAD)
 def from_csv(content: bytes, name: str = "weather.csv") -> pd.DataFrame:
-    """Return the rows of a CSV file, in file order, with the `features.INPUTS` columns; errors show ``name``.
+    """Return the rows of a CSV file, in file order, with the `features.INPUTS` columns; errors call it ``name``.
 
     ``content`` is UTF-8, separated by commas, with a header, one row per step, no missing values and at most `MAX_ROWS`
     rows. `utc_timestamp` is ISO 8601 with an offset and becomes datetime64[us, UTC]; the inputs become float64 in
@@ -55,7 +55,7 @@ def from_csv(content: bytes, name: str = "weather.csv") -> pd.DataFrame:
         what = f"{name} is not UTF-8 text, but compressed, binary or UTF-16."
         value = repr(content[max(content.index(b"\0") - 10, 0) :][:20])
         raise DataError(what, value=value, expected="CSV in UTF-8", next_step="decompress it, or save it as CSV UTF-8")
-    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # some old programs end lines with CR alone
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")  # some old programs end lines with a lone CR
     content = content.rstrip(b"\n") + b"\n" * bool(content)  # spreadsheets append empty lines
     columns = _columns(content.split(b"\n", 1)[0].decode(errors="replace"))
     frame = _check(read_text(content, columns, next_step=_UPLOAD, name=name), name, _UPLOAD)
@@ -90,7 +90,7 @@ def _columns(header: Container[str]) -> list[str]:
 
 
 def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:
-    """Convert rows of text, indexed by row or line number, to a frame and check its values."""
+    """Convert a frame of strings, indexed by row or line number, to typed columns and check the values."""
     from pandera.pandas import Check
 
     if not len(text):
@@ -104,8 +104,8 @@ def _check(text: pd.DataFrame, name: str, next_step: str) -> pd.DataFrame:
         Check(lambda stamps: ~stamps.duplicated(keep=False), error=f"each {steps.NAME} once"),
     ]
     check_cells(frame, name, next_step, times=times)
-    # In a wrong unit such as km/h, single values may be within their range, but a monthly mean is not. Low means are
-    # allowed: radiation in winter is below the usual yearly mean.
+    # Wind speeds in km/h, for example, may each be in range, but their monthly mean is too high. A low mean is fine:
+    # in winter, radiation is below its usual yearly mean.
     means = frame[INPUTS[1:]].mean() if len(frame) >= steps.A_MONTH else {}
     high = {name: means[name] for name in USUAL_MEANS if name in means and means[name] > USUAL_MEANS[name][1]}
     if high:

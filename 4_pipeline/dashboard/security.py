@@ -1,4 +1,4 @@
-"""Protection against requests from other sites, and errors as JSON, with details only in the log."""
+"""Reject requests from other sites; return errors as JSON, with the details only in the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .requests import MAX_BYTES
 # Enough for MAX_ROWS rows in full precision as the body of `/predict`, even with each value on its own line, and for
 # the callback that receives a file of MAX_BYTES as base64 (four characters for three bytes).
 MAX_BODY_BYTES = MAX_BYTES * 2
-HOSTS = "DASHBOARD_ALLOWED_HOSTS"  # environment variable with more allowed hosts, such as a proxy
+HOSTS = "DASHBOARD_ALLOWED_HOSTS"  # environment variable that lists further allowed hosts, such as a proxy
 ANY_PATH = "/<path:path>"  # Dash serves its page at every path, even unknown ones
 
 # Content Security Policy. JupyterLab frames the pages under its own URL; Dash and plotly use inline styles, and
@@ -47,7 +47,7 @@ def protect(app: Dash, paths: Collection[str]) -> None:
         host = request.headers.get("Host", "")
         if not is_allowed(host):
             reason = f"the host {host[:80]!r} is neither localhost nor a private address nor in {HOSTS}; to allow it,"
-            abort(HTTPStatus.FORBIDDEN, f"{reason} start the dashboard with its name, as in {HOSTS}=dash.company.lan")
+            abort(HTTPStatus.FORBIDDEN, f"{reason} set this environment variable, as in {HOSTS}=dash.company.lan")
 
     @server.after_request
     def add_headers(response: Response) -> Response:

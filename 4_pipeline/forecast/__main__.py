@@ -1,4 +1,4 @@
-"""The command line of the pipeline, such as `python -m forecast fetch`."""
+"""The pipeline's command-line interface, for example `python -m forecast fetch`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ main.add_command(fetch)
 @main.command()
 @click.argument("stage", required=False)
 def params(stage: str | None) -> None:
-    """Validate params.yaml, or only one STAGE, and print the values with their allowed ranges.
+    """Validate params.yaml, or only one STAGE's section, and print the values with their allowed ranges.
 
     \b
     Example:  python -m forecast params train_rf
@@ -77,7 +77,7 @@ def state(folder: Path) -> None:
 @click.option("--older-than", "days", type=click.IntRange(min=0), default=30, show_default=True, help="Age in days.")
 @click.option("--dry-run", is_flag=True, help="List the runs without deleting them.")
 def tidy(days: int, dry_run: bool) -> None:
-    """Mark runs and models as deleted if no version or result in this folder refers to them; see take_it_home.md.
+    """Mark runs and models as deleted if neither the registry nor this folder's results use them; see take_it_home.md.
 
     \b
     Example:  python -m forecast tidy --older-than 90 --dry-run
@@ -89,7 +89,7 @@ def tidy(days: int, dry_run: bool) -> None:
     for run in runs:
         click.echo(f"{run.info.run_id}  {run.info.run_name}")
         if not dry_run:
-            for model in run.outputs.model_outputs:  # type: ignore[union-attr] # set in a server's response
+            for model in run.outputs.model_outputs:  # type: ignore[union-attr] # runs from a server have outputs
                 client.delete_logged_model(model.model_id)
             client.delete_run(run.info.run_id)
     click.echo(f"{len(runs)} runs {'would be' if dry_run else 'were'} marked as deleted. To free disk space:", err=True)

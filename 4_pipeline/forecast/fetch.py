@@ -1,4 +1,4 @@
-"""The command of the `fetch` stage, `python -m forecast.fetch`, in a module that imports little."""
+"""The command of the `fetch` stage, `python -m forecast.fetch`; pandas is imported only when it runs."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     form = "CSV in UTF-8, separated by commas; numbers as 1234.5; no empty cells."
     panels = [
         parts.panel("your-weather", TITLE, f"Upload inputs, one row per {steps.NAME}, to get predictions.", uploading),
-        parts.panel("weather-columns", "Columns of the file", form, [_columns()]),
+        parts.panel("weather-columns", "Columns of your CSV file", form, [_columns()]),
     ]
     return [
         html.Div(panels, className="columns"),
@@ -54,7 +54,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
 
 
 def _columns() -> Component:
-    """Return the table of the columns of a file."""
+    """Return a table of the columns that an uploaded file may have: meaning, unit and allowed values."""
     start = requests.START.removeprefix("the ") + ", with time zone"
     rows = [[html.Code("utc_timestamp"), start, "UTC", f"such as {requests.EXAMPLE}"]]
     rows += [
@@ -66,11 +66,11 @@ def _columns() -> Component:
         for each in problem.TARGETS
         if each.name in CAPACITIES
     ]
-    return parts.table("The columns of the file", ["Column", "Meaning", "Unit", "Allowed"], rows, "words")
+    return parts.table("Columns of your CSV file", ["Column", "Meaning", "Unit", "Allowed"], rows, "words")
 
 
 def register(app: Dash, follower: Follower) -> None:
-    """Register the callbacks; a new model predicts the uploaded file again."""
+    """Register the callbacks; when the model or the data change, the uploaded file is predicted again."""
 
     @app.callback(
         Output("weather-answer", "children"),
@@ -100,7 +100,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("weather-example", "n_clicks"),
     )
     def try_example(_clicks: int) -> tuple[str, str]:
-        """Use the example instead of an upload."""
+        """Load the example as if the user had uploaded it."""
         return example(follower.now), "The example"
 
     app.clientside_callback(
@@ -112,14 +112,14 @@ def register(app: Dash, follower: Follower) -> None:
 
 
 def example(snapshot: Snapshot) -> str:
-    """Return a data URL of a CSV file with the inputs of the last rows of the data; without data, only the header."""
+    """Return an example CSV file as a data URL: the inputs of the data's last rows, or only the header without data."""
     rows = pd.DataFrame(columns=INPUTS) if snapshot.frame is None else snapshot.frame[INPUTS].tail(72)
     content = rows.to_csv(index=False, date_format=STAMP).encode()
     return f"data:text/csv;base64,{base64.b64encode(content).decode()}"
 
 
 def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str]:
-    """Return the predictions for checked rows with a download button, and a status line.
+    """Return the components that show predictions for validated rows, and a status line.
 
     Raises PipelineError if the model cannot predict these rows.
     """

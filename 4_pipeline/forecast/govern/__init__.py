@@ -1,5 +1,5 @@
 """Promotion to production.
 
 - `gate`: the rules, the refit and the lineage of the registered model, on top of `mlflow_gate`.
-- `state`: files that tell DVC about the tracking server; `tidy`: unreferenced runs.
+- `state`: files that tell DVC about the tracking server; `tidy`: search for unreferenced runs.
 """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from forecast.terms.parameters import Promote
 
-PIPELINE_WHY = "pipeline"  # the reason that the history shows for the pipeline's promotions
+PIPELINE_WHY = "pipeline"  # the reason shown in the history for promotions by the pipeline
 KINDS = ("data", "commit", "stage", "notebook", "run", "refit", "model", "decision", "production")
 
 
@@ -46,7 +46,7 @@ class Registry(mlflow_gate.Registry):
 class Gate(mlflow_gate.Gate):
     """The gate with the limits in the `promote` section of params.yaml; it evaluates on data/test.parquet.
 
-    ``policy`` replaces these limits, and ``held_out`` (a processed frame) replaces these rows.
+    ``policy`` replaces these limits, and ``held_out`` (a processed frame) replaces the rows of this file.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Gate(mlflow_gate.Gate):
 
 
 def _refit(run: Run, model_uri: str) -> tuple[str, str]:
-    """Refit a run's model on data/germany.parquet; return the refit's run and model."""
+    """Refit a run's model on data/germany.parquet; return the new run's id and the new model's URI."""
     from forecast.learn import storage
 
     table, stage = "data/germany.parquet", run.data.tags.get(STAGE_TAG, run.info.run_name)

@@ -23,7 +23,7 @@ FILES = "tracking_store.json", "alias.json"
 def write_state(folder: Path, decision: Path) -> None:
     """Write the state of the tracking server to files in ``folder``, which stages depend on.
 
-    `tracking_store.json` holds the store's id, because dvc.lock does not show that a tracking server was recreated.
+    `tracking_store.json` holds the store's id, because dvc.lock alone would not reveal a recreated tracking server.
     `alias.json` holds the alias's version if the alias has moved since ``decision``, so that the gate runs again after
     a rollback or a promotion outside the pipeline.
     """
@@ -59,7 +59,7 @@ def is_unchanged(folder: Path, decision: Path) -> bool:
 
 
 def _moved_since(decision: Path, client: mlflow.MlflowClient) -> dict[str, Any] | None:
-    """Return the alias's version, run and number of moves if it has moved since a decision, else None."""
+    """Return the alias's version, run id and number of moves; None if it has not moved since the decision."""
     now = mlflow_gate.Registry(REGISTERED_MODEL, PRODUCTION, client=lambda: client).production()
     decided = read_decision(decision) or {}
     former = decided.get("production") or {}

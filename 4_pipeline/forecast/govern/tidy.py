@@ -17,7 +17,7 @@ def unreferenced_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     """Return unreferenced stage runs older than ``days``.
 
     A run is referenced if its id or its model's id is in a registered model, a version, their tags, or a JSON file in
-    ``results``. The last run of `prepare` before a referenced run is kept, too, since it has the findings on the data.
+    ``results``. The last run of `prepare` before a referenced run is kept too, because it logged the data findings.
     """
     client, tag = tracking.connect(), f"tags.`{tracking.STAGE_TAG}` LIKE '%'"
     versions, registered = client.search_model_versions(max_results=200_000), client.search_registered_models()
@@ -32,7 +32,7 @@ def unreferenced_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
     kept_ids, prepared = set(), ""
     for run in runs:
         prepared = run.info.run_id if run.data.tags[tracking.STAGE_TAG] == "prepare" else prepared
-        models = run.outputs.model_outputs  # type: ignore[union-attr] # set in a server's response
+        models = run.outputs.model_outputs  # type: ignore[union-attr] # runs from a server have outputs
         if referenced & {run.info.run_id, *(model.model_id.removeprefix("m-") for model in models)}:
             kept_ids |= {run.info.run_id, prepared}
     end = 1000 * (time.time() - 86400 * days)

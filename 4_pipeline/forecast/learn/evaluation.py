@@ -28,7 +28,7 @@ LATENCY_REPEATS = 5
 IMPORTANCE_ROWS = 2000  # spread evenly over the frame
 SHUFFLES = 5
 RESPONSE_VALUES = 25
-OUTER_SHARE = 0.005  # share of an input's values to omit at each end, where rows are rare
+OUTER_SHARE = 0.005  # fraction of an input's values to leave out in each tail, where data are sparse
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ def _score_target(target: Target, measured: pd.Series, values: pd.Series, night:
 def in_percent(error: float, measured: pd.Series) -> float:
     """Return a mean error in percent of the mean absolute measured value; NaN if that is zero.
 
-    Quantities of both signs may have a mean near zero, so the absolute values are averaged.
+    A quantity with positive and negative values may have a mean near zero, hence the absolute values.
     """
     size = measured.abs().mean()
     return float(100 * error / size) if size else math.nan
 
 
 def is_night(utc_timestamp: pd.Series) -> np.ndarray:
-    """Return for each step (by its start) whether it is night in all of Germany for the whole step.
+    """Return for each step, given its start, whether it is night in all of Germany from start to end.
 
     The criterion is the sun's elevation, because radiation is also zero at dawn and dusk.
     """
@@ -134,7 +134,7 @@ def is_night(utc_timestamp: pd.Series) -> np.ndarray:
 def evaluate(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
     """Score a model on a processed frame for the gate; the blocks are weeks.
 
-    Raises DataError if the model has no installed capacity for the row that is predicted to measure the latency.
+    Raises DataError if the model has no installed capacity for the first row, which is used to measure the latency.
     """
     frame = held_out.reset_index(drop=True)
     row, _ = assume_capacity(frame[INPUTS].head(1), model.year_ends if model.takes_time else {})
@@ -146,7 +146,7 @@ def evaluate(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
 
 
 def _milliseconds(model: LoadedModel, row: pd.DataFrame) -> float:
-    """Return the latency of predicting one row: the minimum of a few tries, since load can only add time."""
+    """Return the latency of predicting one row: the minimum of a few tries, since other load can only add time."""
     seconds = []
     for _ in range(LATENCY_REPEATS):
         start = time.perf_counter()

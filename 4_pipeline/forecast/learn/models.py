@@ -1,7 +1,7 @@
 """The pipeline's models, which predict capacity factors, and their hyperparameter search.
 
 Installed capacity grows from year to year: a model trained on power underestimates later years. So the targets are
-divided by the installed capacity (`features.installed`) before training, and predictions multiplied by it again.
+divided by the installed capacity (`features.installed`) before training, and predictions are multiplied by it.
 
 The error bands are split-conformal quantile regression (Romano, Patterson, Candès 2019,
 https://arxiv.org/abs/1905.03222) with time-series folds.
@@ -45,9 +45,9 @@ from forecast.terms.errors import DataError, ServiceError, require_columns
 if TYPE_CHECKING:
     from distributed import Client
 
-N_ITER_NO_CHANGE = 10  # stop early after this many trees without a smaller validation error
-BATCH_CANDIDATES = 6  # candidates per task; they share the derived features, which take as long as two fits
-# As good as 40 trees at the usual rate of 0.1, in half the time: 0.8 ** 19 is about 0.9 ** 40.
+N_ITER_NO_CHANGE = 10  # early stopping: patience in trees without a smaller validation error
+BATCH_CANDIDATES = 6  # candidates per task; they share the derived features, which cost as much time as two fits
+# As good as 40 trees at the default learning rate, 0.1, in half the time: 0.8 ** 19 is about 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
 LOWER_BOUNDS = [target.possible[0] for target in problem.TARGETS]
 MIN_HOURS = 200  # fewer cannot be split into training, validation and calibration rows
@@ -119,9 +119,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     With ``validation_fraction`` (histogram gradient boosting only) the last rows are used for early stopping; with
     ``refit`` the same number of trees is then fitted on all rows.
 
-    ``band`` is a histogram gradient booster for the quantiles of the error band. Uncalibrated, the band is too narrow
-    for later years, so it is calibrated to the nominal ``coverage`` on ``folds`` of the training data; this does not
-    account for changes of the level.
+    ``band`` is a `HistGradientBoostingRegressor` for the quantiles of the error band. Uncalibrated, it is too narrow
+    for later years, so the band is calibrated to the nominal ``coverage`` on ``folds`` of the training data; this does
+    not account for changes of the level.
     """
 
     # Defaults for models that were logged before these attributes existed.
@@ -165,7 +165,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
-        """Return the predictions, shape (rows, targets); raise the errors of `features.derive`."""
+        """Return the predictions, shape (rows, targets); raise the same errors as `features.derive`."""
         predicted = self._predict_factors(derive(X).to_numpy(), self.regressors_)
         return self._from_factors(predicted, installed(X, self.year_ends_))
 
@@ -177,7 +177,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         derived, capacities = (
             derive(X),
             installed(X, self.year_ends_),
-        )  # computed only once, since both take most of the time of a single prediction
+        )  # computed only once: together they take most of the time of a single prediction
         values = derived.to_numpy()
         predicted, ends = self._from_factors(self._predict_factors(values, self.regressors_), capacities), []
         for side, sign in enumerate((-1, 1)):
@@ -211,7 +211,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     def _fit_band(self, derived: np.ndarray, factor: np.ndarray) -> tuple[list[Any], float]:
         """Return the quantile regressors of the band's two ends, and the calibration margin as a capacity factor.
 
-        The rows for solar power are from daytime only: with nights, a low quantile would always be zero.
+        For solar power, all rows are from daytime: with night rows, a low quantile would always be zero.
         """
         outside = (1 - self.coverage) / 2
         quantile_model = clone(self.band).set_params(loss="quantile", early_stopping=False)
@@ -240,7 +240,7 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, timestamps: pd.Datetime
 
     ``factor`` has the shape (rows,), ``derived`` (rows, features); ``timestamps`` are in order. Periods have
     ``level_days`` days, counted from the end; the first period also has the remaining days. Expected values come from a
-    small gradient boosting model, fitted on all rows and again on the factors divided by the first levels.
+    small gradient boosting model, fitted on all rows, then again on the factors divided by the first estimate.
     """
     days = (timestamps[-1] - timestamps).days.to_numpy()
     period = np.minimum(days // level_days, max(0, days[0] // level_days - 1))
@@ -255,7 +255,7 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, timestamps: pd.Datetime
 
 
 # -- hyperparameter search ---------------------------------------------------------------------------------------------
-Scores = list[tuple[int, float]]  # candidate number and R2 of one fold
+Scores = list[tuple[int, float]]  # each candidate's number and its R2 on one fold
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
         return pickle.loads(function)(*arguments)  # noqa: S301 - pickled by this client
 
     try:
-        # Broadcast the data, or one worker gets most fits. If hashed, a search with equal data could release the key.
+        # Broadcast, or one worker gets most fits. Do not hash: another search with equal data could release this key.
         data = client.scatter(data, broadcast=True, hash=False)
         futures = [
             client.submit(score_fold, _by_value(partial(_score_fold, batch)), *data, fold, pure=False)

@@ -29,7 +29,7 @@ TRUSTED_LAYERS = {
     "keras.regularizers": {"L1", "L1L2", "L2"},
 }
 MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
-# Files in MLflow's model folder: a plain Keras model, or a `CapacityFactorNetwork`, with its capacities beside it.
+# Files in MLflow's model folder: a plain Keras model, or a `CapacityFactorNetwork` (next to it, capacity.json).
 KERAS_FILE, NETWORK_FILE = "data/model.keras", "data/capacity_factors/network.keras"
 
 
@@ -44,7 +44,7 @@ class CapacityFactorNetwork:
         self.year_ends_ = year_ends
 
     def predict(self, X: pd.DataFrame) -> pd.DataFrame:
-        """Return the predicted targets; raise the errors of `features.derive`."""
+        """Return the predicted targets; raise the same errors as `features.derive`."""
         factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=PREDICT_BATCH, verbose=0)
         powers = np.clip(factors * installed(X, self.year_ends_).to_numpy(), LOWER_BOUNDS, None)
         return pd.DataFrame(powers, index=X.index, columns=TARGETS)
@@ -53,7 +53,7 @@ class CapacityFactorNetwork:
 def fit_network(
     network: Any, frame: pd.DataFrame, *, epochs: int, learning_rate: float, callbacks: Sequence[Any] = ()
 ) -> dict[str, list[float]]:
-    """Fit a network from `features.DERIVED` to capacity factors on a processed frame; return the losses by epoch.
+    """Fit a network that maps `features.DERIVED` to capacity factors on a processed frame; return the loss history.
 
     The last 15 % of the rows are the validation set for early stopping, with a patience of six epochs; the best weights
     are restored. Normalization layers are adapted to the training rows.
@@ -75,7 +75,7 @@ def fit_network(
 def refit(model: Any, frame: pd.DataFrame, parameters: Mapping[str, str]) -> CapacityFactorNetwork:
     """Return a network with the same layers, fitted on a processed frame with the parameters of the original run.
 
-    Raises ModelError for any other model, and for missing or invalid `epochs`, `learning_rate` and `seed`.
+    Raises ModelError if ``model`` is of another type, or if `epochs`, `learning_rate` or `seed` is missing or invalid.
     """
     import keras
 
@@ -107,7 +107,7 @@ def options(model: Any, folder: Path) -> dict[str, Any]:
 
 
 def requirements() -> list[str]:
-    """Return pinned requirements: `tensorflow-cpu` on the one platform that has it, else `tensorflow`."""
+    """Return pinned requirements; an installed `tensorflow-cpu` is required on x86_64 Linux, `tensorflow` elsewhere."""
     pins = [f"{name}=={version(name)}" for name in ("keras", "pandas", "numpy", "pvlib")]
     try:
         pin = version("tensorflow-cpu")
@@ -126,7 +126,7 @@ def _load_pyfunc(path: str) -> CapacityFactorNetwork:
 
 
 def read_network(file: Path) -> CapacityFactorNetwork:
-    """Read a network and its installed capacities; raise the errors of `read_keras`."""
+    """Read a network and its installed capacities; raise the same errors as `read_keras`."""
     return CapacityFactorNetwork(read_keras(file), json.loads(file.with_name("capacity.json").read_text()))
 
 
@@ -144,7 +144,7 @@ def read_keras(file: Path) -> Any:
 
 
 def _kinds(part: Any) -> Iterator[str]:
-    """Yield the class names in a part of a Keras model's config, except for its training configuration."""
+    """Yield the class names in part of a Keras model's config, except those in `compile_config` (training only)."""
     if isinstance(part, list):
         for inner in part:
             yield from _kinds(inner)

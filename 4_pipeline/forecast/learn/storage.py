@@ -78,15 +78,15 @@ class LoadedModel:
 
     @property
     def takes_time(self) -> bool:
-        """Whether the model takes the time in addition to the weather."""
+        """Whether the timestamp is an input of the model, in addition to the weather."""
         return self._inputs is inputs
 
     def select_inputs(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the columns of a processed frame that the model takes."""
+        """Return the columns of a processed frame that are the model's inputs."""
         return self._inputs(frame)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the predicted targets of each row (`features.INPUTS`), with the same index."""
+        """Return the predicted targets for rows with the columns `features.INPUTS`, with the same index."""
         with one_thread():
             return self._frame(self._predict(self.select_inputs(frame)), frame)
 
@@ -130,7 +130,7 @@ class LoadedModel:
 def predict_unseen(
     model: LoadedModel, evaluated: LoadedModel | None, training_end: str | None, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
-    """Predict each row with a model that was not trained on it, if there is one; see `predict_with_band`.
+    """Like `predict_with_band`, but predict each row with a model that was not trained on it, if there is one.
 
     Rows up to ``training_end`` are training rows of the refit, so the ``evaluated`` model predicts them instead.
     """
@@ -212,13 +212,13 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
     from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     client = client or connect()
-    # MLflow would not remove a temporary folder of its own, and the dashboard loads models often.
+    # MLflow would create a temporary folder and never delete it, and the dashboard loads models often.
     with tempfile.TemporaryDirectory() as folder:
         try:
             # Resolve the alias only once, since it may move.
             model_uri = "models:/" + "/".join(get_model_name_and_version(client, model_uri))
             folder_of_model = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
-        except Exception as error:  # noqa: BLE001 - versions registered by hand may be in any store
+        except Exception as error:  # noqa: BLE001 - each kind of artifact store raises its own errors
             raise ModelError(
                 "The model cannot be downloaded.",
                 value=f"{model_uri}: {error}",
@@ -244,12 +244,12 @@ def load_files(folder: Path, name: str) -> LoadedModel:
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:
-    """Load a model from its local folder and make a test prediction; errors show ``name``.
+    """Load a model from its local folder and make a test prediction; errors call it ``name``.
 
-    The file names, never the metadata, determine how the model is loaded. Raises ModelError.
+    How it is loaded depends on the file names only, since metadata is untrusted. Raises ModelError.
     """
     readers: dict[str, Callable[[Path], Any]] = {SKOPS_FILE: _read_skops}
-    with contextlib.suppress(ImportError):  # a copy without networks
+    with contextlib.suppress(ImportError):  # a copy of the pipeline without network.py
         from forecast.learn.network import READERS
 
         readers |= READERS

@@ -23,5 +23,5 @@ def _json(**changes) -> str:
 )  # fmt: skip
 def test_other_content_is_rejected(content):
     """Invalid JSON, unknown properties, and size."""
-    with pytest.raises(ModelError, match="not a figure"):
+    with pytest.raises(ModelError, match="not a valid figure"):
         record.figure(content, "explanations/importance.json")
