@@ -18,18 +18,18 @@ EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
 TITLE, REGION = "Solar and wind power", "Germany"  # shown in the dashboard and the report
 STEP = "h"  # row frequency (pandas): 15min, 30min, h or another divisor of a day, or D for days
-ZONE = "Europe/Berlin"  # the region's time zone: days start at its midnight if the step is a day
-MIDDLE = (51.0, 10.4)  # degrees north and east, where the sun's position is computed
+ZONE = "Europe/Berlin"  # the region's time zone; daily steps start at its midnight
+MIDDLE = (51.0, 10.4)  # latitude and longitude (degrees) for which the sun's position is computed
 
-# The solar constant is 1,361 W/m2: https://doi.org/10.1029/2010GL045777. The ranges of mean power are wide because
-# countries differ, but narrow enough to detect a factor of 1,000. A wind speed in km/h is within `possible`, but its
-# mean is outside `usual_mean`. Colours by Okabe and Ito, for any colour blindness: https://jfly.uni-koeln.de/color/
+# Radiation is limited by the solar constant, 1,361 W/m2: https://doi.org/10.1029/2010GL045777. Ranges of mean power
+# suit small and large countries, but reveal a factor of 1,000. A wind speed in km/h is within `possible`, but its mean
+# is outside `usual_mean`. Okabe and Ito's colours suit every kind of colour blindness: https://jfly.uni-koeln.de/color/
 TARGETS = (
     Target(
         "solar_GW", "Solar", "GW", possible=(0, 200), usual_mean=(0.01, 100), opsd="DE_solar_generation_actual",
         key="solar", words="solar power", colour="#E69F00", plants="solar plants", by_day=True,
-        # The share of diffuse light is 0.27 to 0.29 in the sample, 0.5 in its darkest month, 0.7 with swapped columns.
-        # The lag is -0.1 to 0.0 h in the sample, 1 h if the clocks of the two files differ.
+        # The diffuse share in the brightest hours is 0.27 to 0.29 in the sample, 0.5 in its darkest month, 0.7 if the
+        # columns are swapped. The lag is -0.1 to 0.0 h in the sample, and 1 h if the clocks of the two files differ.
         driver=Driver(
             "light", ("rad_horizontal", "rad_diffuse"), "W/m²", alike=(20, 0.15), lag_hours=(-0.5, 0.5),
             top_share=(0, 0.6),
@@ -38,8 +38,8 @@ TARGETS = (
     Target(
         "wind_GW", "Wind", "GW", possible=(0, 200), usual_mean=(0.01, 100), opsd="DE_wind_generation_actual",
         key="wind", words="wind power", colour="#0072B2", plants="wind turbines",
-        # Half the maximum power needs 4.7 to 4.8 m/s in the sample, less in forests and more at sea; 9 if knots are
-        # read as m/s, 2.5 vice versa. The lag is -0.1 to 0.1 h in the sample; a front takes hours to cross a country.
+        # Half the maximum power is reached at 4.7 to 4.8 m/s in the sample, lower in forests and higher at sea; at 9 if
+        # knots are read as m/s, at 2.5 vice versa. The lag is -0.1 to 0.1 h in the sample; fronts take hours to pass.
         driver=Driver("wind speed", ("windspeed",), "m/s", alike=(0.25, 0), at_half=(3, 8), lag_hours=(-3, 3)),
     ),
 )  # fmt: skip

@@ -26,14 +26,14 @@ _CORRECT = "correct the file, or its description in params.yaml (fetch.csv)"
 _MIDNIGHT = r"(?<![\d:])24(?=:00(?::00)?(?![\d:]))"
 _OFFSET = r"\s?(?:Z|UTC|[+-]\d{2}(?::?\d{2})?)$"
 _STEP = pd.DateOffset(days=1) if steps.IS_DAY else steps.LENGTH
-_MAX_NEGATIVE = 0.01  # share of the column's maximum; covers consumption at night and sensor offsets
+_MAX_NEGATIVE = 0.01  # share of the column's maximum; allows for plants' own consumption at night, and sensor offsets
 
 
 def read(path: Path, mapping: OwnFile) -> Table:
     """Read the file ``path``, a copy of ``mapping.file``, as described by ``mapping``.
 
-    The frame has `schema.COLUMNS` in our units and UTC, in the order of the file, indexed by line number; empty cells
-    are NaN. Naive times are in ``mapping.time.zone``; see `_localize` for the hour repeated in autumn. The counts are
+    The frame has `schema.COLUMNS` in the units of `problem` and in UTC, in file order, indexed by line number; empty
+    cells are NaN. Naive times are in ``mapping.time.zone``; see `_localize` for the hour repeated in autumn. Counts:
 
     - `clock_changes`: dropped rows, either `ambiguous` (in the repeated hour) or `skipped` (empty rows in the hour
       skipped in spring);
@@ -41,7 +41,7 @@ def read(path: Path, mapping: OwnFile) -> Table:
 
     Raises DataError with line, column and value if a skipped hour has values (wrong zone), if only some times have an
     offset, or if a time is not the start of a step; the errors of `raw.read_text` and `raw.numbers`; and ParameterError
-    for an unknown zone or a unit of another dimension. Errors show ``mapping.file``, not the copy.
+    for an unknown zone or a unit of the wrong dimension. Errors show ``mapping.file``, not the copy.
     """
     file, columns = mapping.file, dict(mapping.columns)
     names = {"utc_timestamp": mapping.time.column} | {name: column.column for name, column in columns.items()}
@@ -74,16 +74,16 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
     text = text.str.replace(_MIDNIGHT, "00", regex=True)
     is_aware = raw.has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
     if is_aware.any():
-        raw.require(is_aware, original, file, "an offset such as Z or +01:00, as on other lines", _CORRECT)
+        raw.require(is_aware, original, file, "an offset such as Z or +01:00, as on the other lines", _CORRECT)
     parsed = pd.to_datetime(text, format=time.format or "ISO8601", errors="coerce", utc=bool(is_aware.all()))
-    # pandas parses "today" and "now", too
+    # Require a digit, because pandas also parses "today" and "now".
     is_valid = parsed.notna() & text.str.contains(r"\d", na=False)
     expected = f"a time like {time.format}" if time.format else "a time in ISO 8601, or a `format` in params.yaml"
     english = ", with English names of months and weekdays" * bool(re.search("%[aAbB]", time.format or ""))
     raw.require(
         is_valid, original, file, expected + english, "correct the line, or set fetch.csv.time.format in params.yaml"
     )
-    # If 00:00 is mostly next to 23:00 of the same date, it means the end of that day, like 24:00.
+    # If most rows at 00:00 are next to 23:00 of the same date, 00:00 means the end of that day, like 24:00.
     rows = parsed[parsed != parsed.shift()]
     neighbours = sum(rows.shift(n) - rows == steps.DAY - steps.LENGTH for n in (1, -1))
     is_day_end = neighbours[rows == rows.dt.normalize()] > 0
@@ -94,19 +94,19 @@ def _to_utc(text: Series, values: DataFrame, file: str, time: TimeColumn) -> tup
     raw.require(~midnight | by_end, original, file, f"the start of {steps.ONE}, 00:00 to {last:%H:%M}", next_step)
     stamps, skipped = parsed, pd.Series(False, text.index)
     if is_aware.all():
-        if by_end and steps.IS_DAY:  # do not subtract a day: the clock may change at midnight
+        if by_end and steps.IS_DAY:  # do not subtract 24 h: at a clock change, a day has 23 or 25 h
             stamps = steps.starts(parsed, later=-1).where(parsed == steps.starts(parsed), parsed)
         elif by_end:
             stamps = parsed - _STEP
     elif time.zone is None and not steps.IS_DAY:
         example = f"`time: {{column: {time.column}, zone: UTC}}`"
         next_step = f"set {example} in params.yaml (fetch.csv), or another zone, such as Europe/Berlin or +01:00"
-        raw.require(is_aware, original, file, "an offset, or a zone for the file (fetch.csv.time.zone)", next_step)
+        raw.require(is_aware, original, file, "an offset, or a zone for all lines (fetch.csv.time.zone)", next_step)
     elif steps.IS_DAY:
         days = pd.DatetimeIndex(parsed - _STEP if by_end else parsed)
         stamps = pd.Series(steps.begin(days, _zone(time.zone or steps.ZONE)), text.index)
     else:
-        # At a clock change, some files stamp an hour with the local time of its end, others with its start plus 1 h.
+        # At a clock change, some files stamp an hour with its end in local time, others with its local start plus 1 h.
         zone = _zone(time.zone or steps.ZONE)
         stamps, skipped = _localize(parsed, zone, values)
         if by_end:

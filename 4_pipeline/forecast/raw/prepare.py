@@ -28,7 +28,7 @@ from forecast.terms.parameters import OwnFile
 logger = logging.getLogger(__name__)
 JOIN = "if date and time are in separate columns, join them"
 OR_SUMS = "or sums of amounts such as MWh"
-MIN_RUN, MIN_END_RUN = 10, 4  # run of rows that counts as a new frequency, not as gaps; MIN_END_RUN: at the ends
+MIN_RUN, MIN_END_RUN = 10, 4  # shortest run of rows that counts as a new frequency, not gaps; MIN_END_RUN: at the ends
 # Column names in the files of Open Power System Data (and the sample), by file.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
@@ -84,7 +84,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
 
 # -- files to tables ---------------------------------------------------------------------------------------------------
 def read(folder: Path, own: OwnFile | None) -> dict[str, Table]:
-    """Return the raw tables of a folder, `own` or `power` and `weather`; raise the errors of `raw.read_text`."""
+    """Return a folder's raw tables by name (`own`, or `power` and `weather`); raise the errors of `raw.read_text`."""
     if own:
         return {"own": own_file.read(folder / sources.OWN_FILE, own)}
     next_step = f"fetch the raw files: python -m forecast fetch --to {folder}"
@@ -120,7 +120,7 @@ class Part(NamedTuple):
 
 
 def _suggest_fix(step: pd.Timedelta) -> str:
-    """Return the next step for the error that rows are ``step`` apart."""
+    """Return the fix to suggest when rows are ``step`` apart instead of `problem.STEP`."""
     if abs(step - steps.LENGTH) < steps.LENGTH / 10:
         return MOVE
     name = {steps.DAY: "D", steps.HOUR: "h"}.get(step, f"{step / pd.Timedelta(minutes=1):g}min")
@@ -134,7 +134,7 @@ def _suggest_fix(step: pd.Timedelta) -> str:
 
 
 def take_rows(table: Table, grid: DatetimeIndex) -> Part:
-    """Return the unique steps of a raw table on ``grid``; raise DataError for rows off the grid or out of range."""
+    """Return the unique steps of a raw table on ``grid``; raise DataError for times off the grid or invalid values."""
     path, frame, names, _ = table
     all_stamps = frame["utc_timestamp"]
     within = frame[(all_stamps >= grid[0]) & (all_stamps < steps.starts(Series(grid[-1:]), later=1)[0])]
@@ -150,7 +150,7 @@ def take_rows(table: Table, grid: DatetimeIndex) -> Part:
             f"{path}, line {frequencies.index[1]}: from this line on, the rows are {later} apart; before it, {first}.",
             value=f"{stamps[frequencies.index[1]]:{STAMP}}",
             expected=f"one row per {steps.NAME}",
-            next_step=f"split the file in two and use one; or take means over the longer step, {OR_SUMS}, {SCRIPT}",
+            next_step=f"split the file in two, use one part; or take means over the longer step, {OR_SUMS}, {SCRIPT}",
         )
     if len(distances) > 1 and (step := distances.mode()[0]) != steps.LENGTH:
         raise DataError(
@@ -260,7 +260,7 @@ def _count_reasons(parts: Mapping[str, Part], grid: DatetimeIndex) -> dict[str, 
 
 
 def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
-    """Return the number of dropped rows or steps by reason; a step can have several reasons."""
+    """Return the number of dropped rows or steps by reason; a step can count towards several reasons."""
     reasons = {
         **{f"missing from {name}": count for name, count in findings["absent"].items()},
         **{f"without {column}": count for column, count in findings["incomplete"].items()},

@@ -38,11 +38,11 @@ LEAP_DAY_STATIONS = (7, 11, 15)
 
 WEATHER_WEIGHTS = (0.5, 0.3, 0.2)
 RADIATION_WEIGHTS = (0.8, 0.1, 0.1)
-# Not WEATHER_WEIGHTS, since plants are not at weather stations: this adds realistic unexplained variance.
+# Differ from WEATHER_WEIGHTS because plants are not at the weather stations; adds realistic unexplained variance.
 PLANT_WEIGHTS = (0.45, 0.32, 0.23)
 
 MEAN_WINDSPEED = 4.11  # m/s at 10 m: calibrated
-LATITUDE, LONGITUDE = 51.0, 10.4  # degrees: the middle of Germany
+LATITUDE, LONGITUDE = 51.0, 10.4  # degrees north and east: the middle of Germany
 
 # Installed capacity on 1 January of 2013..2017, GW. It differs from `problem.CAPACITY` by up to 0.5 GW: the sample is
 # calibrated with these rounded values, and different values would change every score. Published values for the end of
@@ -57,7 +57,7 @@ TURBINES = {"E-70/2300": 0.35, "V90/2000": 0.30, "E-82/2300": 0.20, "E-101/3050"
 HUB_HEIGHT_M, ROUGHNESS_M = 105.0, 0.10
 PANELS = ((0.45, 30, 180), (0.15, 25, 90), (0.15, 25, 270), (0.25, 10, 180))  # share, tilt, azimuth in degrees
 
-# Lengths of the gaps in the raw files (hours), and numbers of empty cells; together they affect 48 hours.
+# Lengths of the gaps in the raw files (hours), and empty cells per column; together they affect 48 hours.
 GAPS_POWER, GAPS_WEATHER = (4, 9, 15), (3, 5)
 MISSING_CELLS = {
     "DE_solar_generation_actual": 4,
@@ -68,11 +68,11 @@ MISSING_CELLS = {
 
 
 class Places(NamedTuple):
-    """The weather at three places over all years, each an array of shape (hours, 3); row i is UTC hour i.
+    """The weather at three places over all years, each an array of shape (hours, 3).
 
-    `windspeed` is relative to the station's yearly mean; `temperature` is in degrees Celsius; `direct` and
-    `diffuse` are radiation on a horizontal plane in W/m2. Here row i is hour i of true solar time: the files' headers
-    say Central European Time, but the sun is highest at 12:00 at every longitude and in every month.
+    `windspeed` is relative to the station's yearly mean, `temperature` in degrees Celsius; their row i is UTC hour i.
+    `direct` and `diffuse` are radiation on a horizontal plane in W/m2; their row i is hour i of true solar time: the
+    files' headers say Central European Time, but the sun is highest at 12:00 at every longitude and in every month.
     """
 
     windspeed: np.ndarray
@@ -93,7 +93,7 @@ def make_sample() -> tuple[DataFrame, DataFrame]:
     hours = pd.date_range(f"{FIRST_YEAR}-01-01", f"{LAST_YEAR + 1}-01-01", freq="h", tz="UTC", inclusive="left")
     places = join_places(read_stations())
     weather = model_weather(places, hours)
-    random = np.random.RandomState(SEED)  # NumPy keeps its numbers stable, but not those of default_rng
+    random = np.random.RandomState(SEED)  # its numbers are the same in every NumPy version, unlike default_rng's
     wind_MW, solar_MW = model_wind(places, hours, random), model_solar(places, hours, random)
     power = pd.DataFrame(
         {
@@ -126,7 +126,7 @@ def read_stations() -> dict[int, DataFrame]:
 
     WG: wind speed at 10 m, m/s; t: temperature, degrees Celsius; B and D: direct and diffuse radiation, W/m2. The
     files' own headers describe the format (latin-1; the line before `***` names the columns). Raises DataError if a
-    file is missing, or if their joint sha256 is not `STATIONS_SHA256`.
+    file is missing, or if the sha256 of all files together is not `STATIONS_SHA256`.
     """
     contents = {
         number: read_packaged("demandlib", f"vdi/resources_weather/TRY2010_{number:02d}_Jahr.dat")
@@ -175,7 +175,7 @@ def blend(places: np.ndarray, weights: tuple[float, float, float]) -> np.ndarray
 
 
 def sun(day: np.ndarray, solar_hour: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the cosine of the sun's zenith, 0 below the horizon, and its zenith and azimuth in degrees.
+    """Return the cosine of the solar zenith angle (0 below the horizon), that angle and the azimuth in degrees.
 
     ``day`` is the day of the year, ``solar_hour`` the hour of true solar time.
     """
@@ -191,7 +191,7 @@ def hours_ahead(hours: DatetimeIndex) -> np.ndarray:
 
 
 def in_germany(hours: DatetimeIndex) -> np.ndarray:
-    """Return each hour in German time, as ISO 8601 text. `strftime` would double the run time."""
+    """Return each hour in German time, as ISO 8601 text; avoids `strftime`, which would double the run time."""
     local = hours.tz_convert("Europe/Berlin").tz_localize(None)
     offset = np.where(local - hours.tz_localize(None) > pd.Timedelta(hours=1), "+0200", "+0100")
     return np.char.add(np.datetime_as_string(local.to_numpy("datetime64[s]")), offset)
@@ -206,8 +206,8 @@ def to_utc_hours(values: np.ndarray, hours: DatetimeIndex) -> np.ndarray:
 def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
     """Return the national weather: `utc_timestamp` and DE_ columns in m/s, degrees Celsius and W/m2.
 
-    Direct radiation in true solar time is a share of Meinel's clear sky, E0 * 0.7 ^ (AM ^ 0.678) * cos(zenith). The
-    exponent 0.55 on that share is calibrated: it raises a station's radiation to the national level.
+    Direct radiation is, in true solar time, a share of Meinel's clear-sky radiation, E0 * 0.7 ^ (AM ^ 0.678) *
+    cos(zenith). Raising this share to the power of 0.55 (calibrated) scales station values to the national level.
     """
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
     cosine = sum(sun(day, hour + (step + 0.5) / 5)[0] for step in range(5)) / 5
@@ -229,7 +229,7 @@ def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
 
 
 def interpolate_capacity(anchors_GW: tuple[float, ...], hours: DatetimeIndex) -> np.ndarray:
-    """Return the installed capacity in GW by month, interpolated between the anchors of 1 January."""
+    """Return each hour's installed capacity in GW: constant in a month, interpolated from the 1 January values."""
     month = (hours.year - FIRST_YEAR) + (hours.month - 1) / 12
     return np.interp(month, np.arange(len(anchors_GW)), anchors_GW)
 
@@ -242,7 +242,7 @@ def autoregressive_noise(random: np.random.RandomState, hours: int, memory: floa
 
 
 def flatten(factor: np.ndarray, knee: float) -> np.ndarray:
-    """Reduce the part of the factor above the knee to 60 %, to model curtailment and country-wide averaging."""
+    """Scale the part of the capacity factor above ``knee`` by 0.6, to model curtailment and country-wide averaging."""
     return np.where(factor > knee, knee + 0.6 * (factor - knee), factor)
 
 
@@ -278,7 +278,7 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
     direct = to_utc_hours(blend(places.direct, PLANT_WEIGHTS), hours)
     diffuse = to_utc_hours(blend(places.diffuse, PLANT_WEIGHTS), hours)
     temperature = pd.Series(blend(places.temperature, PLANT_WEIGHTS))
-    # B / cos(zenith) diverges when the sun is low, so both the cosine and the result are limited.
+    # Direct radiation / cos(zenith) diverges when the sun is low, so the cosine and the result are both limited.
     beam = np.minimum(direct / np.maximum(cosine, 0.09), 0.85 * irradiance.get_extra_radiation(day))
     factor = np.zeros(len(hours))
     for share, tilt, facing in PANELS:
@@ -305,7 +305,7 @@ def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> t
     faults = len(GAPS_POWER) + len(GAPS_WEATHER) + sum(MISSING_CELLS.values())
     random = np.random.RandomState(48)
     days = iter(random.choice(quiet, faults, replace=False))
-    starts = (24 * day + random.randint(24 - max(GAPS_POWER)) for day in days)  # each gap ends on the same day
+    starts = (24 * day + random.randint(24 - max(GAPS_POWER)) for day in days)  # no gap crosses midnight
 
     def cut(frame: DataFrame, gaps: tuple[int, ...]) -> DataFrame:
         absent = [start + hour for length, start in zip(gaps, starts, strict=False) for hour in range(length)]

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class Release(NamedTuple):
-    """A file of Open Power System Data: its URL, the sha256 of its table and, in a zip archive, the table's path."""
+    """A file of Open Power System Data: its URL, its table's sha256 and, for a zip archive, the table's path in it."""
 
     url: str
     sha256: str
@@ -55,7 +55,7 @@ class Release(NamedTuple):
         return self.url.rsplit("/", 1)[-1]
 
 
-# Only these releases hold wind speed, temperature and both kinds of radiation; later ones lack wind speed.
+# Pinned: only this weather release has wind speed, temperature, direct and diffuse radiation; later ones lack wind.
 RELEASES = {
     POWER_FILE: Release(
         "https://data.open-power-system-data.org/time_series/2019-06-05/time_series_60min_singleindex.csv",
@@ -179,10 +179,10 @@ def _card(**values: object) -> bytes:
 def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) -> None:
     """Write the table of a release to ``path`` after checking its checksum; retry interrupted downloads.
 
-    Downloads stay in the cache, which may also hold copies made by hand; a file with a wrong checksum is removed.
+    Downloads stay in the cache, where users may also put files by hand; a file with a wrong checksum is removed.
     """
     pooch.get_logger().setLevel("WARNING")
-    # Do not check the download: the published checksum is for the table, which may be in an archive.
+    # `None` skips pooch's check: the published checksum is for the table, and the download may be an archive.
     store = pooch.create(
         cache, "", registry={release.name: None}, urls={release.name: release.url}, retry_if_failed=RETRIES
     )
@@ -212,7 +212,7 @@ def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) ->
             f"{release.url} could not be written to the cache {cache}.",
             value=error.strerror or error,
             expected="a writable folder with enough space",
-            next_step="free some space, or set FETCH_DOWNLOADS to another folder",
+            next_step="free some space, or set the environment variable FETCH_DOWNLOADS to another folder",
         ) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         (cache / release.name).unlink()

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
 MAX_DUPLICATES = 0  # rows; only the publisher knows which of two rows is correct
-# Limits for the change of the mean from year to year, in percent or kelvin; weather and new plants cause less. Part of
-# a year is compared with the same hours of the year before, at a higher limit: sqrt(12) times as high for a month.
+# Limits for the change of the mean from year to year, in percent or kelvin; weather and new plants cause less. A
+# partial year is compared with the same hours of the year before at a higher limit: sqrt(12) times as high for a month.
 MAX_CHANGE = 30.0
 MAX_CHANGE_KELVIN = 3.0
 WHOLE_YEAR = 0.9 * steps.A_YEAR
@@ -37,12 +37,12 @@ MAX_SPIKE = 10.0
 # A value that is constant for this long (a week in daily data) means a frozen sensor or a filled gap.
 MAX_CONSTANT_HOURS, MIN_CONSTANT_STEPS = 24, 7
 # Rank correlation (Spearman) of a target with its driver by year; for a target that follows the sun, in daytime only.
-# In the sample it is above 0.9 (above 0.7 in single months), but 0.2 if the wind is from another month. A year is also
+# In the sample it is above 0.9 (above 0.7 in single months), but 0.2 with another month's wind speeds. A year is also
 # compared with the median of the other years, since plants may be far from the weather stations.
 MIN_CORRELATION = 0.3
 MAX_BELOW_OTHERS = 0.3
-# At night, an hour and its two neighbours have no radiation. Power at night above this share of the peak means that
-# the clocks of the power and weather data differ.
+# An hour counts as night if it and both neighbours have no radiation (below DARK_W_M2). Power at night above this share
+# of the peak means that the clocks of the power and weather data differ.
 DARK_W_M2 = 1.0
 MAX_NIGHT_PERCENT = 1.0
 # Under clouds diffuse radiation exceeds direct radiation: in 62 to 67 % of the sample's daylight hours, but never if
@@ -59,7 +59,7 @@ HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; slightly above 1 if capacity i
 SUMMER = range(4, 11)  # the months of summer time
 MAX_LAG = round(12 / steps.HOURS)  # 0 for daily data, whose lags are not checked
 
-# Units that columns often have by mistake.
+# Units to suggest for a column with unusual values: those that columns often have by mistake.
 OTHER_UNITS = (
     "GW", "MW", "kW", "W", "m/s", "kn", "mph", "km/h", "C", "K", "F", "W/m2", "kW/m2", "kJ/m2", "MJ/m2", "J/m2",
 )  # fmt: skip
@@ -106,7 +106,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Validation:
-    """The checks of a processed table, its findings, and minimum, mean and maximum by column and year (`values`)."""
+    """The checks of a processed table, its findings, and `values`: min, mean, max and outliers by column and year."""
 
     checks: tuple[Check, ...]
     findings: Mapping[str, Any]
@@ -151,9 +151,9 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule for values by period (a year, a season or a time), with limits for all periods or for each one.
+    """A rule for values by period (a year, a season or a time), with limits for all periods or a pair for each one.
 
-    ``question`` suggests a cause of values beyond the limits; ``readings`` are the values of the column at these times.
+    ``question`` suggests a cause of values beyond the limits; ``readings`` are the column's own values, by time.
     """
 
     name: str
@@ -296,7 +296,7 @@ def _rules_of_time(table: DataFrame, target: Target) -> Iterator[Rule]:
 
 
 def _rules_of_driver(known: DataFrame, target: Target) -> Iterator[Rule]:
-    """Yield the rules that detect a driver's wrong unit, swapped inputs, and a sum instead of one of its parts."""
+    """Yield the rules that detect a driver in a wrong unit, swapped inputs, and an input that holds the sum of both."""
     driver, values, (first, *others) = target.driver, _driver(known, target), target.driver.inputs
     if driver.top_share:
         [second] = others

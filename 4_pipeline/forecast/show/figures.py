@@ -66,8 +66,8 @@ def measured_and_predicted(
     """Draw measured (dark) and predicted (coloured) values over time, one panel per target.
 
     ``frame`` is a processed frame; ``predicted`` holds the targets for the same rows in the same order. ``band`` is the
-    lower and upper end of an error band with nominal ``coverage``, each like ``predicted``; ``measured_name`` names
-    the dark line in the legend. Missing steps are gaps. More than 100 complete days are drawn as daily means without
+    lower and upper end of an error band with nominal ``coverage``, each a frame like ``predicted``. ``measured_name``
+    labels the dark line. Missing steps appear as gaps. More than 100 complete days are drawn as daily means without
     a band, since a band for single steps does not apply to means. Times are in the time zone of ``frame``. Raises
     DataError if there are no rows, a column is missing, or the numbers of rows differ.
     """
@@ -124,9 +124,9 @@ def _add_lines(
         (f"{NAMES[target].lower()} predicted", predicted, {"color": COLOURS[target], "width": 1.6}, True, with_band),
     )
     for name, part, line, in_legend, hover in lines:
-        # No fill below the line: plotly would fill across gaps.
+        # Do not set `fill`: plotly would fill across gaps.
         figure.add_scatter(
-            x=part.index.tz_localize(None),  # plotly would copy each timezone-aware time, and ignores the zone
+            x=part.index.tz_localize(None),  # plotly ignores the zone, and copies timezone-aware times one by one
             y=part[target],
             name=name,
             showlegend=in_legend,
@@ -313,7 +313,7 @@ def by_month(table: pd.DataFrame, refit_until: str | None = None) -> go.Figure:
 
 
 def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
-    """Draw the errors by week (`Scores.weekly_errors`) of one period, one line per model."""
+    """Draw each model's weekly errors (as in `Scores.weekly_errors`) over the same period, one line per model."""
     figure = go.Figure()
     for (name, values), colour in zip(errors.items(), (INK, *COLOURS.values()), strict=False):
         weeks = list(range(1, len(values) + 1))
@@ -324,7 +324,7 @@ def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
 
 
 def missing(table: pd.DataFrame) -> go.Figure:
-    """Draw a heatmap of the missing steps by month: `prepare.missing_by_month`, one row per year, columns 1 to 12.
+    """Draw a heatmap of the missing steps by year (rows) and month (columns), from `prepare.missing_by_month`.
 
     The square-root colour scale makes single hours visible; NaN is not drawn.
     """
@@ -357,7 +357,7 @@ def missing(table: pd.DataFrame) -> go.Figure:
 def _add_band(
     figure: go.Figure, low: pd.Series, high: pd.Series, target: str, coverage: float | None, row: int
 ) -> None:
-    """Fill the area between two series, separately for each gapless run: plotly would fill the gaps, too."""
+    """Fill the area between two series, one gapless run at a time: plotly would also fill the gaps."""
     known = low.notna()
     runs = known.ne(known.shift()).cumsum()[known]
     for number, (_, hours) in enumerate(low[known].groupby(runs)):
@@ -381,8 +381,8 @@ def _add_band(
 def importance(table: pd.DataFrame) -> go.Figure:
     """Draw permutation importance as grouped bars, one group per input.
 
-    ``table`` comes from `evaluation.importance`: the index holds the inputs, the columns are the targets and their
-    standard deviations, `<target>_spread`.
+    ``table`` comes from `evaluation.importance`: the index holds the inputs; the columns are the targets (drop in R2)
+    and `<target>_spread` (its standard deviation over the shuffles).
     """
     figure = go.Figure()
     for target in TARGETS:
@@ -396,7 +396,7 @@ def importance(table: pd.DataFrame) -> go.Figure:
             hovertemplate="%{x:.3f}",
         )
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(title_text="loss of R² when shuffled")
+    figure.update_xaxes(title_text="loss of R² when the input is shuffled")
     return figure.update_layout(
         template=TEMPLATE, title_text="Which inputs matter", hovermode="y unified", bargroupgap=0.08
     )
@@ -506,7 +506,7 @@ def _over_time(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _daily_means(values: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of complete days (UTC); the mean of a day without its night would be too high."""
+    """Return the means of complete days in the index's zone; a day without its night would have too high a mean."""
     days = values.resample("D")
     return days.mean().where(days.count() == steps.A_DAY)
 

@@ -21,14 +21,14 @@ from forecast.terms import steps
 from forecast.terms.errors import DataError
 from forecast.terms.parameters import FILE, project, read_stage
 
-WINDOW_DAYS = 56  # the state covers these days; in a shorter window, a few storms would dominate
+WINDOW_DAYS = 56  # the state is computed from these last days; in a shorter window, a few storms would dominate
 BASELINES = (
     ("the same day of the week before", "the mean of this month and weekday")
     if steps.IS_DAY
     else (f"the same {steps.NAME} of the day before", f"the mean of this month and {steps.NAME}")
 )
 STATES = ("good", "watch", "bad")
-MAX_COVERAGE_POINTS = 10.0  # for the state `good`: largest difference from the nominal coverage
+MAX_COVERAGE_POINTS = 10.0  # largest difference from the nominal coverage in the state `good`
 
 
 def max_bias_percent() -> float:
@@ -40,7 +40,7 @@ def max_bias_percent() -> float:
 
 
 def state_rule(max_bias_percent: float, *, band: bool) -> str:
-    """Return the rule for the state as a sentence; with ``band``, it includes the coverage."""
+    """Return the rule for the state in words; with ``band``, including the condition on the coverage."""
     share = f", and the coverage of the band is within {MAX_COVERAGE_POINTS:.0f} percentage points of the nominal one"
     return (
         f"Good: the bias is at most {max_bias_percent:g} % of the mean{share * band}. Bad: a deviation is more"
@@ -53,9 +53,9 @@ class Quality:
     """The quality of the predictions of a target over a period.
 
     In the target's unit: ``mean`` (measured), ``mae``, ``bias`` (predicted minus measured), ``capacity`` (mean
-    installed; NaN if the target is not scaled by it) and ``baselines``, the mean absolute errors of `baselines` by
-    name. ``bias_percent``: see `in_percent`. ``coverage`` is the share of rows within the band, ``nominal_coverage``
-    the intended share; both are NaN without a band. ``max_bias_percent`` is the limit for a good bias.
+    installed; NaN if unknown or not used to scale the target) and ``baselines`` (their mean absolute errors by
+    name). ``bias_percent``: see `in_percent`. ``coverage`` is the share of rows within the band, ``nominal_coverage``
+    the intended share; both are NaN without a band. ``max_bias_percent`` is the largest bias that counts as good.
     """
 
     target: Target
@@ -76,7 +76,7 @@ class Quality:
 
     @property
     def state(self) -> str:
-        """One of `STATES`, by the `state_rule`; NaN is ignored."""
+        """One of `STATES`, according to `state_rule`; a bias or coverage of NaN is ignored."""
         points = 100 * abs(self.coverage - self.nominal_coverage)
         ratio = max(np.nan_to_num([abs(self.bias_percent) / self.max_bias_percent, points / MAX_COVERAGE_POINTS]))
         if ratio > 2 or any(self.mae > error for error in self.baselines.values()):
@@ -97,7 +97,7 @@ def baselines(frame: pd.DataFrame, training_end: str | None) -> dict[str, pd.Dat
     """Return the predictions of the `BASELINES` for each row of a processed frame, by name.
 
     Means are computed on rows up to ``training_end``, or on all rows if it is None. Predictions are NaN where the
-    earlier row is missing, or no training row has that month and time of day (UTC; weekday for daily data).
+    earlier row is missing, or no training row has the same month and time of day (UTC; weekday for daily data).
     """
     stamps = frame["utc_timestamp"]
     local = steps.local(stamps).dt.tz_localize(None)
@@ -132,12 +132,12 @@ def qualities(
     """Return the quality of the predictions of each target over the rows of a processed frame.
 
     ``predicted``, both ends of ``band`` and ``baselines`` hold the targets for at least these rows;
-    ``max_bias_percent`` is the limit for a good bias.
+    ``max_bias_percent`` is the largest bias that counts as good.
     """
     measured, values = frame[TARGETS], predicted.loc[frame.index, TARGETS]
     shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and nominal_coverage else {}
     errors, capacities = values - measured, {}
-    with contextlib.suppress(DataError):  # if the capacity is not known for all rows
+    with contextlib.suppress(DataError):  # if the capacity is unknown for any row
         capacities = dict(installed(frame).mean()[[*problem.CAPACITY]])
     return [
         Quality(
@@ -160,7 +160,7 @@ def qualities(
 
 
 def summarize(qualities: Iterable[Quality]) -> str:
-    """Return a sentence about the bias and the coverage of all targets."""
+    """Return one sentence that states each target's bias and, if known, coverage."""
     qualities = list(qualities)
     text = "Mean prediction: " + ", ".join(each.bias_text for each in qualities)
     known = [each for each in qualities if not math.isnan(each.coverage)]
