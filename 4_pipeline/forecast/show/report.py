@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 # A target's worst errors: maximum number, minimum distance, and minimum size as a share of the week's peak.
 MAX_ERRORS, MIN_DISTANCE, MIN_ERROR = 3, pd.Timedelta(hours=6), 0.002
-# A change above this quantile is unusual, and so is a value in either TAIL of at least MIN_SIMILAR similar rows.
+# Unusual: a change above this quantile; a value in the lowest or highest TAIL of at least MIN_SIMILAR similar rows.
 UNUSUAL_QUANTILE, TAIL, MIN_SIMILAR = 0.95, 0.1, 20
-NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = max(round(3 / steps.HOURS), 1), 20, 3  # in steps, days, days
+NEAR, SAME_SEASON_DAYS, SAME_SPELL_DAYS = max(round(3 / steps.HOURS), 1), 20, 3  # NEAR: three hours, in steps
 ABOUT_TIMES = (
     f"Days are calendar days in {steps.ZONE}."
     if steps.IS_DAY
     else f"All times are UTC; a time is the start of its {steps.NAME}."
 )
-FORMAT = "%a %-d %b", ", %H:%M"  # of a step
+FORMAT = "%a %-d %b", ", %H:%M"  # date and time of a step
 THIS_WEEK, EIGHT_WEEKS = "This week", "The last eight weeks"
-WEATHER = problem.INPUTS[:2]  # the inputs in the daily table
+WEATHER = problem.INPUTS[:2]  # inputs shown in the daily table
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ logger = logging.getLogger(__name__)
 class ReportData:
     """The processed frame, the predictions of the model in production, and the model's record.
 
-    ``predicted`` and both ends of ``band`` hold the targets for rows of ``frame``; None without a model or a band.
-    ``training_end`` is the last timestamp of the training data, None if it is not recorded. ``prediction_error`` is the
-    reason, if the model cannot predict these rows.
+    ``predicted`` and each end of ``band`` (lower, upper) hold the targets for some rows of ``frame``; ``predicted`` is
+    None without predictions, ``band`` also for a model without a band. ``training_end`` is the evaluated model's last
+    training timestamp, None if unknown. ``prediction_error`` says why the model cannot predict these rows, if so.
     """
 
     frame: DataFrame
@@ -102,13 +102,13 @@ class Week:
         return steps.grid(self.monday.tz_convert("UTC"), last)
 
     def amounts(self, values: Series, target: Target) -> Series:
-        """Return each step's contribution to the target's total, such as GWh, or ``values`` if it has no total."""
+        """Return each step's contribution to the target's sum (such as GWh), or ``values`` if the target has no sum."""
         return schema.amounts(values, target, self.hours["utc_timestamp"]) if target.sum_unit else values
 
 
 @dataclass(frozen=True)
 class WorstHour:
-    """A step with a large prediction error of one target, in the target's unit; ``band`` is None without a band."""
+    """A step with a large error in one target; values are in its unit, ``band`` is None if the model has no band."""
 
     number: int
     at: Timestamp
@@ -125,12 +125,12 @@ class WorstHour:
 
     @property
     def quantity(self) -> Target:
-        """The error's `Target`."""
+        """The `Target` that is named ``target``."""
         return next(target for target in problem.TARGETS if target.name == self.target)
 
     @property
     def outside_band(self) -> float | None:
-        """The distance of the measured value from the band: 0 inside, None without a band."""
+        """How far the measured value is outside the band: 0 if it is inside, None if there is no band."""
         return None if self.band is None else max(self.band[0] - self.measured, self.measured - self.band[1], 0.0)
 
 
@@ -147,7 +147,7 @@ def collect(frame: DataFrame, production: Production | None, week: str) -> Repor
     try:
         rows = frame[_up_to_end_of(monday, stamps, monitoring.WINDOW_DAYS)]
         predictions = predict_unseen(model, evaluated, gate.training_end(production), rows)
-    except DataError as error:  # the gate may keep a model trained on other years
+    except DataError as error:  # for example, a champion trained on other years lacks the capacity of these
         prediction_error = f"Version {production.version} is in production but cannot predict these data: {error.what}"
         return ReportData(frame, prediction_error=prediction_error)
     try:
@@ -194,7 +194,7 @@ def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
 def _rows_by_capacity(data: ReportData) -> DataFrame:
     """Return a row per step (NaN if missing): inputs, `TARGETS` divided by capacity, and `<target>_capacity`.
 
-    The capacity is 1 throughout if it is not known for all rows.
+    If the capacity of any row is unknown, it is set to 1 in all rows.
     """
     frame = data.frame
     try:
@@ -208,7 +208,7 @@ def _rows_by_capacity(data: ReportData) -> DataFrame:
 
 
 def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str]:
-    """Yield possible causes of an error as sentences, the most likely first; at least one.
+    """Yield one or more sentences, each with a possible cause of an error, the most likely first.
 
     ``recent`` is the quality of the target's predictions in the eight weeks up to the end of the week.
     """
@@ -250,7 +250,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
 
 
 def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -> Iterator[str]:
-    """Yield a sentence that compares the target's value with that of steps with similar weather, scaled by capacity."""
+    """Yield a sentence that compares the target with its values in similar weather, scaled to this step's capacity."""
     is_other_spell = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
     similar = hours[miss.target][is_similar & is_other_spell].dropna() * hours[f"{miss.target}_capacity"][miss.at]
     if len(similar) < MIN_SIMILAR:
@@ -298,7 +298,7 @@ def summary(data: ReportData, week: Week, decision: Mapping[str, Any] | None = N
             f"> **{len(grid) - len(week.hours)} of the week's {len(grid)} {steps.NAMES}"
             f"{' so far' if len(grid) < steps.A_WEEK else ''} are missing from the data**"
             f" ({'; '.join(missing[:4])}{more}). No value was filled in: sums and means exclude these {steps.NAMES},"
-            " and the lines have gaps."
+            " and the lines in the figure have gaps."
         )
     return "\n\n".join(lines)
 
@@ -314,7 +314,7 @@ def totals(data: ReportData, week: Week) -> DataFrame:
             row["Predicted"] = f"{week.amounts(week.predicted[target.name], target).agg(how):,.0f} {unit}"
             row["Bias"] = f"{signed(quality.bias_percent)} %"
             row["Mean absolute error"] = f"{quality.mae:.2f} {target.unit}"
-            if quality.coverage >= 0:  # NaN without a band or without daylight
+            if quality.coverage >= 0:  # False for NaN: no band, or no daylight
                 by_day = " (by day)" if target.by_day else ""
                 name = f"Within the {100 * quality.nominal_coverage:.0f} % band"
                 row[name] = f"{100 * quality.coverage:.0f} %{by_day}"
@@ -341,7 +341,7 @@ def daily_table(week: Week) -> DataFrame:
 
 
 def worst_table(misses: list[WorstHour]) -> DataFrame | None:
-    """Return one row per worst hour, indexed by its number in the figure; None without worst hours."""
+    """Return one row per worst hour, indexed by its number in the figure; None if there are none."""
     rows = {}
     for miss in misses:
         unit = miss.quantity.unit
@@ -378,7 +378,7 @@ def describe_model(data: ReportData) -> str:
 
 
 def describe_origin(origin: Origin) -> str:
-    """Return the attribution and the licence of the data."""
+    """Return the attribution of the data, and a note on their licence."""
     licence = "Ask the owner of the data before you pass the data on."
     if origin.source in ("sample", "opsd"):
         licence = "The data carry no licence of their own: have this checked before you pass the data on."
@@ -398,7 +398,7 @@ def qualities(data: ReportData, week: Week) -> dict[str, list[Quality]]:
 
 
 def _up_to_end_of(monday: datetime, stamps: Series, days: int) -> Series:
-    """Return for each time whether it is in the last ``days`` before the end of the week that starts on ``monday``."""
+    """Return whether each time is in the ``days`` up to the end of the week that starts on ``monday``."""
     end = monday + pd.DateOffset(weeks=1)
     return (stamps >= end - pd.Timedelta(days=days)) & (stamps < end)
 

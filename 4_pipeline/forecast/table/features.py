@@ -20,7 +20,7 @@ GIVE_CAPACITY = (
     "make the table with these columns: python -m forecast csv FILE; for your own file, set fetch.csv.capacity in"
     " params.yaml (see own/README.md)"
 )
-LATER_YEARS = 2  # years after the last known capacity for which that value is assumed
+LATER_YEARS = 2  # number of years for which the last known capacity is assumed to hold
 
 
 def features(frame: DataFrame) -> DataFrame:
@@ -34,7 +34,7 @@ def targets(frame: DataFrame) -> DataFrame:
 
 
 def inputs(frame: DataFrame) -> DataFrame:
-    """Return the inputs of a model that takes the time: timestamp, weather features and, if present, `CAPACITIES`.
+    """Return the inputs of a model that uses the time: timestamps, weather features and, if present, `CAPACITIES`.
 
     Timestamps are naive UTC (datetime64[us]): model signatures have no timezone-aware type. Raises DataError for a
     missing column or an invalid time.
@@ -61,7 +61,7 @@ def derive(frame: DataFrame) -> DataFrame:
 
 
 def check_derived(frame: DataFrame) -> None:
-    """Raise DataError if `derive` returns other values for a single row than for the table (checked on twenty rows)."""
+    """Raise DataError if a row's derived features depend on other rows; checks a random sample of up to twenty rows."""
     rows = frame.sample(min(20, len(frame)), random_state=0)
     whole, alone = derive(frame).loc[rows.index], pd.concat([derive(rows.loc[[row]]) for row in rows.index])
     for row, column in np.argwhere(~np.isclose(alone, whole, equal_nan=True)):
@@ -75,14 +75,14 @@ def check_derived(frame: DataFrame) -> None:
 
 
 def sun_is_up(derived: DataFrame) -> np.ndarray:
-    """Return whether the sun is up in each row of `derive`; all False without the `sun_elevation` feature."""
+    """Return whether the sun is up in each row returned by `derive`; all False without the feature `sun_elevation`."""
     return derived["sun_elevation"].to_numpy() > 0 if "sun_elevation" in derived else np.zeros(len(derived), bool)
 
 
 def sun_position(stamps: DatetimeIndex, share: float = 0.5) -> DataFrame:
-    """Return the sun's `elevation` and `azimuth` (degrees) in the region's middle, at fraction ``share`` of each step.
+    """Return the sun's `elevation` and `azimuth` (degrees) at `problem.MIDDLE`; ``share`` 0.5 is the middle of a step.
 
-    They are accurate to 0.01 degrees, and computed ten times as fast as by pvlib's most accurate algorithm.
+    `ephemeris` is accurate to 0.01 degrees, and ten times as fast as pvlib's most accurate algorithm.
     """
     from pvlib.solarposition import ephemeris
 
@@ -96,7 +96,7 @@ def to_utc(stamps: Series) -> DatetimeIndex:
         text = stamps if is_time else stamps.astype("str")
         times = DatetimeIndex(pd.to_datetime(text, utc=True, format=None if is_time else "ISO8601"))
         if times.hasnans:
-            raise ValueError(f"{times.isna().sum()} of {len(times)} are missing")
+            raise ValueError(f"{times.isna().sum()} of {len(times)} times are missing")
     except ValueError as error:
         raise DataError(
             "The column utc_timestamp has an invalid time.",
@@ -118,7 +118,7 @@ def capacity_factors(frame: DataFrame) -> DataFrame:
 
 
 def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
-    """Return the installed capacity of each row, columns `TARGETS`; 1 for a target that is not divided by it.
+    """Return each row's installed capacity, with columns `TARGETS`; 1 for a target that is not divided by capacity.
 
     The values come from the columns `CAPACITIES` or, where these are missing, from ``year_ends`` (`add_capacity`).
     Raises DataError if a column or a value is missing.
@@ -141,7 +141,7 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
             value=str(first),
             expected=years or ", ".join(CAPACITIES[target] for target in by_target),
             next_step=f"set the capacity at the ends of {year - 1} and {year} in fetch.csv.capacity of params.yaml (the"
-            " planned one for the current year); see own/README.md",
+            " planned capacity for the current year); see own/README.md",
         )
     return capacities
 
@@ -149,7 +149,7 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
 def add_capacity(frame: DataFrame, year_ends: YearEnds) -> DataFrame:
     """Return ``frame`` with the columns `CAPACITIES`, interpolated between the ends of years.
 
-    Existing values are kept; rows outside the years have NaN.
+    Existing values are kept; rows before the first or after the last year end have NaN.
     """
     return frame.assign(**{CAPACITIES[target]: known for target, known in _capacities(frame, year_ends).items()})
 
@@ -168,10 +168,10 @@ def _capacities(frame: DataFrame, year_ends: YearEnds) -> dict[str, np.ndarray]:
 
 
 def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Series]:
-    """Return rows to predict, with the last known capacity for later times, and the origin of each row's capacity.
+    """Return ``rows``, with the last known capacity filled in for later times, and the origin of each row's capacity.
 
-    The origin is `known`, `given` (the columns `CAPACITIES`), `assumed` (up to `LATER_YEARS` after the last known
-    value), or `not used`. Raises DataError for other times.
+    The origin is `known`, `given` (the columns `CAPACITIES`), `assumed` (up to `LATER_YEARS` years after the last
+    known value), or `not used`. Raises DataError for times whose capacity is unknown.
     """
     stamps, given = rows["utc_timestamp"], rows.columns.intersection(list(CAPACITIES.values()))
     if not year_ends or len(given):
@@ -185,7 +185,7 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
             f"The installed capacity of {len(outside)} of {len(stamps)} {steps.NAMES} is unknown.",
             value=f"{outside.iloc[0]:{STAMP}}",
             expected=f"{steps.NAMES} from {first:%Y-%m-%d} to {end:%Y-%m-%d}",
-            next_step=f"add the capacity of these {steps.NAMES}: columns {' and '.join(CAPACITIES.values())}",
+            next_step=f"add the columns {' and '.join(CAPACITIES.values())} with the capacity of these {steps.NAMES}",
         )
     if later.any():
         figures = {CAPACITIES[target]: ends[max(ends, key=int)] for target, ends in year_ends.items()}
@@ -194,7 +194,7 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
 
 
 def year_ends_of(frame: DataFrame) -> YearEnds:
-    """Return the capacities at the ends of years from a frame's columns `CAPACITIES`, the inverse of `add_capacity`.
+    """Return the capacities at the end of each year, from the columns `CAPACITIES`: the inverse of `add_capacity`.
 
     Each capacity is extrapolated from the first and the last row of a year. Raises the errors of `installed`.
     """
@@ -213,5 +213,5 @@ def year_ends_of(frame: DataFrame) -> YearEnds:
 
 
 def last_year(year_ends: YearEnds) -> int:
-    """Return the last year with a known capacity; the current year if there is none."""
+    """Return the last year whose capacity is known for all targets; the current year if no capacity is known."""
     return min((max(map(int, ends)) for ends in year_ends.values()), default=datetime.now(UTC).year)

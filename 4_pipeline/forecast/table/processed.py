@@ -1,4 +1,4 @@
-"""The processed table's files, CSV and Parquet: reading with a check of the schema, and writing."""
+"""Reading and writing the processed table as CSV and Parquet, with validation of its schema."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(path: Path | str) -> DataFrame:
 def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
     """Write the processed table as ``name``.parquet and ``name``.csv to ``folder`` and return both paths.
 
-    The files are reproducible byte for byte. Raises DataError (invalid table, full disk, folder not writable).
+    The files are reproducible byte for byte. Raises DataError for an invalid table, a full disk or a read-only folder.
     """
     parquet = write_parquet(frame, Path(folder) / f"{name}.parquet")
     return [parquet, write_csv(frame, Path(folder) / f"{name}.csv")]

@@ -23,15 +23,15 @@ from forecast.terms.errors import DataError, require_columns
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # magic bytes of Excel files, .xlsx and .xls
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 DECIMALS = {".": "point", ",": "comma"}
-MAX_LINES_BEFORE = 100  # lines to search for the header
-MIN_MARKED = 100  # if this many numbers all have three decimals, it is no coincidence
+MAX_LINES_BEFORE = 100  # lines to search for a header that is not on the expected line
+MIN_MARKED = 100  # fewer numbers may all have three decimals by coincidence
 _compose = partial(unicodedata.normalize, "NFC")  # `ä` may be one code point or two
 
 
 class Table(NamedTuple):
     """The rows of a raw file, converted to our units and indexed by line number.
 
-    ``names`` are the column names in the file; ``counts`` the rows that were dropped or changed, by kind and reason.
+    ``names`` are the file's own column names; ``counts`` is the number of rows dropped or changed, by kind and reason.
     """
 
     path: Path
@@ -55,7 +55,7 @@ def read_text(
     ``source`` is a path, or the content of a file called ``name`` in errors. The file is UTF-8, with or without a byte
     order mark, and has ``lines_before`` lines before its header; trailing empty lines are dropped. Raises DataError
     for a missing or empty file, a header without rows, another encoding or separator, a missing or duplicate column, a
-    line of the wrong length, and an unclosed quote. ``next_step`` tells the user how to get the file again.
+    line of the wrong length, an unclosed quote, and an incomplete last line. ``next_step`` says how to get a new file.
     """
     name, columns = name or str(source), list(columns)
     table = _parse(source, list(map(_compose, columns)), separator, lines_before, name, next_step)
@@ -95,7 +95,7 @@ def _parse(
             )
     except FileNotFoundError:
         raise DataError(f"The file {name} does not exist.", next_step=next_step) from None
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow raises ValueError
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise DataError(f"The file {name} cannot be read as CSV.", value=error, next_step=next_step) from None
     if broken:
         line = broken[0]
@@ -112,9 +112,9 @@ def _parse(
 def _read_header(
     file: BinaryIO, columns: list[str], separator: str, lines_before: int, name: str, next_step: str
 ) -> list[str]:
-    """Return the header's column names; raise DataError if it is missing or lacks one of ``columns``.
+    """Return the column names in the header; raise DataError if it is missing, or lacks or repeats one of ``columns``.
 
-    The error gives the line that has the columns, or the separator that the file seems to use.
+    The error gives the line on which the columns were found, or the separator that the file seems to use.
     """
     lines = list(itertools.islice(file, lines_before + MAX_LINES_BEFORE))
     if lines and lines[0].startswith(WORKBOOKS):
@@ -142,7 +142,7 @@ def _read_header(
             f"{name}, line {number}: duplicate columns: {', '.join(duplicates)}.",
             value=f"{len(header)} columns: {', '.join(header)[:200]}",
             expected="each column once",
-            next_step=f"rename or remove the wrong column; {next_step}",
+            next_step=f"keep one of each, and rename or remove the others; {next_step}",
         )
     return header
 
@@ -161,7 +161,7 @@ def _find_header(lines: list[bytes], line: bytes, number: int, columns: list[str
 
 
 def _require_separator(header: list[str], columns: list[str], separator: str, place: str) -> None:
-    """Raise DataError if the header seems to use another separator."""
+    """Raise DataError if the header seems to use a separator other than ``separator``."""
     for other, description in SEPARATORS.items():
         joined = separator.join(header)
         if other != separator and not set(columns) & set(header) and joined.count(other) >= max(1, len(columns) - 1):
@@ -185,7 +185,7 @@ def _decoded(line: bytes, number: int, name: str) -> str:
     except UnicodeDecodeError as error:
         encoding = (
             "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "CP1252"
-        )  # the encoding that spreadsheet programs use by default
+        )  # spreadsheet programs save CSV as CP1252 by default
         raise DataError(
             f"{name}, line {number}: the text is not UTF-8.",
             value=repr(line[max(error.start - 20, 0) : error.end + 20]),
@@ -195,7 +195,7 @@ def _decoded(line: bytes, number: int, name: str) -> str:
 
 
 def _require_whole_lines(file: BinaryIO, lines_before: int, name: str, next_step: str) -> None:
-    """Raise DataError for a line that is not UTF-8 or has an unclosed quote (which would continue the cell)."""
+    """Raise DataError if a line is not UTF-8, a quote is not closed on its line, or the last line is incomplete."""
     open_quote = None
     for number, line in enumerate(file, 1):
         text = _decoded(line, number, name)
@@ -233,7 +233,7 @@ def numbers(
     wrong = values.isna() & text.notna()
     next_step = _find_keys(text[wrong], decimal) if wrong.any() else None
     require(~wrong, text, name, "a number" + ", or an empty cell" * nullable, next_step)
-    # All decimals look like "1.234", and whole numbers have at most three digits: probably thousands separators.
+    # If all decimals look like "1.234", and no whole number exceeds 999, the mark probably separates thousands.
     marked = text.str.contains(decimal, regex=False, na=False)
     groups = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
     if marked.sum() >= MIN_MARKED and 100 <= values[~marked].max() < 1000 and groups.equals(marked) and not thousands:
@@ -257,7 +257,7 @@ def _convert(text: Series, decimal: str, thousands: str | None = None) -> Series
 
 
 def _find_keys(wrong: Series, decimal: str) -> str | None:
-    """Return a next step with params.yaml settings that make these cells numbers or missing; None if none does."""
+    """Return a next step for these cells, such as the params.yaml settings for their format; None if none is found."""
     if wrong.iloc[0] == wrong.name:
         return "remove the second header"
     is_number = wrong.str.contains(r"\d") & ~wrong.str.startswith("#")  # not "#DIV/0!"
@@ -277,7 +277,7 @@ def _find_keys(wrong: Series, decimal: str) -> str | None:
 def utc_times(text: Series, name: str) -> Series:
     """Convert ISO 8601 times with an offset to datetime64[us, UTC]; raise DataError for anything else."""
     values = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce").dt.as_unit("us")
-    # pandas accepts "today" and "now"
+    # The text must begin with a year: pandas also accepts "today" and "now".
     expected = "a timestamp such as 2013-01-31T23:00:00Z"
     require(values.notna() & text.str.match(r"\d{4}-", na=False), text, name, expected)
     next_step = "write the times with Z or an offset; for your own file, set fetch.csv.time.zone in params.yaml"
@@ -291,7 +291,7 @@ def has_zone(text: Series) -> Series:
 
 
 def require(good: Series, text: Series, name: str, expected: str, next_step: str | None = None) -> None:
-    """Raise DataError for the first cell that is not ``good``; the index is the line number."""
+    """Raise DataError for the first cell that is not ``good``; the index holds the line numbers."""
     if good.all():
         return
     line, place = (~good).idxmax(), text.index.name

@@ -24,8 +24,8 @@ RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
 USUAL_MEANS = {name: quantity.usual_mean for name, quantity in QUANTITIES.items() if quantity.usual_mean}
 # Optional columns: the installed capacity, in the unit and range of the target.
 CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
-A_DAY = timedelta(days=1)  # tolerance for times after now, if this machine's clock is slow
-MAX_SHOWN = 5  # failures listed in an error
+A_DAY = timedelta(days=1)  # tolerance for future times, in case this machine's clock is slow
+MAX_SHOWN = 5  # maximum number of failures listed in an error
 
 MAKE_AGAIN = "create the file again (python -m forecast csv FILE)"
 
@@ -33,9 +33,9 @@ MAKE_AGAIN = "create the file again (python -m forecast csv FILE)"
 def check(frame: DataFrame, name: str = "frame", next_step: str = MAKE_AGAIN) -> DataFrame:
     """Check that ``frame`` is a processed table (`COLUMNS`, `UNITS`, `RANGES`; more columns are allowed) and return it.
 
-    `utc_timestamp` is in UTC, unique and increasing; the other columns are float64 within range, without missing cells;
-    there is at least one row. Raises DataError with the number of failures, and row, time, column, value and rule of
-    the first five.
+    `utc_timestamp` is in UTC, unique, increasing and not in the future; the other columns are float64 within range,
+    without missing cells; there is at least one row. Raises DataError with the number of failures, and the row, time,
+    column, value and violated rule of the first five.
     """
     from pandera.pandas import Check
 
@@ -71,8 +71,8 @@ def check_cells(
 ) -> None:
     """Raise DataError for numbers outside `RANGES` and, unless ``nullable``, for empty cells.
 
-    ``times`` are pandera checks of `utc_timestamp`; ``source_names`` are a file's own column names. Errors refer to
-    rows by the index's name, by default `row`.
+    ``times`` are pandera checks of `utc_timestamp`; ``source_names`` maps columns to their names in the file. Errors
+    identify a row by the name and the label of its index, such as `line 12`; the default name is `row`.
     """
     from pandera.errors import SchemaErrors
     from pandera.pandas import Check, Column, DataFrameSchema
@@ -99,7 +99,7 @@ def check_cells(
 
 
 def _faults(cases: DataFrame, frame: DataFrame, source_names: Mapping[str, str] | None) -> tuple[int, list[str]]:
-    """Return the number of failures that pandera found, and a line for each of the first ones."""
+    """Return the number of failures that pandera found, and a line of text for each of the first `MAX_SHOWN`."""
     # Drop pandera's redundant reports that the range of a text column cannot be checked.
     cases = cases[~cases["failure_case"].astype(str).str.startswith("TypeError(")].astype(object)
     cases = cases.where(cases.notna(), None)
@@ -120,7 +120,7 @@ def _faults(cases: DataFrame, frame: DataFrame, source_names: Mapping[str, str] 
 
 
 def convert(values: Series, column: str, unit: str, hours: Series | float = steps.HOURS) -> Series:
-    """Convert ``values`` from ``unit`` to the unit of ``column``; ``hours`` is the length of each step.
+    """Convert ``values`` from ``unit`` to the unit of ``column``; ``hours`` is the length of each step in hours.
 
     Raises ParameterError for a unit of another dimension (`Quantity.conversion`).
     """

@@ -13,8 +13,8 @@ from pandas import DataFrame, Series
 from forecast.terms import steps
 from forecast.terms.errors import DataError, ParameterError
 
-TEST_WEEKS = "test weeks"  # the test part's name in the gate's history
-EPOCH = pd.Timestamp("1970-01-05", tz="UTC")  # a Monday
+TEST_WEEKS = "test weeks"  # the name of the test set in the gate's history
+EPOCH = pd.Timestamp("1970-01-05", tz="UTC")  # a Monday, from which the alternate weeks are counted
 MIN_WEEK_ROWS = 0.9 * steps.A_WEEK  # minimum number of rows for a weekly mean or report
 
 
@@ -35,7 +35,7 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
     if not 0 < cut < len(frame):
         raise DataError(
             "There are too few rows to split.",
-            value=f"{len(frame)} rows, {cut} to train on",
+            value=f"{len(frame)} rows, {cut} of them for training",
             expected="at least one row in each part",
             next_step="use more data or another test_fraction",
         )
@@ -46,25 +46,25 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
 def by_alternate_weeks(held_out: DataFrame) -> tuple[DataFrame, DataFrame]:
     """Return validation rows (to choose a model) and test rows (to evaluate that model), from alternate weeks.
 
-    The split depends only on the date, so it does not change when rows are added. Raises DataError if either part would
-    be empty.
+    Whether a week is a test week depends only on its date, so new rows do not change the split. Raises DataError if
+    either part would be empty.
     """
     is_test = is_test_week(held_out["utc_timestamp"])
     if is_test.nunique() < 2:
         raise DataError(
             "There are too few held-out rows for validation and test weeks.",
             value=f"{len(held_out)} rows",
-            expected="at least one week of each kind",
-            next_step="use more data or another test_fraction",
+            expected="rows in at least one validation week and one test week",
+            next_step="use more data or a larger test_fraction",
         )
     return tuple(held_out[rows].reset_index(drop=True) for rows in (~is_test, is_test))
 
 
 def is_test_week(stamps: Series) -> Series:
-    """Return for each UTC time whether it is in a test week; otherwise it is in a validation week."""
+    """Return whether each UTC time is in a test week rather than in a validation week."""
     return (
         mondays(stamps) + steps.DAY / 2 - EPOCH
-    ).dt.days // 7 % 2 == 1  # from noon, since midnight may be on another date in UTC
+    ).dt.days // 7 % 2 == 1  # counted from noon: local midnight may be on another date in UTC
 
 
 # -- weeks -------------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def select_week(frame: DataFrame, week: str) -> tuple[str, DataFrame]:
         raise ParameterError(
             f"The data have no {steps.NAMES} in week {week}.",
             value=f"the data are from {name_of(stamps.min())} to {name_of(stamps.max())}",
-            next_step="choose one of these weeks, or `latest` (report.week in params.yaml)",
+            next_step="choose a week in this range, or `latest` (report.week in params.yaml)",
         )
     return week, rows
 
@@ -103,13 +103,13 @@ def monday(week: str) -> datetime:
 
 
 def name_of(moment: datetime) -> str:
-    """Return the name of a time's week."""
+    """Return the ISO name of the week that contains ``moment``."""
     year, week, _ = moment.astimezone(ZoneInfo(steps.CALENDAR)).isocalendar()
     return f"{year:04}-W{week:02}"
 
 
 def mondays(stamps: Series) -> Series:
-    """Return the start (UTC) of each time's week."""
+    """Return the start (UTC) of the week that contains each time."""
     days = steps.local(stamps).dt.tz_localize(None).dt.normalize()
     starts = days - pd.to_timedelta(days.dt.day_of_week, unit="D")
     return Series(steps.begin(pd.DatetimeIndex(starts), steps.CALENDAR), stamps.index, name=stamps.name)

@@ -36,7 +36,7 @@ class PipelineError(click.ClickException):
         return "\n".join([self.what, *lines])
 
     def format_message(self) -> str:
-        """Return the message for click to print; its commands have full paths for programs that are not on PATH."""
+        """Return the message for click to print, with full paths for programs in its next step that are not on PATH."""
         message, mark, step = str(self).partition("\n  next:")
         return message + mark + typeable(step)
 
@@ -51,7 +51,7 @@ class PipelineError(click.ClickException):
 
 
 def typeable(text: str) -> str:
-    """Replace this environment's programs in a string with their paths, unless they are on PATH."""
+    """Replace the names of this environment's programs in ``text`` with their paths, unless they are on PATH."""
     folder = Path(sys.executable).parent
     if Path(shutil.which("dvc") or "").resolve() == (folder / "dvc").resolve():
         return text

@@ -11,11 +11,11 @@ from forecast.terms.errors import DataError
 from forecast.terms.parameters import OwnFile
 
 ORIGIN_FILE = "source.json"  # in the folder of raw files
-_KEY = "origin"  # in DataFrame.attrs
+_KEY = "origin"  # key in DataFrame.attrs
 
 
 class Origin(BaseModel):
-    """The origin of data: its source, the attribution to show, and whether it is modelled (None if unknown).
+    """The origin of data: source, attribution to show, and whether the generation is modelled (None if unknown).
 
     ``csv`` holds the settings for reading a user's own file.
     """
@@ -34,11 +34,11 @@ class Origin(BaseModel):
 
     @property
     def measured_name(self) -> str:
-        """The name of the measured generation in legends."""
+        """The label of the measured values in legends."""
         return f"measured ({self.label})" if self.modelled else "measured"
 
     def mark(self, frame: DataFrame) -> DataFrame:
-        """Return ``frame`` with this origin in `DataFrame.attrs`, which Parquet files keep."""
+        """Return a copy of ``frame`` with this origin in `DataFrame.attrs`, which `to_parquet` saves."""
         marked = frame.copy()
         marked.attrs = {**frame.attrs, _KEY: self.model_dump(exclude={"csv"})}
         return marked

@@ -43,13 +43,13 @@ QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *proble
 
 
 def _mapping(name: str, kind: Any, keys: Iterable[str]) -> Any:
-    """Return a section class with these keys, all of the same type."""
+    """Return a section class with these ``keys``, all of the type ``kind``."""
     fields: dict[str, Any] = dict.fromkeys(keys, (kind, ...))
     return create_model(name, __base__=Section, **fields)
 
 
 def _check_format(text: str) -> str:
-    """Return a time format if it determines the day; otherwise raise ValueError."""
+    """Return ``text`` if it is a time format that determines the date; otherwise raise ValueError."""
     import pandas as pd  # takes half a second
 
     if "%Z" in text:
@@ -81,7 +81,7 @@ class TimeColumn(Section):
         description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601",
     )
     stamp: Literal["start", "end"] = Field(
-        "start", description="whether a time is the start or the end of its step; times from 01:00 to 24:00 are ends"
+        "start", description="whether a time marks the start or the end of its step; `end` for 01:00 to 24:00"
     )
 
 
@@ -215,14 +215,14 @@ class Limit(Section):
 
 
 class Training(Section):
-    """The keys of a training stage's section, except for its parameters."""
+    """The keys of each training stage's section, besides those of its parameters."""
 
     title: str = Field(description="the model's name in the dashboard")
     limits: dict[str, Limit] = Field(description="limits of each parameter: {alpha: {type: float, gt: 0}}")
 
 
 class Compare(Section):
-    """The metric on the validation weeks that ranks the models."""
+    """The metric that ranks the models, computed on the validation weeks."""
 
     rank_by: Literal[*SCORES]  # type: ignore[valid-type]
 
@@ -243,7 +243,7 @@ class Promote(Section):
         {}, validate_default=True, description="maximum mean prediction at night, in the target's unit"
     )
     max_bias_percent: float = Field(
-        gt=0, le=100, description="maximum mean error of each target, of either sign, in % of its mean"
+        gt=0, le=100, description="maximum bias of each target, positive or negative, in % of its mean"
     )
     max_latency_ms: float = Field(gt=0, le=60_000, description="maximum time to predict one row")
     max_size_MB: float = Field(gt=0, le=10_000, description="maximum size of the model's files")
@@ -329,7 +329,7 @@ def allowed(model: type[Section], *place: str | int) -> str:
 
 
 def of_notebook(stage: str, variables: Mapping[str, Any]) -> Any:
-    """Return a stage's validated parameters, which papermill set as variables (`globals()`) of its notebook."""
+    """Return a stage's validated parameters from the variables (`globals()`) that papermill set in its notebook."""
     fields = STAGES[stage].model_fields if stage in STAGES else load(project() / FILE).get(stage) or {}
     about = {name: fields[name] for name in Training.model_fields if name in fields}
     return check(stage, {name: variables[name] for name in fields if name in variables} | about)
@@ -353,7 +353,7 @@ def _unknown(name: str, known: list[str], file: Path, also: str = "") -> Paramet
 
 
 class _Constructor(SafeConstructor):
-    """DVC's YAML constructor, but errors about an invalid value, such as 30 February, include its line number."""
+    """DVC's YAML constructor, with the line number in errors about invalid values, such as 30 February."""
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
@@ -363,7 +363,7 @@ class _Constructor(SafeConstructor):
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Return the content of `params.yaml`, not validated; raise ParameterError if it is not a YAML mapping."""
+    """Return the content of params.yaml or dvc.yaml, not validated; raise ParameterError if it is not a mapping."""
     yaml = YAML(typ="safe", pure=True)  # as in DVC, duplicate keys are errors; `pure` adds line numbers and max_depth
     yaml.Constructor, yaml.max_depth = _Constructor, MAX_DEPTH
     try:
