@@ -74,7 +74,7 @@ def sides(clone: Clone) -> list[Side]:
 
 
 def run(clone: Clone, side: str, size: str, source: Path, round_trip: float) -> float:
-    """Upload the files (and download the large one) in a new process; return the seconds without imports."""
+    """Upload the files (and download the large one) in a new process; return the seconds, excluding imports."""
     settings = clone.settings
     with contextlib.ExitStack() as stack:
         host, environment = "127.0.0.1", dict(clone.environment)

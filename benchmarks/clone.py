@@ -52,7 +52,7 @@ class Clone(Servers):
     def wait_until_warm(self) -> None:
         """Wait until all workers fork kernels with preloaded modules; raise RuntimeError after `WARM_SECONDS`."""
         folder, deadline = self.new_folder("warm"), time.monotonic() + WARM_SECONDS
-        # Time an import: a notebook that checks `sys.modules` instead would get a kernel without preloaded modules.
+        # Time an import: a notebook that mentions `sys.modules` might change imports, so its kernel would start cold.
         code = f"import time\nbegin = time.monotonic()\nimport {LAST_IMPORT}\nassert time.monotonic() - begin < 0.1"
         cell = nbformat.v4.new_code_cell(code)
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -1,4 +1,4 @@
-"""Time the search of examples/digits_search with joblib's processes and with two machines over SSH."""
+"""Time the search of examples/digits_search with joblib's processes, and with Dask on two machines over SSH."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROWS = (Row("a search of 98 combinations, 294 fits", LOKY, SSH),)
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return a side for each of two backends with two processes on the same cores; only the search is timed."""
+    """Return one side per backend, each with two processes on the same machine; only the search is timed."""
     folder = clone.root / "examples" / "digits_search"
     return [
         Side(LOKY, lambda: seconds(clone.do("taskset", "-c", "0,1", BIN / "python", "-c", CODE, "local", cwd=folder))),

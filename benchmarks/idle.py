@@ -15,7 +15,7 @@ from tests.workplace import free_port, processes_of
 
 TITLE = "Idle servers, CPU seconds per minute"
 STOCK, OURS = "`mlflow server`, `dask scheduler` and two workers", "all servers of `workshop up`"
-ROWS = (Row("idle servers for a minute, CPU seconds", STOCK, OURS),)
+ROWS = (Row("CPU seconds of idle servers, per minute", STOCK, OURS),)
 SETTLE_SECONDS, SECONDS = 90, 60  # 90: longer than the dashboard takes to become idle
 
 

@@ -26,7 +26,7 @@ BENCHMARKS = {
     "digits": digits,
     "idle": idle,
 }
-ADDITIONS = 10_000_000  # in a loop that is timed to show the machine's speed
+ADDITIONS = 10_000_000  # iterations of a loop that is timed to show the machine's speed
 RESULTS = Path(__file__).with_name("results.json")
 
 

@@ -54,7 +54,7 @@ def model_server(clone: Clone) -> Iterator[int]:
 
 
 def percentile_95(port: int, path: str, body: dict) -> float:
-    """Send requests over all connections at once; return the 95th percentile of the seconds per response."""
+    """Send requests over all connections at once; return the 95th percentile of the response times, in seconds."""
     content, headers = json.dumps(body), {"Content-Type": "application/json"}
 
     def send(requests: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Time small notebooks: one with the `papermill` command, and twenty that import pandas and sleep for half a second."""
+"""Time small notebooks: a single one, and twenty runs of one that imports pandas and sleeps for half a second."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS = (
     Row("20 tiny notebooks", STOCK, OURS),
     Row("20 tiny notebooks", STOCK_PAIR, OURS),
     Row("20 tiny notebooks", PEER, OURS),
-    Row("20 tiny notebooks, a process each", STOCK_PAIR, OURS_PAIR),
+    Row("20 tiny notebooks, one `papermill` process each", STOCK_PAIR, OURS_PAIR),
     Row("20 tiny notebooks as DVC stages", STOCK_STAGES, OURS_STAGES),
 )
 STAGES = """
@@ -143,7 +143,7 @@ def install_snakemake(clone: Clone) -> Path:
 
 
 def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
-    """With Snakemake, run a notebook for each value of its parameter `i`, in two parallel `papermill` jobs."""
+    """Run a notebook for each value of its parameter `i` with Snakemake, two `papermill` jobs at a time."""
     folder = clone.new_folder("snakemake-run")
     (folder / "Snakefile").write_text(SNAKEFILE.format(count=len(VALUES), notebook=notebook))
     clone.do(snakemake, "--cores", "2", "--retries", "1", "--quiet", "all", cwd=folder)
@@ -152,7 +152,7 @@ def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
 
 
 def run_stages(clone: Clone, program: tuple[str, ...], notebook: Path, *options: str) -> float:
-    """Run a notebook for each value of its parameter `i` as a stage of a new DVC pipeline; return the seconds."""
+    """Run a new DVC pipeline with a stage for each value of a notebook's parameter `i`; return the seconds."""
     folder = clone.new_folder("stages")
     values = ", ".join(map(str, VALUES))
     (folder / "dvc.yaml").write_text(STAGES.format(values=values, notebook=notebook, options=" ".join(options)))

@@ -29,7 +29,7 @@ STAGE = {"cmd": "cp input ${item}.copy", "deps": ["input"], "outs": ["${item}.co
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return the sides: plain DVC, and our tools with warm workers or with a cluster that has just started."""
+    """Return the sides: plain DVC, the cells alone, and our tools on warm workers or a cluster just started."""
 
     def prepare_stock() -> None:
         remove_results(clone)
@@ -69,7 +69,7 @@ def sides(clone: Clone) -> list[Side]:
         Side(FLOOR, lambda: run_floor(clone), prepare_warm),
         Side(COLD, lambda: run(clone, "workshop"), prepare_cold, wait=False),
         Side(WARM, lambda: run(clone, "workshop"), prepare_warm),
-        # First run the same program untimed, so that nothing is left to do.
+        # `prepare` runs the same program untimed, so that the timed run has nothing to do.
         Side(STOCK_UNCHANGED, lambda: run_unchanged("dvc"), lambda: run(clone, "dvc")),
         Side(UNCHANGED, lambda: run_unchanged("workshop"), lambda: run(clone, "workshop")),
         Side(STOCK_MANY, lambda: run_many("dvc")),

@@ -24,7 +24,7 @@ PRODUCTION = "production"  # alias of the version in production
 TRIES = 4  # retries after 0, 4, 12 and 28 s, enough for a server restart; MLflow's default of 7 takes four minutes
 STAGE_TAG = "pipeline.stage"  # tag of a run: the stage that logged it
 DIRTY_TAG = "pipeline.git.dirty"
-# Tags of a run that mlflow-gate shows in the lineage: paths of files with their MD5, and the DVC experiment.
+# Tags that `mlflow-gate lineage` shows: each file's MD5, the DVC experiment, and the parameters changed in it.
 DATA_TAG, EXPERIMENT_TAG, OVERRIDES_TAG = "mlflow_gate.data.", "mlflow_gate.experiment", "mlflow_gate.overrides"
 STORE_ID_TAG = "pipeline.store_id"  # tag of the experiment
 MADE = ("dvc.lock", "results/metrics.json")  # the pipeline writes these files, so changes to them do not count as dirty
@@ -63,9 +63,9 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI; if it is not set, the local SQLite store of a repository with its own .dvc.
+    """Return MLFLOW_TRACKING_URI; if it is not set, the SQLite store of a project with its own .dvc folder.
 
-    Raises ServiceError if there is neither, as in a subfolder of another repository or on a worker without a copy.
+    Raises ServiceError otherwise, as in a subfolder of a DVC repository or on a worker without a copy of the project.
     """
     uri, folder = os.environ.get("MLFLOW_TRACKING_URI", ""), str(project())
     folder = folder.partition("/.dvc/tmp/exps/")[0]  # `dvc exp run --temp` runs in a copy
@@ -80,7 +80,7 @@ def tracking_uri() -> str:
 
 
 def store_id(client: mlflow.MlflowClient | None = None) -> str:
-    """Return the id of the tracking store, a tag of the experiment; create one for a new store."""
+    """Return the tracking store's id, which is kept as a tag of the experiment; create it for a new store."""
     client = client or connect()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     experiment = experiment or client.get_experiment(client.create_experiment(EXPERIMENT))
@@ -100,8 +100,8 @@ def start_run(
 
     ``data`` are the files that the run reads, relative to the working folder; their MD5 hashes, as in DVC, become tags.
     ``learned_from`` is the table with the training data, whose rows and source are logged, so that the gate can check
-    that held-out rows are new to the model. ``refit_of`` is the run whose model is refitted. A notebook shows a link
-    to the run.
+    that held-out rows are new to the model. ``refit_of`` is the run whose model is refitted. In a notebook, also show
+    a link to the run.
     """
     client = connect()
     import mlflow
@@ -135,7 +135,7 @@ def _log_training_data(table: Path) -> None:
 
     frame = pd.read_parquet(table, columns=["utc_timestamp"])
     origin = origin_of(frame)
-    # A user's file may derive from the sample: only an explicit `modelled` distinguishes modelled from measured hours.
+    # Do not infer the population from the source: a user's file may derive from the sample. None means unknown.
     population = {True: "modelled", False: "measured", None: ""}[origin.modelled]
     mlflow_gate.log_learned(pd.Index(frame["utc_timestamp"]), span=True, source=origin.label, population=population)
 

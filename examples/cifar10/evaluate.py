@@ -19,7 +19,7 @@ WORST = 12
 
 arrays = np.load("arrays.npz")
 images, classes, names = arrays["test_images"], arrays["test_classes"], arrays["names"]
-model = keras.saving.load_model("model.keras")  # Keras' safe mode runs no code from the file
+model = keras.saving.load_model("model.keras")  # Keras' safe mode, the default, runs no code from the file
 probabilities = model.predict(images, batch_size=256)
 predicted = probabilities.argmax(axis=1)
 true_probabilities = probabilities[np.arange(len(classes)), classes]
@@ -39,7 +39,7 @@ for axis, index in zip(mistakes.subplots(3, WORST // 3).flat, true_probabilities
     prediction = f"predicted {names[predicted[index]]} ({probabilities[index].max():.0%})"
     axis.set_title(f"{names[classes[index]]}, {prediction}", size=8, color="red" if is_wrong else "black")
     axis.axis("off")
-mistakes.suptitle(f"The {WORST} hardest of {len(classes)} test images; {metrics['mistakes']} mistakes, in red")
+mistakes.suptitle(f"The {WORST} hardest of {len(classes)} test images, mistakes in red ({metrics['mistakes']} in all)")
 mistakes.savefig("mistakes.png", dpi=100)
 
 curves, confusion = (Figure(figsize=(6, 5.4), layout="constrained") for _ in range(2))

@@ -13,20 +13,20 @@ from mlflow_gate import Gate, Registry, Scores
 
 
 def held_out() -> pd.Series:
-    """Return the test images' indices in `arrays.npz`, with the images' keys as the index."""
+    """Return the test images' positions in `arrays.npz`, indexed by the images' keys."""
     keys = np.load("arrays.npz")["test_keys"]
     return pd.Series(range(len(keys)), keys)
 
 
 def evaluate(model, indices: pd.Series) -> Scores:
-    """Score a model on the test images with these indices."""
+    """Score a model on the test images at these positions in `arrays.npz`."""
     arrays = np.load("arrays.npz")
     images, classes = arrays["test_images"][indices], arrays["test_classes"][indices]
     return Scores({"accuracy": (model.predict(images).argmax(axis=1) == classes).mean()})
 
 
 def rules() -> dict[str, dict]:
-    """Return a rule: at least the committed accuracy minus `max_drop`; no rule if `metrics.json` is not in HEAD."""
+    """Return a rule for an accuracy of at least HEAD's minus `max_drop`; none if `metrics.json` is not in HEAD."""
     committed = subprocess.run(["git", "show", "HEAD:./metrics.json"], capture_output=True, text=True, check=False)
     if committed.returncode:
         return {}

@@ -20,7 +20,7 @@ CLASSES = "batches.meta.txt"
 
 
 def read(folder: Path, pattern: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (n, 32, 32, 3) and classes (n,), uint8, of all matching files; raise ValueError if truncated."""
+    """Read images (n, 32, 32, 3) and classes (n,), uint8; raise ValueError if a file is truncated or none matches."""
     size, batches = 1 + int(np.prod(SHAPE)), sorted(folder.glob(pattern))
     for file in batches:
         if file.stat().st_size % size:
@@ -37,7 +37,7 @@ def write(file: Path, images: np.ndarray, classes: np.ndarray) -> None:
 
 
 def write_digits(folder: Path) -> None:
-    """Write scikit-learn's 1,797 handwritten digits, enlarged from 8 x 8 grey pixels; a fifth is the test set."""
+    """Write scikit-learn's 1,797 digits, enlarged from 8 x 8 grey to 32 x 32 colour pixels; a fifth is the test set."""
     digits = load_digits()
     enlarged = np.kron(digits.images, np.ones((4, 4))) * (255 / digits.images.max())
     images, classes = np.repeat(enlarged.astype(np.uint8)[..., np.newaxis], 3, axis=-1), digits.target.astype(np.uint8)

@@ -77,7 +77,7 @@ def build(network: str, learning_rate: float, steps: int) -> keras.Model:
     optimizer = keras.optimizers.Adam(learning_rate)
     if network == "resnet20":
         rates = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        # Ten times the paper's decay, which momentum amplifies tenfold there; Keras applies the decay without momentum.
+        # Ten times the paper's weight decay: there momentum amplifies it tenfold, but Keras decays without momentum.
         optimizer = keras.optimizers.SGD(rates, momentum=0.9, weight_decay=1e-3)
     model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
@@ -145,7 +145,7 @@ def main() -> None:
                 ),
                 keras.callbacks.CSVLogger(curves, append=bool(epochs_done)),
                 keras.callbacks.TensorBoard("tensorboard"),
-                keras.callbacks.BackupAndRestore(backup / "keras", double_checkpoint=True),  # last: records the epoch
+                keras.callbacks.BackupAndRestore(backup / "keras", double_checkpoint=True),  # last: marks epochs done
             ],
         )
     for source, target in ((backup / "best.keras", "model.keras"), (curves, curves.name), (run_file, run_file.name)):

@@ -28,7 +28,7 @@ sys.path.insert(0, str(SRC))
 
 from strokes import deskew  # noqa: E402
 
-# Drop MLflow's warning filters: scikit-learn would send them to the workers, which lack packages that they need.
+# Undo MLflow's warning filters: scikit-learn would send them to the workers, which lack packages the filters use.
 with warnings.catch_warnings():
     import mlflow
 

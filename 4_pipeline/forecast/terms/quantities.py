@@ -16,7 +16,7 @@ from forecast.terms.errors import ParameterError
 
 SPELLINGS = {"C": "degC", "F": "degF", "number": ""}  # pint reads C and F as coulomb and farad
 
-# Installed capacity at the ends of years, by target and year; years are text, as in JSON.
+# Installed capacity at the end of each year, by target and year; the years are strings, as in JSON.
 YearEnds = dict[str, dict[str, float]]
 
 
@@ -35,9 +35,9 @@ class Quantity:
     """A column of the processed table.
 
     ``possible``: values outside are an error. ``usual_mean``: a mean outside is a warning, often caused by a wrong
-    unit. ``zero_hours``: a longer run of zeros (of more than seven steps) is a warning, too. The latter two are None
-    for a category or a flag, such as the day of the week. pint parses ``unit``; ``new_unit`` defines a unit that pint
-    lacks, such as a count or a currency. ``opsd`` is the column in the files of Open Power System Data.
+    unit. ``zero_hours``: a longer run of zeros is also a warning, if it exceeds seven steps. A category or a flag, such
+    as the day of the week, has None for the last two. pint parses ``unit``; ``new_unit`` defines a unit that pint
+    lacks, such as a count or a currency. ``opsd`` is the column's name in the files of Open Power System Data.
     """
 
     name: str
@@ -53,9 +53,9 @@ class Quantity:
         """Return factor, offset and exponent of the conversion: (value * factor + offset) * hours**exponent.
 
         ``hours`` is the length of the step. The exponent is 0 if both units have the same dimension, and -1 to convert
-        an amount per step to a rate, such as kWh to GW. For daily steps (``of_days``), a unit per day is the total of
-        one calendar day (23 to 25 hours); converting a rate to it has the exponent 1. Raises ParameterError for any
-        other dimension.
+        an amount per step to a rate, such as kWh to GW. With daily steps (``of_days``), a unit per day means the total
+        of a calendar day (23 to 25 hours), so a rate such as MW converts to MWh/d with exponent 1. Raises
+        ParameterError if the dimensions do not match.
         """
         registry, parsed = _registry(self.new_unit), [_parse(each, self.new_unit) for each in (unit, self.unit)]
         is_daily = [of_days and ("day", -1) in registry.Quantity(1, each).unit_items() for each in parsed]
@@ -103,8 +103,8 @@ class Target(Quantity):
     """A quantity to predict, with its name in sentences (``words``), its colour in figures and its driver.
 
     ``key`` is its name in metrics and limits, by default ``name``. Predictions are clipped at the lower end of
-    ``possible``. ``plants`` is the word for the plants, if the target is divided by their capacity. A daytime target
-    (``by_day``) is zero at night: the gate checks that, and error bands are calibrated on daytime only.
+    ``possible``. ``plants`` names the plants in sentences; only set it if the target is divided by their capacity. A
+    daytime target (``by_day``) is zero at night: the gate checks that, and error bands are calibrated on daytime only.
     """
 
     words: str = field(kw_only=True)
@@ -165,11 +165,11 @@ def _parse(text: str, new_unit: str) -> Any:
     registry = _registry(new_unit)
     try:
         return registry.parse_units(SPELLINGS.get(text, text))
-    except Exception:  # noqa: BLE001 - errors of pint and of Python's tokenizer
+    except Exception:  # noqa: BLE001 - pint and Python's tokenizer raise errors of many types
         raise ParameterError(
             "Unknown unit.",
             value=repr(text),
-            expected="a unit that pint knows, such as MW, kWh (also per step), km/h, J/cm2 or m3/h; case matters",
+            expected="a unit that pint knows, such as MW, kWh (per step), km/h, J/cm2 or m3/h; case matters",
             next_step="correct the unit; for a count or a currency, set the quantity's new_unit in forecast/problem.py",
         ) from None
 

@@ -1,7 +1,7 @@
 """The step between the rows of a processed table (`problem.STEP`): its length, grid, calendar and names.
 
-A row's timestamp is the start of its step, in UTC. Steps shorter than a day divide a UTC day; days are those of
-`problem.ZONE`, 23 to 25 hours long.
+A row's timestamp is the start of its step, in UTC. Steps shorter than a day divide a UTC day; daily steps are
+calendar days in `problem.ZONE`, 23 to 25 hours long.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OFTEN = {"h": "hourly", "D": "daily", "30min": "half-hourly", "15min": "quarter-
 
 
 def grid(first: Timestamp, last: Timestamp) -> DatetimeIndex:
-    """Return the timestamps of all steps from ``first`` to ``last``, inclusive, in their time zone."""
+    """Return the timestamps of all steps from ``first`` to ``last``, inclusive, in the time zone of ``first``."""
     if not IS_DAY:
         return pd.date_range(first, last, freq=to_offset(STEP), unit="us")
     dates = (moment.tz_convert(ZONE).tz_localize(None).normalize() for moment in (first, last))
@@ -57,7 +57,7 @@ def of_days(first: object, end: object) -> DatetimeIndex:
 
 
 def begin(dates: DatetimeIndex, zone: str | tzinfo | None = ZONE) -> DatetimeIndex:
-    """Return the starts of days in UTC; if the clock changes at midnight, the first moment of that date."""
+    """Return the start of each date, in UTC; if the clock skips or repeats midnight, the first moment of the date."""
     is_first = np.ones(len(dates), bool)
     return dates.tz_localize(zone, ambiguous=is_first, nonexistent="shift_forward").tz_convert("UTC")
 

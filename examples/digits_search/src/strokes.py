@@ -11,7 +11,7 @@ SIDE = 8  # pixels
 def deskew(images: np.ndarray, strength: float = 0.5) -> np.ndarray:
     """Shear images (rows of 64 pixels) upright: fully with ``strength`` 1, not at all with 0.
 
-    The slant is the covariance of x and y divided by the variance of y, both weighted by the ink.
+    The slant is the covariance of x and y divided by the variance of y, both weighted by the pixel values.
     """
     return np.array([_deskew(image.reshape(SIDE, SIDE), strength).ravel() for image in images])
 
