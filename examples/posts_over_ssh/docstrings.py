@@ -17,7 +17,7 @@ DATE = "2020-01-01T00:00:00.000"
 
 
 def write_xml(file: Path) -> None:
-    """Write a Posts.xml; its bytes depend only on the versions of the libraries."""
+    """Write a Posts.xml; the same versions of the libraries always give the same bytes."""
     with file.open("w", encoding="utf-8", newline="\n") as output:
         output.write('<?xml version="1.0" encoding="utf-8"?>\n<posts>\n')
         number = 0
@@ -32,7 +32,7 @@ def write_xml(file: Path) -> None:
 
 
 def _docstrings(library: str) -> Iterator[tuple[str, str]]:
-    """Yield the name and the docstring of each class and function; the files are parsed, not imported."""
+    """Yield names and docstrings of classes and functions; parse the files only; skip short docstrings and tests."""
     folder = Path(importlib.util.find_spec(library).submodule_search_locations[0])
     for file in sorted(folder.rglob("*.py")):
         if "tests" in file.relative_to(folder).parts:

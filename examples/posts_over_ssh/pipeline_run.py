@@ -13,9 +13,9 @@ EXPERIMENT = "posts_over_ssh"
 
 
 def start(stage: str) -> None:
-    """Start a stage's run inside the pipeline's run for this commit and these parameters."""
+    """Start a stage's run, nested in the pipeline's run for this commit and these parameters (created if missing)."""
     mlflow.set_experiment(EXPERIMENT)
-    tags = resolve_tags()  # include the cluster task, so that the engine can end the runs of a killed task
+    tags = resolve_tags()  # include the cluster task's tag, so that the engine can end the runs of a killed task
     text = Path("params.yaml").read_text()
     state = hashlib.md5(f"{tags.get('mlflow.source.git.commit')} {text}".encode()).hexdigest()  # noqa: S324
     runs = mlflow.search_runs(filter_string=f"tags.posts_state = '{state}'", output_format="list", max_results=1)

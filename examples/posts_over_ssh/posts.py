@@ -15,7 +15,7 @@ from defusedxml.ElementTree import fromstring
 
 MAX_ROW_BYTES = 2**24
 FRAME = re.compile(rb"(\xef\xbb\xbf)?(<\?xml [^<>]*\?>)?\s*(</?posts>)?\s*")  # lines that contain no row
-DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # even if it continues on the next line
+DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # also if the declaration spans several lines
 MAX_REPORTED = 5  # maximum number of broken rows to print
 
 
@@ -24,10 +24,10 @@ class PostsError(Exception):
 
 
 def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
-    """Write the id, label and text of each question, one per line; return the counts of rows by kind.
+    """Write the id, label and text of each question, one per line; return the number of rows of each kind.
 
-    The label is 1 for a question with the tag ``about``. Broken rows are skipped and counted; the first are printed.
-    Raise PostsError for a document type or a row that is too long, or if all questions have the same label.
+    The label is 1 for a question with the tag ``about``. Broken rows are skipped and counted, the first few printed.
+    Raise PostsError for a row that is too long, for a DOCTYPE or ENTITY, or if all questions have the same label.
     """
     counts = Counter(questions=0, positive=0, answers=0, broken=0)
     with xml.open("rb") as lines, tsv.open("w", encoding="utf-8", newline="\n") as output:
@@ -42,7 +42,7 @@ def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
             try:
                 question = _question(line, about)
             except DefusedXmlException:
-                raise PostsError(f"{xml}, line {number}: document types and entities are not allowed.") from None
+                raise PostsError(f"{xml}, line {number}: DOCTYPE and ENTITY declarations are not allowed.") from None
             except (ParseError, KeyError, ValueError) as error:
                 counts["broken"] += 1
                 if counts["broken"] <= MAX_REPORTED:
@@ -60,7 +60,7 @@ def write_tsv(xml: Path, tsv: Path, about: str) -> Counter:
 
 
 def _question(line: bytes, about: str) -> tuple[int, int, str] | None:
-    """Return the id, label and text of a row, or None for an answer."""
+    """Return the id, label and text of a question, or None for any other post."""
     if DECLARATION.search(line):
         raise DTDForbidden(None, None, None)
     row = fromstring(line, forbid_dtd=True)

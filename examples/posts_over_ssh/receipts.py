@@ -31,7 +31,7 @@ def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
     """Yield a new file in the folder ``store``; after the block, rename it to its md5 and write its receipt.
 
     Members of the folder's group can add files; kept files are read-only. If the block raises an error, neither file
-    nor receipt remains. The next call removes the file that a killed process left.
+    nor receipt remains. The next call removes any file that a killed process left behind.
     """
     store = Path(store)
     if not store.is_dir():
@@ -81,7 +81,7 @@ def locate(receipt: str | Path, store: str | Path) -> Path:
 
 
 def check(folder: str | Path = "receipts") -> None:
-    """Print which receipts' files a worker finds missing or damaged; exit with code 1 if there are any."""
+    """Check the receipts' files on a worker; print the missing or damaged ones; exit with code 1 if there are any."""
     from distributed import Client
 
     contents = [json.loads(receipt.read_text()) for receipt in sorted(Path(folder).glob("*.json"))]
@@ -98,7 +98,7 @@ def _problem(content: dict) -> str | None:
     """Return the problem with a receipt's file, or None if the file is intact."""
     file = Path(content["path"])
     try:
-        # A dump may be a symlink, so resolve it; a kept file (named by its md5) may not.
+        # Resolve a dump, which may be a symlink; a kept file (named by its md5) must be a regular file.
         file = file if file.name == content["md5"][2:] else file.resolve()
         return None if _md5_and_size(file).items() <= content.items() else "is damaged"
     except OSError as error:
@@ -106,7 +106,7 @@ def _problem(content: dict) -> str | None:
 
 
 def _md5_and_size(file: Path) -> dict[str, str | int]:
-    """Return a regular file's md5 and size; raise OSError for a link, pipe or device (reading one might never end)."""
+    """Return a regular file's md5 and size; raise OSError for a link, and for a pipe or device, which could block."""
     with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as content:
         if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", file)
@@ -114,7 +114,7 @@ def _md5_and_size(file: Path) -> dict[str, str | int]:
 
 
 def _new_file(store: Path) -> tuple[int, Path]:
-    """Remove unfinished files of killed processes; return a new file, which stays locked while this process lives."""
+    """Remove the unfinished files of killed processes; return the descriptor and the path of a new, locked file."""
     folder = os.open(store, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # keep other processes from creating or removing files
@@ -124,7 +124,7 @@ def _new_file(store: Path) -> tuple[int, Path]:
                 leftover.unlink()
         descriptor, name = mkstemp(prefix=UNFINISHED, dir=store)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.fchmod(descriptor, 0o660)  # so that another member of the group can remove it
+        os.fchmod(descriptor, 0o660)  # so that other members of the group can lock and remove a leftover
     finally:
         os.close(folder)
     return descriptor, Path(name)

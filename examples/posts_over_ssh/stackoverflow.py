@@ -15,7 +15,7 @@ POSTS_MD5 = "cfdaa4bba57fa07d81ff96685a9aab2c"
 
 
 def write_xml(file: Path, url: str = URL, archive_md5: str = ARCHIVE_MD5, posts_md5: str = POSTS_MD5) -> None:
-    """Download the archive and write its Posts.xml to a file; raise ValueError if an md5 differs."""
+    """Download the archive and write its Posts.xml to a file; raise ValueError if an md5 does not match."""
     with TemporaryDirectory() as folder:
         archive = pooch.retrieve(url, f"md5:{archive_md5}", path=folder)
         with tarfile.open(archive) as members, file.open("wb") as output:

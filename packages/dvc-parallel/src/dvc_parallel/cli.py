@@ -84,7 +84,7 @@ def repro(**options: Any) -> None:
 
 @main.command()
 def check() -> None:
-    """List the files in this folder that stages import but do not declare; exit with code 1 if there are any.
+    """List the files in this folder that stages import but do not declare as dependencies; exit with code 1 if any.
 
     \b
     Example:  dvc-parallel check

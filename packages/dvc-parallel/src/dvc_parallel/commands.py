@@ -21,7 +21,7 @@ from subprocess import DEVNULL
 from dvc_parallel.compat import get_executable, shell_words
 from dvc_parallel.runner import PID_BYTES
 
-# Matches commands without shell syntax: spaces, safe characters, and quoted text without expansions.
+# Matches commands without shell syntax: only safe characters, spaces, and quoted text without expansions.
 PLAIN = re.compile(r"""(?:[\w@%+=:,./ -]|'[^'\n]*'|"[^"$`\\\n]*")+""", re.ASCII)
 # Removes the current folder from `sys.path`, because its files could shadow modules. Adds no names to `__main__`.
 SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
@@ -48,7 +48,7 @@ def _scripts() -> dict[str, EntryPoint]:
 
 
 def imported_modules(lines: Iterable[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules of the console scripts that ``lines`` call, and of their `dvc_parallel.preload` entries."""
+    """Return the modules of the console scripts that ``lines`` call, and their `dvc_parallel.preload` entry points."""
     names = {script.name for line in lines if (script := console_script(line, environment))}
     modules = [script.module for name, script in _scripts().items() if name in names]
     return modules + [entry.value for entry in entry_points(group="dvc_parallel.preload") if entry.name in names]
@@ -110,7 +110,7 @@ class Commands:
             process.wait()
 
     def warm_up(self, modules: Sequence[str]) -> socket.socket:
-        """Return the socket of the fork server with these modules; start the server if necessary."""
+        """Return the socket of the fork server that preloads these modules; start the server if necessary."""
         if (*modules,) not in self._servers:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -123,7 +123,7 @@ class Commands:
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path) -> Command:
         """Start a command, which waits for the lock on ``log``; the first console script also waits for the imports."""
         arguments, shell = (cwd, environment, str(log), self._ignored), shell_words(get_executable(), line)
-        with contextlib.suppress(OSError):  # the fork server was killed
+        with contextlib.suppress(OSError):  # the fork server was killed: start a new one below
             if self.modules and (program := console_script(line, environment)):
                 path, *words = shlex.split(line)
                 words.insert(0, str(Path(sys.executable).with_name(path)))

@@ -17,6 +17,6 @@ from dvc.stage.run import _enforce_cmd_list as split_commands  # shell, folder a
 from dvc.stage.run import _make_cmd as shell_words
 from dvc.stage.run import get_executable, prepare_kwargs
 from dvc.stage.serialize import to_lockfile  # returns a stage's lock file entry
-from dvc.utils.serialize import dumps_yaml, modify_yaml  # for a copy of dvc.lock, because DVC writes it in place
+from dvc.utils.serialize import dumps_yaml, modify_yaml  # edit a copy, to replace dvc.lock atomically
 
 lock_file = attrgetter("dvcfile._lockfile")  # the Lockfile of a stage

@@ -36,7 +36,7 @@ def undeclared() -> list[str]:
 
 def _undeclared(stage: compat.Stage) -> Iterator[str]:
     declared = {Path(each.fs_path) for each in (*stage.deps, *stage.outs)}
-    name = re.sub("@[^:]*$", "", stage.addressing)  # the stages of a `foreach` or `matrix` share one `deps`
+    name = re.sub("@[^:]*$", "", stage.addressing)  # all stages of a `foreach` or `matrix` share one `deps` list
     for line in compat.split_commands(stage.cmd):
         for program, folders in _programs(line, Path(stage.wdir)):
             for file, importer in _imported(program, folders).items():
@@ -85,7 +85,7 @@ def _imported(program: tuple[Code, ...], folders: tuple[str, ...]) -> dict[Path,
 
 @functools.cache
 def _find(name: str, folders: tuple[str, ...]) -> tuple[Code, ...]:
-    """Return the files in this folder that Python runs to import ``name``, a module or an attribute of one."""
+    """Return the files in this folder that Python runs to import ``name`` (a module, or an attribute of a module)."""
     codes, package, path = [], "", [*folders, *sys.path]
     for part in name.split("."):
         spec = PathFinder.find_spec(part, path)
@@ -107,7 +107,7 @@ def _names(file: Path, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            with contextlib.suppress(ImportError):  # relative import beyond the top-level package: Python fails, too
+            with contextlib.suppress(ImportError):  # beyond the top-level package: Python itself would fail
                 module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 

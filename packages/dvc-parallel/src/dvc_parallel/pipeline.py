@@ -38,11 +38,11 @@ class Pipeline:
     ) -> None:
         self._repo, self._stop, self._notice = repo, stop, notice
         self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
-        self._new: set[Stage] = set()  # stages whose lock file entry is new in this run
+        self._new: set[Stage] = set()  # stages that had no lock file entry before this run
         self._texts: dict[
             Path, tuple[bytes, dict[str, str]]
         ] = {}  # content and entries of the lock files that this run wrote
-        self.outdated: set[Stage] = set()  # changed stages that wait for a resource limit
+        self.outdated: set[Stage] = set()  # changed stages that wait until the limits allow them to run
         self._folder = Path(repo.root_dir, FOLDER)
         self._folder.mkdir(parents=True, exist_ok=True)
         self.graph, self.steps = self._locked(lambda: self._plan(targets, **selection))
@@ -53,7 +53,7 @@ class Pipeline:
         self._files_in_use.close()
 
     def log_of(self, stage: Stage) -> Path:
-        """Return the path of a stage's log, which a running stage locks."""
+        """Return the path of a stage's log, which is locked while the stage runs."""
         parts = (stage.path_in_repo, getattr(stage, "name", ""))
         name = ":".join(re.sub("[\0-\x7f]+", lambda part: quote(part[0], safe=""), part) for part in parts)
         if len(encoded := os.fsencode(name)) > MAX_NAME_BYTES:
@@ -89,15 +89,15 @@ class Pipeline:
         foreign = compat.RepoDependency | compat.AbstractDependency
         inputs = [dep.fs_path for stage in steps for dep in stage.deps if not isinstance(dep, foreign)]
         outputs = [out.fs_path for stage in steps for out in stage.outs]
-        # Write the command as DVC does: entries with equal process id and command do not block each other.
+        # Pass the same command text as DVC: rwlock entries with equal process id and command do not block each other.
         table = (self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), inputs, outputs)
         hardlink = self._repo.config["core"].get("hardlink_lock", False)
         try:
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
-        except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # truncated by a full disk
+        except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # truncated when the disk was full
             Path(self._repo.tmp_dir, compat.RWLOCK_FILE).unlink()
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
-        # DVC rewrites the whole rwlock file several times per stage: from now on use an empty one, which is fast.
+        # DVC rewrites the whole rwlock file several times per stage: to save time, switch to an empty one for the run.
         self._repo.tmp_dir = str(self._folder)
         Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # left by a killed run
         return graph, steps
@@ -105,13 +105,13 @@ class Pipeline:
     def _locked(self, work: Callable[[], T], *, give_up: bool = True, keep: bool = False) -> T:
         """Call ``work`` while holding DVC's lock; retry while another DVC process holds it or uses the stages' files.
 
-        Raises Stopped if the user stops the run; without ``give_up``, only on the second signal.
+        Raises Stopped if the user stops the run; without ``give_up``, only after a second signal.
         """
         is_waiting = False
         while True:
             try:
                 with contextlib.ExitStack() as lock:
-                    lock.enter_context(compat.lock_repo(self._repo))  # raises LockError after three seconds
+                    lock.enter_context(compat.lock_repo(self._repo))  # raises LockError after waiting three seconds
                     result = work()
                     if keep:
                         self.kept_lock.push(lock.pop_all())
@@ -217,7 +217,7 @@ def _put_in_place(new: Path, file: Path) -> None:
     old, fresh = file.lstat() if os.path.lexists(file) else None, new.stat()
     is_alone = not old or (stat.S_ISREG(old.st_mode) and old.st_nlink == 1)
     if is_alone and (not old or (old.st_uid, old.st_gid) == (fresh.st_uid, fresh.st_gid)):
-        with contextlib.suppress(OSError):  # the file is a mount point or on another file system
+        with contextlib.suppress(OSError):  # fails if the file is a mount point or on another file system
             new.replace(file)
             return
     content = new.read_bytes()

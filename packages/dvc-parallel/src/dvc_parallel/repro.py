@@ -57,9 +57,9 @@ def reproduce(
     ReproError
         If the pipeline cannot be run.
     StagesFailed
-        If stages failed, after all stages that do not depend on them have run.
+        If stages failed; raised once all stages that do not depend on them have run.
     SystemExit
-        130 or 143, if the run is interrupted or terminated.
+        With code 130 if the run is interrupted, 143 if it is terminated.
     """
     from dvc_parallel.reproduction import run_stages
 

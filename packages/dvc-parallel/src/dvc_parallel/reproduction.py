@@ -115,7 +115,7 @@ class _Reproduction:
 
     def _start_ready(self, jobs: int) -> None:
         """Start the stages that are ready, and skip those that depend on a failed stage."""
-        # Keep DVC's order (dependencies first), but move stages that always run to the front: they may find changes.
+        # Keep DVC's order (dependencies first), but try stages that always run first: they may make others outdated.
         for stage in sorted(self._states, key=lambda stage: not stage.always_changed):
             state = self._states[stage]
             if state is State.WAITING and len(self._running) < jobs:
@@ -151,7 +151,7 @@ class _Reproduction:
         """After a command has ended, start the stage's next command, or record the stage."""
         exit_code = command.wait()
         if exit_code:
-            command.send_signal(signal.SIGKILL)  # a shell's background jobs ignore SIGINT
+            command.send_signal(signal.SIGKILL)  # kill the shell's background jobs, which ignore SIGINT
         if self._stop and (exit_code or lines):
             self._set(stage, State.INTERRUPTED)
             return

@@ -25,7 +25,7 @@ PID_BYTES = 4
 
 
 def serve() -> None:
-    """Import the modules and call the functions (`module:function`) in sys.argv; fork a `run` per received socket."""
+    """Import the modules and call functions (`module:function`) in sys.argv; `run` each received socket in a fork."""
     requests, names = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
     for name in names:
         with contextlib.suppress(Exception):  # the program itself will raise and log this error

@@ -12,7 +12,7 @@ from dvc_parallel.states import ReproError
 
 
 def amount(value: object) -> Decimal:
-    """Convert a value to an exact number (three times 0.1 is 0.3); raise BadParameter unless it is 0 or greater.
+    """Convert a value to a Decimal (exact: three times 0.1 is 0.3); raise BadParameter unless it is finite and >= 0.
 
     >>> amount("0.1") * 3 == amount("0.3")
     True

@@ -50,5 +50,5 @@ class StopRequest:
 
     @property
     def signal(self) -> int:
-        """The signal to send to running commands: SIGINT; SIGKILL after a second signal or ``KILL_SECONDS``."""
+        """The signal to send to running commands: SIGINT, or SIGKILL after a second signal or ``KILL_SECONDS``."""
         return signal.SIGKILL if self.urgent or time.monotonic() - self._since > KILL_SECONDS else signal.SIGINT

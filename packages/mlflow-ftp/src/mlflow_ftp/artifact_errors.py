@@ -11,7 +11,7 @@ from mlflow.protos import databricks_pb2 as codes
 
 NETWORK_ERRORS = (ftplib.Error, EOFError, ConnectionError, TimeoutError, ssl.SSLError)
 NO_ROOM = re.compile("[45]52|(426|451).*(space|quota)|55.*(No space left|[Qq]uota exceeded)")
-# Messages of ProFTPD, vsftpd, pure-ftpd, IIS and wu-ftpd, such as "the maximum number of clients (3) for this user".
+# Client-limit messages of ProFTPD, vsftpd, pure-ftpd, IIS and wu-ftpd, e.g. "the maximum number of clients (3)".
 FULL = re.compile(r"\b(max\w*|too many|limit|already (connected|logged))\b", re.IGNORECASE)
 
 
@@ -62,7 +62,7 @@ class ArtifactDamaged(ArtifactError):
 
 
 class ArtifactNameRefused(ArtifactError):
-    """Invalid artifact URI or name."""
+    """The artifact's URI or name is invalid."""
 
     code = codes.INVALID_PARAMETER_VALUE
 

@@ -63,7 +63,7 @@ class TransferHandler(TLS_DTPHandler):
         super().close()
 
     def handle_error(self) -> None:
-        """End a failed transfer with a reply."""
+        """End a failed transfer with a reply, which states the reason if it is a disk error."""
         error = sys.exception()
         if isinstance(error, OSError) and isinstance(error.__cause__, OSError):
             error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts errno into the reply

@@ -21,15 +21,15 @@ from urllib.parse import unquote, urlsplit
 
 from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, StoreFull, explain
 
-TIMEOUT_SECONDS = 8  # for a reply, or a block of a file
+TIMEOUT_SECONDS = 8  # to wait for a reply, or for a block of a file
 IDLE_SECONDS = 1  # a connection idle for longer is checked before use
 KEEP_SECONDS = 4  # a connection idle for longer is closed
-FULL_SECONDS = 60  # how long to wait for a server at its client limit
-ALIVE_SECONDS = 1  # for the reply to NOOP
-END_SECONDS = 2  # for the server's TLS close_notify, which some servers never send
-BURST_SECONDS = 2  # for each reply to the first two pipelined commands
+FULL_SECONDS = 60  # to wait for a server at its client limit
+ALIVE_SECONDS = 1  # to wait for the reply to NOOP
+END_SECONDS = 2  # to wait for the server's TLS close_notify, which some servers never send
+BURST_SECONDS = 2  # to wait for each reply to the first two pipelined commands
 BLOCK_BYTES = 256 * 1024
-MAX_BURST = 50  # pipelined commands; more could fill the buffers of both sides
+MAX_BURST = 50  # commands per batch; more could fill the buffers of both sides and block both
 
 
 class Address(NamedTuple):
@@ -64,19 +64,19 @@ def parse(uri: str) -> tuple[Address, str]:
 class Connection(ftplib.FTP):
     """An ftplib connection that can pipeline commands: several commands share one round trip.
 
-    Its encoding is Latin-1, which preserves all bytes. Names that are not UTF-8 contain surrogates (PEP 383): the
-    server gets the same bytes back; replies show such bytes as `\\xfc`.
+    Its encoding is Latin-1, which preserves all bytes. In names, bytes that are not UTF-8 become surrogates
+    (PEP 383), so that the server gets the same bytes back; in replies, they become escapes such as `\\xfc`.
     """
 
     sock: socket.socket  # while connected
     last_use, max_burst = 0.0, MAX_BURST
 
     def putline(self, line: str) -> None:
-        """Send a line."""
+        """Send a line as UTF-8; each surrogate is sent as the byte that it stands for."""
         super().putline(line.encode(errors="surrogateescape").decode("latin-1"))
 
     def getline(self) -> str:
-        """Read a line."""
+        """Read a line; escape the bytes that are not UTF-8."""
         return super().getline().encode("latin-1").decode(errors="backslashreplace")
 
     def burst(self, *commands: str) -> list[str | ftplib.Error]:
@@ -95,7 +95,7 @@ class Connection(ftplib.FTP):
         return replies
 
     def executes(self, *commands: str, seconds: float) -> bool:
-        """Return whether the server executes all the pipelined commands in time."""
+        """Pipeline commands; return whether all succeed, with each reply within ``seconds``."""
         self.sock.settimeout(seconds)
         with suppress(*NETWORK_ERRORS, OSError):
             replies = self.burst(*commands)
@@ -153,7 +153,7 @@ class SecureConnection(Connection, ftplib.FTP_TLS):
     sock: ssl.SSLSocket
 
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[ssl.SSLSocket, int | None]:
-        """Open the data connection."""
+        """Open a data connection that resumes the TLS session."""
         data, size = ftplib.FTP.ntransfercmd(self, cmd, rest)  # noqa: S321 - this package is for FTP
         return self.context.wrap_socket(data, server_hostname=self.host, session=self.sock.session), size
 
@@ -170,7 +170,7 @@ class _Pool:
         self.changed = threading.Condition()
 
     def take(self) -> Connection | None:
-        """Return the most recently used idle connection; None if the caller may open one (already counted)."""
+        """Return the most recently used idle connection; None if the caller may open a new one (already counted)."""
         with self.changed:
             self.changed.wait_for(lambda: self.idle or self.open < self.limit)
             connection = self.idle.pop() if self.idle else None
@@ -182,7 +182,7 @@ class _Pool:
         if not wait([connection.sock], timeout=0) and (is_fresh or connection.executes("NOOP", seconds=ALIVE_SECONDS)):
             return connection
         self.drop(connection)
-        self.close_kept()  # older connections are dead, too
+        self.close_kept()  # assume that the older connections are dead, too
         return self.take()
 
     def drop(self, connection: Connection | None = None) -> None:
@@ -232,7 +232,7 @@ def close_idle() -> None:
 
 
 def _forget() -> None:
-    """Close the parent's connections after a fork; forget the pools, whose locks may never be released here."""
+    """In a forked child, close the inherited connections and forget the pools, whose locks may never be released."""
     for connection in [connection for pool in _pools.values() for connection in pool.idle]:
         connection.close()
     _pools.clear()
@@ -274,7 +274,7 @@ def _connect(address: Address, *, one_by_one: bool = False) -> Connection:
     user, password = os.environ.get("MLFLOW_FTP_USERNAME"), os.environ.get("MLFLOW_FTP_PASSWORD")
     if not (user and password):
         next_step = "set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD"
-        raise ArtifactError(f"{address} requires a user name and a password; one is missing.", next_step=next_step)
+        raise ArtifactError(f"{address} requires a user name and a password.", next_step=next_step)
     connection = Connection(encoding="latin-1")
     if address.is_secure:
         context = ssl.create_default_context()
