@@ -25,8 +25,8 @@ PROGRAMS = Path(sys.executable).parent
 
 
 def main() -> None:
-    """Print the median, minimum and maximum time of each variant."""
-    # With this variable, every process would compile its imports again.
+    """Time each variant, and print its median, minimum and maximum."""
+    # PYTHONDONTWRITEBYTECODE would make every process compile its imports again.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as folder, dask.config.set(SETTINGS):
         cells = [nbformat.v4.new_code_cell("i = 0", metadata={"tags": ["parameters"]})]

@@ -20,18 +20,18 @@ EXPERIMENT_FACTS = {"mlflow_gate.experiment": "DVC experiment", "mlflow_gate.ove
 
 @dataclass(frozen=True)
 class Link:
-    """One link of a lineage.
+    """One link in the lineage of a model.
 
     Parameters
     ----------
     kind : str
-        Such as `data`, `commit` or `run`.
+        Type of the link, such as `data`, `commit` or `run`.
     name : str
         The display name.
     facts : dict
-        Details to show, by label.
+        Details to display, keyed by label.
     url : str, optional
-        A page about this link.
+        URL of a page about the linked object.
     known : bool
         False if nothing was recorded.
     """
@@ -44,7 +44,7 @@ class Link:
 
     @classmethod
     def of(cls, kind: str, name: str | None, facts: Mapping[str, Any], url: str = "") -> Link:
-        """Return a link, leaving out facts that are None or empty."""
+        """Create a link without the facts that are None or empty."""
         recorded = {fact: str(value) for fact, value in facts.items() if value not in (None, "")}
         return cls(kind, name or next(iter(recorded), "not recorded"), recorded, url or None, known=bool(recorded))
 
@@ -61,7 +61,7 @@ def data_link(run: Run | None, tags: Mapping[str, str]) -> Link:
 
 
 def commit_link(tags: Mapping[str, str]) -> Link:
-    """Describe a run's commit and the changes of a DVC experiment."""
+    """Describe a run's commit, any uncommitted changes, and its DVC experiment."""
     if not (commit := tags.get(COMMIT_TAG)):
         return Link("commit", known=False)
     words = {True: "yes: the code differs from the commit", False: "no", None: "not recorded"}

@@ -48,7 +48,7 @@ def call_within(seconds: float, call: Callable[..., Any], *arguments: Any) -> An
 
 
 def load(model_uri: str, read: Callable[[Path], Any] | None, seconds: float) -> Any:
-    """Load a model with ``read`` (default: `mlflow.pyfunc`); keep its downloaded files while the Python object exists.
+    """Load a model with ``read`` (default: `mlflow.pyfunc`); keep the downloaded files as long as the object exists.
 
     Raises ModelMissing if the files do not exist, ServerError if they cannot be read now, and any error of ``read``.
     """
@@ -77,6 +77,6 @@ def load(model_uri: str, read: Callable[[Path], Any] | None, seconds: float) -> 
 
 
 def describe_error(error: BaseException) -> str:
-    """Return a model's error as one line."""
+    """Return a short description of an error from loading or evaluating a model."""
     what = getattr(error, "what", None)
     return f"{what} {error.value}" if what and hasattr(error, "value") else f"{type(error).__name__}: {error!s:.300}"

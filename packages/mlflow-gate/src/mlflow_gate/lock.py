@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LOCK_TAG = "mlflow_gate.turn."
 WAIT_SECONDS = 120.0
 NOTICE_SECONDS = 3.0
-STALE_SECONDS = 30.0  # a ticket without a heartbeat for this long is removed
+STALE_SECONDS = 30.0  # a ticket is removed after this long without a heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ def locked(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
     finally:
         ended.set()
         if heartbeat.is_alive():
-            heartbeat.join(STALE_SECONDS)  # a late heartbeat would write the deleted tag again
-        with contextlib.suppress(Exception):  # the tag was removed, or the server is down and the tag becomes stale
+            heartbeat.join(STALE_SECONDS)  # a late heartbeat would recreate the deleted tag
+        with contextlib.suppress(Exception):  # already removed; or the server is down, and the tag will expire
             client.delete_registered_model_tag(name, ticket)
 
 
 def _beat(client: MlflowClient, name: str, ticket: str, ended: threading.Event) -> None:
-    """Change this process's tag regularly, as a heartbeat, while it waits for the lock or holds it."""
+    """Update this process's tag at regular intervals, as a heartbeat, while it waits for or holds the lock."""
     for beat in itertools.count():
         if ended.wait(STALE_SECONDS / 4):
             return
@@ -79,23 +79,23 @@ def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
         since = {each[1:]: since.get(each[1:], now) for each in ahead}
         for (other, _), at in since.items():
             if now - at > STALE_SECONDS:  # no heartbeat: the process was killed
-                with contextlib.suppress(Exception):  # another process has already removed the tag
+                with contextlib.suppress(Exception):  # another process may have removed the tag already
                     client.delete_registered_model_tag(name, other)
         if now - start > WAIT_SECONDS:
             raise Conflict(
                 "Another promotion or rollback is in progress.",
-                value=f"it has taken longer than {WAIT_SECONDS:g} s",
+                value=f"the lock was not free within {WAIT_SECONDS:g} s",
                 next_step="check `mlflow-gate history`, then retry the operation",
             )
         if now > notice:
             notice = start + WAIT_SECONDS
             text = "%s: waiting for another promotion or rollback; a killed process is skipped after %g s"
             log.warning(text, name, STALE_SECONDS)
-        time.sleep(random.uniform(0.02, 0.08))  # noqa: S311 - spreads the requests of several processes
+        time.sleep(random.uniform(0.02, 0.08))  # noqa: S311 - jitter between processes, not cryptography
 
 
 def _queue(client: MlflowClient, name: str) -> list[tuple[int, str, str]]:
-    """Return the number (0 while drawing), ticket and tag text of each process that waits for the lock or holds it."""
+    """Return the number (0 while drawing), ticket and tag text of each process that waits for or holds the lock."""
     tags = client.get_registered_model(name).tags
     tickets = ((tag, text, text.partition(".")[0]) for tag, text in tags.items() if tag.startswith(LOCK_TAG))
     return [(int(drawn) if drawn.isdigit() else 0, tag, text) for tag, text, drawn in tickets]

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-MOVE_TAG = "mlflow_gate.move."  # followed by number.part: a long text is split into parts
-PART_CHARACTERS = 5000  # per tag; MLflow allows 100,000, but PostgreSQL only 5,000
-LAST_TAG = "mlflow_gate.last_move."  # followed by the alias; a version's tag with the number of the last move to it
+MOVE_TAG = "mlflow_gate.move."  # followed by <number>.<part>; a long record is split into parts
+PART_CHARACTERS = 5000  # per tag; MLflow allows 100,000, but its PostgreSQL column only 5,000
+LAST_TAG = "mlflow_gate.last_move."  # version tag, followed by the alias: number of the last move to the version
 PROMOTED, FORCED, BY_HAND = "promoted", "forced", "by hand"
 ROLLED_BACK, RESTORED = "rolled back", "restored"
-MAX_LISTED = 10  # versions in an error message
+MAX_LISTED = 10  # maximum number of versions listed in an error message
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Move:
     when, who, why, reason : str, optional
         Time (ISO 8601, UTC), user, the user's reason and the gate's decision.
     replaced : str, optional
-        The previous version.
+        The version that the alias pointed to before.
     run_id, model_uri : str
         The evaluated model; the version may be a refit of it.
     scores, replaced_scores : dict
@@ -65,7 +65,7 @@ class Move:
     findings : list of dict
         The findings of the gate.
     run, judged : dict
-        Tags of the version's run and of the evaluated run, in case these are purged.
+        Tags of the version's run and of the evaluated run, in case these runs are purged.
     alias : str
         The alias that moved.
     recorded : bool
@@ -94,7 +94,7 @@ class Move:
 
     @property
     def label(self) -> str:
-        """The compared metric, or the first metric if none was recorded as compared."""
+        """Name of the compared metric or, if none was recorded, of the first metric."""
         return self.metric or next(iter(self.scores), "score")
 
     @property
@@ -110,7 +110,7 @@ class Move:
 
     @property
     def held_out_rows(self) -> str:
-        """The period or the hash of the held-out rows, in brackets; empty if not recorded."""
+        """Part and period (or hash) of the held-out rows, in parentheses; empty if not recorded."""
         period, name = self.held_out.get("period"), self.held_out.get("hash")
         days = [str(end).removesuffix("T00:00:00")[:16].partition("T")[0] for end in period or ()]
         rows = " to ".join(days) or (f"rows {name}" if name else "")
@@ -130,7 +130,7 @@ class EvaluatedModel:
     tags : mapping
         The run's tags.
     source : str
-        The model's identity: the logged model (`models:/m-...`), or the location of files registered without one.
+        The model's identity: the logged model (`models:/m-...`) or, without one, the location of its files.
     run : mlflow.entities.Run, optional
         None if the run was purged.
     """
@@ -149,14 +149,14 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class Production(EvaluatedModel):
-    """The version in production; an `EvaluatedModel` with these fields.
+    """The version in production: an `EvaluatedModel` with these additional fields.
 
     Parameters
     ----------
     name, version : str
         The registered model and the version's number.
     run_url : str
-        The run's page in MLflow's UI, if a server has one.
+        URL of the run's page in MLflow's UI; empty without a server or a run.
     move : Move
         The last move to this version.
     refit_of : EvaluatedModel, optional
@@ -192,7 +192,7 @@ class Record:
         self.current = str(self.version.version) if self.version else None
         model, texts = find(client.get_registered_model, name), defaultdict[int, dict[int, str]](dict)
         for tag, text in model.tags.items() if model else ():
-            with contextlib.suppress(ValueError):  # ignore tags that others wrote
+            with contextlib.suppress(ValueError):  # ignore all other tags
                 number, part = map(int, tag.removeprefix(MOVE_TAG).split("."))
                 texts[number][part] = text
         self.next_number = 1 + max(texts, default=0)
@@ -213,7 +213,7 @@ class Record:
             self.moves.append(replace(by_hand, alias=alias, recorded=False))
 
     def after(self, move: Move, version: ModelVersion) -> Record:
-        """Return the record after a move to a version."""
+        """Return a copy of this record with one more move, to ``version``."""
         read = copy(self)
         read.version, read.current, read.next_number = version, move.version, move.number + 1
         read._all, read.moves = [*self._all, move], [*self.moves, move]
@@ -224,11 +224,11 @@ class Record:
         return (self.current, self.next_number) == (other.current, other.next_number)
 
     def last_move_to(self, version: str) -> Move | None:
-        """Return the last move to a version, even an unfinished one, because it identifies the evaluated model."""
+        """Return the last move to a version, even if unfinished: it still identifies the evaluated model."""
         return next((move for move in reversed(self._all) if move.version == version), None)
 
     def versions_of(self, model_uri: str) -> set[str]:
-        """Return the versions that are this evaluated model or a refit of it."""
+        """Return the numbers of all versions that hold this evaluated model or its refit."""
         return {move.version for move in self._all if move.model_uri == model_uri}
 
 
@@ -244,7 +244,7 @@ def model_source(version: ModelVersion, client: MlflowClient) -> str:
 
 def write(client: MlflowClient, name: str, move: Move, *, done: bool) -> None:
     """Record a move, or mark a recorded move as done."""
-    content = asdict(move) | {"done": int(done)}  # a digit, so that marking a move as done changes only the last part
+    content = asdict(move) | {"done": int(done)}  # 0 or 1 (same length): marking as done changes only the last part
     text = json.dumps({key: content[key] for key in content if key not in ("number", "recorded")}, ensure_ascii=False)
     parts = [text[start : start + PART_CHARACTERS] for start in range(0, len(text), PART_CHARACTERS)]
     for part, content_part in enumerate(parts):
@@ -255,7 +255,7 @@ def write(client: MlflowClient, name: str, move: Move, *, done: bool) -> None:
 
 
 def promotion_path(moves: list[Move]) -> list[str]:
-    """Return the versions that led to the current one (the last), without those that were rolled back."""
+    """Return the successive versions in production, without those rolled back; the current one is last."""
     path: list[str] = []
     for move in moves:
         if move.action == ROLLED_BACK and move.version in path:
@@ -267,7 +267,7 @@ def promotion_path(moves: list[Move]) -> list[str]:
 
 
 def rollback_target(to: str | None, moves: list[Move], current: str | None, exists: Callable[[str], Any]) -> str:
-    """Return the version to roll back to; raise ModelError, with the possible versions, if there is none."""
+    """Return the version to roll back to; without a valid one, raise ModelError, which lists possible versions."""
     if not moves:
         raise ModelError("No version was ever in production.", next_step="promote a model")
     others = sorted({move.version for move in moves} - {current or ""}, key=int, reverse=True)
@@ -292,7 +292,7 @@ def rollback_target(to: str | None, moves: list[Move], current: str | None, exis
 
 
 def blocking_rollback(source: str, moves: list[Move]) -> Move | None:
-    """Return the rollback that blocks a model, or None.
+    """Return the rollback that blocks a model from promotion, or None.
 
     The block ends when a version of the model is force-promoted or restored, or another candidate is promoted.
     """
@@ -307,7 +307,7 @@ def blocking_rollback(source: str, moves: list[Move]) -> Move | None:
 
 def provenance(why: str) -> dict[str, Any]:
     """Return the time, the user and the reason of a move."""
-    why = why.encode(errors="replace").decode()  # arguments may contain bytes that are not UTF-8
+    why = why.encode(errors="replace").decode()  # command-line arguments may not be valid UTF-8
     try:
         who = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in containers

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-KEPT_CHARACTERS = 500  # per run tag in the history
+KEPT_CHARACTERS = 500  # maximum length of a run tag's value in the history
 
 
 class Registry:
@@ -35,11 +35,11 @@ class Registry:
     alias : str
         The alias of the version in production.
     client : callable
-        Returns the MLflow client; called on first use.
+        Function that returns the MLflow client; called on first use.
     load : callable, optional
         ``load(folder)`` returns the model in a folder; by default `mlflow.pyfunc` loads it.
     links : callable, optional
-        ``links(run, tags)`` returns additional links of a lineage.
+        ``links(run, tags)`` returns additional links for the lineage.
     tags : sequence of str
         Prefixes of the run tags that the history keeps in case the run is purged.
     decision : path, optional
@@ -88,7 +88,7 @@ class Registry:
         return self._connected
 
     def load(self, model_uri: str) -> Any:
-        """Load a logged model (`models:/m-...`) or a version within the time limit."""
+        """Load a logged model (`models:/m-...`) or a version (`models:/NAME/3`) within the time limit."""
         return loading.load(model_uri, self._read, self.time_limit)
 
     def production(self, known: Production | None = None) -> Production | None:
@@ -106,7 +106,7 @@ class Registry:
     def history(self, *, note: bool = False) -> list[Move]:
         """Return all moves of the alias, oldest first.
 
-        With ``note``, record moves made by hand, such as in MLflow's UI, so that a rollback can return to them.
+        With ``note``, record moves made by hand (as in MLflow's UI), so that a rollback can return to their versions.
         """
         moves = self.record().moves
         if note and not all(move.recorded for move in moves):
@@ -132,7 +132,7 @@ class Registry:
         return f"{line}; this working tree's decision: {decided.get('reason')}{then * (former != read.current)}"
 
     def lineage(self, version: str | None = None) -> list[Link]:
-        """Return the links of a version's lineage (`3` or `NAME/3`); by default of the version in production.
+        """Return the lineage of a version, given as `3` or `NAME/3`; by default, of the version in production.
 
         Raises ModelError if the version does not exist.
         """
@@ -156,9 +156,9 @@ class Registry:
     def rollback(self, to: str | None = None, why: str = "") -> Production:
         """Restore the previous version, or the version ``to``, and return it.
 
-        The version is loaded first. Each further rollback goes back one more version. The gate blocks the model that
-        was rolled back (see the README). Raises ModelError if the version does not exist, was never in production, or
-        cannot be loaded; Conflict if the alias moves in the meantime.
+        The version must load before the alias moves. Each further rollback goes back one more version. The gate then
+        blocks the model that was rolled back (see the README). Raises ModelError if the version does not exist, was
+        never in production, or cannot be loaded; Conflict if the alias moves in the meantime.
         """
         provenance, read = record.provenance(why), self.record()
         exists = partial(find, self.client.get_model_version, self.name)
@@ -180,7 +180,7 @@ class Registry:
                     "check `mlflow-gate history`, then retry the rollback",
                 )
                 raise Conflict(what, value=value, expected=f"{was}, as before", next_step=step)
-            last = {move.version: move for move in now.moves}[target]  # the last move to this version
+            last = {move.version: move for move in now.moves}[target]  # the dict keeps each version's last move
             action = record.ROLLED_BACK if target in record.promotion_path(now.moves) else record.RESTORED
             reason = f"{action}{f' from version {read.current}' if read.current else ''} to version {target}"
             move = replace(
@@ -206,7 +206,7 @@ class Registry:
         return self.describe(read.after(replace(move, recorded=True), version), version)
 
     def describe(self, read: Record, version: ModelVersion | None = None) -> Production:
-        """Describe a version, by default the one at the alias or, without an alias, the last one in the history."""
+        """Describe a version, by default the one at the alias or, if that is unset, the last one in the history."""
         number = str(version.version) if version else read.moves[-1].version
         version = version or read.version or find(self.client.get_model_version, self.name, number)
         last_move = read.last_move_to(number) or Move(0, record.BY_HAND, number)
@@ -239,14 +239,14 @@ class Registry:
         return find(self.client.get_run, run_id) if run_id else None
 
     def version_of(self, source: str, read: Record, *, recorded: bool = False) -> ModelVersion | None:
-        """Return the last version of a model or its refit, or None; with ``recorded``, search only the history."""
+        """Return the newest version that holds a model or its refit, or None; ``recorded``: search only the history."""
         versions = [] if recorded else self.client.search_model_versions(f"source_path='{source}'")
         matches, numbers = [each for each in versions if each.name == self.name], read.versions_of(source)
         evaluated = (find(self.client.get_model_version, self.name, number) for number in numbers)
         return max([*matches, *filter(None, evaluated)], key=lambda version: int(version.version), default=None)
 
     def kept_tags(self, run: Run | None) -> dict[str, str]:
-        """Return the run tags that the history keeps."""
+        """Return the run tags to keep in the history, with long values truncated."""
         tags = run.data.tags.items() if run else ()
         return {name: value[:KEPT_CHARACTERS] for name, value in tags if name.startswith(self._tags)}
 

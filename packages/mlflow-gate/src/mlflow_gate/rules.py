@@ -33,7 +33,7 @@ class Scores:
     Raises
     ------
     ConfigError
-        If a metric or a block is not a single number, or two have the same name.
+        If a metric or a block is not a single number, two share a name, or ``period`` is not a pair.
     """
 
     metrics: Mapping[str, float]
@@ -56,7 +56,7 @@ class Scores:
                 raise ConfigError(f"{what}: {error}.", value=repr(mapping)[:200], expected=expected) from None
             object.__setattr__(self, name, values)
         if self.period is not None and (isinstance(self.period, str) or len(self.period) != 2):
-            raise ConfigError("Invalid `Scores.period`.", value=self.period, expected="its start and end")
+            raise ConfigError("Invalid `Scores.period`.", value=self.period, expected="a pair: start and end")
         object.__setattr__(self, "period", self.period and tuple(map(str, self.period)))
         object.__setattr__(self, "part", str(self.part))
 
@@ -110,7 +110,7 @@ class Finding:
 
     @property
     def label(self) -> str:
-        """The name with the unit in brackets."""
+        """The name, with the unit in parentheses."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     @property
@@ -153,7 +153,7 @@ class Rule(BaseModel):
         return self
 
     def check(self, metric: str, value: float) -> Finding:
-        """Return the finding on a value; NaN never passes."""
+        """Return the finding for a value; NaN never passes."""
         low = self.min is not None and not value >= self.min
         high = self.max is not None and not value <= self.max
         limit = f"<= {self.max:g}" if self.min is None else f">= {self.min:g}"
@@ -168,7 +168,7 @@ Rules = Mapping[str, Rule | Callable[[Scores], tuple[Any, str, bool]]]
 
 
 def read_rules(rules: Mapping[str, Any] | None) -> Rules:
-    """Return validated rules; raise ConfigError for a rule that is neither limits nor a function."""
+    """Return validated rules; raise ConfigError for a rule that is neither valid limits nor a function."""
     rules = {} if rules is None else rules  # an empty YAML file is loaded as None
     if not isinstance(rules, Mapping):
         expected = "a mapping such as {r2: {min: 0.5}}, or a function that returns one"
@@ -199,7 +199,7 @@ def check(rules: Rules, scores: Scores) -> Iterator[Finding]:
             try:
                 value, limit, passed = rule(scores)
                 if passed not in (True, False):
-                    raise TypeError("the third value is neither True nor False")
+                    raise TypeError("the third return value is neither True nor False")
             except GateError:
                 raise
             except Exception as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-PROBE_RETRIES = 2  # after 0 and 4 s; with MLflow's seven retries an error would take four minutes
+PROBE_RETRIES = 2  # after 0 and 4 s; MLflow's default of 7 retries would delay an error by four minutes
 PROBE_PATH, PROBE_PARAMS = "/api/2.0/mlflow/registered-models/search", {"max_results": 1, "filter": "name = '-'"}
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 CERTIFICATE = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate that signed the server's certificate"
@@ -30,7 +30,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     Parameters
     ----------
     uri : str, optional
-        The tracking URI; by default MLflow's own setting.
+        The tracking URI (default: `mlflow.get_tracking_uri()`).
 
     Raises
     ------
@@ -43,13 +43,13 @@ def connect(uri: str | None = None) -> MlflowClient:
     from mlflow.tracking._tracking_service.utils import _get_store
     from mlflow.utils.rest_utils import http_request
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # even small files would show a bar
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # otherwise even small files show a bar
     uri = uri or mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
         retries = int(os.environ[RETRIES]) if os.environ.get(RETRIES, "").isdigit() else PROBE_RETRIES
         options: dict[str, Any] = {"params": PROBE_PARAMS, "max_retries": retries, "raise_on_status": False}
         what = f"The MLflow tracking server at {without_password(uri)}"
-        host = _get_store(uri).get_host_creds()  # through the store, whose plug-in may validate the URI
+        host = _get_store(uri).get_host_creds()  # from the store: a store plug-in may verify the server
         try:
             response = http_request(host, PROBE_PATH, "GET", **options)
         except MlflowException as error:
@@ -105,7 +105,7 @@ def is_not_found(error: BaseException) -> bool:
     return any(
         isinstance(each, FileNotFoundError)
         or getattr(each, "error_code", None) in NOT_FOUND_CODES
-        or "404 Client Error" in str(each)  # a failed download; MLflow wraps the response in its own message
+        or "404 Client Error" in str(each)  # a failed download: MLflow keeps only the HTTP error's text
         for each in causes(error)
     )
 
@@ -117,7 +117,7 @@ def find(getter: Callable[..., Any], *names: str) -> Any:
     except Exception as error:
         if is_outage(error):
             raise outage("The MLflow tracking server does not respond", error) from error
-        # A 404 page of a proxy is not MLflow's response.
+        # A proxy's 404 page does not mean that the entity is missing.
         if not is_not_found(error) or str(error).startswith("API request to endpoint"):
             raise
         return None

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 SCHEME = "sqlite:///"
-ARTIFACTS = "mlartifacts"  # the server's default for `--artifacts-destination`
+ARTIFACTS = "mlartifacts"  # default of `mlflow server --artifacts-destination`
 
 
 def file_of(uri: str) -> Path | None:
-    """Return the file of a SQLite URI; None for other databases and for one in memory.
+    """Return the file of a SQLite URI; None for other databases and in-memory SQLite.
 
     >>> file_of("sqlite:////srv/mlflow.db?timeout=60")
     PosixPath('/srv/mlflow.db')
@@ -43,9 +43,9 @@ def make(uri: str) -> None:
 
 
 def open_repository(artifact_uri: str, tracking_uri: str | None = None, **registry: str | None) -> ArtifactRepository:
-    """Return the repository of an `mlflow-artifacts` URI, for which MLflow itself needs a server.
+    """Return the artifact repository of an `mlflow-artifacts` URI; MLflow itself would need a server for it.
 
-    If there is an `mlartifacts` folder beside the SQLite file, each URI maps to a folder in it.
+    If there is an `mlartifacts` folder beside the SQLite file, the URI maps to a folder in it.
     """
     import mlflow
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository

@@ -37,7 +37,7 @@ PROBE_SECONDS = 1.5
 
 
 class Attempt:
-    """One attempt to run a notebook, as a Dask task on one worker; afterwards ``runs`` holds its MLflow runs."""
+    """One attempt to run a notebook, as a Dask task on one worker; after `run`, ``runs`` lists its MLflow runs."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class Attempt:
 def _forwarded_environment(options: NotebookOptions) -> dict[str, str]:
     """Return the client's environment variables to set in the kernel; secrets only if the options list them.
 
-    Include the commit of the client's folder, because the worker may not see that folder.
+    Include the commit of the client's folder, because the worker may have no access to it.
     """
 
     def is_forwarded(name: str) -> bool:

@@ -34,7 +34,7 @@ RETRY_SECONDS = 0.1
 NO_ANSWER = "has not answered yet"
 NO_WORKER_SECONDS = 0.5
 DEMAND_SECONDS = 1.0
-WAITING = "notebook-waiting"  # prefix of task keys, and a resource that no worker has
+WAITING = "notebook-waiting"  # key prefix of the queued tasks, and name of a resource that no worker has
 LEASE_SECONDS = 6
 _register_lock, _create_lock = threading.Lock(), threading.Lock()
 
@@ -45,9 +45,9 @@ class KernelMissing(EngineError, NoSuchKernel):
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker's description of itself; ``problems`` are the reasons why it cannot run the notebook.
+    """A worker of the cluster; ``problems`` are the reasons why it cannot run the notebook.
 
-    ``notebooks`` is its number of slots; ``id`` is unique even if a new process has the same address.
+    ``notebooks`` is its number of slots; ``id`` is unique even if a new process reuses the address.
     """
 
     address: str
@@ -58,7 +58,7 @@ class Worker:
     running: list[dict[str, Any]] = field(default_factory=list)
     log: str = ""
     problems: list[str] = field(default_factory=list)
-    lent_by: str | None = None  # key of the notebook that starts this one and lends its slot
+    lent_by: str | None = None  # task key of the notebook that starts this one and lends it the slot
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address}): {'; '.join(self.problems)}"
@@ -84,7 +84,7 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
     Raises
     ------
     EngineError
-        The function is invalid, the scheduler does not respond, or the cluster has no worker.
+        The configured function is invalid, the scheduler does not respond, or the cluster has no worker.
     """
     # papermill sets the log level INFO, but Dask's INFO records are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -162,7 +162,7 @@ def _call_factory(name: str, address: str | None) -> Any:
 def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
     """Wait until the cluster has a worker; raise EngineError if it has none within ``seconds``.
 
-    Wait without limit if a cluster object manages the workers, because they may be starting, or start on demand.
+    Wait without limit if a cluster object manages the workers, as they may still be starting, or start only on demand.
     """
     try:
         client.wait_for_workers(1, timeout=seconds)
@@ -345,7 +345,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
                         raise WorkerLost(problem, value=", ".join(addresses), **LOST) from None
                     addresses, lender = tasks.keys(), _lender(workers, request)
                 free = sorted((w for w in workers if w.address in tasks), key=lambda worker: len(tasks[worker.address]))
-                # If resources are requested, try only the lender's slot: Dask gives its resources to no other notebook.
+                # If resources are requested, try only the lender's slot: Dask does not assign its resources twice.
                 for worker in [*([] if request and lender else free), *filter(None, [lender])]:
                     name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
                     if name not in semaphores:

@@ -124,7 +124,7 @@ def _run(
                     _record(executed, lost=losses)
                 if "scheduler" not in error.what:
                     error.next_step = f"see the worker's log ({worker.log}), then {error.next_step}"
-                executed.mark_aborted()  # also saves the notebook, before any request to the tracking server
+                executed.mark_aborted()  # also saves the notebook, so call it before any request to the tracking server
                 runs = tracking.NotebookRuns(attempt.key, attempt.environment)
                 runs.find()
                 runs.end("FAILED")
@@ -166,7 +166,7 @@ def _record(executed: ExecutedNotebook, **results: Any) -> None:
 def handle_signals(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
     """Call ``handler`` on these signals during the block; restore the previous handlers afterwards.
 
-    Do nothing outside the main thread, where Python allows no handlers.
+    Do nothing in other threads: Python allows handlers only in the main thread.
     """
     with contextlib.ExitStack() as restored:
         if threading.current_thread() is threading.main_thread():
@@ -181,7 +181,7 @@ def _exit_on_signal(number: int, _frame: object) -> None:
 
 
 def _log_to_mlflow(client: Client, attempt: Attempt, notebook: nbformat.NotebookNode, input_path: object) -> None:
-    """Let a worker, which has already imported MLflow (saves 2 s), log the executed notebook to its MLflow runs.
+    """Log the executed notebook to its MLflow runs, on a worker: it has already imported MLflow (saves 2 s).
 
     A failure only causes a warning, because the notebook itself succeeded.
     """
