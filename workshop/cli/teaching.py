@@ -86,7 +86,7 @@ def doctor(as_json: bool) -> None:
 @click.argument("chapter", type=click.Choice("1234"), metavar="CHAPTER")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def reset(chapter: str, yes: bool) -> None:
-    """Move your files of CHAPTER to a backup folder, restore the original files, and print the folder's path.
+    """Restore the original files of CHAPTER, after moving yours to a backup folder, and print the folder's path.
 
     The original files are those that you cloned; your own commits stay in git. Tracked runs, pipeline outputs and other
     chapters are not changed.

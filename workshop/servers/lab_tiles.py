@@ -68,6 +68,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
         """Return the headers with a host that the server accepts, regardless of the host name in the browser."""
         headers = self.request.headers.copy()
         headers["Host"] = f"127.0.0.1:{self.port}"
+        headers["Accept-Encoding"] = "identity"  # `rewrite` needs plain text
         if "Origin" in headers:
             headers["Origin"] = f"http://127.0.0.1:{self.port}"
         return headers

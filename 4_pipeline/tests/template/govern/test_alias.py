@@ -89,7 +89,8 @@ def test_tidy_keeps_the_runs_of_a_lineage(registered_model, small_hours, small_s
     gate, deleted = Gate(), {runs[number][0] for number in (3, 4, 5, 8)}
     registry = gate.registry
     registry.client.create_registered_model(registry.name)
-    gate._move(PROMOTED, *(gate._find(*runs[number], "model") for number in (1, 2)), "", lambda: None)
+    models = [gate._find(*runs[number], "model") for number in (1, 2)]
+    gate._move(PROMOTED, *models, "", registry.record(), lambda: None)
     Path("results/candidate.json").write_text(json.dumps({"run_id": runs[7][0]}))
     models = [file.parent for file in Path(small_server["SMALL_ARTIFACTS"]).rglob("MLmodel")]
     for options, expected in (("1", set()), ("0 --dry-run", deleted), ("0", deleted), ("0", set())):
