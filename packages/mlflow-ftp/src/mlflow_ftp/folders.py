@@ -1,4 +1,4 @@
-"""Operations on folders and files that take several FTP commands."""
+"""Folder and file operations that need more than one FTP command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE = re.compile(  # a line of LIST output, in Unix or Windows format
 
 
 def raise_refusal(*replies: str | Exception) -> None:
-    """If the last reply is an error, raise the first error after the last success: it caused the later ones."""
+    """If the replies end in one or more errors, raise the first of these errors: it caused the others."""
     reason = None
     for reply in replies:
         reason = None if isinstance(reply, str) else reason or reply
@@ -28,7 +28,7 @@ def raise_refusal(*replies: str | Exception) -> None:
 
 
 class Entry(NamedTuple):
-    """A file or a folder; ``size`` in bytes."""
+    """A file or folder in a listing; ``size`` is in bytes."""
 
     name: str
     is_folder: bool
@@ -44,7 +44,7 @@ def is_folder(connection: Connection, path: str) -> bool:
 
 
 def list_folder(connection: Connection, folder: str) -> list[Entry]:
-    """Return the entries of ``folder``, including the store's own files; an empty list if it is not a folder."""
+    """Return the entries of ``folder``, including temporary files and marks; an empty list if it is not a folder."""
     try:
         return list(filter(None, map(_read, connection.lines(f"MLSD {folder}"))))
     except ftplib.error_perm as error:
@@ -75,7 +75,7 @@ def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
         "LIST",
         "NLST -a",
         "NLST",
-    ):  # list the current folder, because not all servers accept options with a path
+    ):  # without a path, because not all servers accept options with one: `is_folder` has sent CWD
         try:
             listings.append([line for line in connection.lines(command) if not re.fullmatch(r"total \d+", line)])
         except ftplib.error_perm as error:
@@ -94,7 +94,7 @@ def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
 
 
 def _describe(connection: Connection, folder: str, entry_names: list[str]) -> list[Entry]:
-    """Return an entry for each name; its size is None if the server does not support SIZE."""
+    """Return an `Entry` for each name, with the size if it is a file and the server supports SIZE."""
     commands = [f"{command} {posixpath.join(folder, name)}" for command in ("CWD", "SIZE") for name in entry_names]
     replies = connection.burst(*commands)
     sizes = [int(reply.split()[-1]) if isinstance(reply, str) else None for reply in replies[len(entry_names) :]]
@@ -103,7 +103,7 @@ def _describe(connection: Connection, folder: str, entry_names: list[str]) -> li
 
 
 def lists_hidden_names(connection: Connection, folder: str) -> bool:
-    """Return whether the server lists hidden names, such as marks; create a hidden folder to find out."""
+    """Return whether the server lists names that start with a dot, such as marks; test it with a temporary folder."""
     probe = posixpath.join(folder, names.new_temporary("probe"))
     (reply,) = connection.burst(f"MKD {probe}")
     try:
@@ -113,14 +113,14 @@ def lists_hidden_names(connection: Connection, folder: str) -> bool:
 
 
 def make_folder(connection: Connection, folder: str) -> None:
-    """Create a folder and its parents if missing."""
+    """Create a folder and any missing parents."""
     paths = ["/".join(folder.split("/")[:depth]) for depth in range(2, folder.count("/") + 2)]
     raise_refusal(*connection.burst(*(f"{command} {path}" for path in paths for command in ("MKD", "CWD"))))
 
 
 def remove_folder(connection: Connection, folder: str) -> None:
     """Remove a folder with its contents, or only the link if it is a symlink; a missing folder is not an error."""
-    connection.burst(f"DELE {folder}")  # removes a link, but not a folder
+    connection.burst(f"DELE {folder}")  # deletes a symlink, but fails for a real folder
     entries = list_folder(connection, folder)
     for entry in entries:
         if entry.is_folder and not names.is_own(entry.name):
@@ -133,7 +133,7 @@ def remove_folder(connection: Connection, folder: str) -> None:
 
 
 def remove_file(connection: Connection, path: str) -> None:
-    """Delete a file with its marks."""
+    """Delete a file and its marks."""
     folder, name = posixpath.split(path)
     _remove(connection, folder, [Entry(name, is_folder=False)])
     prefix = names.mark_prefix(name)

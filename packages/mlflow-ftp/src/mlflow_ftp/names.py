@@ -7,13 +7,13 @@ import re
 import secrets
 from pathlib import Path
 
-MAX_NAME_CHARACTERS = 50  # kept in a temporary name: at up to 4 bytes each, they fit into a file name's 255 bytes
+MAX_NAME_CHARACTERS = 50  # of the artifact's name: at up to 4 bytes each, they fit in the 255 bytes of a file name
 TEMPORARY = re.compile(r"\.?~.*\.[0-9a-f]{16}\.part")
 MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
 
 def printable(name: str) -> str:
-    r"""Return a name from the server as a printable string: bytes that are not UTF-8 become `\xfc`.
+    r"""Return a name from the server as a printable string: bytes that are not UTF-8 become escapes such as `\xfc`.
 
     >>> printable("Gr\udcfcn")
     'Gr\\xfcn'
@@ -45,8 +45,8 @@ def mark_of(name: str, sha256: str) -> str:
 
 
 def mark_prefix(name: str) -> str:
-    """Return the common prefix of an artifact's marks, which contains a short hash of the artifact's name."""
-    content = name.encode(errors="surrogateescape")  # may contain bytes that are not UTF-8
+    """Return the prefix that all marks of an artifact share; it contains a short hash of the artifact's name."""
+    content = name.encode(errors="surrogateescape")  # a name may contain bytes that are not UTF-8
     return f".~{hashlib.sha256(content).hexdigest()[:16]}."
 
 
@@ -69,7 +69,7 @@ def is_own(name: str) -> bool:
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Remove temporary files of uploads from a local folder and return their number; no upload may be running."""
+    """Remove temporary files from a local folder and return their number; call this only while no upload is running."""
     parts = [file for file in folder.rglob("*~*.part") if is_temporary(file.name) and not file.is_symlink()]
     for file in parts:
         file.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """The artifact store: uploads are atomic, and downloads are verified.
 
-FTP renames one file atomically (RNFR, RNTO), but not two, such as an artifact and a checksum file.
-So the checksum is in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`, created before the artifact
-is renamed. Marks of former contents stay until the artifact is deleted: another client may be storing that content.
+FTP renames one file atomically (RNFR, RNTO), but cannot rename an artifact and its checksum file in one step. So the
+checksum is in the *name* of a mark, an empty folder `.~<hash of the name>.<sha256>.sha256`, created before the artifact
+is renamed. Marks of earlier contents stay until the artifact is deleted: another client may be storing that content.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _logger = logging.getLogger(__name__)
 
 
 class FTPArtifactRepository(ArtifactRepository):
-    """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
+    """An artifact repository on an FTP server, at ``ftp://host:port/folder``.
 
-    The user and the password come from the environment. Temporary errors are retried. Failures of the store raise
-    ArtifactError, and failures of local files OSError.
+    The user and the password come from the environment. After a temporary error, the operation is retried. Errors of
+    the store raise ArtifactError; errors of local files raise OSError.
     """
 
     def __init__(self, artifact_uri: str, **servers: str | None) -> None:
@@ -52,7 +52,7 @@ class FTPArtifactRepository(ArtifactRepository):
         self._store(Path(local_file), self._locate(posixpath.join(artifact_path or "", Path(local_file).name)))
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        """Store all files of ``local_dir`` in the folder ``artifact_path``; raise the first error."""
+        """Store the files of ``local_dir`` in ``artifact_path``; on an error, cancel the others and raise it."""
         with ThreadPoolExecutor(PARALLEL_UPLOADS, "store") as pool:
             futures = []
             for folder, _, file_names in os.walk(local_dir, onerror=folders.raise_refusal):
@@ -85,7 +85,7 @@ class FTPArtifactRepository(ArtifactRepository):
             remove = folders.remove_folder if folders.is_folder(connection, remote) else folders.remove_file
             remove(connection, remote)
             if posixpath.basename(remote) == "artifacts":
-                connection.burst(f"RMD {posixpath.dirname(remote)}")  # the run's folder, if empty
+                connection.burst(f"RMD {posixpath.dirname(remote)}")  # deletes the run's folder only if it is empty
 
         self._retry(delete, StoreRefused)
 
@@ -115,7 +115,7 @@ class FTPArtifactRepository(ArtifactRepository):
                 raise
 
     def _fetch(self, connection: Connection, path: str, file: BinaryIO) -> None:
-        """Download a file and compare it with its mark."""
+        """Download a file and compare its sha256 with the artifact's marks."""
         remote, content = self._locate(path), hashlib.sha256()
         file.truncate(file.seek(0))
         try:
@@ -137,7 +137,7 @@ class FTPArtifactRepository(ArtifactRepository):
             )
 
     def _retry(self, work: Callable[[Connection], T], *temporary: type[Exception]) -> T:
-        """Call ``work`` with a connection; retry after temporary errors, with pauses."""
+        """Call ``work`` with a connection; after StoreUnavailable or a ``temporary`` error, pause and retry."""
         for pause in PAUSES_SECONDS:
             with suppress(errors.StoreUnavailable, *temporary), acquire(self.address) as connection:
                 return work(connection)
@@ -146,12 +146,12 @@ class FTPArtifactRepository(ArtifactRepository):
             return work(connection)
 
     def _locate(self, path: str | None) -> str:
-        """Return the server's absolute path for an artifact path, which is relative to the root."""
+        """Convert an artifact path, relative to ``root``, to an absolute path on the server."""
         return names.as_stored(posixpath.join(self.root, _normalize(path)).rstrip("/")) or "/"
 
 
 def _normalize(path: str | None) -> str:
-    """Return a normalized relative path, "" for the root; raise ArtifactNameRefused if it is invalid."""
+    """Normalize a relative path ("" for the root); raise ArtifactNameRefused if it is invalid."""
     normal = posixpath.normpath(path or ".")
     parts = normal.split("/")
     if (
@@ -170,9 +170,9 @@ def _normalize(path: str | None) -> str:
 
 
 def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old: str) -> None:
-    """Upload a file under the temporary name ``part``, record its sha256 in a mark, and rename it.
+    """Upload a file under the temporary name ``part``, create the mark of its sha256, and rename it to ``remote``.
 
-    If the server cannot replace files, the former file is kept at ``old`` until the new one is in place.
+    If the server cannot rename over an existing file, that file is kept as ``old`` until the new one is in place.
     """
     folder, name = posixpath.split(remote)
     temporary = posixpath.join(folder, part)
@@ -188,7 +188,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, part: str, old:
         size = str(sum(map(len, connection.blocks(f"RETR {temporary}"))))
     if size.split()[-1] != str(file.tell()):
         raise StoreRefused(
-            f"The artifact {name!r} was stored incompletely.", value=size, expected=f"{file.tell()} bytes"
+            f"The artifact {name!r} was not stored completely.", value=size, expected=f"{file.tell()} bytes"
         )
     renaming = f"RNFR {temporary}", f"RNTO {remote}"
     replies = connection.burst(*renaming)
@@ -214,5 +214,5 @@ def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
         what = f"The artifact {name!r} cannot be verified: the server does not list hidden names."
         next_step = "configure the server to list names that start with a dot, or store the artifact again"
         raise ArtifactError(what, next_step=next_step)
-    _logger.warning("The artifact %s is not verified: it was stored by another program.", names.printable(name))
+    _logger.warning("The artifact %s was not verified: another program stored it.", names.printable(name))
     return True

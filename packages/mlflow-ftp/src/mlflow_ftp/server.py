@@ -1,4 +1,4 @@
-"""An FTP server for a single user, chrooted, passive only: `mlflow-ftp-server`, or `python -m mlflow_ftp.server`."""
+"""A single-user FTP server, chrooted, in passive mode only: `mlflow-ftp-server`, or `python -m mlflow_ftp.server`."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Handler(TLS_FTPHandler):
 
     banner = "Ready."
     unicode_errors = "surrogateescape"  # preserve names on disk that are not UTF-8
-    timeout = 60  # seconds without a command; the store reconnects
+    timeout = 60  # seconds without a command until the server disconnects; the store then reconnects
     dtp_handler = TransferHandler
     abstracted_fs = WholeFiles
-    # Disable active mode, which could connect to any address, and STOU, which exposes a file before it is complete.
+    # Disable active mode (PORT, EPRT), which could connect to any address, and STOU, which exposes incomplete files.
     proto_cmds = {  # noqa: RUF012 - as in pyftpdlib
         name: rule for name, rule in TLS_FTPHandler.proto_cmds.items() if name not in {"PORT", "EPRT", "STOU"}
     }
-    proto_cmds["DELE"] = proto_cmds["DELE"] | {"perm": None}  # `WholeFiles.remove` checks the path
+    proto_cmds["DELE"] = proto_cmds["DELE"] | {"perm": None}  # skip pyftpdlib's check; `WholeFiles.remove` has its own
 
     def handle_auth_failed(self, msg: str, password: str) -> None:
-        """Delay the replies to an address's failed logins: each is sent 1 to 5 s after the previous one."""
+        """Reply to a failed login after 1 s or more, and at least 2 to 5 s after the address's previous such reply."""
         now = time.monotonic()
         wait = max(1, self.next_answers.get(self.remote_ip, 0) - now)
         if wait >= self.timeout:
@@ -70,7 +70,7 @@ class Server(FTPServer):
         authorizer.add_user(*credentials, str(artifacts), perm="elradfmwMT")
         settings = {"certfile": str(certificate), "passive_ports": passive_ports, "authorizer": authorizer}
         encryption = {"tls_control_required": tls, "tls_data_required": tls}
-        # next_answers: when to send the next reply to a failed login, by address.
+        # next_answers: for each client address, the earliest time of the next reply to a failed login.
         handler = type("Handler", (Handler,), settings | encryption | {"next_answers": {}})
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(socket.create_server((host, port), family=family), handler)
@@ -82,13 +82,13 @@ def serve(server: Server) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    # Safe because the process that holds the port is the folder's only server.
+    # This is safe: the process that holds the port is the folder's only server, and no upload has started yet.
     if count := remove_temporaries(server.artifacts):
         logger.info("Removed %d files of interrupted uploads.", count)
     ports = server.handler.passive_ports
     logger.info("Passive ports: %d to %d.", ports[0], ports[-1])
     click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
-    # Limit waits: a signal just before a wait is handled only after the wait. `serve_forever` delays scheduled calls.
+    # Wake every 0.5 s: a signal just before a wait is handled only after it. (`serve_forever` delays scheduled calls.)
     server.ioloop.call_every(0.5, lambda: None)
     wait = 0.0
     try:

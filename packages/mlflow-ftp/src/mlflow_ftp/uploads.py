@@ -15,7 +15,7 @@ from mlflow_ftp.names import is_temporary, new_temporary
 
 
 class Incoming(io.BufferedWriter):
-    """The file of an upload; `flush` raises a disk error, and `close` does not raise it again."""
+    """The file of an upload; `flush` raises disk errors, and `close` does not raise them again."""
 
     def __init__(self, path: Path, name: str) -> None:
         raw = io.FileIO(path, "w")
@@ -23,7 +23,7 @@ class Incoming(io.BufferedWriter):
         super().__init__(raw)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; ignore a disk error, which `flush` has raised."""
         with suppress(OSError):
             super().close()
 
@@ -36,7 +36,7 @@ class Upload(Incoming):
         super().__init__(self._hidden, str(path))
 
     def sync(self, is_complete: bool) -> None:
-        """Write the file to disk; raise OSError if it is incomplete."""
+        """Write the file to disk; raise OSError if the upload is incomplete."""
         self.flush()
         os.fsync(self.fileno())
         if not is_complete:
@@ -53,7 +53,7 @@ class Upload(Incoming):
 
 
 class WholeFiles(AbstractedFS):
-    """The served folder; an upload that already has a temporary name, as from the store, is written directly."""
+    """The served folder: an upload is hidden until complete, unless its name is already temporary, as in the store."""
 
     def open(self, filename: str, mode: str) -> IO[Any]:
         """Open a file; raise FilesystemError for an upload that would modify a file in place (APPE, REST)."""

@@ -52,7 +52,7 @@ def main() -> None:
 
 name_argument = click.argument("name", required=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-gate_option = click.option("--gate", "module", metavar="MODULE:OBJECT", help="The gate to use, with its registry.")
+gate_option = click.option("--gate", "module", metavar="MODULE:OBJECT", help="The gate to use; it sets the registry.")
 
 
 def find_gate(gate_path: str | None = None) -> Gate | None:
@@ -95,7 +95,7 @@ def find_gate(gate_path: str | None = None) -> Gate | None:
 
 
 def find_registry(name: str | None, gate_path: str | None = None) -> Registry:
-    """Return the registry of the registered model ``name``, by default the configured gate's registry."""
+    """Return the `Registry` of the registered model ``name``; the default is the gate's registry."""
     gate = find_gate(gate_path)
     if gate and name in (None, gate.registry.name):
         return gate.registry
@@ -144,8 +144,8 @@ def promote(candidate: str | None, module: str | None, dry_run: bool, **options:
 def rollback(name: str | None, to: str | None, why: str, module: str | None) -> None:
     """Restore the previous version; a second rollback restores the one before it.
 
-    The version is loaded first. The gate then blocks the model that was rolled back until another candidate is
-    promoted or somebody overrules the gate.
+    The alias moves only if the version can be loaded. After a rollback, the gate refuses the replaced model until
+    another candidate is promoted or somebody overrules the gate.
 
     \b
     Example:  mlflow-gate rollback --why "too low at noon"
@@ -162,9 +162,9 @@ def rollback(name: str | None, to: str | None, why: str, module: str | None) -> 
 @json_option
 @gate_option
 def history(name: str | None, as_json: bool, module: str | None) -> None:
-    """Show each version that was in production, with the time, the user and the reason; the last line is current.
+    """Show each version that was in production, with the time, the user and the reason, the latest last.
 
-    The table truncates long reasons; JSON does not. The command records moves made by hand, as in MLflow's UI.
+    The table truncates long reasons; JSON does not. The command also records moves made by hand, as in MLflow's UI.
 
     \b
     Example:  mlflow-gate history reviews
@@ -205,7 +205,7 @@ def status(name: str | None, decision: Path | None, module: str | None) -> None:
 def lineage(subject: str | None, as_json: bool, module: str | None) -> None:
     """Show a model's lineage: data, commit, run, version, decision, time in production.
 
-    The default is the version in production. VERSION or NAME alone is enough; NAME is needed if no gate is configured.
+    Without NAME, the model is the configured gate's; without VERSION, the version is the one in production.
 
     \b
     Example:  mlflow-gate lineage reviews/3

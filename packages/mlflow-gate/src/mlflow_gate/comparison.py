@@ -10,13 +10,13 @@ from numbers import Real
 from mlflow_gate.errors import ConfigError
 from mlflow_gate.rules import Finding, Scores
 
-MIN_BLOCKS = 6  # with five blocks the smallest possible p-value is 1/32, close to the usual level of 0.05
+MIN_BLOCKS = 6  # with five blocks, only a win in all of them would reach the usual level of 0.05 (p = 1/32)
 PAIRED_TEST = "paired test on block errors (p-value)"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a candidate beats the champion: by a gain in one metric and, in a near-tie, by a paired test as well.
+    """What a candidate needs to beat the champion: a gain in one metric and, in a near-tie, a passed paired test.
 
     The test is a one-sided Wilcoxon signed-rank test on block errors (Biometrics Bulletin 1945, 1(6), 80-83).
 
@@ -29,11 +29,11 @@ class Comparison:
     min_gain : float
         The gain must exceed this value; if it is 0, only the paired test decides a near-tie.
     near_tie : float
-        Two metrics this close are a near-tie, in the metric's unit.
+        Largest difference that counts as a near-tie, in the metric's unit.
     alpha : float
         Significance level of the paired test.
     max_gain : float, optional
-        A larger gain is refused as too good to be true.
+        A candidate with a larger gain is refused: it is too good to be true.
     name : str
         The metric's name in messages.
 
@@ -96,7 +96,7 @@ class Comparison:
 
 
 def p_value(candidate: Mapping[str, float], champion: Mapping[str, float]) -> float | None:
-    """Return the p-value for smaller block errors of the candidate; None if there are fewer than six blocks.
+    """Return the p-value of the test for smaller block errors of the candidate; None for fewer than six blocks.
 
     Blocks with equal errors are dropped: with ties, SciPy uses the normal approximation, whose p-value could be below
     0.05 for as few as four blocks. If fewer than six blocks differ, the p-value is 1.

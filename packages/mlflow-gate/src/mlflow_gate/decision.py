@@ -42,7 +42,7 @@ class Evaluation:
     are_renumbered : bool
         Whether the keys of the held-out rows count from 0.
     run_id : str
-        The model's run, in which training rows can be declared.
+        The run in which the model's training rows can be declared; empty if it was deleted.
     """
 
     scores: Scores | None = None
@@ -57,7 +57,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision on a candidate and its reasons, as `Gate.evaluate`, `Gate.promote` and `decide` return it.
+    """The decision on a candidate and its reasons, as returned by `Gate.evaluate`, `Gate.promote` and `decide`.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def check_refit(decision: Decision, refitted: Evaluation, rules: Rules) -> Decis
 def decide_on_champion(
     champion: Evaluation, rules: Rules, comparison: Comparison | None, *, has_alias: bool
 ) -> Decision:
-    """Return the decision on the re-evaluated champion; it must pass the rules only if its alias was removed."""
+    """Return the decision on a candidate that is the champion; the rules are binding only if the alias was removed."""
     decision = decide(champion, None, rules, None)
     if not has_alias:
         passed = "promoted again: all rules passed, and the alias was unset"
@@ -257,7 +257,7 @@ def _disqualification(champion: Evaluation, comparison: Comparison) -> str | Non
 
 
 def _obstacle(champion: Evaluation) -> Finding | None:
-    """Return a finding that says why no candidate can be compared with the champion, or None."""
+    """Return, as a finding, why no candidate can be compared with the champion; None if one can be."""
     if not champion.exists:
         step, value = "restore the champion's files, or roll back to another version", f"deleted: {champion.problem}"
         return Finding(CHAMPION, value, "a champion to compare the candidate with", passed=False, next_step=step)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The version in use and its model; ``problem`` is None unless they are out of date.
+    """The version in use and its model; ``problem`` says why they may be out of date, or is None.
 
     ``newest`` is the version at the alias, if it is known; ``error`` is the exception behind the problem, if any.
     """

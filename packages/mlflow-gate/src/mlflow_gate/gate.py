@@ -39,7 +39,7 @@ class Gate:
     held_out : pandas object, sequence of keys, or callable
         The rows that models are evaluated on; the index of a pandas object holds each row's key.
     rules : mapping or callable, optional
-        For each metric, a `Rule`, its fields as a mapping, or a function, such as ``{"r2": {"min": 0.5}}``.
+        A `Rule` or its fields by metric, such as ``{"r2": {"min": 0.5}}``, or functions of `Scores` by name.
     comparison : Comparison or callable, optional
         How a candidate is compared with the champion; without one, only the rules decide.
     refit : callable, optional
@@ -101,7 +101,7 @@ class Gate:
         A model that was promoted before keeps its version. If the model in production changes meanwhile, the candidate
         is compared with the new one. ``force`` overrules the gate and requires ``why``. In a DVC experiment, the alias
         never moves. With ``refit``, the refitted model must pass the rules, too, and is registered instead.
-        Raises the errors of `evaluate`, and Conflict.
+        Raises the same errors as `evaluate`, and Conflict if another process moves the alias.
         """
         if force and not (why or "").strip():
             expected = 'force=True, why="..." (--force --why "...")'
@@ -119,7 +119,7 @@ class Gate:
             final = self._finish(decision, champion, refit_evaluation, forced=force)
             if not final.promoted:
                 return final
-        with contextlib.suppress(Exception):  # fails if the model exists; other errors recur in the next request
+        with contextlib.suppress(Exception):  # fails if the model exists; any other cause fails the next request, too
             registry.client.create_registered_model(registry.name)
         with locked(registry.client, registry.name) as check_lock:
             if not registry.record().is_unchanged_since(read):  # another process has moved the alias
@@ -226,7 +226,7 @@ class Gate:
         return registry.move(move, check_lock)
 
     def _find(self, run_id: str, model_uri: str | None, what: str) -> EvaluatedModel:
-        """Return a model that the run logged (`runs:/RUN/NAME` works, too); raise ModelError for other models."""
+        """Return a model of the run, by default its only one (`runs:/RUN/NAME` works, too), or raise ModelError."""
         client = self.registry.client
         if (run := self.registry.find_run(run_id)) is None:
             step = "look for the run in MLflow; MLFLOW_TRACKING_URI selects the server"
@@ -257,7 +257,7 @@ class Gate:
         return held_out, keys
 
     def _evaluation(self, model: EvaluatedModel, rows: TrainingRows | None, held_out: Any, keys: Keys) -> Evaluation:
-        """Load and score a model; if it cannot load or predict, the evaluation's `problem` says why."""
+        """Load and score a model; if it cannot be loaded or cannot predict, the evaluation's `problem` says why."""
         registry, (seen, unknown) = self.registry, rows.find(keys) if rows else ([], "")
         run_id = model.run_id if model.run and model.run.info.lifecycle_stage == "active" else ""
         facts: dict[str, Any] = {"unknown": unknown, "are_renumbered": keys.are_renumbered, "run_id": run_id}
@@ -285,7 +285,7 @@ def _is_live(candidate: EvaluatedModel, champion: Production | None) -> bool:
 
 
 def _drop(held_out: Any, seen: list[bool]) -> Any:
-    """Return the rows that the champion was not trained on."""
+    """Return the held-out rows that the champion was not trained on."""
     if hasattr(held_out, "iloc"):
         return held_out[[not each for each in seen]]
     return [row for row, is_seen in zip(held_out, seen, strict=True) if not is_seen]

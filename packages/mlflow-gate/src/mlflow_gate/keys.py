@@ -1,4 +1,4 @@
-"""Row keys and declared training rows: with them the gate detects held-out rows that a model was trained on."""
+"""Row keys and declared training rows, which show the gate whether a model was trained on held-out rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEARNED_TAG = "mlflow_gate.learned"
 KEYS_FILE = "mlflow_gate/training_rows.gz"  # digests of the keys
 DIGEST_BYTES = 8
 NUMBER, TEXT, AWARE, NAIVE = "numbers", "texts", "timezone-aware times", "naive times"
-FORMER_KINDS = {"times of a time zone": AWARE, "times without a time zone": NAIVE}  # in runs before version 0.1
+FORMER_KINDS = {"times of a time zone": AWARE, "times without a time zone": NAIVE}  # as logged before version 0.1
 DATE = re.compile(r"(?!.*[.,]\d{7})\d{4}-\d\d-\d\d([T ]\d\d.*)?")  # no nanoseconds: Python would truncate them
 
 
@@ -66,7 +66,7 @@ class Keys:
         low, high = list[str](), list[str]()
         for part, kind in enumerate(self.kinds):
             texts = [key[part] for key in self.texts]
-            # Times of equal length sort as their strings, which is much faster.
+            # Time strings of equal length sort chronologically without parsing, which is much faster.
             order = str if kind in (AWARE, NAIVE) and len(set(map(len, texts))) == 1 else _order_of(kind)
             low, high = [*low, min(texts, key=order)], [*high, max(texts, key=order)]
         return tuple(low), tuple(high)
@@ -92,9 +92,9 @@ class Keys:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The training rows that a run declares with `log_learned`: a span of keys or the digest of each.
+    """The training rows that a run declares with `log_learned`: either a span of keys or the digest of each key.
 
-    ``ends`` are the lowest and highest keys of a span; ``problem`` says why the declaration is unusable, if it is.
+    ``ends`` are the lowest and highest keys of a span; ``problem`` says why the declaration is unusable, or is empty.
     """
 
     kinds: tuple[str, ...] = ()
@@ -105,7 +105,7 @@ class TrainingRows:
     problem: str = ""
 
     def find(self, keys: Keys) -> tuple[list[bool], str]:
-        """Return whether the model was trained on each key's row, and why this is unknown ("" if it is known)."""
+        """Return, for each key, whether the model was trained on its row; and why this is unknown, or ""."""
         if self.problem or self.kinds != keys.kinds:
             trained, held_out = (" and ".join(kinds) for kinds in (self.kinds, keys.kinds))
             mismatch = f"the keys of its training rows are {trained}, but those of the held-out rows are {held_out}"
@@ -135,12 +135,12 @@ def log_learned(keys: Iterable[Any], *, span: bool = False, source: str = "", po
     source : str
         A readable name of the data.
     population : str
-        Rows of different populations (modelled and measured hours, say) differ, even if their keys are equal.
+        What the rows are, such as modelled or measured hours: equal keys in two populations are different rows.
 
     Raises
     ------
     ConfigError
-        If there are no keys, they are of mixed kinds, or no run is active.
+        If there are no keys, the keys are of mixed kinds, or no run is active.
 
     Examples
     --------
@@ -178,9 +178,9 @@ def declared(tags: Mapping[str, str]) -> dict[str, Any]:
 
 
 def training_rows(run_id: str, tags: Mapping[str, str], client: MlflowClient) -> TrainingRows | None:
-    """Return a run's declared training rows, or None; raise ServerError if they cannot be read now.
+    """Return a run's declared training rows, None if it declares none; raise ServerError if they cannot be read now.
 
-    An invalid declaration is returned with its `problem`.
+    For an invalid declaration, the `problem` of the returned rows says what is wrong.
     """
     if LEARNED_TAG not in tags:
         return None
@@ -257,7 +257,7 @@ def _column(column: Any) -> tuple[str, list[str]]:
 
 
 def _floats(numbers: Any, dtype: Any) -> tuple[str, list[str]]:
-    """Return the kind of floats, and their texts; the kind shows whether the dtype rounds some (as ids above 2**53)."""
+    """Return the kind of floats and their texts; the kind says if the dtype may have rounded some (ids above 2**53)."""
     import numpy as np
 
     is_whole, end = np.isfinite(numbers) & (numbers == np.round(numbers)), 2 ** (np.finfo(dtype).nmant + 1)
@@ -267,7 +267,7 @@ def _floats(numbers: Any, dtype: Any) -> tuple[str, list[str]]:
 
 
 def _order_of(kind: str) -> Callable[[str], Any]:
-    """Return the sort key for strings of one kind."""
+    """Return the function that converts key strings of one kind to values that can be sorted."""
     if NUMBER in kind:
         return lambda text: int(text) if text.lstrip("-").isdecimal() else float(text)
     return datetime.fromisoformat if kind in (AWARE, NAIVE) else str
