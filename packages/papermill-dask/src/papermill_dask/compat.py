@@ -1,6 +1,6 @@
 """All uses of private interfaces of other libraries, each with its reason.
 
-`tests/test_compat.py` checks that the names exist, and fails when a library has fixed a function patched here.
+`tests/test_compat.py` checks that the names exist, and fails when a library has fixed a bug that is patched here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def new_client(address: Any, seconds: float) -> Client:
     Dask's errors propagate if the connection takes longer than ``seconds``.
 
     The scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that a client's first batch
-    holds a single message, which fails if the batch also holds a report. A ConnectionAbortedError makes Dask clean up,
+    holds a single message, so it fails if the batch also holds a report. A ConnectionAbortedError makes Dask clean up,
     so that a retry works. As of November 2026, Dask has no issue for this bug.
     """
     import distributed
@@ -83,7 +83,7 @@ async def run_on_worker(client: Client, worker: str, function: Callable[..., Any
 def get_task_status(worker: Worker, key: str, seconds: float) -> str | None:
     """Return a task's state on the scheduler, or None if it was released; raise TimeoutError if there is no response.
 
-    Dask does not notify a running task when its client disconnects. Call this from a thread of the worker.
+    Poll this from a worker thread, because Dask does not notify a running task when its client disconnects.
     """
     request = asyncio.wait_for(worker.scheduler.get_task_status(keys=[key]), seconds)
     return run_in_loop(worker, request).result(2 * seconds)[key]
@@ -105,7 +105,7 @@ def delete_topic(client: Client, topic: str) -> None:
 
 
 def is_listening(address: str, seconds: float) -> bool:
-    """Return whether a Dask server accepts connections; even a busy server does, through the operating system."""
+    """Return whether a Dask server accepts connections; if it is busy, the operating system accepts them."""
     from distributed.comm.addressing import get_address_host_port
 
     try:

@@ -15,7 +15,7 @@ from papermill_dask.errors import EngineError
 SECTION = "papermill-dask"  # section of Dask's configuration
 METADATA = "papermill_dask"  # key in a notebook's metadata
 NOTEBOOK = "notebook"  # Dask resource: how many notebooks a worker runs in parallel
-RESULT_KEYS = ("lost", "runs")  # metadata written by an execution
+RESULT_KEYS = ("lost", "runs")  # metadata keys that a run writes
 PARAMETER_TAGS = {"parameters", "injected-parameters"}
 
 dask.config.update_defaults(yaml.safe_load(Path(__file__).with_name("papermill_dask.yaml").read_text()))

@@ -19,7 +19,7 @@ PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 
 @functools.cache
 def _compressed_plotly() -> tuple[str, bytes, Any]:
-    """Return the compressed plotly.js: base64 text, bytes still to encode, and the compressor for appending figures."""
+    """Return compressed plotly.js as base64 text, the bytes left to encode, and the compressor to append figures."""
     import plotly
 
     compressor = zlib.compressobj(9)
@@ -32,7 +32,7 @@ def _compressed_plotly() -> tuple[str, bytes, Any]:
 def convert(notebook: dict[str, Any], name: str) -> str:
     """Convert a notebook to an HTML page with interactive figures.
 
-    The page embeds plotly.js, because MLflow's frame cannot load a shared copy; compression saves 2.9 of 4.9 MB.
+    The page embeds plotly.js, because MLflow's iframe cannot load a shared copy; compression saves 2.9 of 4.9 MB.
     """
     node, figures = nbformat.from_dict(notebook), []
     for data in (output.get("data", {}) for cell in node.cells for output in cell.get("outputs", [])):

@@ -25,7 +25,7 @@ class DaskExecutionManager(DefaultExecutionManager):
     """
 
     def execute(self) -> None:
-        """Run the job's notebook and write its output files, even if it fails; raise the notebook's error."""
+        """Run the job's notebook; write the output files even if the notebook fails, then raise its error."""
         job, source = self.model, Path(self.staging_paths["input"])
         parameters = {name: _parse_parameter(text) for name, text in (job.parameters or {}).items()}
         executed = Path(self.staging_paths.get("ipynb", source.with_suffix(".executed.ipynb")))
@@ -45,7 +45,7 @@ class DaskExecutionManager(DefaultExecutionManager):
 
 
 def _parse_parameter(text: str) -> Any:
-    """Parse a parameter as a Python literal, or else as papermill's option ``-p`` does."""
+    """Parse a parameter as a Python literal, or, if it is not one, as papermill's option ``-p`` does."""
     with contextlib.suppress(ValueError, SyntaxError):
         return ast.literal_eval(text)
     return compat.parse_parameter(text)

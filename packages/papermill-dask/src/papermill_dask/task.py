@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Task:
     """Everything a worker needs to run a notebook, as plain data.
 
-    ``notebook`` is the nbformat document, ``options`` are keywords of papermill's notebook client, ``worker`` is the
+    ``notebook`` is the nbformat document, ``options`` are arguments of papermill's notebook client, ``worker`` is the
     target worker's id. The kernel runs in ``folder``, with ``environment`` added to the worker's variables.
     ``is_scratch`` marks ``folder`` as temporary and private to this notebook; ``output`` identifies the output file.
     """
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass
 class Run:
-    """A notebook on this worker, from the start of its task until all its processes have ended.
+    """The run of a notebook on this worker, from the start of its task until all its processes have ended.
 
     ``stop_reason`` is the error to raise if the notebook is stopped early.
     """
@@ -53,7 +53,7 @@ class Run:
     kernel: Any = None
 
     def report(self, kind: str, **event: Any) -> None:
-        """Send an event to the client as JSON; its values may include dates."""
+        """Send an event to the client as JSON, with dates as ISO strings."""
         from jupyter_client.jsonutil import json_default
 
         with contextlib.suppress(RuntimeError):  # the worker is closing: no event loop
@@ -61,7 +61,7 @@ class Run:
 
     def logger(self) -> logging.Logger:
         """Return a logger that sends its records to the client, which logs them."""
-        logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - for one notebook, so not kept by `logging`
+        logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - `getLogger` would keep it after the notebook
         handler = logging.Handler()
         handler.emit = lambda record: self.report("log", level=record.levelno, text=record.getMessage())  # type: ignore[method-assign]
         logger.addHandler(handler)

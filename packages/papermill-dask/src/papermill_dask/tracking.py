@@ -1,6 +1,6 @@
-"""Link notebooks and their MLflow runs, if MLflow is installed.
+"""Link notebooks to their MLflow runs, if MLflow is installed.
 
-Each run is tagged with the key of its Dask task and the commit of the client's folder. Runs that a dead notebook left
+Each run is tagged with the key of its Dask task and the commit of the client's folder. Runs that a failed notebook left
 open are terminated. The executed notebook and its HTML page become artifacts of the runs.
 """
 
@@ -121,7 +121,7 @@ def log_notebook(notebook: dict[str, Any], name: str, run_ids: list[str], uri: s
 def _log_page(
     notebook: dict[str, Any], name: str, run_ids: list[str], client: Any, worker: Worker, deadline: float
 ) -> None:
-    """Log the HTML page of an executed notebook once this worker is idle."""
+    """Log the HTML page of an executed notebook once this worker is idle or closing, or at the ``deadline``."""
     try:
         from papermill_dask import page
 

@@ -1,4 +1,4 @@
-"""The executed notebook on the client: its cells' statuses and its file."""
+"""The executed notebook on the client: track cell statuses and save the file."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class ExecutedNotebook(NotebookExecutionManager):
         return self.nb.cells[index].metadata.papermill["status"] == self.SKIPPED
 
     def save(self, **_: Any) -> None:
-        """Write the notebook to a hidden file, then replace the output; raise EngineError if writing fails."""
+        """Write the notebook to a hidden file that then replaces the output; raise EngineError if saving fails."""
         start, target, file = time.monotonic(), self.output_path, _local_file(self.output_path)
-        partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # output name plus suffix could be too long
+        partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # a suffix could make the output name too long
         try:
             if partial:
                 self.output_path = str(partial)
@@ -61,7 +61,7 @@ class ExecutedNotebook(NotebookExecutionManager):
                 raise  # the folder is missing: papermill's own error is clear
             raise EngineError(
                 f"Saving the executed notebook failed{'; the last saved version is intact' if partial else ''}.",
-                value=f"{target}: {error}".partition("\n")[0],  # pyarrow lists where it searched for Java
+                value=f"{target}: {error}".partition("\n")[0],  # pyarrow appends the paths it searched for Java
                 next_step=f"{'free space or ' if error.errno in DISK_FULL else ''}use another path; rerun the notebook",
             ) from None
         finally:
@@ -110,7 +110,7 @@ def replace_file(new: Path, file: Path) -> None:
         if has_one_name and (old.st_uid, old.st_gid) == (created.st_uid, created.st_gid):
             shutil.copystat(file, new)
             os.utime(new)
-            with contextlib.suppress(OSError):  # a mount point
+            with contextlib.suppress(OSError):  # a mount point cannot be replaced
                 new.replace(file)
                 return
         content, size = new.read_bytes(), os.fstat(stream.fileno()).st_size

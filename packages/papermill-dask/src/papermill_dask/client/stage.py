@@ -1,4 +1,4 @@
-"""The DVC stage that papermill runs in, if any: its files, and a watch on the DVC process."""
+"""The DVC stage that papermill runs in, if any: find its deps and outs, and terminate if the DVC process dies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Declaration:
 
 
 def find_declaration(options: NotebookOptions, output_path: str | None) -> Declaration:
-    """Return the files declared in the options, or else in the DVC stage."""
+    """Return the deps and outs in the options or, if the options have neither, in the DVC stage."""
     stage = os.environ.get(STAGE)
     if options.deps is not None or options.outs is not None or not stage:
         return Declaration(deps=tuple(options.deps or ()), outs=tuple(options.outs or ()))
@@ -46,7 +46,7 @@ def find_declaration(options: NotebookOptions, output_path: str | None) -> Decla
 # -- the DVC process -----------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def terminate_with_dvc() -> Iterator[None]:
-    """Send SIGTERM to this process if the DVC process that runs the stage dies during the block.
+    """Send SIGTERM to this process if the DVC process that runs the stage dies before the block ends.
 
     Otherwise the stage would survive a killed DVC process, and the next `dvc repro` would start it a second time.
     """
@@ -69,7 +69,7 @@ def terminate_with_dvc() -> Iterator[None]:
 
 
 def _dvc_process() -> psutil.Process | None:
-    """Return the process that runs the stage: the nearest ancestor outside the stage. Exit if it has died."""
+    """Return the DVC process: the nearest ancestor without DVC_STAGE in its environment. Exit if it has died."""
     dvc = next((process for process in psutil.Process().parents() if not _is_in_stage(process)), None)
     if dvc is not None and dvc.pid == 1 and "dvc" not in " ".join(dvc.cmdline()):
         sys.stderr.write(f"The DVC process of the stage {os.environ[STAGE]} has died, so the stage is not run.\n")
@@ -78,7 +78,7 @@ def _dvc_process() -> psutil.Process | None:
 
 
 def _is_in_stage(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):  # the process is exiting, or is another user's
+    with contextlib.suppress(psutil.Error):  # the process has exited or belongs to another user
         return STAGE in process.environ()
     return False
 
@@ -88,8 +88,8 @@ def read_declaration(folder: Path, stage: str, *, client_outs: Iterable[Path] = 
     """Return the files of the DVC stage ``stage`` (the value of `DVC_STAGE`) that runs in ``folder``.
 
     DVC itself parses `dvc.yaml`, with templates, `foreach`, `matrix`, `wdir` and `vars`, without taking its lock.
-    Deps include `dvc.yaml`, the stage's parameter files, and existing outs: those with `persist`, or written by an
-    earlier command. ``client_outs``, such as the executed notebook, are written by the client and not fetched.
+    Deps include `dvc.yaml`, the stage's parameter files, and outs that already exist: kept by `persist`, or written
+    by an earlier command. ``client_outs``, such as the executed notebook, are not fetched: the client writes them.
     Raises EngineError if the stage does not exist.
     """
     folder = folder.resolve()
@@ -123,12 +123,12 @@ def _find_stage(repo: Any, folder: Path, stage: str) -> Any:
 def _to_declaration(repo: Any, stage: Any, folder: Path, client_outs: set[Path]) -> Declaration:
     from dvc.dependency import ParamsDependency
 
-    def local(entries: Iterable[Any]) -> list[Any]:  # no URLs (s3://...): the notebook opens them
+    def local(entries: Iterable[Any]) -> list[Any]:  # skip URLs (s3://...): the notebook opens them itself
         return [entry for entry in entries if entry.protocol == "local"]
 
     deps = [dep.fs_path for dep in local(stage.deps) if not isinstance(dep, ParamsDependency)]
     settings = {str(stage.path), *(dep.fs_path for dep in local(stage.params))}
-    deps += [file for file in settings if Path(file).is_relative_to(folder)]  # papermill reads the others
+    deps += [file for file in settings if Path(file).is_relative_to(folder)]  # papermill reads those outside the folder
     outs = [out.fs_path for out in local(stage.outs) if Path(out.fs_path) not in client_outs]
     deps += [out for out in outs if Path(out).exists()]
     return Declaration(

@@ -38,7 +38,7 @@ class NotebookRun:
     status: str = "not run"
     seconds: float | None = None
     error: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)  # from its MLflow runs
+    metrics: dict[str, float] = field(default_factory=dict)  # logged to MLflow by the notebook
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ def combinations(sweeps: Iterable[str], raw: Container[str] = ()) -> list[dict[s
     sweeps : iterable of str
         ``NAME=VALUE,VALUE,...``, with double quotes around values that contain a comma.
     raw : container of str
-        Names of parameters whose values stay strings; others are converted as by papermill's option ``-p``.
+        Names of parameters whose values stay strings; other values are converted as papermill's ``-p`` does.
 
     Returns
     -------
     list of dict
-        Sets of parameters; one empty set if ``sweeps`` is empty.
+        One dict of parameters per combination; a single empty dict if ``sweeps`` is empty.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def check_parameter_names(names: Sequence[str], source: str, notebook: Path) -> 
 
 
 def existing_tags(options: Mapping[str, Any], notebook: Path, report: Report) -> list[str]:
-    """Return those tags to skip that code cells have; report unknown tags once instead of in each run."""
+    """Return the tags to skip that occur on code cells; report the other tags once instead of in each run."""
     document = json.loads(notebook.read_bytes())
     metadata = {"skip_tags": document["metadata"].get(METADATA, {}).get("skip_tags")}
     keywords = {"skip_tags": options["skip_tags"]} if "skip_tags" in options else {}
@@ -147,7 +147,7 @@ def existing_tags(options: Mapping[str, Any], notebook: Path, report: Report) ->
 
 
 def read_table(content: bytes, source: str, raw: Container[str] = ()) -> tuple[list[str], list[dict[str, Any]]]:
-    """Parse a CSV file; return its header and a set of parameters for each row. Values named in ``raw`` stay strings.
+    """Parse a CSV file; return its header and a set of parameters for each row. Columns named in ``raw`` stay strings.
 
     Raises EngineError, naming ``source``, if the file is invalid.
 
@@ -230,7 +230,7 @@ def run_many(
         queue, active = iter(runs), set[Future[None]]()
         while not signals:
             # Submit twice as many runs as there are slots, so that some can be loaded and saved while others run.
-            with contextlib.suppress(OSError):  # each notebook reports a lost scheduler itself
+            with contextlib.suppress(OSError):  # each run reports a lost scheduler itself
                 parallel = max(1, cluster.capacity(client))
             new = itertools.islice(queue, max(0, 2 * parallel - len(active)))
             active |= {pool.submit(_execute, run, notebook, options, signals, report) for run in new}
@@ -240,7 +240,7 @@ def run_many(
         if signals:
             report(f"{signal.Signals(signals[0]).name}: stopping; finished runs are kept")
             pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # now each run saves its unfinished notebook, and the workers kill the kernels
+            client.close()  # makes each run save its unfinished notebook, and the workers kill the kernels
     return Sweep(runs, signals[0] if signals else None)
 
 

@@ -58,7 +58,7 @@ def scratch_folder(client: Client, worker: str, folder: Path, declaration: Decla
         yield scratch
     finally:
         if client.status == "running":
-            with contextlib.suppress(EngineError):  # the scratch folder is removed with the worker
+            with contextlib.suppress(EngineError):  # if the worker is lost, Dask removes its folders
                 _call_store(client, worker, "remove", scratch)
 
 
@@ -139,7 +139,7 @@ class _TarStream(io.RawIOBase):
 def _extract_outs(stream: _TarStream, folder: Path, outs: list[PurePosixPath]) -> None:
     """Extract ``outs`` to hidden folders beside their targets in ``folder``, then rename them into place.
 
-    A common folder would not work: outs may be on several file systems, and renaming works only within one.
+    A single hidden folder would not work: outs may be on several file systems, and renaming works only within one.
     """
     hidden = f".papermill-dask-{secrets.token_hex(8)}"
 
@@ -169,7 +169,7 @@ def _extract_outs(stream: _TarStream, folder: Path, outs: list[PurePosixPath]) -
                 source.rename(target)
         except BaseException:
             for source, target in reversed(history):
-                with contextlib.suppress(FileNotFoundError):  # this out was not moved
+                with contextlib.suppress(FileNotFoundError):  # this move was recorded, but not made
                     target.rename(source)
             raise
 
@@ -250,7 +250,7 @@ def walk_files(folder: Path, path: str, links_to: Iterable[Path] = (), above: tu
         real = file.resolve()
         if real in above:
             raise transfer_error(folder, path, "it is a link to a folder that contains it")
-        if not (names := sorted(os.listdir(file))):  # noqa: PTH208 - names only
+        if not (names := sorted(os.listdir(file))):  # noqa: PTH208 - only names are needed
             yield file
         for name in names:
             yield from walk_files(folder, f"{path}/{name}", links_to, (*above, real))
@@ -266,7 +266,7 @@ def md5_of(file: Path) -> str:
 
 
 def extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    """Extract a file or a folder to ``target``; raise EngineError for other kinds of members."""
+    """Extract a tar member to ``target``; raise EngineError unless it is a file or a folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if member.isdir():
         target.mkdir()
@@ -285,7 +285,7 @@ async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
     Use a thread, so that the worker's event loop stays responsive. Return errors instead of raising them, because Dask
     would log a raised error with the arguments, which contain the user's files.
     """
-    # Dask removes the local directory of a worker that has exited, even if the worker was killed.
+    # Use the local directory, because Dask removes it after the worker exits, even if the worker was killed.
     store = Store(Path(dask_worker.local_directory) / "papermill-dask")
     try:
         return await asyncio.to_thread(getattr(store, operation), *arguments)
@@ -317,7 +317,7 @@ class Store:
     def open(self, inputs: list[Entry]) -> tuple[str, list[str]]:
         """Create a scratch folder; return its path and the hashes of ``inputs`` that are not in the cache.
 
-        If disk space may be insufficient, first remove all contents that ``inputs`` do not need from the cache.
+        If disk space may be insufficient, first remove from the cache all contents that ``inputs`` do not need.
         """
         with self._lock:
             cached, hashes = {file.name for file in self._cache.iterdir()}, {entry.md5 for entry in inputs if entry.md5}
@@ -346,7 +346,7 @@ class Store:
                         extract_member(tar, member, content := files.parent / member.name)
                         if md5_of(content) != member.name:
                             raise EngineError(
-                                "A file changed while it was sent to the worker.",
+                                "A file changed while it was being sent to the worker.",
                                 value=f"its MD5 is no longer {member.name}",
                                 next_step="run the notebook again when no program is writing to its dependencies",
                             )

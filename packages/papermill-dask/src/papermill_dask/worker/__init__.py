@@ -1,1 +1,1 @@
-"""The worker: the Dask task that runs a notebook, and its kernels."""
+"""Code that runs on the worker: the Dask task of a notebook, and the kernels."""

@@ -1,4 +1,4 @@
-"""Run a notebook's cells on the worker with papermill's notebook client, and forward its messages."""
+"""Run a notebook's cells on the worker with papermill's notebook client, and forward the kernel's messages."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class KernelClient(PapermillNotebookClient):
             try:
                 yield
             except CellTimeoutError:
-                # Interrupt the kernel, as papermill does: the traceback shows the current line, and `with` blocks exit.
+                # Interrupt the kernel as papermill does, so the traceback has the current line and `with` blocks exit.
                 run_sync(self.km.interrupt_kernel)()
                 time.sleep(INTERRUPT_SECONDS)
                 raise
