@@ -25,17 +25,17 @@ settings = get_settings()
 folder = Path(__file__).parent  # in a room, this folder is not in the user's clone
 
 # Kernels and terminals inherit the servers' addresses and a PATH that starts with this environment's bin folder.
-os.environ.update(exports_of(ports_for_shell(settings, lambda _: None)))  # works before the servers have started
+os.environ.update(exports_of(ports_for_shell(settings, lambda _: None)))  # works even before the servers start
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # Prefer this environment's kernel to one in the home folder from another installation.
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
 c.ServerApp.root_dir = str(settings.root)
-c.ServerApp.allow_root = True  # for containers, where the servers run as root, too
+c.ServerApp.allow_root = True  # in containers, JupyterLab runs as root, like the servers
 c.Application.log_level = "ERROR"
 # Kernels send their output over a local port, which other users of the machine must not be able to read.
 c.KernelManager.transport_encryption = "auto"
-# The user's shell files may change PATH; this bashrc sets it after them.
+# The user's shell files may change PATH; this bashrc reads them first, then sets PATH.
 c.ServerApp.terminado_settings = {"shell_command": ["bash", "--rcfile", str(folder / "bashrc")]}
 os.environ["BASH_SILENCE_DEPRECATION_WARNING"] = "1"  # hide macOS's advice to use zsh
 
@@ -59,7 +59,7 @@ class StartPageManager(AsyncLargeFileManager):
     async def get(self, path, content=True, **keywords):
         """Return a file or a folder; rewrite START.md before reading it, but at most every five seconds.
 
-        JupyterLab lists the folder every ten seconds without content; such a request only creates a missing page.
+        JupyterLab lists the folder every ten seconds without content; this creates the page only if it is missing.
         """
         if path.strip("/") == START_PAGE:
             page = settings.root / START_PAGE

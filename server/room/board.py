@@ -27,7 +27,7 @@ from tornado.httpclient import HTTPError as HubError
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, HTTPError, RequestHandler, authenticated
 
-CHECK_SECONDS = 300  # a check takes two to three CPU seconds
+CHECK_SECONDS = 300  # minimum interval for each person; a check takes two to three CPU seconds
 QUIET_SECONDS = 60  # no checks right after a log-in, since many people log in at once
 IDLE_SECONDS = 1200  # idle time after which the servers of chapter 4 are stopped
 DISK_SECONDS = 300
@@ -37,8 +37,8 @@ PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
 FOLDERS = map(Path, ("/var/lib/workshop-room", "/home"))
 DISKS = [*{folder.stat().st_dev: folder for folder in FOLDERS}.values()]  # one folder per file system
 RESERVE = ".workshop-room-reserve"
-LOW_BYTES, LOW_FILES = 300_000_000, 5_000  # free space that log-ins need
-MIN_GROWTH = 0.3  # smallest growth to flag, as a share of LOW_BYTES or LOW_FILES
+LOW_BYTES, LOW_FILES = 300_000_000, 5_000  # free bytes and inodes that log-ins need
+MIN_GROWTH = 0.3  # smallest growth of `Person.usage` that is flagged
 # Print a notebook's sources and text outputs, ignoring the person's configuration.
 PRINT = f"JUPYTER_NO_CONFIG=1 exec {sys.executable} -I -m nbconvert --stdout --to=markdown --log-level=ERROR"
 NOTEBOOK = ("sh", "-c", f'{PRINT} --NbConvertBase.display_data_priority=text/plain "$1"', "sh")
@@ -59,15 +59,15 @@ STEPS = TypeAdapter(Annotated[list[Step], Field(max_length=200)])
 
 @dataclass
 class Person:
-    """A person's progress, from the last `workshop check`, and use of disk and memory."""
+    """A person's progress, as of the last `workshop check`, and their disk and memory use."""
 
     name: str
-    user: dict[str, Any] = field(default_factory=dict)  # the user model of the hub's API
+    user: dict[str, Any] = field(default_factory=dict)  # the user model from the hub's API
     steps: list[Step] = field(default_factory=list)
     error: str = ""  # why the last check failed
     attempted_at: float = 0  # time of the last check, even if it failed
     checked_at: float = 0  # time of the last successful check
-    progress_at: float = 0  # time of the check that first found the current steps done
+    progress_at: float = 0  # time of the last check that found a change in the steps done
     idle_since: float = 0  # last activity before the servers of chapter 4 were stopped
     measured_at: float = 0
     disk_MB: int | None = 0  # None if the files could not be measured
@@ -95,18 +95,18 @@ class Person:
 
     @property
     def next(self) -> Step:
-        """The first open step after the last done step."""
+        """The first open step after the last done step; if there is none, the first open step."""
         last = max((place for place, step in enumerate(self.steps, 1) if step.done), default=0)
         return next((step for step in self.steps[last:] + self.steps[:last] if not step.done), Step())
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the person has been on a step for twice its planned time."""
+        """Whether the person has been on a step for more than twice its planned time."""
         return self.minutes > 2 * self.next.minutes
 
     @property
     def minutes(self) -> int:
-        """Minutes without progress, up to the last check."""
+        """Minutes between the last progress and the last successful check."""
         return int((self.checked_at - self.progress_at) / 60)
 
     async def run(self, *words: str, seconds: float = DEADLINE) -> bytes:
@@ -126,7 +126,7 @@ class Person:
             self.progress_at = self.checked_at
 
     async def measure(self) -> None:
-        """Measure the person's disk use, as root, because a person can make a folder unreadable."""
+        """Measure the person's disk use, as root, because people can make their folders unreadable."""
         try:
             out = await run("nice", "-n", "-10", PERSON, "size", self.name)  # higher priority than people's programs
             size, files, deleted, deleted_files = map(int, out.split())
@@ -145,7 +145,7 @@ class Person:
             await asyncio.sleep(10)
 
     async def update(self, now: float) -> None:
-        """Measure, check, or stop idle servers, whichever is due."""
+        """Measure the disk use, and run `workshop check` or stop idle servers, each only if due."""
         if now > self.measured_at + DISK_SECONDS:
             await self.measure()
         if self.server:
@@ -161,7 +161,7 @@ people: dict[str, Person] = {}
 
 
 def seconds(text: str) -> float:
-    """Convert a time from the hub's API to seconds since 1970."""
+    """Convert a time from the hub's API to a Unix timestamp."""
     return datetime.fromisoformat(text).timestamp()
 
 
@@ -174,7 +174,7 @@ async def call_hub(path: str, method: str = "GET") -> Any:
 
 
 def measure_memory() -> None:
-    """Add up the memory (PSS) of each person's processes; shared pages count once."""
+    """Add up the memory of each person's processes, as PSS, which divides shared pages among their users."""
     bytes_of: Counter[int] = Counter()
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -205,7 +205,7 @@ def create_reserves() -> None:
 
 
 async def guard_disks(was_low: bool) -> bool:
-    """If space is low, flag the person with the largest growth; on a second flag in a minute, end their processes.
+    """If space is low, flag the person with the largest growth; on a second flag within a minute, end their processes.
 
     Returns whether disk space is low.
     """
@@ -224,7 +224,7 @@ async def guard_disks(was_low: bool) -> bool:
                 if person.disk_MB is not None:
                     person.baseline = person.usage  # reset, so that the person can log in again to delete files
                 await run(PERSON, "leave", person.name)
-                if person.user["servers"]:  # otherwise the hub would offer the dead server for half a minute
+                if person.user["servers"]:  # without this call, the hub would offer the dead server for half a minute
                     await call_hub(f"users/{person.name}/server", "DELETE")
             person.flagged_at = time.time()
     return low
@@ -247,7 +247,7 @@ async def watch() -> None:
 
 
 class BoardHandler(HubOAuthenticated, RequestHandler):
-    """Page with the table of the room, for users with access to this service."""
+    """Page with the table of people in the room, for users with access to this service."""
 
     def set_default_headers(self) -> None:
         """Forbid scripts in the page."""
@@ -280,7 +280,7 @@ class BoardHandler(HubOAuthenticated, RequestHandler):
 
 
 class FilesHandler(BoardHandler):
-    """Page with a file of a person's clone as plain text, or a folder as links, read with the person's permissions."""
+    """Page that shows a file in a person's clone as text, or a folder as links, read with the person's permissions."""
 
     @authenticated
     async def get(self, name: str, path: str) -> None:

@@ -28,9 +28,9 @@ import people  # noqa: E402
 HUB, LAB_PORT = "10.77.0.2", 8888  # the hub's address on the bridge of `room.sh`; JupyterLab's port in each namespace
 WITH_HUB = ("setpriv", "--pdeathsig", "KILL")  # services die with the hub, and the next hub starts them again
 WRONG_PASSWORD_SECONDS = 3
-MAX_WRONG, MAX_WRONG_OF_ADDRESS = 30, 6  # wrong passwords per minute for a name, from anywhere and from one address
-MAX_CODE_LENGTH = 256  # a code challenge has at most 128 characters: RFC 7636
-# Read the output of a person's programs until they exit, and keep the first megabyte.
+MAX_WRONG, MAX_WRONG_OF_ADDRESS = 30, 6  # maximum of wrong passwords per name and minute: in all, from one address
+MAX_CODE_LENGTH = 256  # RFC 7636 allows at most 128 characters for a code challenge
+# Log the first megabyte of a person's output; read and discard the rest, so that the programs can keep writing.
 LOG = ("sh", "-c", 'mkdir -p "${1%/*}"; stdbuf -o0 head --bytes=1M >"$1"; exec cat >/dev/null', "sh")
 BIN = Path(sys.executable).parent
 INSTALLATION = HERE.parents[1]
@@ -55,7 +55,7 @@ class PersonSpawner(LocalProcessSpawner):
             # For kernels and terminals only: JupyterLab itself runs isolated (-I) from the person's files.
             "PYTHONPATH": f"{home}/workshop:{home}/workshop/4_pipeline",
         }
-        # Chapters 1 to 3 need only these two servers; start them after the start page: twenty people may be waiting.
+        # Start only the servers that chapters 1 to 3 need, after the start page: twenty people may be waiting for it.
         servers = "timeout 90 sh -c 'until [ -e START.md ]; do sleep 1; done'; workshop up ftp mlflow"
         lab = f'{sys.executable} -I {BIN}/jupyterhub-singleuser "$@"'
         self.cmd = [people.PERSON, "run", self.user.name, "sh", "-c", f"{{ {servers}; }} & exec {lab}", "sh"]
@@ -65,7 +65,7 @@ class PersonSpawner(LocalProcessSpawner):
             return await super().start()
 
     def make_preexec_fn(self, name: str) -> None:
-        """Do not change the user: `person.sh` does it."""
+        """Do nothing: `person.sh` switches to the user."""
 
     async def run_post_stop_hook(self) -> None:
         """End all processes of the person (servers, kernels, terminals), even if JupyterLab exited by itself."""
@@ -110,13 +110,13 @@ class UpdateHandler(BaseHandler):
 class RoomAuthenticator(PAMAuthenticator):
     """PAM authenticator for the room's users; limits failed log-ins, and delays each without blocking other log-ins."""
 
-    attempts: ClassVar[list[tuple[object, float]]] = []  # wrong log-ins of the last minute: key (see `limits`) and time
+    attempts: ClassVar[list[tuple[object, float]]] = []  # (key of `limits`, time) of failed log-ins in the last minute
     known: ClassVar[set[tuple[str, str]]] = set()  # (address, name) pairs that logged in; others cannot lock them out
 
     async def authenticate(self, handler: BaseHandler, data: dict[str, str]) -> str | None:
         """Return the name if the password is correct. PAM checks the password, except in an open room."""
         name, now, is_right = self.normalize_username(data["username"]), time.monotonic(), False
-        # Accept log-ins only through nginx's page: nginx sets the client's address, and the API would issue tokens.
+        # Accept log-ins only from the page behind nginx, which sets the client's address: the API would issue tokens.
         is_page = isinstance(handler, LoginHandler) and handler.request.connection.stream.socket.getpeername()[0] == HUB
         if is_page and self.validate_username(name) and self.check_allowed(name):
             client = ipaddress.ip_address(handler.request.remote_ip)  # an IPv6 client controls a whole /64
@@ -143,7 +143,7 @@ class RoomAuthenticator(PAMAuthenticator):
         return True
 
     async def refresh_user(self, user, _handler=None) -> bool:
-        """Return whether the name of an open session is still allowed in the room."""
+        """Return whether a logged-in user is still allowed in the room."""
         return self.check_allowed(user.name)
 
     def get_handlers(self, app) -> list[tuple[str, type[BaseHandler]]]:
@@ -160,7 +160,7 @@ def secret(name: str) -> str:
 @sqlalchemy.event.listens_for(orm.OAuthCode.code_challenge, "set")
 @sqlalchemy.event.listens_for(orm.OAuthCode.session_id, "set")
 def reject_long(_code: orm.OAuthCode, value: str | None, _old: object, _event: object) -> None:
-    """Reject a long value before the transaction starts."""
+    """Reject a value that is too long before the transaction starts."""
     if value and len(value) > MAX_CODE_LENGTH:
         raise HTTPError(400, f"A code challenge or a session id has more than {MAX_CODE_LENGTH} characters.")
 
@@ -179,7 +179,7 @@ c.JupyterHub.cookie_secret_file = str(STATE / "cookie_secret")
 c.JupyterHub.template_paths = [str(HERE)]
 # JupyterLab servers and the proxy keep running when the hub restarts.
 c.JupyterHub.cleanup_servers = False
-c.JupyterHub.last_activity_interval = 30  # also restores the routes of a restarted proxy
+c.JupyterHub.last_activity_interval = 30  # each update also restores the routes of a restarted proxy
 c.JupyterHub.api_page_max_limit = 1000  # so that the board gets all users in one page
 c.ConfigurableHTTPProxy.should_start = False
 c.ConfigurableHTTPProxy.auth_token = secret("proxy.token")
@@ -197,11 +197,11 @@ c.Authenticator.allow_all = room["open"]
 if not room["open"]:
     c.Authenticator.allowed_users = allowed = {*room["people"], people.INSTRUCTOR}
     c.Authenticator.allow_existing_users = False
-    # Block people removed from the list; when the hub starts, it stops their servers.
+    # Block people who were removed from the list; the hub then stops their servers when it starts.
     c.Authenticator.blocked_users = set(grp.getgrnam("workshop-room").gr_mem) - allowed
 
 c.JupyterHub.load_roles = [
-    # No scopes for tokens, which would outlive a session, or for shares.
+    # No scopes for creating tokens, which would outlive a session, or for sharing servers.
     {"name": "user", "scopes": ["read:users!user", "servers!user", "access:servers!user", "users:activity!user"]},
     {
         "name": "instructor",

@@ -1,4 +1,4 @@
-"""Run a notebook on a Dask worker: its cells, its result, and a watchdog that stops it."""
+"""Run a notebook on a Dask worker and return its result; a watchdog stops runs that are cancelled or cut off."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
         runs.check_reachable(run.logger())
         run.kernel = KernelClient(manager, run, before_shutdown=runs.find, kernel_name=task.kernel_name, **task.options)
         if not run.stop_reason:
-            # Close this thread's event loop, which nbclient would leave open, with its three files.
+            # nbclient would leave this thread's event loop open, and with it three file descriptors.
             with contextlib.closing(ensure_event_loop()):
                 run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key})
     except Exception as problem:  # noqa: BLE001 - every error is sent to the client

@@ -1,8 +1,8 @@
-"""The fork server with preloaded modules, and the start of a kernel.
+"""The fork server, which preloads modules and forks kernels, and the function that runs a kernel.
 
-A worker starts `serve_forks`, which imports modules and serves all workers of the user. For each connection that a
-worker sends, the server forks a supervisor, which forks the kernel. To make a forked kernel behave like a cold one, the
-side effects of the imports are undone or repeated.
+A worker starts `serve_forks`, which imports modules and serves all workers of the user whose kernels would be
+identical. For each socket that a worker sends, the server forks a supervisor, which forks the kernel. To make a forked
+kernel behave like a cold one, the side effects of the imports are undone or repeated.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from papermill_dask.worker.kernels.supervisor import (
 from papermill_dask.worker.kernels.warm import FORK, LAUNCHER, STALE
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
-# Modules that ipykernel imports only when a kernel starts or ends, or IPython only to show an error.
+# Preload these, too: ipykernel imports them only when a kernel starts or ends, IPython only to show an error.
 KERNEL_MODULES = (
     *("ipykernel.debugger", "ipykernel.displayhook", "ipykernel.ipkernel", "psutil", "sqlite3", "stack_data"),
     *("IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio"),
@@ -60,7 +60,7 @@ def run_cold_kernel() -> NoReturn:
 
 
 def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None) -> NoReturn:
-    """Run a kernel as `python -m ipykernel_launcher OPTIONS` (``argv``) does. ``prepare`` is called with its shell."""
+    """Run a kernel like the command ``argv`` (`python -m ipykernel_launcher ...`); pass its shell to ``prepare``."""
     from ipykernel.kernelapp import IPKernelApp
 
     options = argv[argv.index(LAUNCHER) + 1 :]
@@ -77,7 +77,7 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
         compat.wait_for_shutdown_reply(app, LAST_REPLY_SECONDS)
     except SystemExit as error:
         code = error.code if error.code is None or isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001 - as the interpreter does
+    except BaseException:  # noqa: BLE001 - report any error, as the interpreter does
         sys.excepthook(*sys.exc_info())
         code = 1
     # Exit like the interpreter, but without deleting all modules, which takes a second with TensorFlow.
@@ -107,7 +107,7 @@ def serve_forks() -> NoReturn:
         _serve(listener, Path(path), imports)
     except KernelForked as forked:
         argv, prepare = forked.args
-    run_kernel(argv, prepare)  # at the same stack depth as in a cold kernel, for the recursion limit
+    run_kernel(argv, prepare)  # the stack is as deep as in a cold kernel, which matters for the recursion limit
 
 
 def _serve(listener: socket.socket, path: Path, imports: Imports) -> NoReturn:
@@ -165,7 +165,7 @@ def _receive(worker: socket.socket) -> tuple[bytes, list[int]]:
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Python 3.12 also warns about native threads, but OpenBLAS and Arrow handle forks.
+        # Since Python 3.12, `fork` also warns about native threads, but OpenBLAS and Arrow handle forks.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
@@ -184,21 +184,21 @@ class Imports:
         try:
             self._import_all(modules)
             others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-            if others:  # a fork copies locks but no threads
+            if others:  # a forked kernel would have their locks, but not the threads
                 self.reason = f"a module started threads: {', '.join(others)}"
-        except Exception as error:  # noqa: BLE001 - after any error kernels must still start
+        except Exception as error:  # noqa: BLE001 - whatever the error, kernels must still start (cold)
             self.reason = f"{type(error).__name__}: {error}"
-        self._files = json.dumps(_file_states(start_time))  # one string: a fork copies each object that it reads
+        self._files = json.dumps(_file_states(start_time))  # one string: a fork copies the memory of objects it reads
         importlib.invalidate_caches()  # kernels must see files created later
-        inspect.getmodule(run_kernel.__code__)  # fills the cache that tracebacks use
+        inspect.getmodule(run_kernel.__code__)  # fill the cache that tracebacks use
         gc.collect()
-        gc.freeze()  # keep these objects in shared memory pages
+        gc.freeze()  # a collection in a kernel would write to these objects and thus copy their memory pages
 
     def _import_all(self, modules: Sequence[str]) -> None:
         import ipykernel.kernelapp  # noqa: F401 - imported first, as in a kernel
 
         variables = dict(os.environ)
-        os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)  # as in a kernel: inline figures
+        os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)  # as in a kernel: show figures inline
         with warnings.catch_warnings(), _temporary_shell() as shell:
             callbacks = shell.events.callbacks
             filters, old_callbacks = list(warnings.filters), {name: list(calls) for name, calls in callbacks.items()}
@@ -213,7 +213,7 @@ class Imports:
             }
         self.environment = {name: value for name, value in os.environ.items() if variables.get(name) != value}
         self.environment.pop("MPLBACKEND", None)
-        # Find the handlers of the standard streams, which must write to the notebook in a kernel.
+        # Find the log handlers that write to the standard streams; in a kernel, they must write to the notebook.
         streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
         handlers = [item for item in gc.get_objects() if issubclass(type(item), logging.StreamHandler)]
         streams_of = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
@@ -253,7 +253,7 @@ class Imports:
         tempfile.tempdir = None
 
     def _apply_to_shell(self, shell: Any) -> None:
-        """Repeat side effects of imports in a running kernel: warning filters, logging streams, shell callbacks."""
+        """Apply the imports' side effects to a running kernel: warning filters, log handlers, shell callbacks."""
         warnings.filters[:0] = [entry for entry in self._warning_filters if entry not in warnings.filters]  # type: ignore[index]
         with warnings.catch_warnings():
             pass  # leaving the block invalidates the interpreter's cache of filters
@@ -291,7 +291,7 @@ def _import(name: str) -> None:
     except ModuleNotFoundError as error:
         if not error.name or not f"{name}.".startswith(f"{error.name}."):
             raise
-        logging.getLogger(__name__).warning("Skipping a module of `kernel-imports` that is not installed: %s.", name)
+        logging.getLogger(__name__).warning("Skipping a module in `kernel-imports` that is not installed: %s.", name)
 
 
 def _file_states(start_time: float) -> dict[str, list[int] | None]:
@@ -303,7 +303,7 @@ def _file_states(start_time: float) -> dict[str, list[int] | None]:
 
 def _file_state(file: str) -> list[int] | None:
     try:
-        status = os.stat(file)  # noqa: PTH116 - faster: each kernel checks thousands of files
+        status = os.stat(file)  # noqa: PTH116 - faster than `Path.stat`; each kernel checks thousands of files
     except OSError:
         return None
     return [status.st_mtime_ns, status.st_size]

@@ -40,12 +40,12 @@ FORK_SECONDS = 15.0  # maximum wait for imports before a kernel starts cold
 ROUND_SECONDS = 0.1
 RECONNECT_MILLISECONDS = 10  # libzmq's default of 100 would delay a ready kernel
 READY_SECONDS = 0.2
-MAX_FOLDER_BYTES = 60  # a Unix socket's path is limited to 104 to 108 bytes
+MAX_FOLDER_BYTES = 60  # for the temporary folder: a Unix socket's path is limited to 104 (macOS) or 108 bytes (Linux)
 GRACE_SECONDS = 0.5  # time for an idle kernel to shut down
 
 
 class Kernel:
-    """A thread-safe handle of a kernel, similar to `subprocess.Popen`.
+    """A thread-safe handle for a kernel, similar to `subprocess.Popen`.
 
     Futures: ``started`` is the process id or the start error, ``ended`` is the exit code, and
     ``descendants_ended`` is done when no descendant is alive.
@@ -110,7 +110,7 @@ async def _wait_for(event: Future[Any], seconds: float | None = None) -> None:
 
 
 class SupervisedProvisioner(LocalProvisioner):
-    """LocalProvisioner of jupyter_client that starts kernels with a supervisor."""
+    """Like jupyter_client's LocalProvisioner, but starts each kernel under a supervisor."""
 
     parent: KernelManager
     kernel: Kernel | None = None
@@ -183,7 +183,7 @@ class SupervisedProvisioner(LocalProvisioner):
             await super().send_signal(signum)
 
     async def poll(self) -> int | None:
-        """Return the exit code, or None; after a shutdown request, first wait briefly, then interrupt the kernel."""
+        """Return the exit code, or None if the kernel runs; after a shutdown request, wait briefly, then interrupt."""
         if self.parent.shutting_down and not self._has_waited and self.kernel is not None:
             self._has_waited = True
             try:
@@ -203,7 +203,7 @@ class SupervisedProvisioner(LocalProvisioner):
 
 @functools.cache
 def _context() -> zmq.asyncio.Context:
-    """Return a ZeroMQ context with fast reconnects and without message limits."""
+    """Return a ZeroMQ context with fast reconnects and unlimited receive queues."""
     context = zmq.asyncio.Context()
     context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
     context.setsockopt(zmq.RCVHWM, 0)
@@ -211,7 +211,7 @@ def _context() -> zmq.asyncio.Context:
 
 
 class FastKernelClient(AsyncKernelClient):
-    """A kernel client that detects a ready kernel without delay."""
+    """A kernel client that notices without delay when the kernel is ready."""
 
     parent: KernelManager
 
@@ -220,7 +220,7 @@ class FastKernelClient(AsyncKernelClient):
         return _context()
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
-        """Wait until the kernel responds on both channels; raise RuntimeError if it dies or after ``timeout`` s.
+        """Wait until the kernel responds on both channels; raise RuntimeError if it dies or needs over ``timeout`` s.
 
         jupyter_client waits until 0.2 s pass without a message; the `idle` message announces readiness sooner.
         """
@@ -260,7 +260,7 @@ class KernelManager(AsyncKernelManager):
         # /tmp is safe: `mkdtemp` uses mode 0700 and an unpredictable name.
         parent = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108
         self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir=parent)
-        # Remove the folder even without a shutdown, and at interpreter exit.
+        # Remove the folder even if the kernel is never shut down, at interpreter exit at the latest.
         self.remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"
         self.connection_file = str(Path(self.private_folder) / "kernel.json")
@@ -271,7 +271,7 @@ class KernelManager(AsyncKernelManager):
 
     @property
     def kernel(self) -> Kernel | None:
-        """The kernel, even after its end; None before its start."""
+        """The kernel, even if it has ended; None if it has not been started yet."""
         return getattr(self.provisioner, "kernel", None)
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor: the parent of one kernel, whose processes it kills when the kernel or the worker ends.
+"""The supervisor: the parent process of one kernel; kills all descendants when the kernel or the worker ends.
 
 Over its connection to the worker it receives a request (``argv``, ``env``, ``cwd``, ``folder``), then signal numbers.
 It sends the kernel's process id or a start error, then the exit code (negative for a signal, as in `subprocess`).
@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 REAP_SECONDS = 5.0  # interval for reaping exited descendants
 POLL_SECONDS = 0.05  # polling interval without `pidfd_open`
 ROUND_SECONDS = 0.005
-KILL_SECONDS = 10.0  # then give up: a remaining process belongs to another user, or a broken disk blocks it
+KILL_SECONDS = 10.0  # then give up: the remaining processes are another user's, or hang on a broken disk
 
 
 class WarmProcessStale(Exception):
@@ -53,7 +53,7 @@ def supervise(
     with contextlib.suppress(PermissionError):  # a process group leader cannot create a session
         os.setsid()
     _control_process(PR_SET_CHILD_SUBREAPER, 1)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the worker also gets this signal; then this process ends
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the worker gets this signal, too; its end then ends this process
     try:
         request = connection.recv()
     except (EOFError, OSError):
@@ -74,19 +74,19 @@ def supervise(
     _kill_descendants()
     if not is_reported and request["folder"]:
         shutil.rmtree(request["folder"], ignore_errors=True)
-    connection.close()  # before the exit, because freeing the memory takes a while
+    connection.close()  # the worker need not wait until this process has freed its memory
     os._exit(0)
 
 
 def die_with_parent(parent: int) -> None:
-    """Make Linux kill this process when the thread of the parent that started it exits."""
+    """Make Linux kill this process when the parent thread that started it exits."""
     _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(127)
 
 
 def outlive_parent() -> None:
-    """Undo `die_with_parent`, and close the standard streams, whose readers would wait for this process."""
+    """Undo `die_with_parent`; redirect the output to /dev/null, since readers would wait for this process."""
     _control_process(PR_SET_PDEATHSIG, 0)
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -108,7 +108,7 @@ def _run_command(request: Request) -> int:
         start_new_session=True,
         preexec_fn=lambda: die_with_parent(supervisor),
     )
-    process.returncode = 0  # tell Popen not to wait for the process: `_reap` does
+    process.returncode = 0  # keep Popen from waiting for the process, because `_reap` does
     return process.pid
 
 

@@ -27,8 +27,8 @@ LAUNCHER = "ipykernel_launcher"
 MAX_PROCESSES = 2
 CONNECT_TRIES = 5
 STALE_SECONDS = 1.0
-FORK, STALE = b".", b"!"  # requests of a worker to the fork server
-# `-c` prepends the current folder to the path, where a notebook's modules would shadow installed ones.
+FORK, STALE = b".", b"!"  # a worker's requests to the fork server
+# Drop the current folder, which `-c` prepends to `sys.path`: a notebook's modules would shadow installed ones.
 # `exec` adds the stack frames that `runpy` adds for `-m`, so that the recursion limit is reached at the same depth.
 START = (
     "import sys; sys.path[:] = filter(None, sys.path); exec('from papermill_dask.worker.kernels.{0} import {1}; {1}()')"
@@ -81,7 +81,7 @@ def _private_folder() -> Iterator[tuple[Path, Path]]:
 
     Also yield an alias that is short enough for a socket's path, valid in this process only.
     """
-    import dask.config  # not at the top: the fork server also imports this module
+    import dask.config  # not at the top: the fork server also imports this module, but does not need Dask
 
     folder = (
         Path(dask.config.get("temporary-directory", None) or tempfile.gettempdir()) / f"papermill-dask-{os.getuid()}"
@@ -102,8 +102,8 @@ def _private_folder() -> Iterator[tuple[Path, Path]]:
 class WarmProcess:
     """A worker's connection to a fork server, which exits when its last worker disconnects.
 
-    The server forks kernels with the same ``key``; if it must not, ``reason`` says why. Raises OSError if the server
-    cannot be started.
+    The server forks the kernels that have its ``key``; ``reason`` says why, if it must not. Raises OSError if the
+    server cannot be started.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class WarmProcess:
         return control
 
     def _run_server(self, listener: socket.socket, path: str) -> None:
-        """Run the server in a separate thread until it exits; during the imports, the server dies with this thread."""
+        """Start the server and wait for it to exit, in its own thread; during the imports, it dies with the thread."""
         with listener:
             server = subprocess.Popen(
                 [*self._command, path, str(listener.fileno())],
@@ -155,7 +155,7 @@ class WarmProcess:
         server.wait()
 
     def connect(self) -> Connection:
-        """Return a connection to a new supervisor, which responds after the imports; closed if no server runs."""
+        """Return a connection to a new supervisor, which responds after the imports; it is closed if no server runs."""
         near, far = socket.socketpair()
         with far, contextlib.suppress(OSError):
             socket.send_fds(self._control, [FORK], [far.fileno(), 1, 2])
@@ -285,7 +285,7 @@ def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
 
 
 def cold_command(argv: Sequence[str]) -> list[str]:
-    """Return the command for a cold kernel; for IPython kernels of this Python it runs `forkserver.run_cold_kernel`."""
+    """Return the command that starts a kernel cold, with `forkserver.run_cold_kernel` if it uses this interpreter."""
     python = forkable_python(argv)
     if not python:
         return list(argv)
