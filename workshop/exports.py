@@ -15,7 +15,7 @@ MLFLOW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_T
 
 
 def exports_of(settings: Settings) -> dict[str, str]:
-    """Return the variables by name.
+    """Return the variables' values, keyed by name.
 
     Addresses of this clone's running servers override the shell's addresses, so exporting again updates the shell.
     """
@@ -24,7 +24,7 @@ def exports_of(settings: Settings) -> dict[str, str]:
     tracking = "-" if used.explicit_tracking_uri else local.tracking_uri
     scheduler = "-" if used.explicit_scheduler_address else local.scheduler_address
     variables = {
-        # The addresses that the user did not set, so a later export may replace them; then the state folder.
+        # Addresses that a later export may replace (`-`: the user set the address), then the state folder.
         "WORKSHOP_EXPORTED": f"{tracking} {scheduler} {settings.state}",
         "WORKSHOP_DASHBOARD_URL": settings.dashboard_url,
         "WORKSHOP_FTP_URI": settings.artifacts_uri,
@@ -48,7 +48,7 @@ def exports_of(settings: Settings) -> dict[str, str]:
 
 
 def dask_security(settings: Settings) -> dict[str, str]:
-    """Return Dask's TLS variables for this cluster: https://distributed.dask.org/en/stable/tls.html."""
+    """Return Dask's TLS variables for this clone's cluster: https://distributed.dask.org/en/stable/tls.html."""
     names = ("CA_FILE", "CLIENT__CERT", "SCHEDULER__CERT", "WORKER__CERT")
     return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(settings.dask_key) for name in names}
 

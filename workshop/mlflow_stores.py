@@ -1,8 +1,8 @@
 """MLflow's REST stores, which also check that the server on this clone's port belongs to this clone.
 
 After `workshop down` a shell still has the addresses of `workshop config --export`, but any user of the machine may
-now take the ports. MLflow loads these functions through the entry points `mlflow.tracking_store` and
-`mlflow.model_registry_store` during its own import, so they import MLflow inside the functions.
+now take the ports. MLflow loads this module through the entry points `mlflow.tracking_store` and
+`mlflow.model_registry_store` during its own import, so only the bodies of the functions import MLflow.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def open_model_registry_store(store_uri: str, **_: Any) -> Any:
 
 
 def _host_creds_provider(uri: str) -> Callable[[], Any]:
-    """Return a function that MLflow calls before each request; it rejects other servers with a ServiceError."""
+    """Return a function that MLflow calls before requests; it raises ServiceError if another server has the port."""
     from mlflow.utils.credentials import get_default_host_creds
 
     *addresses, state = os.environ.get("WORKSHOP_EXPORTED", "").split(" ", 2)

@@ -23,7 +23,7 @@ FIRST_USER_ID = 501 if sys.platform == "darwin" else 1000  # lower ids are syste
 class Owner:
     """The process that listens on a port; ``process`` is None if the system hides it (another user's process).
 
-    ``state``: the state folder that the process serves, if any; ``by_hand``: it was not started by `workshop up`.
+    ``state``: the state folder that the process serves, if any; ``by_hand``: started without `workshop up`.
     """
 
     port: int
@@ -32,7 +32,7 @@ class Owner:
     by_hand: bool = False
 
     def __str__(self) -> str:
-        """Return a phrase for messages, such as: port 5000 is used by python (process 42)."""
+        """Return a phrase for messages, such as "port 5000 is used by python (process 42)"."""
         who = "another user's process, which the system hides"
         with contextlib.suppress(psutil.Error):
             if self.process is not None:
@@ -42,7 +42,7 @@ class Owner:
 
 
 def find_owners(settings: Settings, *ports: int) -> dict[int, Owner]:
-    """Return the owners of the ports that are in use."""
+    """Return the owner of each port that is in use, keyed by port."""
     owners: dict[int, Owner] = {}
     for port, pid in _listeners() if ports else ():
         if port in ports and (port not in owners or owners[port].state != settings.state):

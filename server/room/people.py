@@ -1,4 +1,4 @@
-"""Run commands as or for a user of the room, with a timeout, limited output and no input."""
+"""Run commands for the room's users, with a timeout, an output limit and no input."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ class CommandError(HTTPError):
 
     def __init__(self, message: str) -> None:
         super().__init__(500)
-        self.jupyterhub_message = message  # JupyterHub's own pages show this message
+        self.jupyterhub_message = message  # JupyterHub's own pages show this attribute
 
     def __str__(self) -> str:
         return self.jupyterhub_message
@@ -29,7 +29,7 @@ class CommandError(HTTPError):
 async def run(*command: str, seconds: float = 60, size: int = 2**20) -> bytes:
     """Return a command's output; raise CommandError if it fails, prints more than ``size`` bytes, or times out.
 
-    The command's environment contains no secrets of the hub.
+    The command's environment contains none of the hub's secrets.
     """
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -53,7 +53,7 @@ async def run(*command: str, seconds: float = 60, size: int = 2**20) -> bytes:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process._transport.close()  # processes that left the group may keep the pipes open
+        process._transport.close()  # processes that left the killed group may still hold the pipes open
     if process.returncode:
         message = (err or out).decode(errors="replace").strip()
         raise CommandError(message[-500:] or f"the command failed with exit code {process.returncode}")

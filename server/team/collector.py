@@ -2,7 +2,7 @@
 
 A line's key is its file and offset, so a line is stored once, however often it is read. A file is identified by its
 inode, which survives renaming, and by the bytes before the read position, which change on truncation. A new file with
-the same bytes and a name that starts with the log's name is the copy made before the truncation.
+the same bytes, whose name starts with the log's name, is the copy that was made before the log was truncated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import sqlite_utils
 import yaml
 
-BATCH_BYTES = 4_000_000  # read from a file at once; a longer line is cut
+BATCH_BYTES = 4_000_000  # read from a file per round; a longer line is split
 TAIL_BYTES = 1000  # bytes before the read position, which identify a file
 # Magic bytes of gzip, compress, bzip2, xz, zstd, lz4, lzip, zip and 7-Zip.
 COMPRESSED = (
@@ -49,7 +49,7 @@ def open_database(path: Path) -> sqlite_utils.Database:
         lines.create_index([name], if_not_exists=True)
     if not lines.detect_fts():
         lines.enable_fts(["message", "traceback"], create_triggers=True)
-    # A view for readers, with the rowid by which the full-text index refers to `lines`.
+    # Readers query this view; its rowid is the key of the full-text index.
     database.create_view("log", f"SELECT {', '.join(FIELDS)}, rowid FROM lines", replace=True)  # noqa: S608
     columns = {"file": str, "name": str, "position": int, "inode": str, "tail": bytes}
     database["files"].create(columns, pk="file", if_not_exists=True)
@@ -73,18 +73,18 @@ def parse(line: bytes, name: str) -> dict[str, str]:
 
 
 def open_log(path: Path) -> io.FileIO:
-    """Open a regular file without blocking on a pipe; raise OSError for a symbolic link, which may leave the folder."""
+    """Open a file, without blocking on a named pipe; raise OSError for a symbolic link, which may leave the folder."""
     return io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
 
 
 def read_tail(log: io.FileIO, position: int) -> bytes:
-    """Return up to TAIL_BYTES before a position."""
+    """Return up to TAIL_BYTES bytes before a position."""
     size = min(position, TAIL_BYTES)
     return os.pread(log.fileno(), size, position - size)
 
 
 def is_being_copied(log: io.FileIO, path: Path) -> bool:
-    """Return whether the file is a copy whose original log is not truncated yet (copytruncate of logrotate)."""
+    """Return whether the file is logrotate's copy (copytruncate) of a log, and the log itself is not truncated yet."""
     size = os.fstat(log.fileno()).st_size
     for other in path.parent.iterdir():
         if path.name.startswith(other.name) and path != other:
@@ -95,7 +95,7 @@ def is_being_copied(log: io.FileIO, path: Path) -> bool:
 
 
 def identify(log: io.FileIO, path: Path, database: sqlite_utils.Database) -> dict | None:
-    """Return the file's record with its read position, even if the file was renamed; None for an unfinished copy."""
+    """Return the file's record, even if the file was renamed, or a new record; None while the file is being copied."""
     files, inode = database["files"], str(os.fstat(log.fileno()).st_ino)
     for record in files.rows_where("inode = ?", [inode], order_by="position DESC"):
         if read_tail(log, record["position"]) == record["tail"]:
@@ -129,15 +129,15 @@ def read(path: Path, database: sqlite_utils.Database) -> int:
         record["position"] += len(line)
     if rows:
         record["tail"] = (record["tail"] + content)[-TAIL_BYTES:]
-        with database.atomic():  # lines and position in one transaction
+        with database.atomic():  # so that the read position always matches the stored lines
             database["lines"].insert_all(rows, ignore=True)
             database["files"].upsert(record)
     return len(rows)
 
 
 def delete_old(database: sqlite_utils.Database, days: float, megabytes: float) -> None:
-    """Delete lines older than ``days``, and the oldest tenth of all if the database exceeds ``megabytes``."""
-    # No VACUUM: it would change the rowids in the full-text index. Free pages are reused.
+    """Delete lines older than ``days``; if the database still exceeds ``megabytes``, also the oldest 10 % left."""
+    # No VACUUM: it would change the rowids of `lines`, the keys of the full-text index. SQLite reuses free pages.
     database["lines"].delete_where("time < ?", [(datetime.now(UTC) - timedelta(days=days)).isoformat()])
     if next(database.query(f"SELECT ({USED_BYTES}) used"))["used"] > megabytes * 1e6:
         tenth = database["lines"].count // 10 + 1
@@ -171,7 +171,7 @@ def main() -> None:
     logger.info("collecting %s into %s", options.folder, options.database)
     while True:
         if not collect(options.folder, database, options.days, options.megabytes):
-            options.database.with_name("alive").touch()  # for the health check
+            options.database.with_name("alive").touch()  # the health check reads its modification time
             time.sleep(1)
 
 

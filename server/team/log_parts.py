@@ -13,13 +13,13 @@ RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
 
 
 class Context(logging.Filter):
-    """Filter that adds service, MLflow run, DVC stage and host to each record."""
+    """Logging filter that adds the service, MLflow run, DVC stage and host to each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields; drop records of health checks, which arrive every ten seconds."""
         mlflow = sys.modules.get("mlflow")
         run = mlflow.active_run() if hasattr(mlflow, "active_run") else None
-        # A server has no active run, but its messages contain the run's id.
+        # A server has no active run; its messages may contain a run's id.
         match = RUN_ID.search(message := record.getMessage())
         record.run_id = run.info.run_id if run else os.environ.get("MLFLOW_RUN_ID") or (match[0] if match else "")
         record.stage = os.environ.get("DVC_STAGE", "")

@@ -1,4 +1,4 @@
-"""The command-line interface: only parses arguments, and prints progress to stderr and results to stdout."""
+"""The command-line interface: parses arguments, prints progress to stderr and results to stdout, nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LazyGroup(click.Group):
         return getattr(importlib.import_module(f"workshop.cli.{COMMANDS[name][0]}"), name)
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands with their help lines."""
+        """Write the commands with their help texts."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 

@@ -24,7 +24,7 @@ NONE = "no model is in production"
 
 
 def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options: Any) -> None:
-    """Run the changed stages with this clone's servers, by default one stage per Dask worker in parallel.
+    """Run the changed stages with this clone's servers; by default, as many in parallel as there are Dask workers.
 
     With ``shell_first``, the shell's variables override this clone's server addresses, as in a plain `dvc repro`.
     ``options`` are passed to `dvc_parallel.reproduce`.
@@ -85,7 +85,7 @@ def run_and_show(settings: Settings) -> None:
     "-j", "--jobs", type=click.IntRange(min=1), help="Maximum number of parallel stages (default: one per Dask worker)."
 )
 @click.option("-f", "--force", is_flag=True, help="Also run unchanged stages.")
-@click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
+@click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines in the repository.")
 def repro(targets: tuple[str, ...], **options: Any) -> None:
     """Run the changed stages of the pipeline; independent stages run in parallel.
 

@@ -107,7 +107,7 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
     scheduler = next(service for service in services if service["name"] == "dask-scheduler")
     if settings.explicit_scheduler_address is None and not scheduler["healthy"]:
         return []
-    import dask  # imported here: the import takes 0.5 s with distributed
+    import dask  # imported here because dask and distributed take 0.5 s to import
     from papermill_dask import EngineError, connect, running
 
     variables = {name: value for name, value in exports_of(settings).items() if name.startswith("DASK_")}
@@ -121,7 +121,7 @@ def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="Port to use, else the next free port.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="Port to use; if taken, the next free one.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def lab(port: int, options: tuple[str, ...]) -> None:
     """Start the servers that are down, and open JupyterLab at the start page; OPTIONS are passed to `jupyter lab`.
@@ -139,12 +139,12 @@ def lab(port: int, options: tuple[str, ...]) -> None:
     arguments = [
         "jupyter-lab",
         *("--ip=127.0.0.1", f"--port={port}", "--port-retries=0"),
-        # One workspace per port: a workspace saves the URL of Dask's panel, which contains JupyterLab's port.
+        # One workspace folder per port: a workspace saves the URL of Dask's panel, which contains JupyterLab's port.
         f"--LabApp.workspaces_dir={settings.state / 'jupyter' / str(port)}",
         *options,
     ]
     environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
-    # A script's background jobs ignore SIGINT. Without this, Ctrl-C would not work in JupyterLab's terminals either.
+    # A script's background jobs ignore SIGINT; JupyterLab's terminals would inherit this, and Ctrl-C would not work.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execve(program("jupyter-lab"), arguments, environment)  # noqa: S606
 

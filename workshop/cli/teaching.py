@@ -44,7 +44,7 @@ def check(chapter: str | None, as_json: bool) -> None:
             click.secho(f"{each.number}  {each.title}, {checkpoints.summary(of_chapter)}", bold=True)
             for step in of_chapter:
                 click.echo(_wrap(f"{start_page.SIGNS[step.done]} {step.title}", 3))
-                if step.reason and (chapter or step == following):  # with CHAPTER all hints, else the next step's
+                if step.reason and (chapter or step == following):  # without CHAPTER, only the next step's hint
                     click.echo(f"{_wrap(step.place, 7)}\n{_wrap(step.reason, 7)}")
             click.echo()
         click.echo(start_page.LEGEND)
@@ -86,7 +86,7 @@ def doctor(as_json: bool) -> None:
 @click.argument("chapter", type=click.Choice("1234"), metavar="CHAPTER")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def reset(chapter: str, yes: bool) -> None:
-    """Restore the original files of CHAPTER, after moving yours to a backup folder, and print the folder's path.
+    """Restore the original files of CHAPTER, after moving yours to a backup folder; print the backup's path.
 
     The original files are those that you cloned; your own commits stay in git. Tracked runs, pipeline outputs and other
     chapters are not changed.

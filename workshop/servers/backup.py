@@ -49,7 +49,7 @@ def back_up(file: Path, settings: Settings) -> Hashes:
     if file.exists():
         step = "choose another file name, or move the existing file"
         raise ServiceError("The backup file already exists.", value=file, next_step=step)
-    # Write into a private temporary folder beside ``file``, so that a rename puts the complete backup in place.
+    # Write into a private temporary folder beside ``file``, then rename: ``file`` is never an incomplete backup.
     with (
         _disk_errors("The backup could not be made.", file.absolute().parent),
         tempfile.TemporaryDirectory(prefix=".workshop-backup-", dir=file.absolute().parent) as name,
@@ -147,7 +147,7 @@ def _copy_to_postgres(source: Path, settings: Settings) -> None:
             found, step = f"the table {names[0]!r} already exists", "set WORKSHOP_DATABASE_URI to another database"
             raise ServiceError("A backup can only be restored into an empty database.", value=found, next_step=step)
         try:
-            upgrade = ["mlflow", "db", "upgrade", address]  # without the password, which is in a file
+            upgrade = ["mlflow", "db", "upgrade", address]  # contains a password file's path, not the password
             subprocess.run(upgrade, check=True, capture_output=True, text=True)
             tables.reflect(new)
             with old.connect() as reader, new.begin() as writer:
@@ -159,7 +159,7 @@ def _copy_to_postgres(source: Path, settings: Settings) -> None:
                         next_step="install the same version of MLflow on both machines; "
                         "then, on the original machine, type `workshop up` and repeat the backup",
                     )
-                for table in reversed(tables.sorted_tables):  # delete MLflow's default rows
+                for table in reversed(tables.sorted_tables):  # MLflow's default rows, which would conflict
                     writer.execute(table.delete())
                 for table in tables.sorted_tables:
                     _copy_rows(table, reader, writer)
@@ -194,7 +194,7 @@ def _copy_rows(table: sqlalchemy.Table, reader: sqlalchemy.Connection, writer: s
 
 
 def _add_artifacts(tar: tarfile.TarFile, artifacts: Path) -> Hashes:
-    """Append the artifacts, except unfinished uploads; return their hashes."""
+    """Append the artifacts to the tar file, except unfinished uploads; return their hashes."""
     tar.add(artifacts, ARTIFACTS, recursive=False)
     hashes: Hashes = {}
     for path in sorted(artifacts.rglob("*")):
@@ -232,7 +232,7 @@ def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
 
 
 def _require_empty(settings: Settings) -> None:
-    # A killed server's journal files count, too: SQLite would apply them to the restored database.
+    # Journal files left by a killed server count, too: SQLite would apply them to the restored database.
     existing = sorted(settings.state.glob(f"{settings.database.name}*"))
     if settings.artifacts.exists() and any(settings.artifacts.iterdir()):
         existing.append(settings.artifacts)

@@ -1,4 +1,4 @@
-"""JupyterLab launcher tiles for the servers' pages and the report, each proxied under its own URL.
+"""JupyterLab launcher tiles for the servers' pages (proxied) and the report, each with its own URL.
 
 Ports are read at each request, since `workshop up` may change them. `server/jupyter/jupyter_server_config.py` uses this
 module.
@@ -23,7 +23,7 @@ from workshop.exports import exports_of
 from workshop.settings import get_settings
 
 CHECK_SECONDS = 2.0
-# The report needs no scripts; an injected script must not run with the rights of JupyterLab's pages.
+# Blocks scripts: the report needs none, and an injected one would have the rights of JupyterLab's pages.
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'self'"
 PROBLEM_PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -35,7 +35,7 @@ PROBLEM_PAGE = """<!DOCTYPE html>
 
 
 class RunningServerHandler(NamedLocalProxyHandler):
-    """Proxy to a server; if the server is down, a page shows the command to type."""
+    """Proxy to a server; if the server is down, show a page with the command that starts it."""
 
     name: str  # the first part of the URL
     title: str
@@ -56,7 +56,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
         return getattr(get_settings(), self.setting)
 
     def rewrite(self, response: RewritableResponse, path: str) -> None:
-        """Change a response before it is sent to the browser."""
+        """Change a response before it is sent to the browser; does nothing unless overridden."""
 
     async def prepare(self) -> None:
         """Reject cross-site requests, which would look to the server like requests from this machine."""
@@ -65,7 +65,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
             raise web.HTTPError(403, "The request was blocked because it comes from a page on another site.")
 
     def proxy_request_headers(self) -> HTTPHeaders:
-        """Return the headers with a host that the server accepts, regardless of the host name in the browser."""
+        """Return the headers with the server's own address as Host and Origin, since it may reject the browser's."""
         headers = self.request.headers.copy()
         headers["Host"] = f"127.0.0.1:{self.port}"
         headers["Accept-Encoding"] = "identity"  # `rewrite` needs plain text
@@ -115,7 +115,7 @@ class DaskHandler(RunningServerHandler):
 
 
 class DashboardHandler(RunningServerHandler):
-    """Proxy to the dashboard that rewrites its links to MLflow to go through JupyterLab."""
+    """Proxy to the dashboard, whose links to MLflow it rewrites to go through JupyterLab."""
 
     name, title, setting, services = "dashboard", "Dashboard", "dashboard_port", ("mlflow", "dashboard")
 
@@ -126,7 +126,7 @@ class DashboardHandler(RunningServerHandler):
 
 
 class ReportHandler(JupyterHandler):
-    """Page with the pipeline's latest report."""
+    """Handler that serves the pipeline's latest report."""
 
     name, title = "report", "Report"
 
@@ -150,7 +150,7 @@ def show_problem(handler: JupyterHandler, title: str, problem: str, command: str
 
 
 def through_jupyterlab(page: bytes, base_url: str) -> bytes:
-    """Rewrite a page's links to MLflow to go through JupyterLab, since the reader may be on another machine."""
+    """Rewrite a page's links to MLflow to go through JupyterLab, since the browser may be on another machine."""
     direct, proxied = exports_of(get_settings())["MLFLOW_TRACKING_URI"], url_path_join(base_url, "mlflow")
     for slash in ("/", "\\u002f"):  # Dash escapes slashes in JSON
         old, new = (f"{address}/#".replace("/", slash).encode() for address in (direct, proxied))

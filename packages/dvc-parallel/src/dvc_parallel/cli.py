@@ -65,7 +65,7 @@ def _read_limits(_context: object, _option: object, texts: tuple[str, ...]) -> d
 @click.option("-f", "--force", is_flag=True, help="Also run unchanged stages.")
 @click.option("-s", "--single-item", is_flag=True, help="Run only the targets, without their dependencies.")
 @click.option("-p", "--pipeline", is_flag=True, help="Run the whole pipelines that the targets belong to.")
-@click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
+@click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines in the repository.")
 @click.option("-R", "--recursive", is_flag=True, help="Run all stages in the target folders and their subfolders.")
 @click.option("--downstream", is_flag=True, help="Run the targets and the stages that depend on them.")
 @click.option("--glob", is_flag=True, help="Interpret the targets as glob patterns.")
