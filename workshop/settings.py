@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     dashboard_port: int = Field(8050, ge=1, le=65535)
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
     dask_scheduler_address: str | None = Field(None, validation_alias="DASK_SCHEDULER_ADDRESS")
-    exported: str = ""  # the addresses set by `exports_of`, then the state folder
+    exported: str = ""  # separated by spaces: the two addresses that `exports_of` set (or -), and the state folder
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override] # unused sources are collected in **_
@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     # -- paths -----------------------------------------------------------------------------------------------
     @property
     def pipeline(self) -> Path:
-        """The folder of `dvc.yaml` and `params.yaml`: the current folder if it has them, else chapter 4."""
+        """The folder of `dvc.yaml` and `params.yaml`: the current folder if `dvc.yaml` is there, else chapter 4's."""
         return Path.cwd() if Path("dvc.yaml").exists() else self.root / "4_pipeline"
 
     @property
@@ -203,7 +203,7 @@ class Settings(BaseSettings):
     def credentials(self, *, create: bool = False) -> tuple[str, SecretStr]:
         """Return the FTP user and password from the environment, else from the generated file.
 
-        With ``create``, write a missing file with a random password. Raises SettingsError if the file is missing,
+        With ``create``, generate a missing file, with a random password. Raises SettingsError if the file is missing,
         damaged, or readable by others.
         """
         if self.ftp_password is not None:
@@ -241,7 +241,7 @@ class Settings(BaseSettings):
                 os.link(temporary.name, self.credentials_file)
 
     def ftp_environment(self) -> dict[str, str]:
-        """Return the variables with which MLflow's server logs in to the FTP server, including the password."""
+        """Return the environment variables for MLflow's login to the FTP server, including the password."""
         user, password = self.credentials(create=True)
         return {
             "MLFLOW_FTP_USERNAME": user,

@@ -1,6 +1,6 @@
 """Each server's command, address, ports and health check.
 
-A clone reuses its last ports if they are free; otherwise it chooses others.
+Each clone reuses the ports it used last, and replaces those that are taken.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from workshop.settings import Settings
 
 HEALTH_SECONDS = 3.0
 POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
-# Alternative ports: 20000 to 29999, which are below the ephemeral range.
+# Alternative ports: 20000 to 29999. The ephemeral range is higher, so outgoing connections do not take them.
 FIRST_PORT, BLOCK_SIZE, BLOCKS = 20000, 10, 1000
 
 
@@ -41,7 +41,7 @@ Report = Callable[[str], None]  # called with each progress message
 
 @dataclass(frozen=True)
 class Service:
-    """A server; ``ports`` lists its port fields in `Settings`, the main port first."""
+    """A server; ``ports``: the names of its port fields in `Settings`, main port first."""
 
     name: str
     title: str
@@ -76,7 +76,7 @@ def _get(url: str) -> requests.Response:
 
 def _scheduler_answers(settings: Settings) -> bool:
     context = ssl.create_default_context(cafile=settings.dask_key)
-    context.check_hostname = False  # as in Dask, the shared key identifies the scheduler
+    context.check_hostname = False  # like Dask: the shared key authenticates the scheduler, not its host name
     context.load_cert_chain(settings.dask_key)
     with (
         socket.create_connection((settings.host, settings.dask_port), HEALTH_SECONDS) as connection,
@@ -92,7 +92,7 @@ def _workers_answer(settings: Settings) -> bool:
 
 
 def database_address(settings: Settings) -> str:
-    """Return the tracking database's URI, with a password file (0600) instead of the password.
+    """Return the tracking database's URI, with the path of a password file (mode 0600) in place of the password.
 
     Raises SettingsError, without showing the password, if WORKSHOP_DATABASE_URI is not a PostgreSQL URI.
     """
@@ -105,7 +105,7 @@ def database_address(settings: Settings) -> str:
             expected="postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE; write @ in a password as %40",
             next_step="correct or unset WORKSHOP_DATABASE_URI in the environment or in `.env`",
         )
-    from sqlalchemy.engine import make_url  # imported here: slow (0.1 s), and only PostgreSQL needs it
+    from sqlalchemy.engine import make_url  # slow import (0.1 s), needed only for PostgreSQL
 
     address = make_url(settings.database_uri.get_secret_value())
     if address.password is None:
@@ -118,7 +118,7 @@ def database_address(settings: Settings) -> str:
 
 
 def check_database(settings: Settings) -> None:
-    """Raise ServiceError if the database of WORKSHOP_DATABASE_URI does not respond."""
+    """Raise ServiceError if the database at WORKSHOP_DATABASE_URI does not respond."""
     if not settings.database_uri:
         return
     from sqlalchemy import create_engine
@@ -179,8 +179,8 @@ def _dashboard_command(settings: Settings) -> list[str]:
 def dask_teardown(_nanny: Any) -> None:
     """Stop the `dask worker` process when one of its workers closes, so that supervisor restarts it.
 
-    Dask calls this function (`--preload-nanny`). A worker that loses the scheduler also closes its nanny, and the
-    process would continue with one worker fewer. If SIGTERM has its default handler, Dask is already stopping.
+    Dask calls this function when a nanny closes (`--preload-nanny`), for example because its worker lost the scheduler.
+    Otherwise the process would continue with one worker fewer. If SIGTERM has its default handler, Dask is stopping.
     """
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -205,7 +205,7 @@ SERVICES = (
         lambda settings: f"http://{settings.host}:{settings.mlflow_port}",
         lambda settings: _get(f"http://{settings.host}:{settings.mlflow_port}/health").ok,
         {
-            # Do not start the job workers for GenAI evaluation: eight more processes, which can outlive the server.
+            # Do not start the job workers for GenAI evaluation: they are eight processes that can outlive the server.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             # SQLAlchemy's default pool (5 + 10) is too small for 32 writers: MLflow returns 400, which is not retried.
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
@@ -275,7 +275,7 @@ def require_loopback(settings: Settings, *names: str) -> None:
 
 
 def is_healthy(service: Service, settings: Settings) -> bool:
-    """Return whether this clone's service responds; responses of other clones or programs do not count."""
+    """Return whether this clone's service responds; responses from other clones or programs do not count."""
     try:
         return service.healthy(settings) and not port_owners.find_foreign_owner(settings, *service.ports_of(settings))
     except (OSError, ValueError, KeyError, requests.RequestException):
@@ -295,10 +295,10 @@ def is_free(host: str, port: int) -> bool:
 
 
 def choose_ports(settings: Settings, report: Report, *, is_retry: bool = False) -> Settings:
-    """Return the settings with each port that is in use replaced by a free one; ``report`` each change.
+    """Return the settings with each port that another program uses replaced by a free one; ``report`` each change.
 
     Alternative ports are derived from the state folder's path, so two clones rarely try the same ones. With
-    ``is_retry`` all ports are replaced, since another clone may be starting on them.
+    ``is_retry``, replace all ports, since another clone may be about to use them.
     """
     chosen: dict[str, int] = {}
     owners, block = owners_of(settings), zlib.crc32(os.fsencode(settings.state))
@@ -323,7 +323,7 @@ def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
 
 
 def reserve_ports(settings: Settings, report: Report, *, is_retry: bool = False) -> Settings:
-    """Choose the ports and save them for `Settings`; create the cluster's TLS key if it is missing."""
+    """Choose the ports and save them where `Settings` reads them; create the cluster's TLS key if it is missing."""
     if not settings.dask_key.exists():
         from mlflow_ftp.certificate import ensure_certificate  # imported here because the import takes 0.1 s
 
@@ -335,8 +335,8 @@ def reserve_ports(settings: Settings, report: Report, *, is_retry: bool = False)
 
 
 def ports_for_shell(settings: Settings, report: Report) -> Settings:
-    """Return settings whose addresses stay valid for a shell or kernel that starts before the servers."""
-    with contextlib.suppress(OSError):  # the state folder may not be writable
+    """Return settings whose addresses remain valid if the servers start after the shell or kernel."""
+    with contextlib.suppress(OSError):  # the state folder can be read-only
         if not settings.is_up:
             settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
             return reserve_ports(settings, report)

@@ -93,7 +93,7 @@ def up(report: Report, names: Sequence[str] = ()) -> Settings:
     settings, names = get_settings(), _validate_names(names)
     require_loopback(settings, *names)
     with _locked(settings):
-        settings = get_settings()  # another `up` may have changed the ports by now
+        settings = get_settings()  # another `up` may have changed the ports before this one got the lock
         if processes(settings):
             _start_services(settings, report, names)
             return settings
@@ -163,7 +163,7 @@ def _stop(settings: Settings, names: Sequence[str], report: Report) -> None:
 
 @contextlib.contextmanager
 def stopped(settings: Settings) -> Iterator[None]:
-    """Prevent this state folder's servers from starting; raise ServiceError if any are running."""
+    """Keep this state folder's servers from starting within the context; raise ServiceError if any are running."""
     with _locked(settings):
         if running := port_owners.marked_processes(settings.state):
             raise ServiceError(
@@ -184,7 +184,7 @@ def processes(settings: Settings) -> dict[str, dict]:
 
 
 def _call(settings: Settings, method: str, *arguments: object) -> Any:
-    """Call a method of supervisor's API (supervisord.org/api.html); raise one of CONNECTION_ERRORS if it is down."""
+    """Call supervisor's API (supervisord.org/api.html); raise one of CONNECTION_ERRORS if supervisor is down."""
     descriptor = os.open(settings.state, os.O_RDONLY)
     try:
         address = f"unix://{_short_path(settings.state, f'fd/{descriptor}')}/{SOCKET}"
@@ -196,7 +196,7 @@ def _call(settings: Settings, method: str, *arguments: object) -> Any:
 
 
 def _short_path(folder: Path, link: str) -> Path:
-    """Return a short path to ``folder`` through /proc (Linux): a Unix socket's path has at most 108 bytes."""
+    """Return a short path to ``folder`` through /proc (Linux), because a Unix socket's path is limited to 108 bytes."""
     return Path("/proc/self", link) if sys.platform == "linux" else folder
 
 
@@ -309,7 +309,7 @@ def _health_error(service: Service, settings: Settings, why: str) -> ServiceErro
     last = "\n".join(_log_lines(service, settings)[-LOG_LINES:])
     return ServiceError(
         f"{service.title} does not respond: {why}.",
-        value=f"{service.address(settings)}; the end of its log:\n{last}",
+        value=f"{service.address(settings)}; the end of the service's log:\n{last}",
         next_step=f"fix the cause, then type `workshop down` and `workshop up`; log: {_log_file(service, settings)}",
     )
 
@@ -341,7 +341,7 @@ def _started_by_hand(settings: Settings) -> dict[str, int]:
 # -- the state folder --------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
-    """Create the state folder and hold its lock, so that `up`, `down` and a restore run one at a time."""
+    """Create the state folder and hold its lock, so that only one `up`, `down` or restore runs at a time."""
     lock = filelock.FileLock(settings.state / "supervisor.lock", timeout=START_SECONDS + STOP_SECONDS)
     try:
         settings.state.mkdir(parents=True, exist_ok=True)
@@ -362,7 +362,7 @@ def _locked(settings: Settings) -> Iterator[None]:
 
 
 def _stop_all(settings: Settings, report: Report) -> None:
-    """Shut supervisor down, terminate processes left over from an earlier start, and remove supervisor's files."""
+    """Shut supervisor down, terminate processes left over from an earlier start, and remove its socket and pid file."""
     if processes(settings):
         report("stopping the servers")
         with contextlib.suppress(*CONNECTION_ERRORS):

@@ -22,12 +22,12 @@ WRITE_LOCK, WRITE_LOCK_SECONDS = threading.Lock(), 60  # below the request timeo
 def make_app() -> Any:
     """Return MLflow's application for the database in MLFLOW_BACKEND_STORE_URI and the artifact store in the settings.
 
-    Options of `mlflow server --app-name workshop` take precedence. The FTP password is not set for other artifact
-    stores.
+    Options of `mlflow server --app-name workshop` take precedence. The FTP credentials are set only if the artifact
+    store is on the workshop's FTP server.
     """
     settings = get_settings()
-    # Accept this machine's names on any port, since a tunnel may use another one. These are fnmatch patterns, in which
-    # [ is special. Other host names are rejected to prevent DNS rebinding.
+    # Accept this machine's names on any port, since a tunnel may use another port. The names are fnmatch patterns, so
+    # [ is escaped. Other host names are rejected to prevent DNS rebinding.
     hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))
     # MLflow's application reads this variable on import.
     os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(f"{host},{host}:*" for host in hosts)
@@ -87,7 +87,7 @@ def ensure_database(database: Path) -> None:
     """
     if database.exists():
         return
-    import mlflow.db  # takes seconds
+    import mlflow.db  # slow import (seconds)
 
     draft, complete = database.with_suffix(".made"), database.with_suffix(".new")
     for file in (draft, complete):

@@ -36,7 +36,7 @@ class ResetError(PipelineError):
 
 # -- reset -------------------------------------------------------------------------------------------------------------
 def restore_chapter(settings: Settings, number: int, start: str) -> Path:
-    """Move a chapter's files to a backup folder, restore the files of the commit ``start``, and return the folder.
+    """Move a chapter's files to a backup folder, restore those of the commit ``start``, and return the backup folder.
 
     Outputs of the pipeline in chapter 4 are kept. Only the working tree changes, not commits, branches or the index.
     Raises ResetError if a file cannot be moved or written.
@@ -54,7 +54,7 @@ def restore_chapter(settings: Settings, number: int, start: str) -> Path:
     except OSError as error:
         step = f"fix the cause, then repeat `workshop reset`; files already moved are in {copies}"
         raise ResetError(f"{chapter.folder} could not be restored.", value=str(error), next_step=step) from None
-    outputs = [f":(exclude){chapter.folder}/{name}" for name in ("dvc.lock", "results")]  # tracked by git
+    outputs = [f":(exclude){chapter.folder}/{name}" for name in ("dvc.lock", "results")]  # the outputs that git tracks
     _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, *outputs)
     exercises.write_solved(set(exercises.solved(settings)) - exercises.of_chapter(number).keys(), settings)
     return copies
@@ -113,7 +113,7 @@ def _prepare_runs(settings: Settings, report: Callable[[str], None]) -> None:
         folder, start = Path(temporary, CHAPTERS[1].folder), f"--source={find_start(settings.root)}"
         _git(settings.root, f"--work-tree={temporary}", "restore", start, "--worktree", "--", folder.name)
         shutil.copyfile(settings.root / "2_tracking" / "germany.csv", folder / "germany.csv")
-        shutil.copyfile(settings.root / "3_projects" / "hourly.py", folder / "scores.py")  # it defines `score`
+        shutil.copyfile(settings.root / "3_projects" / "hourly.py", folder / "scores.py")  # both define `score`
         for notebook in pending:
             report(f"{notebook}: running")
             _run(["jupyter", "execute", f"--timeout={CELL_SECONDS}", Path(notebook).name], folder)
@@ -123,7 +123,7 @@ def _run(command: Sequence[str | Path], folder: Path) -> None:
     """Run a program of this environment; raise PipelineError if it fails."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
-    environment.pop("MLFLOW_EXPERIMENT_ID", None)  # set by MLflow in this process; may contradict the exported name
+    environment.pop("MLFLOW_EXPERIMENT_ID", None)  # set here by MLflow, which fails if it contradicts the name
     completed = subprocess.run(
         [programs / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -133,5 +133,5 @@ def _run(command: Sequence[str | Path], folder: Path) -> None:
         raise PipelineError(
             f"`{' '.join(map(str, command))}` failed.",
             value=lines[start:],
-            next_step="type `workshop doctor`, then repeat your command, which skips the finished results",
+            next_step="type `workshop doctor`, then repeat your command; it skips results that already exist",
         )

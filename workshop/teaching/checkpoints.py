@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 PARENT_TAG = "mlflow.parentRunId"
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"  # values of `mlflow_gate.Move.action`
-LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # ends of project URIs: in this git repository, in scratch's
+LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # project URI suffixes; scratch is a git repository itself
 EXERCISE = "Exercise"  # prefix of exercise titles
 MAX_RUNS = 2000  # limit for each query, latest runs first
 
 
 class Chapter(NamedTuple):
-    """A chapter; ``minutes``: to read and run it, if you also write the cells, and including the exercises."""
+    """A chapter; ``minutes``: to read and run it, to also write the cells, and to also solve the exercises."""
 
     number: int
     folder: str
@@ -61,7 +61,7 @@ CHAPTERS = (
 
 
 class State:
-    """An attendee's progress: files below ``root``, solved exercises, and the tracking client or its error."""
+    """An attendee's progress: files below ``root``, solved exercises, and the MLflow client or a connection error."""
 
     def __init__(self, root: Path, solved: Iterable[str], server: MlflowClient | ServiceError) -> None:
         self.root, self.solved, self._server = root, solved, server
@@ -98,7 +98,7 @@ class State:
 
 
 def state_of(settings: Settings) -> State:
-    """Return the attendee's progress in this clone, with a tracking client or its error."""
+    """Return the attendee's progress in this clone; if the tracking server is down, `State.client` raises the error."""
     server: MlflowClient | ServiceError
     try:
         server = connect(settings)
@@ -168,7 +168,7 @@ runs_of_lr, runs_of_forest = partial(project_runs, LR), partial(project_runs, "3
 
 
 def has_other_intercept(project: str, state: State) -> bool:
-    """Return whether runs of a project differ in `fit_intercept` (exercise 3.1 changes another parameter)."""
+    """Return whether a project's runs differ in `fit_intercept`; other parameters, as in exercise 3.1, do not count."""
     return len({run.data.params.get("fit_intercept") for run in project_runs(project, "main", state)}) > 1
 
 
@@ -248,7 +248,7 @@ def has_pushed(state: State) -> bool | None:
 
 
 def has_experiment(state: State) -> bool:
-    """Return whether DVC saved an experiment as a git ref: refs/exps/<first two digits>/<rest of a commit>/<name>."""
+    """Return whether DVC saved an experiment as a git ref: refs/exps/<2 digits of a commit>/<other 38>/<name>."""
     command = ["git", "-C", str(state.root), "for-each-ref", "refs/exps/??/*/*"]
     return bool(subprocess.run(command, capture_output=True, check=False).stdout.strip())
 
@@ -315,7 +315,7 @@ STEPS = {
         ),
         Step(
             "A registered version", COMPARE, lambda state: state.chapter_versions,
-            f"Register the model of a run of chapter 2 under the name {REGISTERED_MODEL}.",
+            f"Register a model that a run of chapter 2 logged, under the name {REGISTERED_MODEL}.",
         ),
         Step(
             "Your version in production", "2_tracking/README.md#6. Roll back a mistake", was_in_production,
@@ -323,14 +323,14 @@ STEPS = {
         ),
         Step(
             "A rollback", "2_tracking/README.md#6. Roll back a mistake", was_rolled_back,
-            "Type `mlflow-gate rollback` while a version of chapter 2 is in production and has replaced another one. "
+            "Type `mlflow-gate rollback` when a version from chapter 2 has replaced another version in production. "
             "Moving the alias in the UI does not count as a rollback.",
         ),
     ),
     3: (
         Step(
             "A project run with one command", "3_projects/README.md#2. Run it", partial(runs_of_lr, "main"),
-            f"{TYPE}`mlflow run lr`. If germany.csv is missing: `python -m forecast csv germany.csv`.",
+            f"{TYPE}`mlflow run lr`. If germany.csv is missing, first type `python -m forecast csv germany.csv`.",
         ),
         Step(
             "A run with another parameter", "3_projects/README.md#3. Change a parameter",
@@ -437,7 +437,7 @@ class Checkpoint:
     where: str
     done: bool | None
     reason: str
-    minutes: int  # average over the chapter's steps
+    minutes: int  # the chapter's minutes divided by its number of steps
 
     @property
     def link(self) -> str:
@@ -480,7 +480,7 @@ def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Chec
     done = [step for step in done if not step.title.startswith(EXERCISE)]
     last, chapter = (steps.index(done[-1]) + 1, done[-1].chapter) if done else (0, first_chapter)
     open_steps = [step for step in steps[last:] + steps[:last] if not step.done]
-    # Search the chapter of the last done step, then later chapters, then earlier ones.
+    # Start at the chapter of the last done step and wrap around; chapters before ``first_chapter`` come last.
     return min(
         open_steps,
         key=lambda each: (each.chapter < first_chapter, (each.chapter - chapter) % len(CHAPTERS)),
@@ -489,19 +489,19 @@ def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Chec
 
 
 def summary(checkpoints: Iterable[Checkpoint]) -> str:
-    """Summarize the steps' results, such as: 3 of 8 done, 1 unknown."""
+    """Summarize the steps' results, for example `3 of 8 done, 1 unknown`."""
     counts = Counter(checkpoint.done for checkpoint in checkpoints)
     unknown = f", {counts[None]} unknown" if counts[None] else ""
     return f"{counts[True]} of {counts.total()} done{unknown}"
 
 
 def save_first_chapter(settings: Settings, chapter: int) -> None:
-    """Save the chapter with which the attendee started (`workshop up --chapter`)."""
+    """Save the chapter that the attendee started with (`workshop up --chapter`)."""
     write_atomically(settings.state / "first_chapter", f"{chapter}\n".encode())
 
 
 def first_chapter(settings: Settings) -> int:
-    """Return the chapter with which the attendee started (default 1)."""
+    """Return the chapter that the attendee started with (default 1)."""
     try:
         return int((settings.state / "first_chapter").read_text())
     except (OSError, ValueError):
