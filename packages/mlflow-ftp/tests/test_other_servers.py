@@ -206,7 +206,7 @@ def test_other_server_detects_damage(other, tmp_path, caplog):
     (files / "store" / "theirs").write_bytes(b"by hand")
     assert [(info.path, info.is_dir) for info in store.list_artifacts()] == [("theirs", False)]
     assert Path(store.download_artifacts("theirs")).read_bytes() == b"by hand"
-    assert "stored by another program" in caplog.text
+    assert "another program stored it" in caplog.text
     assert store.list_artifacts("nothing") == store.list_artifacts("theirs") == []
 
 
