@@ -40,7 +40,8 @@ def kernel_environment(worker: Worker) -> dict[str, str]:
     if tls["cert"] and not dask.config.get("distributed.comm.tls.client.cert"):
         names = {"ca_file": "CA_FILE", "cert": "CLIENT__CERT", "key": "CLIENT__KEY"}
     keys = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": tls[field] for field, name in names.items()}
-    return variables | {name: value for name, value in keys.items() if value}
+    # Dask evaluates the values as Python: a bare key can cause a SyntaxWarning, which the notebook would show.
+    return variables | {name: repr(value) for name, value in keys.items() if value}
 
 
 def _import_modules(worker: Worker) -> None:
