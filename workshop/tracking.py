@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def connect(settings: Settings | None = None) -> MlflowClient:
     """Point MLflow at this clone's tracking server and return a client; raise ServiceError if the server is down."""
     settings = settings or get_settings()
-    # MLflow reads these variables on import; a shell without `workshop config --export` lacks them.
+    # MLflow reads its retry and timeout settings on import; a shell without `workshop config --export` lacks them.
     for name, value in MLFLOW_RETRIES.items():
         os.environ.setdefault(name, value)
     os.environ.update(loopback_without_proxy())

@@ -1,4 +1,4 @@
-"""Check this machine, shell and clone for problems, and give the command that fixes each one."""
+"""Check this machine, shell and clone for problems, and say how to fix each one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workshop.teaching import prerequisites
 from workshop.tracking import connect
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
-MEMORY_GB = 4.0  # half for the servers, half for the pipeline's notebooks
+MEMORY_GB = 4.0  # before the servers start: about half for them, half for the pipeline's notebooks
 MEMORY_UP_GB = 1.5  # if the servers are already running
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "9p")
 STORES = ("mlflow.db", "mlruns", "mlartifacts")  # MLflow's default stores if no tracking URI is set
@@ -30,7 +30,7 @@ STORES = ("mlflow.db", "mlruns", "mlartifacts")  # MLflow's default stores if no
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check, with the command to type if there is a problem.
+    """The result of one check; ``next_step`` says what to do if there is a problem.
 
     ``verdict`` is `ok`, `look` (works, but may surprise you) or `wrong` (something will fail).
     """
@@ -42,7 +42,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Run all checks; findings other than `ok` have a next step."""
+    """Run all checks; each finding that is not `ok` has a next step."""
     findings = [
         *_machine(settings),
         _memory(settings),
@@ -123,7 +123,7 @@ def _stray_runs(settings: Settings) -> Finding:
 
 
 def _programs() -> Finding:
-    """Check which `mlflow`, `dvc` and `jupyter` this shell starts."""
+    """Check that this shell starts the `mlflow`, `dvc` and `jupyter` of this environment."""
     folder = Path(sys.executable).parent
     programs = [shutil.which(name) for name in ("mlflow", "dvc", "jupyter")]
     if foreign := [path for path in programs if path and Path(path).parent != folder]:
@@ -153,7 +153,7 @@ def _production(settings: Settings) -> Finding:
         version = gate.Registry(connect()).production()
         if version is not None:
             model = storage.load(version.model_uri)
-            with contextlib.suppress(DataError):  # the pipeline may not have run yet
+            with contextlib.suppress(DataError):  # no data before the pipeline has run
                 model.predict_with_band(processed.read(settings.pipeline / "data" / "germany.parquet"))
     except (PipelineError, MlflowException, OSError) as error:
         next_step = "roll back with `mlflow-gate rollback` (see `mlflow-gate history`), or restore a backup"

@@ -1,7 +1,7 @@
 """The exercises of the chapters: `check` compares an answer with the solution and records solved exercises.
 
-`EXERCISES`, at the end, lists them. A solution is a number, list or dict for `compare`, or a function that takes the
-arguments of `check` and raises WrongAnswerError with a hint for the attendee.
+`EXERCISES`, at the end, lists them. A solution is a Number, or a list or dict of them, for `compare`, or a function
+that takes the answer and the evidence passed to `check` and raises WrongAnswerError with a hint for the attendee.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from pandas import DataFrame
 
-SCORE_EXERCISE = "2a"  # the rest of the chapter uses its answer, a function
+SCORE_EXERCISE = "2a"  # its answer is a function that the rest of the chapter uses
 TOLERANCE = 0.001
-R2_OF_WEEK = {"with": (0.988, 0.914), "without": (0.900, 0.743)}  # solar and wind, each the mean of twenty forests
+R2_OF_WEEK = {"with": (0.988, 0.914), "without": (0.900, 0.743)}  # (solar, wind), averaged over twenty forests
 # Parameters that the notebooks already log, or that do not affect a forest's predictions.
 FOREST_PARAMETERS = {
     "split", "test_fraction", "n_estimators", "max_depth", "last_hours", "n_jobs", "verbose", "oob_score", "warm_start",
 }  # fmt: skip
-PLAIN_FOREST = {"n_estimators": 20, "max_depth": 10, "seed": 0, "last_hours": 0}  # those of the `sun` project
+PLAIN_FOREST = {"n_estimators": 20, "max_depth": 10, "seed": 0, "last_hours": 0}  # the `sun` project's values
 FACTORS = {-1: "has the wrong sign", 1000: "is wrong by a factor of 1000: check the unit",
     100: "is 100 times too large or too small"}  # fmt: skip
 
@@ -66,8 +66,8 @@ def expect(condition: object, hint: str) -> None:
 def check(number: str, answer: Any = ..., *evidence: Any) -> Any:
     """Check an answer: print a hint, or if it is right, print the lesson and record the exercise as solved.
 
-    ``evidence``: further objects that the check needs. A wrong answer raises no error (an unknown number does), so the
-    cells below can run. For SCORE_EXERCISE, whose answer later cells use, return it if it is right, else the solution.
+    ``evidence``: further objects that the check needs. A wrong answer does not raise, so the cells below can run;
+    an unknown number does. For SCORE_EXERCISE, whose answer later cells use, return it if right, else the solution.
     """
     if number not in EXERCISES:
         step = "restore the exercise's number in the call to `check`"
@@ -115,7 +115,7 @@ def write_solved(numbers: Iterable[str], settings: Settings) -> None:
 
 # -- answers and solutions -------------------------------------------------------------------------------------------
 class Number(NamedTuple):
-    """A number, accepted within ``tolerance`` or rounded to >= ``decimals``; ``mistakes``: hint -> wrong number."""
+    """Accepts a number within ``tolerance`` or rounded to >= ``decimals``; ``mistakes``: hint -> wrong number(s)."""
 
     value: float
     tolerance: float
@@ -193,7 +193,7 @@ def require(answer: Any, kind: Any, description: str, name: str = "the answer") 
 
 
 def names_of(answer: Any) -> set[str]:
-    """Return the strings in a collection, or the items' ``name``; raise WrongAnswerError for other answers."""
+    """Return a collection's strings, or the ``name`` of each other item; raise WrongAnswerError for other answers."""
     is_collection = isinstance(answer, Iterable) and not isinstance(answer, str)
     expect(is_collection, f"the answer must be a set of names, but has {type_of(answer)}.")
     return {getattr(each, "name", each) for each in answer}
@@ -268,7 +268,7 @@ def delay_weather(hours: DataFrame) -> DataFrame:
 
 # -- chapter 2 -------------------------------------------------------------------------------------------------------
 def _check_score_function(answer: Callable[[DataFrame, DataFrame], dict[str, float]]) -> None:
-    """Execute only the function's source, as `scores.py` will; compare its scores for a small table."""
+    """Execute only the function's source, as `scores.py` will; check the scores that it returns for a small table."""
     from pandas import DataFrame
 
     measured = DataFrame({"solar_GW": [0.0, 2.0, 5.0, 3.0], "wind_GW": [1.0, 4.0, 9.0, 16.0]})
@@ -308,7 +308,7 @@ def _check_logged_parameter(answer: str, test: DataFrame) -> None:
     fitted, defaults = (model.get_params() for model in (forest.fitted, type(forest.fitted)()))
     used = [name for name, value in extra.items() if name in fitted and str(fitted[name]) == value]
     expect(used, f"the forest of this run was not fitted with {', '.join(extra)}: pass the parameter to `fit`, too.")
-    is_changed = any(repr(fitted[name]) != repr(defaults[name]) for name in used)  # repr: max_features=1 is not 1.0
+    is_changed = any(repr(fitted[name]) != repr(defaults[name]) for name in used)  # repr tells max_features=1 from 1.0
     expect(is_changed, f"{', '.join(used)} has its default value, which changes nothing: choose another value.")
     r2 = sum(r2_of(test[TARGETS], forest.predict(test))) / 2
     hint = f"this run's `r2` is not the R2 of its forest on `test` ({r2:.3f}): let `track` log it, not your code."
@@ -316,7 +316,7 @@ def _check_logged_parameter(answer: str, test: DataFrame) -> None:
 
 
 def _check_epochs(answer: float, model: Any, test: DataFrame) -> None:
-    """Derive a network's epochs from its optimizer steps; compare the answer with the R2 of its predictions."""
+    """Require 30 epochs, derived from the optimizer's steps; compare the answer with the R2 of the predictions."""
     from forecast.table.schema import FEATURES, TARGETS
 
     number_of(answer)
@@ -477,7 +477,7 @@ def _check_failed_rules(answer: set[str]) -> None:
     expect(file.exists(), f"results/trained/{file.name} does not exist: run `dvc repro` in 4_pipeline.")
     candidate = json.loads(file.read_text())
     decision, _ = gate.Gate(client=connect()).evaluate(candidate["run_id"], candidate["model_uri"])
-    names = {each.label: each.name for each in decision.findings}  # accept labels, too, as shown in the terminal
+    names = {each.label: each.name for each in decision.findings}  # also accept the labels that the terminal shows
     chosen, failed = {names.get(name, name) for name in chosen}, {each.name for each in decision.failed}
     others = sorted(map(str, chosen - failed))
     expect(not others, f"{', '.join(others)}: not a failed rule. The gate's rules: {', '.join(names.values())}.")
@@ -496,7 +496,7 @@ def _check_challenger_stage(answer: str) -> None:
 
 
 # -- all exercises ----------------------------------------------------------------------------------------------------
-# Keyed by number: a chapter's cells to write, then the exercises of its notebook `exercises`. The expected scores are
+# By number; for each chapter, the cells to write, then those of its notebook `exercises`. The expected scores are
 # for the built-in sample, from which every attendee makes `germany.csv`; a test computes them with the solutions.
 WEEK = "score the forest of the task on `week` alone."
 EXERCISES = {
@@ -573,7 +573,7 @@ EXERCISES = {
     "2.2": Exercise("a small lead: is it luck?", "exercises",
         lesson="at depth 12, 50 trees win 25 of 25 pairs: a small lead, but not luck; at depth 6 they win 22: "
         "a single pair of runs can show the opposite",
-        solution={  # another processor may round close scores differently
+        solution={  # within 2 pairs: another processor's rounding may reorder close scores
             depth: Number(pairs, 2, "compare each of the five scores of 50 trees with each score of 10 trees.", {
                 "count the pairs, do not divide.": (0.01, 1), "are these the wins of 10 trees?": (0, 27 - pairs),
             })

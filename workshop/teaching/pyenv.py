@@ -50,7 +50,7 @@ def make_root(root: Path, real: Path | None) -> Path:
     program = versions / VERSION / "bin" / "python"
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
-        # Write a script, since some builds of Python do not find their libraries through a symbolic link.
+        # A script, not a symbolic link: through a link, some builds of Python do not find their libraries.
         base = os.path.realpath(sys.executable)
         temporary = program.with_name(f"python.{os.getpid()}")
         temporary.write_text(f'#!/bin/sh\nexec {shlex.quote(base)} "$@"\n')

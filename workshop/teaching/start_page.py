@@ -1,4 +1,4 @@
-"""Write the start page `START.md`: the chapters, the steps done, and the next step."""
+"""Write the start page `START.md`: the chapters, the completed steps, and the next step."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _issues_sentence() -> str:
     """Return a sentence linking to the issue tracker of the `origin` remote, or "" if it has no https URL."""
     command = ["git", "-C", str(get_settings().root), "remote", "get-url", "origin"]
     address = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    if not re.fullmatch(r"https://[^@\s]+", address):  # such as a folder, or a URL with a password
+    if not re.fullmatch(r"https://[^@\s]+", address):  # rules out a folder, or a URL with a password
         return ""
     return f" Questions? Ask at {address.removesuffix('.git')}/issues."
 
