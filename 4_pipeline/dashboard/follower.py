@@ -67,7 +67,7 @@ class Fault:
 class Comparison:
     """Measured rows with the predictions of the model and of the baselines.
 
-    ``band`` is the error band (lower and upper end), None if the model has none. ``max_bias_percent`` is the largest
+    ``band`` is the error band (lower and upper bound), None if the model has none. ``max_bias_percent`` is the largest
     bias that counts as good.
     """
 

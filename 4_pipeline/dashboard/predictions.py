@@ -16,7 +16,7 @@ from forecast.table.schema import STAMP, TARGETS
 from forecast.terms.quantities import YearEnds
 from mlflow_gate import Production
 
-Band = tuple[pd.DataFrame, pd.DataFrame]  # lower and upper ends
+Band = tuple[pd.DataFrame, pd.DataFrame]  # lower and upper bounds
 Prediction = tuple[pd.DataFrame, Band | None]
 Request = tuple[pd.DataFrame, Future[Prediction]]
 

@@ -37,7 +37,7 @@ PROBLEM_PAGE = """<!DOCTYPE html>
 class RunningServerHandler(NamedLocalProxyHandler):
     """Proxy to a server; if the server is down, show a page with the command that starts it."""
 
-    name: str  # the first part of the URL
+    name: str  # the first segment of the URL's path
     title: str
     setting: str  # the Settings field that contains the port
     services: tuple[str, ...]  # the services that `workshop up` starts for this page

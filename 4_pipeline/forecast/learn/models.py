@@ -170,7 +170,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return self._from_factors(predicted, installed(X, self.year_ends_))
 
     def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return predictions and the lower and upper ends of their error bands, each of shape (rows, targets).
+        """Return predictions and the lower and upper bounds of their error bands, each of shape (rows, targets).
 
         The band always contains the prediction; for solar power at night both ends equal it.
         """

@@ -91,7 +91,7 @@ class LoadedModel:
             return self._frame(self._predict(self.select_inputs(frame)), frame)
 
     def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
-        """Return predictions and error bands (lower and upper ends); the bands are None if the model has none."""
+        """Return predictions and error bands (lower and upper bounds); the bands are None if the model has none."""
         if self._predict_with_band is None:
             return self.predict(frame), None
         with one_thread():

@@ -39,20 +39,21 @@ LAYOUT = {
 def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
     """Return the processed table of the raw files in ``raw_folder``, and the findings.
 
-    The rules, for each step (`steps`) of ``first_year`` to ``last_year``, from the first complete step to the last:
+    The table has the steps (`steps`) of ``first_year`` to ``last_year`` from the first complete step, which every file
+    has without an empty cell, to the last:
 
-    1. of duplicate rows the first is kept;
+    1. of several rows for a step, the first is kept;
     2. a step that is missing from a file is dropped;
     3. a step with an empty cell is dropped;
     4. nothing is filled or interpolated; units are converted.
 
-    The table has the columns `schema.COLUMNS`, sorted by time, and `schema.CAPACITIES` if the capacity is known; it
+    Its columns are `schema.COLUMNS`, sorted by time, and `schema.CAPACITIES` if the capacity is known; it
     passes `schema.check` and carries its origin (`origin.origin_of`).
 
     The findings are JSON-serializable: steps expected, kept and left out; by file (`power` and `weather`, or `own`)
-    the counts of rows, of rows outside the years or outside the complete steps, of unordered and duplicate rows, and of
-    missing steps; empty cells by column; the same counts `by_year`, with gaps; for your own CSV also the counts of
-    `own_file.read` and the years without a capacity between years that have one.
+    the counts of rows, rows outside the years, rows before the first or after the last complete step, unordered and
+    duplicate rows, and missing steps; empty cells by column; the same counts `by_year`, with gaps; for your own CSV
+    also the counts of `own_file.read` and the years without a capacity between years that have one.
 
     Raises DataError with file, line, column and value for invalid files, and for a column of `problem.COMPUTED` that
     depends on other rows; ParameterError if ``last_year`` is before ``first_year``.
@@ -297,7 +298,7 @@ def missing_by_month(frame: DataFrame) -> DataFrame:
 
 
 def runs(values: Series) -> DataFrame:
-    """Return runs of equal values: `value`, `first` (index of the first row), `steps`; missing values have no run."""
+    """Return runs of equal values: `value`, `first` (index of the first row), `steps`; missing values are in no run."""
     starts = values.ne(values.shift()) & values.notna()
     sizes = starts.cumsum().where(values.notna()).value_counts(sort=False).sort_index()
     return DataFrame({"value": values[starts].to_numpy(), "first": values.index[starts], "steps": sizes.to_numpy()})

@@ -22,7 +22,7 @@ from forecast.terms.quantities import Target
 
 logger = logging.getLogger(__name__)
 
-# Limits for missing steps per year and for the longest gap. The real data of 2013-2016 lack at most 0.4 % of a year.
+# Limits for missing steps per year and for the longest gap. In the real data, no year lacks over 0.4 %.
 MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
 MAX_DUPLICATES = 0  # rows; only the publisher knows which of two rows is correct

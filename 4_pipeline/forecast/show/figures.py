@@ -66,7 +66,7 @@ def measured_and_predicted(
     """Draw measured (dark) and predicted (coloured) values over time, one panel per target.
 
     ``frame`` is a processed frame; ``predicted`` holds the targets for the same rows in the same order. ``band`` is the
-    lower and upper end of an error band with nominal ``coverage``, each a frame like ``predicted``. ``measured_name``
+    lower and upper bound of an error band with nominal ``coverage``, each a frame like ``predicted``. ``measured_name``
     labels the dark line. Missing steps appear as gaps. More than 100 complete days are drawn as daily means without
     a band, since a band for single steps does not apply to means. Times are in the time zone of ``frame``. Raises
     DataError if there are no rows, a column is missing, or the numbers of rows differ.

@@ -30,8 +30,8 @@ class EngineError(click.ClickException):
 
     Examples
     --------
-    >>> print(EngineError("The engine cannot use an option.", value="depth=x", expected="a number"))
-    The engine cannot use an option.
+    >>> print(EngineError("Invalid option.", value="depth=x", expected="a number"))
+    Invalid option.
       found:    depth=x
       expected: a number
     """
