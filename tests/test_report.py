@@ -22,6 +22,7 @@ from forecast.show.report import ReportData, WorstHour
 from forecast.table import processed, schema, split
 from forecast.table.features import inputs, targets
 from forecast.table.split import split_by_time
+from forecast.terms.errors import ParameterError
 from mlflow_gate import Link, Production
 from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import BIN
@@ -92,6 +93,12 @@ def test_page_shows_totals_and_quality_of_the_predictions(data):
     text = words(data)
     for part in ("Wind speed, m/s", "modelled", "Deutscher Wetterdienst", "licence", "The state over these weeks: **"):
         assert part in text
+
+
+def test_week_without_predictions_is_an_error(data):
+    """A week outside the predicted rows is an error, not a table with gaps."""
+    with pytest.raises(ParameterError, match="were not predicted"):
+        dataclasses.replace(data, predicted=data.predicted.tail(2000), band=None).of_week("2016-W20")
 
 
 def test_page_names_the_training_overlap(data):

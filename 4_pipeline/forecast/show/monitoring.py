@@ -244,7 +244,9 @@ def input_ranges(frame: pd.DataFrame, training_end: str | None) -> dict[str, tup
 
     Empty if the training data are not known, or if there are no later rows.
     """
-    is_training = frame["utc_timestamp"] <= pd.Timestamp(training_end or "1900-01-01T00:00Z")
+    if not training_end:
+        return {}
+    is_training = frame["utc_timestamp"] <= pd.Timestamp(training_end)
     training, later = frame[is_training], frame[~is_training]
     if training.empty or later.empty:
         return {}

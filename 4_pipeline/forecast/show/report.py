@@ -24,7 +24,7 @@ from forecast.show.monitoring import Quality
 from forecast.table import features, schema, split
 from forecast.table.schema import FEATURES, TARGETS
 from forecast.terms import steps
-from forecast.terms.errors import DataError
+from forecast.terms.errors import DataError, ParameterError
 from forecast.terms.origin import Origin, origin_of
 from forecast.terms.quantities import Target
 
@@ -73,8 +73,12 @@ class ReportData:
         return origin_of(self.frame)
 
     def of_week(self, week: str) -> Week:
-        """Return one week, by its ISO name or `latest`; raise the errors of `split.select_week`."""
+        """Return one week, by its ISO name or `latest`; raise ParameterError for a week without rows or predictions."""
         name, frame = split.select_week(self.frame, week)
+        needed = _up_to_end_of(split.monday(name), self.frame["utc_timestamp"], monitoring.WINDOW_DAYS)
+        if self.predicted is not None and not needed[needed].index.isin(self.predicted.index).all():
+            what = "The eight weeks up to the end of this week were not predicted."
+            raise ParameterError(what, value=name, next_step="pass this week to report.collect, too")
         rows = self.frame.index[self.frame["utc_timestamp"].isin(frame["utc_timestamp"])]
         predicted = None if self.predicted is None else self.predicted.loc[rows].reset_index(drop=True)
         band = None if self.band is None else tuple(end.loc[rows].reset_index(drop=True) for end in self.band)
@@ -399,8 +403,7 @@ def qualities(data: ReportData, week: Week) -> dict[str, list[Quality]]:
 
 def _up_to_end_of(monday: datetime, stamps: Series, days: int) -> Series:
     """Return whether each time is in the ``days`` up to the end of the week that starts on ``monday``."""
-    end = monday + pd.DateOffset(weeks=1)
-    return (stamps >= end - pd.Timedelta(days=days)) & (stamps < end)
+    return (stamps >= monday - pd.DateOffset(days=days - 7)) & (stamps < monday + pd.DateOffset(weeks=1))
 
 
 def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:

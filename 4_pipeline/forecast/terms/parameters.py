@@ -37,7 +37,7 @@ class Section(BaseModel):
 
 R2 = Annotated[float, Field(ge=-1, le=1, description="on held-out rows")]
 Positive = Annotated[float, Field(gt=0)]
-Year = Annotated[int, Field(ge=1900, le=2100)]  # any other year is a typo
+Year = Annotated[int, Field(ge=1800, le=2100)]  # any other year is a typo
 SCORES = ["r2", *(target.metric("r2") for target in problem.TARGETS)]
 QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
 

@@ -141,7 +141,7 @@ def test_cluster_with_another_python_is_refused(tmp_path):
     with running(command, clean_environment(), tmp_path, find_address) as scheduler:
         done = run_in(f"python search.py --cluster {scheduler.ready[0]}", EXAMPLE)
     assert done.returncode == 1
-    assert re.search(r"The cluster runs Python 3\.\d+, and this is 3\.\d+", done.stdout)
+    assert re.search(r"The cluster runs Python 3\.\d+ and this program 3\.\d+", done.stdout)
 
 
 def test_template_passes_its_linter():

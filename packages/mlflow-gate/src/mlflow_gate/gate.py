@@ -124,6 +124,8 @@ class Gate:
         with locked(registry.client, registry.name) as check_lock:
             if not registry.record().is_unchanged_since(read):  # another process has moved the alias
                 decision, champion, read = self._decide(candidate)
+                if registry.version_of(candidate.source, read, recorded=True):  # it keeps that version
+                    refitted, refit_evaluation = None, None
                 final = self._finish(decision, champion, refit_evaluation, forced=force)
                 if not final.promoted or _is_live(candidate, champion):
                     return final
