@@ -58,7 +58,7 @@ def test_broken_row_is_counted_and_printed(tmp_path, capsys, row):
 def test_document_type_is_an_error(tmp_path, start):
     """No entity is ever declared, whatever the rows contain."""
     start = start if isinstance(start, bytes) else start.encode()
-    with pytest.raises(posts.PostsError, match="document type"):
+    with pytest.raises(posts.PostsError, match="DOCTYPE and ENTITY"):
         convert(tmp_path, start + DUMP.encode())
 
 
