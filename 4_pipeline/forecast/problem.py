@@ -29,7 +29,7 @@ TARGETS = (
         "solar_GW", "Solar", "GW", possible=(0, 200), usual_mean=(0.01, 100), opsd="DE_solar_generation_actual",
         key="solar", words="solar power", colour="#E69F00", plants="solar plants", by_day=True,
         # The diffuse share in the brightest hours is 0.27 to 0.29 in the sample, 0.5 in its darkest month, 0.7 if the
-        # columns are swapped. The lag is -0.1 to 0.0 h in the sample, and 1 h if the clocks of the two files differ.
+        # columns are swapped. Its lag is -0.1 to 0.0 h in the sample, and 1 h if one file's times are 1 h off.
         driver=Driver(
             "light", ("rad_horizontal", "rad_diffuse"), "W/m²", alike=(20, 0.15), lag_hours=(-0.5, 0.5),
             top_share=(0, 0.6),

@@ -68,7 +68,7 @@ class PersonSpawner(LocalProcessSpawner):
         """Do nothing: `person.sh` switches to the user."""
 
     async def run_post_stop_hook(self) -> None:
-        """End all processes of the person (servers, kernels, terminals), even if JupyterLab exited by itself."""
+        """End all of the user's processes (servers, kernels, terminals), even if JupyterLab exited by itself."""
         await people.run(people.PERSON, "leave", self.user.name)
 
 

@@ -376,7 +376,7 @@ def _check_run(answer: str) -> None:
         "`r2_wind` is the score of a model with more inputs: use only the wind speed.": 0.5668,
         "`r2_wind` is the score on the training hours: score the held-out hours.": 0.7163,
     }
-    solution = Number(0.5869, TOLERANCE, "train and score a model for wind alone, as the task says.", mistakes)
+    solution = Number(0.5869, TOLERANCE, "fit `wind_GW` on `windspeed` alone, and score the model on `test`.", mistakes)
     compare(run.data.metrics, {"r2_wind": solution}, "the dict of this run's metrics")
 
 

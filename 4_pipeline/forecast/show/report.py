@@ -275,7 +275,7 @@ def _compare(hours: DataFrame, miss: WorstHour, is_similar: Series, what: str) -
 def summary(data: ReportData, week: Week, decision: Mapping[str, Any] | None = None) -> str:
     """Return the summary of the report in Markdown: the week, the quality of its predictions, and its gaps.
 
-    With ``decision`` (results/decision.json), the summary of the latest week says what to do if the state is bad.
+    With ``decision`` (results/decision.json), the latest week's summary says what to do if its predictions are bad.
     """
     known = qualities(data, week)
     lines = [

@@ -52,7 +52,7 @@ class FTPArtifactRepository(ArtifactRepository):
         self._store(Path(local_file), self._locate(posixpath.join(artifact_path or "", Path(local_file).name)))
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        """Store the files of ``local_dir`` in ``artifact_path``; on an error, cancel the others and raise it."""
+        """Store a folder's files in ``artifact_path``; if an upload fails, cancel the others and raise its error."""
         with ThreadPoolExecutor(PARALLEL_UPLOADS, "store") as pool:
             futures = []
             for folder, _, file_names in os.walk(local_dir, onerror=folders.raise_refusal):

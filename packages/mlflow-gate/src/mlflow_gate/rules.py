@@ -33,7 +33,7 @@ class Scores:
     Raises
     ------
     ConfigError
-        If a metric or a block is not a single number, two share a name, or ``period`` is not a pair.
+        If a metric or a block's error is not a number, two have one name, or ``period`` is not a (start, end) pair.
     """
 
     metrics: Mapping[str, float]

@@ -86,7 +86,7 @@ def connect(notebooks: int = 1) -> Iterator[Client]:
     EngineError
         The configured function is invalid, the scheduler does not respond, or the cluster has no worker.
     """
-    # papermill sets the log level INFO, but Dask's INFO records are not about the notebook.
+    # papermill sets the log level to INFO, but Dask's INFO records are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
     # Hide tracebacks of errors that become an EngineError, and tornado's messages about failed lease refreshes.
     for name in ("distributed.client", "distributed.comm.tcp", "distributed.semaphore", "tornado.application"):
