@@ -76,11 +76,11 @@ def test_failed_stage_releases_its_resources(tmp_path):
         ({"uses": {"gpu": 1}}, "gpu", 2, "not a number that is 0 or greater"),
         ({"uses": {"gpu": 1}}, "gpu=-1", 2, "not a number that is 0 or greater"),
         ({"uses": {"gpu": 1}}, "gpu=nan", 2, "not a number that is 0 or greater"),
-        ({"uses": {"gpu": "8 GB"}}, "gpu=1", 1, "invalid settings"),
-        ({"uses": {"gpu": True}}, None, 1, "invalid settings"),
-        ({"uses": ["gpu"]}, None, 1, "invalid settings"),
-        ({"use": {"gpu": 1}}, None, 1, "invalid settings"),
-        ("gpu", None, 1, "invalid settings"),
+        ({"uses": {"gpu": "8 GB"}}, "gpu=1", 1, "invalid dvc-parallel settings"),
+        ({"uses": {"gpu": True}}, None, 1, "invalid dvc-parallel settings"),
+        ({"uses": ["gpu"]}, None, 1, "invalid dvc-parallel settings"),
+        ({"use": {"gpu": 1}}, None, 1, "invalid dvc-parallel settings"),
+        ("gpu", None, 1, "invalid dvc-parallel settings"),
     ],
 )
 def test_invalid_limit_is_an_error_before_anything_runs(tmp_path, settings, limit, code, words):
