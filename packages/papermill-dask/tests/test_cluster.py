@@ -90,6 +90,24 @@ def test_cluster_gives_a_waiting_notebook_the_first_free_slot(fresh_cluster, sta
     assert {client.text().strip() for client in clients} == set(workers)
 
 
+def test_cluster_starts_the_next_notebook_while_a_kernel_shuts_down(fresh_cluster, tmp_path):
+    """A slot is free after a notebook's last cell: an exit handler of its kernel sees the next notebook run."""
+    fresh_cluster.start_worker("single")
+    started, seen = tmp_path / "started", tmp_path / "seen"
+    source = (
+        "import atexit, os, time\n@atexit.register\ndef wait(end=time.time() + 7):\n"
+        f"    while not os.path.exists({str(started)!r}) and time.time() < end:\n        time.sleep(0.05)\n"
+        f"    print(time.time() < end, file=open({str(seen)!r}, 'w'))\nprint(1, flush=True)\ntime.sleep(2)"
+    )
+    first = fresh_cluster.start(notebook(tmp_path / "first.ipynb", source))
+    first.wait_for_text("1\n")
+    next_notebook = notebook(tmp_path / "next.ipynb", f"open({str(started)!r}, 'w').close()")
+    second = fresh_cluster.start(next_notebook, output="second.ipynb")
+    assert first.wait() == 0, first.words
+    assert seen.read_text() == "True\n"
+    assert second.wait() == 0, second.words
+
+
 def test_cluster_runs_tasks_of_its_notebook(fresh_cluster, tmp_path):
     """On one worker with one thread, a notebook can use its own cluster: client, joblib, dask.dataframe."""
     fresh_cluster.start_worker("single")

@@ -10,6 +10,7 @@ import pickle
 import queue
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Attempt:
         client: Client,
         worker: cluster.Worker,
         options: NotebookOptions,
+        free_slot: Callable[[], None],
         *,
         input_path: object = None,
         start_timeout: int = 60,
@@ -53,6 +55,7 @@ class Attempt:
         **keywords: Any,
     ) -> None:
         self._executed, self._client, self.worker, self._options = executed, client, worker, options
+        self._free_slot = free_slot
         # This client starts no kernel: it only processes the messages of the kernel on the worker.
         outputs = {option: keywords.pop(option, None) for option in ("log_output", "stdout_file", "stderr_file")}
         self._log = PapermillNotebookClient(
@@ -137,6 +140,8 @@ class Attempt:
                     self._executed.cell_start(self._executed.nb.cells[event["index"]], event["index"])
                 case "end":
                     self._end_cell(event)
+                case "cells_ended":  # the next notebook's kernel starts while this one shuts down
+                    self._free_slot()
                 case "log":
                     logger.log(event["level"], "%s", event["text"])
                 case "done":

@@ -314,8 +314,10 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
 
 # -- a slot on a worker -------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dict[str, float]) -> Iterator[Worker]:
-    """Wait for a free slot on a worker, and hold it during the block; yield the worker.
+def reserve_slot(
+    client: Client, query: Callable[[], list[Worker]], request: dict[str, float]
+) -> Iterator[tuple[Worker, Callable[[], None]]]:
+    """Wait for a free slot on a worker; yield the worker and a function that frees the slot before the block ends.
 
     Each worker has a semaphore with one lease per slot, because Dask itself could queue a notebook on a busy worker
     while another is free. ``query`` returns the workers, and is called again when the cluster changes. A notebook lends
@@ -353,7 +355,7 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
                     if semaphores[name].acquire(timeout=0):
                         stack.callback(release, semaphores[name])
                         demand.close()
-                        yield worker
+                        yield worker, stack.close
                         return
                 names = ", ".join(sorted({run["notebook"] for worker in workers for run in worker.running}))
                 log_once("Waiting for a free worker (all suitable ones are busy%s).", names and f" with {names}")

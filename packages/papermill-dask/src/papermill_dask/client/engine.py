@@ -112,8 +112,8 @@ def _run(
     while True:
         query = functools.partial(_query_workers, executed, kernel_name, client, options)
         slot = cluster.reserve_slot(client, query, options.resources)
-        with handle_signals((signal.SIGTERM, signal.SIGHUP), _exit_on_signal), slot as worker:
-            attempt = Attempt(executed, kernel_name, client, worker, options, **keywords)
+        with handle_signals((signal.SIGTERM, signal.SIGHUP), _exit_on_signal), slot as (worker, free_slot):
+            attempt = Attempt(executed, kernel_name, client, worker, options, free_slot, **keywords)
             start_time = time.time()
             try:
                 attempt.run()

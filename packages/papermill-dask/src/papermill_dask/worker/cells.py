@@ -105,6 +105,7 @@ class KernelClient(PapermillNotebookClient):
             finally:
                 kernel = self.km.kernel
                 self._exit_code = kernel.poll() if kernel else None
+                self._run.report("cells_ended")
                 self._before_shutdown()
 
     def describe_error(self, problem: Exception, cell: int | None) -> Exception:
