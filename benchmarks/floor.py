@@ -81,9 +81,11 @@ def _run(command: list[str], parameters: dict) -> None:
 
 def _run_cells(notebook: Path, parameters: dict) -> None:
     from IPython.core.interactiveshell import InteractiveShell
+    from matplotlib import interactive
     from matplotlib_inline.backend_inline import configure_inline_support
 
     shell = InteractiveShell.instance()
+    interactive(True)  # otherwise a figure that is not a cell's result would not be rendered
     configure_inline_support(shell, INLINE)  # render figures inline, as in a kernel
     with (
         Path(os.devnull).open("w") as devnull,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import artifacts, digits, idle, serving, small_notebooks, whole_pipeline
+from benchmarks import artifacts, digits, growth, idle, serving, small_notebooks, whole_pipeline
 from benchmarks.clone import Clone, running_clone
 from benchmarks.measure import measure, run_each_once
 from benchmarks.table import table, write_table
@@ -25,6 +25,7 @@ BENCHMARKS = {
     "serving": serving,
     "digits": digits,
     "idle": idle,
+    "growth": growth,
 }
 ADDITIONS = 10_000_000  # iterations of a loop that is timed to show the machine's speed
 RESULTS = Path(__file__).with_name("results.json")

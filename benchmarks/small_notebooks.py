@@ -20,7 +20,7 @@ TRAINING = "train_gradient_boosting.ipynb"
 ONE, ONE_DASK = "`papermill`, nothing imported", "`papermill --engine dask`, nothing imported"
 IMPORTS, IMPORTS_DASK = "`papermill`, a training's imports", "`papermill --engine dask`, a training's imports"
 STOCK, STOCK_PAIR = "`papermill`, one after another", "`papermill`, two at a time"
-PEER = "Snakemake, two jobs"
+PEER, NO_KERNEL = "Snakemake, two jobs", "execnb, ten notebooks in each of two processes, without kernels"
 OURS, OURS_PAIR = "a sweep of `papermill-sweep`", "`papermill --engine dask`, two at a time"
 STOCK_STAGES, OURS_STAGES = "`dvc repro`, papermill's own engine", "`dvc-parallel repro`, engine"
 ROWS = (
@@ -29,6 +29,7 @@ ROWS = (
     Row("20 tiny notebooks", STOCK, OURS),
     Row("20 tiny notebooks", STOCK_PAIR, OURS),
     Row("20 tiny notebooks", PEER, OURS),
+    Row("20 tiny notebooks, each in a kernel of its own", NO_KERNEL, OURS),
     Row("20 tiny notebooks, one `papermill` process each", STOCK_PAIR, OURS_PAIR),
     Row("20 tiny notebooks as DVC stages", STOCK_STAGES, OURS_STAGES),
 )
@@ -42,7 +43,13 @@ stages:
 """
 # One more job than workers, so that a client is already connected when a worker becomes free.
 STAGES_SIDE_BY_SIDE = ("dvc-parallel", "repro", "--jobs", "3")
-SNAKEMAKE = "snakemake==9.27.1"
+PEERS = ("snakemake==9.27.1", "execnb==0.3.4", "pandas==3.1.1")
+EXECNB = """
+import sys
+from execnb.shell import CaptureShell
+for i in sys.argv[2:]:
+    CaptureShell().execute(sys.argv[1], f"{i}.ipynb", exc_stop=True, inject_code=f"i = {i}", inject_idx=0)
+"""
 SNAKEFILE = """
 rule all:
     input: expand("{{i}}.ipynb", i=range(1, {count} + 1))
@@ -55,13 +62,13 @@ rule run:
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return the sides: plain papermill, Snakemake, and our engine and commands."""
+    """Return the sides: plain papermill, Snakemake, execnb, and our engine and commands."""
     folder = clone.new_folder("notebooks")
     empty = write_notebook(folder / "empty.ipynb", "", "print(1 + 1)")
     imports = write_notebook(folder / "imports.ipynb", import_lines(clone.pipeline / TRAINING), "print(1 + 1)")
     cells = ("import time\n\nimport pandas as pd", "time.sleep(0.5)\nprint(pd.DataFrame({'i': [i]}))")
     tiny = write_notebook(folder / "tiny.ipynb", *cells, parameters="i = 0")
-    snakemake = install_snakemake(clone)
+    peers = install_peers(clone)
 
     def run_one(notebook: Path, *options: str) -> None:
         run_papermill(clone, notebook, notebook.with_suffix(".out.ipynb"), *options)
@@ -79,7 +86,8 @@ def sides(clone: Clone) -> list[Side]:
         Side(IMPORTS_DASK, lambda: run_one(imports, *dask), warm),
         Side(STOCK, lambda: run_papermill_each(clone, tiny, VALUES, 1)),
         Side(STOCK_PAIR, lambda: run_papermill_each(clone, tiny, VALUES, 2)),
-        Side(PEER, lambda: run_snakemake(clone, snakemake, tiny)),
+        Side(PEER, lambda: run_snakemake(clone, peers / "snakemake", tiny)),
+        Side(NO_KERNEL, lambda: run_execnb(clone, peers / "python", tiny)),
         Side(OURS, run_sweep, warm),
         Side(OURS_PAIR, lambda: run_papermill_each(clone, tiny, VALUES, 2, *dask), warm),
         Side(STOCK_STAGES, lambda: run_stages(clone, ("dvc", "repro"), tiny)),
@@ -129,17 +137,30 @@ def run_papermill_each(clone: Clone, notebook: Path, values: Iterable[int], jobs
         list(pool.map(run, values))
 
 
-def install_snakemake(clone: Clone) -> Path:
-    """Install Snakemake in a separate environment; return its executable."""
-    environment = clone.folder / "snakemake"
+def install_peers(clone: Clone) -> Path:
+    """Install Snakemake and execnb in a separate environment; return its folder of executables."""
+    environment = clone.folder / "peers"
     if not environment.exists():
         clone.do("uv", "venv", "--quiet", "--python", BIN / "python", environment)
         options = ("--quiet", "--compile-bytecode", "--python", environment / "bin" / "python")
-        clone.do("uv", "pip", "install", *options, SNAKEMAKE)
+        clone.do("uv", "pip", "install", *options, *PEERS)
     for packages in (environment, BIN.parent):
         if not next(packages.glob("lib/*/site-packages/yaml/__pycache__/*.pyc"), None):
             raise RuntimeError(f"{packages} has no compiled modules (.pyc): each start would compile its imports")
-    return environment / "bin" / "snakemake"
+    return environment / "bin"
+
+
+def run_execnb(clone: Clone, python: Path, notebook: Path) -> None:
+    """Run a notebook for each value of its parameter `i` with execnb, half of the values in each of two processes."""
+    folder = clone.new_folder("execnb")
+
+    def run(values: Iterable[int]) -> None:
+        clone.do(python, "-c", EXECNB, notebook, *map(str, values), cwd=folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, (VALUES[::2], VALUES[1::2])))
+    if len(list(folder.glob("*.ipynb"))) != len(VALUES):
+        raise RuntimeError("execnb did not write all notebooks")
 
 
 def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
