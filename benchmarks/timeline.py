@@ -23,7 +23,8 @@ from benchmarks.measure import wait_until_quiet
 from benchmarks.whole_pipeline import run, stages
 from tests.workplace import processes_of
 
-SAMPLE_SECONDS, BIN_SECONDS = 0.05, 0.5
+SAMPLE_SECONDS, BIN_SECONDS, PLOT_SECONDS = 0.04, 0.1, 0.5
+PROCESSORS = 2
 PHASES = ["papermill connects", "kernel starts", "cells", "kernel ends", "MLflow gets the notebook"]
 KINDS = {  # kinds of processes, recognized by a substring of the command line
     "kernels": "serve_forks", "workers: fits, pages": "spawn_main", "commands of stages": "dvc_parallel.runner",
@@ -39,14 +40,15 @@ def main() -> None:
         clone.wait_until_warm()
         wait_until_quiet()
         phases, cpu_seconds = _watch(clone)
-    print(phases.round(2).to_string(), cpu_seconds.sum().round(1).to_string(), sep="\n\n")
+    print(phases.round(2).to_string(), _by_stage(phases, cpu_seconds).round(1).to_string(), sep="\n\n")
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(11, 7), sharex=True, layout="constrained")
     for name in PHASES:
         top.barh(phases.index, phases.shift(-1, axis=1)[name] - phases[name], left=phases[name], label=name)
     top.invert_yaxis()
     top.legend(loc="lower left")
     names = [f"{kind}: {seconds:.1f} s" for kind, seconds in cpu_seconds.sum().items()]
-    bottom.stackplot(cpu_seconds.index, (cpu_seconds / BIN_SECONDS).T, labels=names, step="post")
+    busy = cpu_seconds.groupby(cpu_seconds.index // PLOT_SECONDS * PLOT_SECONDS).sum() / PLOT_SECONDS
+    bottom.stackplot(busy.index, busy.T, labels=names, step="post")
     bottom.legend(loc="upper left", bbox_to_anchor=(1, 1))
     bottom.set(xlabel="seconds", ylabel="busy processors")
     figure.savefig(Path(__file__).with_name("timeline.png"), dpi=80)
@@ -76,6 +78,18 @@ def _watch(clone: Clone) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = {name: _phases(clone, name, start, *commands[name]) for name in stages(clone) if name in commands}
     table = pd.DataFrame(cpu_seconds).T.fillna(0).sort_index()
     return pd.DataFrame(rows, index=[*PHASES, "end"]).T, table[table.sum().sort_values(ascending=False).index]
+
+
+def _by_stage(phases: pd.DataFrame, cpu_seconds: pd.DataFrame) -> pd.DataFrame:
+    """Return wall, idle and CPU seconds from the start of each stage's command to the next one's; trainings are one."""
+    starts = phases[PHASES[0]].drop("tracking_store").rename(lambda name: "train" if "train" in name else name)
+    starts = starts.groupby(level=0).min().sort_values()
+    edges, names = [0, *starts, phases["end"].max()], ["workshop repro starts", *starts.index]
+    table = cpu_seconds.groupby(pd.cut(cpu_seconds.index, edges, labels=names), observed=False).sum()
+    wall = pd.Series(edges, ["", *names]).diff().dropna()
+    table.insert(0, "idle processors", PROCESSORS * wall - table.sum(axis=1))
+    table.insert(0, "wall", wall)
+    return pd.concat([table, table.sum().to_frame("sum").T])
 
 
 def _kind(process: psutil.Process) -> str:
