@@ -353,7 +353,7 @@ def test_gradient_boosting_is_the_candidate_with_explanations(in_workplace):
     ],
 )
 def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace, stage, parameter, value):
-    """The run is open during training (step 7 of chapter 4). Last test, since warm kernels end with the workers."""
+    """The run is open during training (step 8 of chapter 4). Last test, since warm kernels end with the workers."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)

@@ -16,9 +16,21 @@ from workplace import BIN, PERSON, ROOT, environment_of, git, wait_for
 
 README = ROOT / "4_pipeline" / "README.md"
 STEPS = blocks(README)
-GATE = "mlflow-gate promote --dry-run"
+# The biases of wind power in the text, after each block of the step on monitoring.
+STATED = [
+    int(number) * (1 if word == "high" else -1)
+    for number, word in re.findall(r"(\d+) % too\s(high|low)", README.read_text())
+]
+EXIT_CODES = {"mlflow-gate promote --dry-run": 3, "git pull --no-rebase": 1}  # refused; a conflict
+WATCH = 7  # the number of the step on monitoring
 
 pytestmark = pytest.mark.walk
+
+
+def wind_bias(place):
+    """Return the dashboard's bias of wind power in the latest weeks, in whole percent."""
+    text = requests.get(f"{place.settings.dashboard_url}/metrics", timeout=10).text
+    return round(float(re.search(r'^model_bias_percent{target="wind"} (.+)$', text, flags=re.MULTILINE)[1]))
 
 
 def health(place):
@@ -39,12 +51,16 @@ def walked(servers):
         servers.run(BIN / "mlflow-gate", "promote", "--force", "--why", "as after the first run", cwd=servers.pipeline)
         servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)  # the gate runs again after a move of the alias
     code = servers.pipeline / "forecast" / "show" / "report.py"
-    walk, outputs = Walk(servers.pipeline, servers.environment | PERSON, code), {}
+    walk, outputs = Walk(servers.pipeline, servers.environment | PERSON, code), {"biases": []}
+    stated = iter(STATED)
     try:
         for block in STEPS:
-            output = walk.follow(block, exit_code=3 if block.text.strip() == GATE else 0)
+            output = walk.follow(block, exit_code=EXIT_CODES.get(block.text.strip(), 0))
             outputs[block.step] = outputs.get(block.step, "") + output
-            if "--force" in block.text:
+            if block.step == WATCH and block.language == "bash":
+                bias = next(stated)
+                outputs["biases"].append(wait_for(lambda bias=bias: wind_bias(servers) == bias, 60) and bias)
+            elif "--force" in block.text:
                 outputs["forced"] = _served(servers, "to see it live")
         outputs["tracked"] = git(servers.root, "ls-files", ".dvc") == tracked and not git(servers.root, "diff", ".dvc")
         outputs["commit"] = git(servers.root, "rev-parse", "HEAD").strip()
@@ -55,6 +71,7 @@ def walked(servers):
         for ref in git(servers.root, "for-each-ref", "--format=%(refname)", "refs/exps").split():
             git(servers.root, "update-ref", "-d", ref)
         (servers.root / ".dvc" / "config.local").unlink(missing_ok=True)
+        (servers.pipeline / "own" / "germany.csv").unlink(missing_ok=True)
         for folder in ("scratch", "remote"):
             shutil.rmtree(servers.pipeline / folder, ignore_errors=True)
         servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)
@@ -79,6 +96,13 @@ def test_stages_by_hand_run_what_changed(walked):
     assert walked[2].count("Stage 'recent' didn't change, skipping") == 2
     first, *_, last = re.findall(r"R2 (0\.\d{3}) on the last 3504 hours", walked[2])
     assert f"R2 fell from {float(first):.2f} to {float(last):.2f}." in README.read_text()
+
+
+def test_training_submitted_by_hand_runs_on_the_cluster(walked):
+    """The future is pending at first; the predictions of its forest are those of the text."""
+    assert "<Future: pending, key: fit-" in walked[3]
+    slow, fast = map(float, re.search(r"^\[ *([\d.]+) +([\d.]+)\]$", walked[3], flags=re.MULTILINE).groups())
+    assert f"predicts {slow:.0f} GW of wind power at 4 m/s, and {fast:.0f} GW at 8 m/s." in README.read_text()
 
 
 def test_change_of_code_runs_the_stages_that_import_it(walked):
@@ -135,21 +159,38 @@ def test_lineage_links_to_the_notebook(walked, in_workplace):
     assert len(re.findall(r"^model +wind_solar version \d+$", walked[6], flags=re.MULTILINE)) == 2
 
 
+def test_state_follows_a_bad_quarter_and_a_rollback(walked):
+    """The dashboard shows the biases of the text: faulty data, another model, right data, the model before."""
+    assert len(STATED) == 4
+    assert walked["biases"] == STATED
+    assert "forced; the gate's decision" in walked[WATCH]
+    assert "is in production again: rolled back from version" in walked[WATCH]
+
+
 def test_remote_restores_deleted_data(walked, servers):
     """After push, deletion and pull only the stage that always runs is left, and no tracked setting changed."""
-    assert re.search(r"\d+ files pushed", walked[8])
-    assert re.search(r"A +data/germany\.parquet", walked[8])
-    assert walked[8].strip().endswith("tracking_store:\n\talways changed")
+    assert re.search(r"\d+ files pushed", walked[9])
+    assert re.search(r"A +data/germany\.parquet", walked[9])
+    assert walked[9].split("Initialized empty Git repository")[0].strip().endswith("tracking_store:\n\talways changed")
     assert walked["tracked"]
+
+
+def test_conflict_of_two_people_ends_with_one_run_of_both_changes(walked):
+    """Only `dvc.lock` conflicts; then the training runs with both changes: three years, and no intercept."""
+    assert re.findall(r"^CONFLICT .* in (\S+)$", walked[9], flags=re.MULTILINE) == ["dvc.lock"]
+    assert "Missing cache files" not in walked[9]
+    after = walked[9].split("CONFLICT")[1]
+    assert re.findall(r"Running stage '(\w+)'", after) == ["train"]
+    assert re.search(r"R2 0\.\d{3} on the last 5253 hours", after)
 
 
 def test_experiment_has_a_name_and_a_run(walked, in_workplace):
     """It is listed after the files were restored; its run has the commit, the parameter and the dirty flag."""
     import mlflow
 
-    assert re.search(r"train_linreg\.r2 +0\.75\d+ +0\.7[12]\d+ +-0\.03", walked[9])
-    assert "[no-intercept]" in walked[9].split("train_linreg.r2 ")[-1]
-    assert "Running stage 'promote'" not in walked[9]
+    assert re.search(r"train_linreg\.r2 +0\.75\d+ +0\.7[12]\d+ +-0\.03", walked[10])
+    assert "[no-intercept]" in walked[10].split("train_linreg.r2 ")[-1]
+    assert "Running stage 'promote'" not in walked[10]
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
     experiment = client.get_experiment_by_name("predicting_wind_solar").experiment_id
     query = "tags.`pipeline.stage` = 'train_linreg' and params.fit_intercept = 'False'"

@@ -27,6 +27,7 @@ from forecast.terms.errors import ServiceError
 from forecast.terms.files import write_atomically
 from forecast.tracking import PRODUCTION, STAGE_TAG, STORE_ID_TAG
 from mlflow_gate import Move
+from mlflow_gate.keys import LEARNED_TAG
 
 from workshop.settings import Settings
 from workshop.teaching import exercises
@@ -56,7 +57,7 @@ CHAPTERS = (
     Chapter(1, "1_starting_point", "The starting point", (35, 55, 85)),
     Chapter(2, "2_tracking", "Tracking", (80, 115, 155)),
     Chapter(3, "3_projects", "Projects", (45, 55, 80)),
-    Chapter(4, "4_pipeline", "The pipeline", (65, 65, 95)),
+    Chapter(4, "4_pipeline", "The pipeline", (95, 95, 125)),
 )
 
 
@@ -224,6 +225,12 @@ def was_promoted_and_rolled_back(state: State) -> bool:
     """Return whether a rollback followed a promotion by a person."""
     promotions = promoted_by_person(state)
     return any(move.action == ROLLED_BACK and move.number > promotions[0].number for move in state.moves if promotions)
+
+
+def was_own_data_rolled_back(state: State) -> bool:
+    """Return whether a rollback replaced a version that a person promoted and that was fitted on an own CSV file."""
+    own = {m.version: m.number for m in promoted_by_person(state) if 'csv"' in m.run.get(LEARNED_TAG, "")}
+    return any(m.action == ROLLED_BACK and m.number > own.get(m.replaced, m.number) for m in state.moves)
 
 
 def has_committed(state: State) -> bool:
@@ -401,17 +408,24 @@ STEPS = {
             "After step 5, type `git checkout params.yaml` and `dvc repro`, and commit dvc.lock.",
         ),
         Step(
-            "A training run that lost its worker", "4_pipeline/README.md#7. Break something",
+            "A bad quarter seen, its model rolled back", "4_pipeline/README.md#7. Watch the model over time",
+            was_own_data_rolled_back,
+            "With `source: csv` in 4_pipeline/params.yaml and the bad quarter in own/germany.csv, type "
+            "`dvc repro prepare` and `mlflow-gate promote results/trained/train_rf.json --force --why REASON`. "
+            "Then restore the data and type `mlflow-gate rollback`.",
+        ),
+        Step(
+            "A training run that lost its worker", "4_pipeline/README.md#8. Break something",
             lambda state: state.runs(f"tags.`{STAGE_TAG}` = 'train_rf' AND params.n_estimators = '300'", "FAILED"),
             "Set `n_estimators: 300` under `train_rf`, type `dvc repro`, and kill the worker while the forest trains.",
         ),
         Step(
-            "Data pushed to a remote", "4_pipeline/README.md#8. Share data", has_pushed,
+            "Data pushed to a remote", "4_pipeline/README.md#9. Share data", has_pushed,
             "Type `dvc remote add --local --default NAME FOLDER`, then `dvc push`. "
             "Only remotes in local folders are checked; check others with `dvc status --cloud`.",
         ),
         Step(
-            "An experiment with dvc exp run", "4_pipeline/README.md#9. Run experiments", has_experiment,
+            "An experiment with dvc exp run", "4_pipeline/README.md#10. Run experiments", has_experiment,
             "In 4_pipeline, type `dvc exp run` with a changed parameter; `dvc exp show` lists the experiments.",
         ),
     ),
