@@ -22,7 +22,7 @@ from benchmarks.whole_pipeline import run as run_pipeline
 
 TITLE = "Ten times the rows"
 FEW, MANY = 35_000, 350_000
-TASKS = {"report": "the report of a week", "keys": "the keys of training rows, and their hash"}
+TASKS = {"report": "weekly report", "keys": "row keys, hash"}
 
 
 def _name(task: str, rows: int) -> str:

@@ -230,7 +230,7 @@ def was_promoted_and_rolled_back(state: State) -> bool:
 def was_own_data_rolled_back(state: State) -> bool:
     """Return whether a rollback replaced a version that a person promoted and that was fitted on an own CSV file."""
     own = {m.version: m.number for m in promoted_by_person(state) if 'csv"' in m.run.get(LEARNED_TAG, "")}
-    return any(m.action == ROLLED_BACK and m.number > own.get(m.replaced, m.number) for m in state.moves)
+    return any(m.action == ROLLED_BACK and m.number > own.get(m.replaced or "", m.number) for m in state.moves)
 
 
 def has_committed(state: State) -> bool:
