@@ -29,9 +29,9 @@ def side_names(size: str, round_trip: float) -> tuple[str, ...]:
 
 ROWS = (
     Row("upload of 300 small files", *side_names("small", NEAR)),
-    Row("upload of 300 small files, 20 ms added to each round trip", *side_names("small", FAR)),
+    Row("upload of 300 small files, 20 ms per round trip", *side_names("small", FAR)),
     Row("upload and download of 300 MB", *side_names("large", NEAR)),
-    Row("upload and download of 300 MB, 20 ms added to each round trip", *side_names("large", FAR)),
+    Row("upload and download of 300 MB, 20 ms per round trip", *side_names("large", FAR)),
 )
 
 # Each side runs in a separate process, like a training run, and reads the password from the settings.

@@ -66,8 +66,8 @@ def _measure(name: str, clone: Clone, runs: int) -> dict:
     sides = benchmark.sides(clone)
     # If the benchmark has no `warm_up` function, run each side once, untimed.
     getattr(benchmark, "warm_up", lambda _: run_each_once(sides))(clone)
-    machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, ten million additions"
-    machine += f" in {min(timeit.repeat('i += 1', 'i = 0', number=ADDITIONS, repeat=3)):.2f} s"
+    additions = min(timeit.repeat("i += 1", "i = 0", number=ADDITIONS, repeat=3))
+    machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {additions:.2f} s"
     about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine, "runs": runs}
     return about | measure(sides, runs, lambda line: click.echo(f"  {line}", err=True))
 

@@ -21,7 +21,7 @@ ONE, ONE_DASK = "`papermill`, nothing imported", "`papermill --engine dask`, not
 IMPORTS, IMPORTS_DASK = "`papermill`, a training's imports", "`papermill --engine dask`, a training's imports"
 STOCK, STOCK_PAIR = "`papermill`, one after another", "`papermill`, two at a time"
 PEER, NO_KERNEL = "Snakemake, two jobs", "execnb, two processes, no kernels"
-OURS, OURS_PAIR = "a sweep of `papermill-sweep`", "`papermill --engine dask`, two at a time"
+OURS, OURS_PAIR = "`papermill-sweep`", "`papermill --engine dask`, two at a time"
 STOCK_STAGES, OURS_STAGES = "`dvc repro`, papermill's own engine", "`dvc-parallel repro`, engine"
 ROWS = (
     Row("one notebook, nothing imported", ONE, ONE_DASK),

@@ -27,7 +27,7 @@ class Row:
         return (
             self.task,
             *(f"{name}: {_seconds(figures[name])}" for name in (self.base, self.ours)),
-            f"**{statistics.median(ratios):.2g}** ({min(ratios):.2g} to {max(ratios):.2g})",
+            f"**{statistics.median(ratios):.2g}** ({min(ratios):.2g}–{max(ratios):.2g})",
         )
 
 
@@ -44,8 +44,7 @@ def table(results: Mapping[str, dict], benchmarks: Mapping[str, ModuleType]) -> 
         result = results[name]
         busy = max(value for values in result["busy_percent"].values() for value in values)
         lines.append(
-            f"- {module.TITLE} (`{name}`): {result['runs']} runs, {result['date']}, {result['machine']}; CPU "
-            f"load before a run at most {busy:.0f} %."
+            f"- {module.TITLE} (`{name}`): {result['runs']} runs, {result['date']}, {result['machine']}; {busy:.0f} %"
         )
     return "\n".join(lines)
 
@@ -58,4 +57,4 @@ def write_table(text: str) -> None:
 
 
 def _seconds(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"
+    return f"{statistics.median(values):.2f} s ({min(values):.2f}–{max(values):.2f})"

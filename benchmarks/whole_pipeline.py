@@ -12,7 +12,7 @@ from benchmarks.table import Row
 
 TITLE = "The pipeline, from scratch and with nothing changed"
 STOCK, STOCK_UNCHANGED = "`dvc repro`, papermill's own engine", "`dvc repro`"
-FLOOR = "the cells alone, in one warm process, packed onto two processors"
+FLOOR = "the cells alone, packed onto two processors"
 WARM_DVC = "`dvc repro`, engine, warm"
 WARM, COLD, UNCHANGED = "`workshop repro`, warm", "`workshop repro`, cold", "`workshop repro`"
 STOCK_MANY, MANY = "`dvc repro`, 200 stages", "`dvc-parallel repro`, 200 stages"

@@ -180,7 +180,7 @@ def test_split_by_time_has_the_lowest_scores(chapter):
         "random hours, all hours",
         "random hours, last fifth",
         "random weeks, last fifth",
-        "end of time, last fifth",
+        "the end, last fifth",
     ]
     assert list(scores.index) == rows
     other_hours, neighbours, end = (scores.iloc[row] - scores.iloc[row + 1] for row in range(3))

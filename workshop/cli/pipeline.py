@@ -76,7 +76,7 @@ def run_and_show(settings: Settings) -> None:
     for name, value in rows.items():
         click.echo(f"{name:<11} {value}")
     click.echo("\nNext: open the dashboard, or type `make lab` for the workshop. `make stop` stops the servers.")
-    click.echo(f"In another terminal, first type: {EXPORT_COMMAND}")
+    click.echo(f"In each terminal, first type: {EXPORT_COMMAND}")
 
 
 @click.command()
