@@ -27,7 +27,7 @@ class Row:
         return (
             self.task,
             *(f"{name}: {_seconds(figures[name])}" for name in (self.base, self.ours)),
-            f"**{statistics.median(ratios):.2g}** ({min(ratios):.2g}–{max(ratios):.2g})",
+            f"**{statistics.median(ratios):.2g}** ({min(ratios):.2g}-{max(ratios):.2g})",
         )
 
 
@@ -57,4 +57,4 @@ def write_table(text: str) -> None:
 
 
 def _seconds(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} s ({min(values):.2f}–{max(values):.2f})"
+    return f"{statistics.median(values):.2f} s ({min(values):.2f}-{max(values):.2f})"
