@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import artifacts, digits, growth, idle, serving, small_notebooks, whole_pipeline
+from benchmarks import artifacts, growth, idle, serving, small_notebooks, whole_pipeline
 from benchmarks.clone import Clone, running_clone
 from benchmarks.measure import measure, run_each_once
 from benchmarks.table import table, write_table
@@ -23,7 +23,6 @@ BENCHMARKS = {
     "notebooks": small_notebooks,
     "artifacts": artifacts,
     "serving": serving,
-    "digits": digits,
     "idle": idle,
     "growth": growth,
 }
@@ -41,10 +40,6 @@ def main(names: tuple[str, ...], runs: int, table_only: bool) -> None:
     \b
     Example:  python -m benchmarks.run notebooks --runs 5
     """
-    can_start_hosts = not os.geteuid() and Path("/usr/sbin/sshd").exists()
-    if "digits" in (names or BENCHMARKS) and not can_start_hosts and not table_only:
-        others = " ".join(name for name in BENCHMARKS if name != "digits")
-        raise click.UsageError(f"digits needs root and openssh-server to start SSH hosts; run the others: {others}")
     # Also stop the servers on SIGTERM.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -20,7 +21,7 @@ TRAINING = "train_gradient_boosting.ipynb"
 ONE, ONE_DASK = "`papermill`, nothing imported", "`papermill --engine dask`, nothing imported"
 IMPORTS, IMPORTS_DASK = "`papermill`, a training's imports", "`papermill --engine dask`, a training's imports"
 STOCK, STOCK_PAIR = "`papermill`, one after another", "`papermill`, two at a time"
-PEER, NO_KERNEL = "Snakemake, two jobs", "execnb, two processes, no kernels"
+PEER = "execnb, two processes, no kernels"
 OURS, OURS_PAIR = "`papermill-sweep`", "`papermill --engine dask`, two at a time"
 STOCK_STAGES, OURS_STAGES = "`dvc repro`, papermill's own engine", "`dvc-parallel repro`, engine"
 ROWS = (
@@ -28,8 +29,7 @@ ROWS = (
     Row("one notebook, a training's imports", IMPORTS, IMPORTS_DASK),
     Row("20 tiny notebooks", STOCK, OURS),
     Row("20 tiny notebooks", STOCK_PAIR, OURS),
-    Row("20 tiny notebooks", PEER, OURS),
-    Row("20 tiny notebooks, each in a kernel of its own", NO_KERNEL, OURS),
+    Row("20 tiny notebooks, each in a kernel of its own", PEER, OURS),
     Row("20 tiny notebooks, one `papermill` process each", STOCK_PAIR, OURS_PAIR),
     Row("20 tiny notebooks as DVC stages", STOCK_STAGES, OURS_STAGES),
 )
@@ -43,26 +43,17 @@ stages:
 """
 # One more job than workers, so that a client is already connected when a worker becomes free.
 STAGES_SIDE_BY_SIDE = ("dvc-parallel", "repro", "--jobs", "3")
-PEERS = ("snakemake==9.27.1", "execnb==0.3.4", "pandas==3.1.1")
+PEERS = ("execnb==0.3.4", f"pandas=={version('pandas')}")
 EXECNB = """
 import sys
 from execnb.shell import CaptureShell
 for i in sys.argv[2:]:
     CaptureShell().execute(sys.argv[1], f"{i}.ipynb", exc_stop=True, inject_code=f"i = {i}", inject_idx=0)
 """
-SNAKEFILE = """
-rule all:
-    input: expand("{{i}}.ipynb", i=range(1, {count} + 1))
-
-rule run:
-    input: "{notebook}"
-    output: "{{i}}.ipynb"
-    shell: "papermill {{input}} {{output}} -p i {{wildcards.i}}"
-"""
 
 
 def sides(clone: Clone) -> list[Side]:
-    """Return the sides: plain papermill, Snakemake, execnb, and our engine and commands."""
+    """Return the sides: plain papermill, execnb, and our engine and commands."""
     folder = clone.new_folder("notebooks")
     empty = write_notebook(folder / "empty.ipynb", "", "print(1 + 1)")
     imports = write_notebook(folder / "imports.ipynb", import_lines(clone.pipeline / TRAINING), "print(1 + 1)")
@@ -86,8 +77,7 @@ def sides(clone: Clone) -> list[Side]:
         Side(IMPORTS_DASK, lambda: run_one(imports, *dask), warm),
         Side(STOCK, lambda: run_papermill_each(clone, tiny, VALUES, 1)),
         Side(STOCK_PAIR, lambda: run_papermill_each(clone, tiny, VALUES, 2)),
-        Side(PEER, lambda: run_snakemake(clone, peers / "snakemake", tiny)),
-        Side(NO_KERNEL, lambda: run_execnb(clone, peers / "python", tiny)),
+        Side(PEER, lambda: run_execnb(clone, peers / "python", tiny)),
         Side(OURS, run_sweep, warm),
         Side(OURS_PAIR, lambda: run_papermill_each(clone, tiny, VALUES, 2, *dask), warm),
         Side(STOCK_STAGES, lambda: run_stages(clone, ("dvc", "repro"), tiny)),
@@ -138,7 +128,7 @@ def run_papermill_each(clone: Clone, notebook: Path, values: Iterable[int], jobs
 
 
 def install_peers(clone: Clone) -> Path:
-    """Install Snakemake and execnb in a separate environment; return its folder of executables."""
+    """Install execnb in a separate environment; return its folder of executables."""
     environment = clone.folder / "peers"
     if not environment.exists():
         clone.do("uv", "venv", "--quiet", "--python", BIN / "python", environment)
@@ -161,15 +151,6 @@ def run_execnb(clone: Clone, python: Path, notebook: Path) -> None:
         list(pool.map(run, (VALUES[::2], VALUES[1::2])))
     if len(list(folder.glob("*.ipynb"))) != len(VALUES):
         raise RuntimeError("execnb did not write all notebooks")
-
-
-def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
-    """Run a notebook for each value of its parameter `i` with Snakemake, two `papermill` jobs at a time."""
-    folder = clone.new_folder("snakemake-run")
-    (folder / "Snakefile").write_text(SNAKEFILE.format(count=len(VALUES), notebook=notebook))
-    clone.do(snakemake, "--cores", "2", "--retries", "1", "--quiet", "all", cwd=folder)
-    if len(list(folder.glob("*.ipynb"))) != len(VALUES):
-        raise RuntimeError("Snakemake did not write all notebooks")
 
 
 def run_stages(clone: Clone, program: tuple[str, ...], notebook: Path, *options: str) -> float:

@@ -19,12 +19,12 @@ import pandas as pd
 import psutil
 
 from benchmarks.clone import Clone, running_clone
+from benchmarks.floor import PROCESSORS
 from benchmarks.measure import wait_until_quiet
 from benchmarks.whole_pipeline import run, stages
 from tests.workplace import processes_of
 
 SAMPLE_SECONDS, BIN_SECONDS, PLOT_SECONDS = 0.04, 0.1, 0.5
-PROCESSORS = 2
 PHASES = ["papermill connects", "kernel starts", "cells", "kernel ends", "MLflow gets the notebook"]
 KINDS = {  # kinds of processes, recognized by a substring of the command line
     "kernels": "serve_forks", "workers: fits, pages": "spawn_main", "commands of stages": "dvc_parallel.runner",

@@ -340,8 +340,7 @@ def _check_logged_parameter(answer: str, germany: DataFrame) -> None:
     expect(of_chapter, "this run does not have the tags of the notebook's forests: pass `tags=TAGS` to `start_run`.")
     extra = {name: value for name, value in run.data.params.items() if name not in FOREST_PARAMETERS}
     expect(extra, "this run has no new parameter that changes a forest: log one that the notebook does not log yet.")
-    forest = forest_of(run, "`track`")
-    require_forest(forest, "the forest of this run", n_estimators=10, max_depth=12)
+    forest = forest_of(run, "`track`", n_estimators=10, max_depth=12)
     fitted, others = (model.get_params() for model in (forest, type(forest)(random_state=0)))
     used = [name for name, value in extra.items() if name in fitted and str(fitted[name]) == value]
     expect(used, f"the forest of this run was not fitted with {', '.join(extra)}: pass the parameter to `fit`, too.")
@@ -480,14 +479,14 @@ def finished_run(answer: Any) -> Run:
     return run
 
 
-def forest_of(run: Run, logger: str) -> Any:
-    """Return the forest that a run logged; raise WrongAnswerError if there is none, or no `r2`."""
+def forest_of(run: Run, logger: str, hours: int | None = None, **parameters: Any) -> Any:
+    """Return the forest that a run logged; raise WrongAnswerError if there is none, no `r2`, or another forest."""
     from forecast.learn.storage import load
 
     models = run.outputs.model_outputs if run.outputs else []
     expect(models and "r2" in run.data.metrics, f"this run has no model or no `r2`: let {logger} log them in the run.")
     forest = load(f"models:/{models[-1].model_id}", connect()).fitted
-    require_forest(forest, "the model of this run")
+    require_forest(forest, "the model of this run", hours, **parameters)
     return forest
 
 
@@ -581,7 +580,7 @@ def _check_challenger_stage(answer: str) -> None:
     expect(stage, "this is not a run of the pipeline: use the run id in `results/trained/train_last_year.json`.")
     hint = "use the run id in `train_last_year.json`; its notebook must pass `train_last_year` to `start_run`."
     expect(stage == "train_last_year", f"this is a run of `{stage}`: {hint}")
-    require_forest(forest_of(run, "`log_training`"), "the forest of this run", 8760)
+    forest_of(run, "`log_training`", 8760)
     r2 = run.data.metrics["r2"]
     hint = f"its R2 is {r2:.3f}, not about 0.899: put `train = train.tail(8760)` above the line with `forest`."
     expect(0.895 < r2 < 0.91, hint)
@@ -640,7 +639,7 @@ EXERCISES = {
     "2c": Exercise("your own parameter", "model_rf", _check_logged_parameter,
         "the run shows your parameter beside the score: nobody has to remember it"),
     "2d": Exercise("more epochs", "model_keras", _check_epochs,
-        "R2 is a little higher, although `val_loss` did not fall: about half of this loss comes from the step in wind "
+        "R2 is a little higher, although `val_loss` did not fall: much of this loss comes from the step in wind "
         "power and from new plants, which no input shows"),
     "2e": Exercise("capacity factors converted to GW", "capacity_factor",
         lesson="to get GW, the user of a capacity-factor model has to know the capacity in each hour",
