@@ -108,6 +108,44 @@ def test_cluster_starts_the_next_notebook_while_a_kernel_shuts_down(fresh_cluste
     assert second.wait() == 0, second.words
 
 
+# Prints how many kernels of this folder's notebooks are alive, including this one, which takes two seconds to exit.
+COUNT_KERNELS = """import atexit, os, time
+open(f"kernel-{os.getpid()}", "w").close()
+atexit.register(time.sleep, 2)
+print(sum(os.path.exists(f"/proc/{name[7:]}") for name in os.listdir() if name.startswith("kernel-")))"""
+
+
+def test_cluster_lets_one_kernel_shut_down_beside_the_next(fresh_cluster, tmp_path):
+    """With one slot, at most two kernels are alive; only one if the first one's cell may still be running."""
+    fresh_cluster.start_worker("single")
+    count = notebook(tmp_path / "count.ipynb", COUNT_KERNELS)
+    clients = [fresh_cluster.start(count, output=f"{number}.ipynb") for number in range(4)]
+    assert [client.wait() for client in clients] == [0] * 4
+    assert max(int(client.text()) for client in clients) == 2
+    ignores = "while True:\n    try:\n        time.sleep(9)\n    except KeyboardInterrupt:\n        pass"
+    stuck = fresh_cluster.start(
+        notebook(tmp_path / "stuck.ipynb", COUNT_KERNELS, ignores), "--execution-timeout", "3", output="stuck-out.ipynb"
+    )
+    stuck.wait_for_text("1\n")
+    last = fresh_cluster.run(count)
+    assert (stuck.wait(), last.process.returncode, last.text()) == (1, 0, "1\n"), stuck.words
+
+
+def test_resources_of_a_lent_slot_are_held_until_the_kernel_has_ended(fresh_cluster, tmp_path):
+    """Two notebooks that a notebook starts on its own GPU at once never hold it at the same time."""
+    fresh_cluster.start_worker("graphics", resources="notebook=1,GPU=1")
+    on_gpu = {"papermill_dask": {"resources": {"GPU": 1}}}
+    notebook(tmp_path / "count.ipynb", COUNT_KERNELS, **on_gpu)
+    run_both = f"""from subprocess import Popen
+options = ["--engine", "dask", "--no-progress-bar"]
+both = [Popen([{str(BIN / "papermill")!r}, "count.ipynb", f"{{number}}.ipynb", *options]) for number in range(2)]
+print([each.wait() for each in both])"""
+    parent = fresh_cluster.run(notebook(tmp_path / "parent.ipynb", run_both, **on_gpu))
+    assert parent.text().endswith("\n[0, 0]\n"), parent.words
+    for number in range(2):
+        assert nbformat.read(tmp_path / f"{number}.ipynb", 4).cells[-1].outputs[0].text == "1\n"
+
+
 def test_cluster_runs_tasks_of_its_notebook(fresh_cluster, tmp_path):
     """On one worker with one thread, a notebook can use its own cluster: client, joblib, dask.dataframe."""
     fresh_cluster.start_worker("single")

@@ -41,7 +41,7 @@ class Task:
 class Run:
     """The run of a notebook on this worker, from the start of its task until all its processes have ended.
 
-    ``stop_reason`` is the error to raise if the notebook is stopped early.
+    ``stop_reason`` is the error to raise if the notebook is stopped early; ``is_ending`` is set after the last cell.
     """
 
     key: str
@@ -50,6 +50,7 @@ class Run:
     since: float = field(default_factory=time.time)
     cell: int | None = None
     stop_reason: EngineError | None = None
+    is_ending: bool = False
     kernel: Any = None
 
     def report(self, kind: str, **event: Any) -> None:

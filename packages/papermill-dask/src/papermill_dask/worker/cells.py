@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 from papermill.clientwrap import PapermillNotebookClient
 
 from papermill_dask import compat
-from papermill_dask.task import Run
+from papermill_dask.task import RUNS, Run
 from papermill_dask.worker.kernels.manager import KernelManager
 from papermill_dask.worker.kernels.warm import reason_for_cold_start
 
@@ -98,6 +98,7 @@ class KernelClient(PapermillNotebookClient):
             try:
                 yield
             except CellTimeoutError:
+                self._run.is_ending = True  # reports no end below: the cell may ignore the interrupt
                 # Interrupt the kernel as papermill does, so the traceback has the current line and `with` blocks exit.
                 run_sync(self.km.interrupt_kernel)()
                 time.sleep(INTERRUPT_SECONDS)
@@ -105,7 +106,12 @@ class KernelClient(PapermillNotebookClient):
             finally:
                 kernel = self.km.kernel
                 self._exit_code = kernel.poll() if kernel else None
-                self._run.report("cells_ended")
+                # One kernel more than the worker has slots may be alive, and the resources are held to the end.
+                if not self._run.task.engine_options.resources and not any(
+                    run.is_ending for run in list(RUNS.values())
+                ):
+                    self._run.report("cells_ended")
+                self._run.is_ending = True
                 self._before_shutdown()
 
     def describe_error(self, problem: Exception, cell: int | None) -> Exception:
