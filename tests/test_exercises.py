@@ -16,7 +16,7 @@ from forecast.problem import EXPERIMENT
 from forecast.table.schema import FEATURES, TARGETS
 from forecast.terms.errors import PipelineError
 from forecast.tracking import STAGE_TAG
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_absolute_error, r2_score
 from walk import run_in, solution_of, solve
@@ -151,7 +151,8 @@ def r2_of(model, hours=LATER) -> float:
     return r2_score(hours[TARGETS], model.predict(hours[FEATURES]))
 
 
-SHALLOW, DEEP = forest(50, 3), forest(20, None)
+SHALLOW, DEEP, LEAVES = forest(50, 3), forest(20, None), forest(20, None, min_samples_leaf=50)
+TAIL = forest(20, None, HOURS[200:])  # as many hours as PAST
 ON_PAST, ON_LATER, LINE = r2_of(DEEP, PAST), r2_of(DEEP), f"50 trees, depth 3: {r2_of(SHALLOW):.2f}"
 OF_SPLIT, OF_DEEP = (PAST[FEATURES], LATER[FEATURES], LATER[TARGETS]), (DEEP, PAST, LATER)
 
@@ -190,13 +191,15 @@ ANSWERS = [
     ("1c", f"max_depth=3,trees=50, random_state 0, R^2 = {r2_of(SHALLOW):.2f}", "solved", SHALLOW, *OF_SPLIT),
     ("1c", f"50 depth-3 trees: {r2_of(SHALLOW):.2f}", "solved", SHALLOW, *OF_SPLIT),
     ("1c", f"50 trees, depth 3: {r2_of(SHALLOW) + 0.01:.3f}", "but `shallow` has", SHALLOW, *OF_SPLIT),
-    ("1c", BOTH, "a string", SHALLOW, *OF_SPLIT), ("1c", "depth 3, 50 trees: -0.77", "one R2", SHALLOW, *OF_SPLIT),
+    ("1c", BOTH, "a string", SHALLOW, *OF_SPLIT), ("1c", "depth 3, 50 trees: -0.77", "an R2", SHALLOW, *OF_SPLIT),
     ("1c", "3 trees, depth 50: 0.79", "trees", SHALLOW, *OF_SPLIT),
     ("1c", LINE, "on 200 hours, not on the 800", forest(50, 3, LATER), *OF_SPLIT),
     ("1c", LINE, "on 1000 hours", forest(50, 3, HOURS), *OF_SPLIT),
     ("1c", LINE, "n_estimators=10, not 50", forest(10, 3), *OF_SPLIT),
     ("1c", LINE, "max_depth=4, not 3", forest(50, 4), *OF_SPLIT),
-    ("1c", LINE, "must be a fitted forest", SHALLOW.predict(LATER[FEATURES]), *OF_SPLIT),
+    ("1c", LINE, "must be a fitted RandomForestRegressor", SHALLOW.predict(LATER[FEATURES]), *OF_SPLIT),
+    ("1c", LINE, "but has the type `ExtraTreesRegressor`", ExtraTreesRegressor(50, max_depth=3), *OF_SPLIT),
+    ("1c", f"50 trees, depth 3, test_size 0.20: {r2_of(SHALLOW):.2f}", "solved", SHALLOW, *OF_SPLIT),
     ("1d", R2.astype("float32").round(3), "solved", *TESTED), ("1d", list(R2), "solved", *TESTED),
     ("1d", R2[::-1], "order", *TESTED), ("1d", [BOTH], "a dict with the keys", *TESTED),
     ("1d", pd.DataFrame(R2, ["solar", "wind"]), "solved", *TESTED),
@@ -223,6 +226,8 @@ ANSWERS = [
     ("1.3", ON_PAST - ON_LATER, "solved", *OF_DEEP),
     ("1.3", 0.1141, "random_state=1, not 0", forest(20, None, random_state=1), PAST, LATER),
     ("1.3", 0.1141, "on 200 hours", forest(20, None, LATER), PAST, LATER),
+    ("1.3", r2_of(LEAVES, PAST) - r2_of(LEAVES), "of another forest", LEAVES, PAST, LATER),
+    ("1.3", r2_of(TAIL, PAST) - r2_of(TAIL), "of another forest", TAIL, PAST, LATER),
     ("2a", score(("predicted_GW - GW", "GW - predicted_GW")), "`bias_solar` has the wrong sign"),
     ("2a", score((f"{MAE}(GW, predicted_GW)", f"{MAE}(...)")), "replace the remaining"), ("2a", score(), "solved"),
     ("2a", score(("(predicted_GW - GW).mean()", "...")), "`bias_solar` is still"),
@@ -240,7 +245,7 @@ ANSWERS = [
     ("2f", MEASURED, "must be a string, but has the type `DataFrame` and the size (2000, 2)"),
     ("3.1", 3, "a run or its id"), ("3.2", "0" * 32, "the pair"), ("4.1", "split", "a set of names"),
     ("3a", 0.0016, "replace every", SimpleNamespace(), ...),
-    ("4.1", np.array([*exercises.downstream_of_split(get_settings())]), "solved"),
+    ("4.1", np.array([*exercises.downstream_of_split(get_settings()), "tracking_store"]), "solved"),
 ]  # fmt: skip
 
 
@@ -269,7 +274,7 @@ def test_wins_are_counted_among_the_forests_of_the_task(tmp_path, monkeypatch, c
         ({depth: 25 - each for depth, each in wins.items()}, "wins of 10 trees", forests),
         (wins, "a list of twenty forests", [*forests[1:], forest(20, 12)]),
         (wins, "on 200 hours", [*forests[1:], forest(10, 12, LATER)]),
-        (wins, "must be a list of forests", forests[0]), (wins, "must be a fitted forest", [*scores.values()]),
+        (wins, "must be a list of forests", forests[0]), (wins, "a fitted RandomForest", [*scores.values()]),
     ):  # fmt: skip
         exercises.check("2.2", answer, given, PAST, LATER)
         assert words in capsys.readouterr().out, words
@@ -316,14 +321,14 @@ def test_parameter_must_have_changed_the_forest(log_run, capsys):
         (leaf, {}, learned, "if fitted on the training hours: fit it on all of these"),
         (leaf, {}, forest(10, 12, HOURS, **leaf), "if fitted on the training hours"),
         (leaf, {}, forest(50, 12, **leaf), "n_estimators=50, not 10"), (leaf, {"r2": 0.8}, None, "no model or no"),
-        (leaf, {}, LinearRegression().fit(PAST[FEATURES], PAST[TARGETS]), "must be a fitted forest"),
+        (leaf, {}, LinearRegression().fit(PAST[FEATURES], PAST[TARGETS]), "must be a fitted RandomForestRegressor"),
     ):  # fmt: skip
         metrics = metrics or {"r2": r2_of(fitted)}
         run = log_run({"chapter": "2", "model": "rf"}, parameters, metrics, fitted)
         exercises.check("2c", run, HOURS)
         assert words in capsys.readouterr().out, words
     exercises.check("2c", f" {run.info.run_id}", HOURS)
-    assert "must be a fitted forest" in capsys.readouterr().out
+    assert "must be a fitted RandomForestRegressor" in capsys.readouterr().out
 
 
 def test_query_has_the_conditions_of_the_task(log_run, capsys):
@@ -371,7 +376,7 @@ def test_runs_of_projects_have_the_parameters_of_the_task(log_run, capsys):
         return of_project("lr", "validate", {"validation_r2": r2}, run_id=run.info.run_id, floor=floor)
 
     right, forest, no_intercept = of_project(), of_project("rf"), of_project(fit_intercept="false")
-    other_data, longer = of_project(data="mine.csv"), of_project(test_fraction="0.2")
+    other_data, longer = of_project(data="../not_germany.csv"), of_project(test_fraction="0.2")
     for number, answer, words in (
         ("3.1", right, "solved"), ("3.1", SimpleNamespace(run_id=right.info.run_id), "solved"),
         ("3.1", of_project("#3_projects/lr"), "solved"), ("3.1", forest, "not a run of the `lr` project"),
@@ -385,6 +390,9 @@ def test_runs_of_projects_have_the_parameters_of_the_task(log_run, capsys):
     ):  # fmt: skip
         exercises.check(number, answer)
         assert words in capsys.readouterr().out, (number, words)
+    exercises.connect().delete_run(right.info.run_id)
+    exercises.check("3.1", right)
+    assert "this run was deleted" in capsys.readouterr().out
 
 
 def test_challenger_has_a_model_of_the_last_year(log_run, capsys):
