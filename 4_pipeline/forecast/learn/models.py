@@ -9,6 +9,7 @@ https://arxiv.org/abs/1905.03222) with time-series folds.
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -336,14 +337,23 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
         ) from None
 
 
+class _Pickler(cloudpickle.Pickler):
+    """Also pickles cached functions by value, which cloudpickle pickles by reference."""
+
+    dispatch_table = cloudpickle.Pickler.dispatch_table | {
+        type(_libraries): lambda cached: (cache, (cached.__wrapped__,))
+    }
+
+
 def _by_value(function: Callable) -> bytes:
     """Pickle a function together with this package's code: a worker may have imported another version."""
-    package = sys.modules[__name__.partition(".")[0]]
+    package, file = sys.modules[__name__.partition(".")[0]], io.BytesIO()
     cloudpickle.register_pickle_by_value(package)
     try:
-        return cloudpickle.dumps(function)
+        _Pickler(file).dump(function)
     finally:
         cloudpickle.unregister_pickle_by_value(package)
+    return file.getvalue()
 
 
 def _score_fold(batch: dict[int, CapacityFactorRegressor], X: pd.DataFrame, y: pd.DataFrame, fold: tuple) -> Scores:

@@ -15,6 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 from distributed import Client
+from forecast.learn import models
 from forecast.learn.evaluation import coverage
 from forecast.learn.models import CapacityFactorRegressor, find_levels, search
 from forecast.problem import CAPACITY
@@ -277,6 +278,13 @@ def test_search_runs_the_clients_code_on_running_workers(cluster, simple_hours, 
         module.write_text(module.read_text().replace(old, new))
         scores.append(score())
     assert len(set(scores)) == len(scores)
+
+
+def test_task_of_the_search_contains_all_code(tmp_path):
+    """A worker of a copied pipeline cannot import the package."""
+    (tmp_path / "task").write_bytes(models._by_value(models._score_fold))
+    load = "import pickle, sys; sys.modules['forecast'] = None; pickle.load(open('task', 'rb'))"
+    subprocess.run([BIN / "python", "-c", load], cwd=tmp_path, check=True)
 
 
 @pytest.mark.walk
