@@ -14,6 +14,8 @@ from forecast.terms.parameters import trainings
 from walk import Walk, blocks
 from workplace import BIN, PERSON, ROOT, environment_of, git, wait_for
 
+from workshop.teaching.checkpoints import EXERCISE, examine, state_of
+
 README = ROOT / "4_pipeline" / "README.md"
 STEPS = blocks(README)
 # The biases of wind power in the text, after each block of the step on monitoring.
@@ -64,6 +66,10 @@ def walked(servers):
                 outputs["forced"] = _served(servers, "to see it live")
         outputs["tracked"] = git(servers.root, "ls-files", ".dvc") == tracked and not git(servers.root, "diff", ".dvc")
         outputs["commit"] = git(servers.root, "rev-parse", "HEAD").strip()
+        with environment_of(servers.environment):
+            outputs["open"] = [
+                step.title for step in examine(state_of(servers.settings)) if step.chapter == 4 and not step.done
+            ]
         yield outputs
     finally:
         git(servers.root, "reset", "--quiet", start)  # keep the lock, which matches the outputs
@@ -147,6 +153,12 @@ def test_gate_refuses_and_a_user_forces(walked):
         "rolled back .* chance",
     ]
     assert re.search(r"\n.* ".join(moves), history)
+
+
+def test_every_step_is_ticked_that_the_blocks_do(walked):
+    """Only the exercises are open, and the worker that a person kills in the second terminal."""
+    steps = [title for title in walked["open"] if not title.startswith(EXERCISE)]
+    assert steps == ["A training run that lost its worker"]
 
 
 def test_lineage_links_to_the_notebook(walked, in_workplace):

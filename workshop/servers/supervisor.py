@@ -364,7 +364,7 @@ def _locked(settings: Settings) -> Iterator[None]:
 def _stop_all(settings: Settings, report: Report) -> None:
     """Shut supervisor down, terminate processes left over from an earlier start, and remove its socket and pid file."""
     if processes(settings):
-        report("stopping the servers")
+        report("stopping this clone's servers")
         with contextlib.suppress(*CONNECTION_ERRORS):
             _call(settings, "shutdown")
         psutil.wait_procs(port_owners.marked_processes(settings.state), timeout=STOP_SECONDS)

@@ -27,7 +27,6 @@ from forecast.terms.errors import ServiceError
 from forecast.terms.files import write_atomically
 from forecast.tracking import PRODUCTION, STAGE_TAG, STORE_ID_TAG
 from mlflow_gate import Move
-from mlflow_gate.keys import LEARNED_TAG
 
 from workshop.settings import Settings
 from workshop.teaching import exercises
@@ -227,10 +226,11 @@ def was_promoted_and_rolled_back(state: State) -> bool:
     return any(move.action == ROLLED_BACK and move.number > promotions[0].number for move in state.moves if promotions)
 
 
-def was_own_data_rolled_back(state: State) -> bool:
-    """Return whether a rollback replaced a version that a person promoted and that was fitted on an own CSV file."""
-    own = {m.version: m.number for m in promoted_by_person(state) if 'csv"' in m.run.get(LEARNED_TAG, "")}
-    return any(m.action == ROLLED_BACK and m.number > own.get(m.replaced or "", m.number) for m in state.moves)
+def was_forced_again_and_rolled_back(state: State) -> bool:
+    """Return whether a rollback followed a second forced promotion (the first one belongs to step 5)."""
+    # The version shows nothing: if step 5 registered the forest, its refit is not repeated on the faulty data.
+    forced = [move.number for move in promoted_by_person(state) if move.action == FORCED][1:2]
+    return any(move.action == ROLLED_BACK and [move.number] > forced for move in state.moves if forced)
 
 
 def has_committed(state: State) -> bool:
@@ -409,10 +409,10 @@ STEPS = {
         ),
         Step(
             "A bad quarter seen, its model rolled back", "4_pipeline/README.md#7. Watch the model over time",
-            was_own_data_rolled_back,
+            was_forced_again_and_rolled_back,
             "With `source: csv` in 4_pipeline/params.yaml and the bad quarter in own/germany.csv, type "
             "`dvc repro prepare` and `mlflow-gate promote results/trained/train_rf.json --force --why REASON`. "
-            "Then restore the data and type `mlflow-gate rollback`.",
+            "Then restore the data and type `mlflow-gate rollback`. Do step 5 first: it forces a promotion, too.",
         ),
         Step(
             "A training run that lost its worker", "4_pipeline/README.md#8. Break something",
