@@ -97,7 +97,7 @@ def test_other_data_gets_a_model_into_production(home):
     # The file has both rows of the hour that occurs twice in autumn.
     assert findings["steps_kept"] == home.hours
     assert decision["promoted"], decision["reason"]
-    assert "the champion is disqualified: The The installed capacity of" in decision["reason"]
+    assert "the champion is disqualified: The installed capacity of" in decision["reason"]
     assert home.result("candidate")["r2"] > 0.7
     page = (home.folder / "results" / "report.html").read_text(encoding="utf-8")
     assert re.search(r"week 2023-W5\d", page)
