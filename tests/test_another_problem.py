@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from datetime import date
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -39,6 +40,19 @@ class Example(NamedTuple):
         )
         shared = [(name, text.replace("price", self.name)) for name, text in first if name.endswith(".yaml")]
         return shared + [block for block in part if block not in first or not shared]
+
+    def edited(self, folder: Path) -> dict[str, str]:
+        """Return the new text of each file that diffs change, by name."""
+        texts: dict[str, str] = {}
+        for name, diff in self.blocks("diff"):
+            text = texts.get(name) or (folder / name).read_text()
+            for part in diff.split("@@\n"):
+                lines = part.splitlines(keepends=True)
+                old, new = ("".join(line[1:] for line in lines if line[0] in signs) for signs in (" -", " +"))
+                assert text.count(old) == 1, f"{name}: {old}"
+                text = text.replace(old, new)
+            texts[name] = text
+        return texts
 
     def commands(self) -> list[str]:
         """Return the shell commands."""
@@ -71,14 +85,8 @@ def place(example, tmp_path_factory):
     try:
         for name, text in example.blocks("python"):
             (place.pipeline / name).write_text(text)
-        for name, diff in example.blocks("diff"):
-            file = place.pipeline / name
-            for part in diff.split("@@\n"):
-                old, new = (
-                    "".join(line[1:] for line in part.splitlines(True) if line[0] in signs) for signs in (" -", " +")
-                )
-                assert file.read_text().count(old) == 1
-                file.write_text(file.read_text().replace(old, new))
+        for name, text in example.edited(place.pipeline).items():
+            (place.pipeline / name).write_text(text)
         for command in example.commands():
             run(place, command)
         yield place

@@ -17,6 +17,7 @@ from forecast.__main__ import main as forecast
 from mlflow_ftp.server import main as mlflow_ftp_server
 from mlflow_gate.cli import main as mlflow_gate
 from papermill_dask.client.sweep import main as papermill_sweep
+from test_another_problem import LOAD, PRICE, VISITORS
 from workplace import ROOT, files_of_tree, is_near_wanted
 
 from benchmarks.run import BENCHMARKS, RESULTS
@@ -27,6 +28,12 @@ PAGES = [ROOT / name for name in files_of_tree("*.md")]
 CHAPTERS = ["1_starting_point", "2_tracking", "3_projects", "4_pipeline"]
 HEADINGS = ["What you will learn", "Before you start", "Time", "Steps", "Take-away"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("example", [PRICE, LOAD, VISITORS], ids=lambda example: example.name)
+def test_diffs_of_another_problem_fit_the_files(example):
+    """Each removed or unchanged part of a diff is in its file once; the page is followed at night."""
+    assert example.edited(ROOT / "4_pipeline")
 
 
 def name(path):
