@@ -85,10 +85,10 @@ class Quality:
 
     @property
     def bias_text(self) -> str:
-        """The bias as a phrase: `wind power 1.45 GW (15 %) too low`."""
+        """The bias as a phrase: `wind power 1.45 GW (15.2 %) too low`."""
         if abs(self.bias) < 0.005:
             return f"{self.target.words} without bias"
-        percent = "" if math.isnan(self.bias_percent) else f" ({abs(self.bias_percent):.0f} %)"
+        percent = "" if math.isnan(self.bias_percent) else f" ({abs(self.bias_percent):.1f} %)"
         direction = "low" if self.bias < 0 else "high"
         return f"{self.target.words} {abs(self.bias):.2f} {self.target.unit}{percent} too {direction}"
 

@@ -42,7 +42,7 @@ def test_errors_are_those_of_the_rows(biased):
         assert quality.bias_percent == pytest.approx(-10)
         share = 0.1 * frame[target].mean() / installed(frame)[target].mean()
         assert quality.nmae_percent == pytest.approx(100 * share)
-        assert "(10 %) too low" in quality.bias_text
+        assert "(10.0 %) too low" in quality.bias_text
 
 
 @pytest.mark.parametrize(
