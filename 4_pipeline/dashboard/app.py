@@ -23,7 +23,7 @@ from . import address, api, layout, pages, security
 from .follower import Follower
 from .hosts import LOOPBACK, is_loopback
 
-THREADS = 64
+THREADS = 16
 MAX_CONNECTIONS = 1000  # browsers keep connections open; waitress's default limit is 100
 FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # the start of a root-relative URL, in HTML or embedded JSON
 

@@ -234,6 +234,8 @@ def numbers(
     next_step = _find_keys(text[wrong], decimal) if wrong.any() else None
     require(~wrong, text, name, "a number" + ", or an empty cell" * nullable, next_step)
     # If all decimals look like "1.234", and no whole number exceeds 999, the mark probably separates thousands.
+    if len(text) < MIN_MARKED:  # as in most requests, which need not wait for this
+        return values
     marked = text.str.contains(decimal, regex=False, na=False)
     groups = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
     if marked.sum() >= MIN_MARKED and 100 <= values[~marked].max() < 1000 and groups.equals(marked) and not thousands:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -75,14 +76,12 @@ def check_cells(
     identify a row by the name and the label of its index, such as `line 12`; the default name is `row`.
     """
     from pandera.errors import SchemaErrors
-    from pandera.pandas import Check, Column, DataFrameSchema
+    from pandera.pandas import Column, DataFrameSchema
 
     columns = {"utc_timestamp": Column(checks=times)} if times else {}
     described = {name: name for name in RANGES} | {column: target for target, column in CAPACITIES.items()}
     for column in frame.columns.intersection(list(described)):
-        low, high = RANGES[described[column]]
-        rule = Check.in_range(low, high, error=f"between {low} and {high} {UNITS[described[column]]}")
-        columns[column] = Column("float64", rule, nullable=nullable)
+        columns[column] = _rule(column, described[column], nullable)
     try:
         DataFrameSchema(columns).validate(frame, lazy=True)
     except SchemaErrors as errors:
@@ -96,6 +95,16 @@ def check_cells(
         expected=f"each {steps.NAME} once, no missing cells, values within their ranges",
         next_step=f"{next_step}; if a whole column is out of range, check its unit",
     )
+
+
+@cache
+def _rule(column: str, quantity: str, nullable: bool) -> Any:
+    """Return a column's schema; cached, because pandera tries to import geopandas whenever it creates one."""
+    from pandera.pandas import Check, Column
+
+    low, high = RANGES[quantity]
+    rule = Check.in_range(low, high, error=f"between {low} and {high} {UNITS[quantity]}")
+    return Column("float64", rule, name=column, nullable=nullable)
 
 
 def _faults(cases: DataFrame, frame: DataFrame, source_names: Mapping[str, str] | None) -> tuple[int, list[str]]:
