@@ -212,7 +212,7 @@ def test_local_cluster_is_private(tmp_path):
 
 
 def test_local_cluster_listens_on_loopback_only():
-    """A local cluster and its dashboard cannot be reached from other machines."""
+    """A local cluster cannot be reached from other machines."""
     this = psutil.Process()
     others = set(this.children(recursive=True))  # from another test's cluster
     with environment_of(clean_environment()), dask.config.set({"scheduler-address": None}), connect():

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from papermill_dask import EngineError
+from papermill_dask import EngineError, git_state
 from papermill_dask.client.stage import read_declaration
 from papermill_dask.client.transfer import list_entries
+from papermill_dask.tracking import TaskContext, git_variables
 from programs import BIN, clean_environment, run_program
 
 # A stage's command: write its outs, and report its declaration as the engine reads it.
@@ -192,3 +193,18 @@ def test_declaration_excludes_urls_and_parameter_files_above(repository):
         ),
     )
     assert read_declaration(folder, "run").deps == ("dvc.yaml",)
+
+
+def test_files_that_dvc_writes_are_no_changes(repository, monkeypatch):
+    """A run of a notebook is tagged as dirty if a tracked file has changed, other than dvc.lock and outs in it."""
+    lock = "schema: '2.0'\nstages:\n  a:\n    cmd: a\n    deps: [{path: a.py}]\n    outs: [{path: results/a.json}]\n"
+    folder = repository(**{"dvc.lock": lock, "a.py": "", "results/a.json": "1"})
+    monkeypatch.chdir(folder)
+    for name, changes, is_dirty in (("results/a.json", [], "false"), ("a.py", ["stages/a.py"], "true")):
+        Path(name).write_text("2")
+        Path("dvc.lock").write_text(lock + "# changed")
+        assert git_state()[1] == changes
+        with monkeypatch.context() as kernel:
+            for variable, value in git_variables().items():
+                kernel.setenv(variable, value)
+            assert TaskContext().tags()["mlflow.source.git.dirty"] == is_dirty

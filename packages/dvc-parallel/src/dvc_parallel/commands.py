@@ -36,21 +36,22 @@ def console_script(line: str, environment: Mapping[str, str]) -> EntryPoint | No
     >>> console_script("dvc status | cat", os.environ)
     """
     name = shlex.split(line)[0] if PLAIN.fullmatch(line) and line.strip() else ""
-    if sys.platform != "linux" or name not in _scripts():
+    if sys.platform != "linux" or name not in entries("console_scripts"):
         return None
     is_ours = shutil.which(name, path=environment.get("PATH")) == str(Path(sys.executable).with_name(name))
-    return _scripts()[name] if is_ours else None
+    return entries("console_scripts")[name] if is_ours else None
 
 
 @functools.cache
-def _scripts() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="console_scripts")}
+def entries(group: str) -> dict[str, EntryPoint]:
+    """Return the installed entry points of a group by name."""
+    return {entry.name: entry for entry in entry_points(group=group)}
 
 
 def imported_modules(lines: Iterable[str], environment: Mapping[str, str]) -> list[str]:
     """Return the modules of the console scripts that ``lines`` call, and their `dvc_parallel.preload` entry points."""
     names = {script.name for line in lines if (script := console_script(line, environment))}
-    modules = [script.module for name, script in _scripts().items() if name in names]
+    modules = [script.module for name, script in entries("console_scripts").items() if name in names]
     return modules + [entry.value for entry in entry_points(group="dvc_parallel.preload") if entry.name in names]
 
 

@@ -1,4 +1,4 @@
-"""Find files that stages import but do not declare as dependencies; parse the code without running it."""
+"""Find what stages import: undeclared files, and installed modules. Parse the code without running it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from importlib.machinery import PathFinder
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from dvc_parallel import compat
-from dvc_parallel.reproduction import open_repository
+from dvc_parallel.pipeline import open_repository
 from dvc_parallel.states import ReproError
 
 PYTHON = re.compile(r"\bpython[\d.]* (?:-[WX] \S+ |-[^m ]\S* )*(?:-m (\S+)|([^ -]\S*))")
@@ -32,6 +33,31 @@ def undeclared() -> list[str]:
         stages = [stage for stage in repo.index.stages if stage.cmd and not stage.always_changed]
         lines = [line for stage in stages if _is_here(Path(stage.path)) for line in _undeclared(stage)]
     return list(dict.fromkeys(lines))
+
+
+def shared_imports(lines: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the installed modules that at least two commands import; ``lines`` are commands and their folders."""
+    counts = Counter[str]()
+    for line, folder in lines:
+        with contextlib.suppress(ReproError):  # the command itself will report the invalid code
+            programs = list(_programs(line, Path(folder)))
+            files = {(file, folders) for program, folders in programs for file in _imported(program, folders)}
+            counts.update({module for file, folders in files for module in _installed(file, folders)})
+    return [module for module, count in counts.items() if count > 1]
+
+
+@functools.cache
+def _installed(file: Path, folders: tuple[str, ...]) -> set[str]:
+    """Return the installed modules, outside the standard library, that a file imports, or uses as `a.b`."""
+    names, modules = {*_names(file, "")}, set()
+    for node in (node for statement in _statements(file) for node in ast.walk(statement)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
+            names.add(f"{node.value.id}.{node.attr}")
+    for name in (name for name in names if name.partition(".")[0] not in sys.stdlib_module_names):
+        *_, (module, _, spec) = [("", "", None), *_specs(name, folders)]
+        if spec and not _is_here(Path(spec.origin or Path.cwd())):
+            modules.add(module)
+    return modules
 
 
 def _undeclared(stage: compat.Stage) -> Iterator[str]:
@@ -86,30 +112,40 @@ def _imported(program: tuple[Code, ...], folders: tuple[str, ...]) -> dict[Path,
 @functools.cache
 def _find(name: str, folders: tuple[str, ...]) -> tuple[Code, ...]:
     """Return the files in this folder that Python runs to import ``name`` (a module, or an attribute of a module)."""
-    codes, package, path = [], "", [*folders, *sys.path]
+    codes = []
+    for name_, parent, spec in _specs(name, folders):
+        if spec.origin and spec.origin.endswith(".py") and _is_here(Path(spec.origin)):
+            codes.append((Path(spec.origin), name_ if spec.submodule_search_locations else parent))
+    return tuple(codes)
+
+
+def _specs(name: str, folders: tuple[str, ...]) -> Iterator[tuple[str, str, ModuleSpec]]:
+    """Yield each module on the way to ``name`` (a module, or an attribute of one): its name, package and spec."""
+    package, path = "", [*folders, *sys.path]
     for part in name.split("."):
         spec = PathFinder.find_spec(part, path)
         if not spec and not package:
             with contextlib.suppress(ImportError, ValueError):
                 spec = importlib.util.find_spec(part)  # an editable package
         if not spec:
-            break
+            return
         parent, package = package, f"{package}.{part}".lstrip(".")
         path = list(spec.submodule_search_locations or [])
-        if spec.origin and spec.origin.endswith(".py") and _is_here(Path(spec.origin)):
-            codes.append((Path(spec.origin), package if path else parent))
-    return tuple(codes)
+        yield package, parent, spec
 
 
-def _names(file: Path, package: str) -> Iterator[str]:
-    """Yield the names that a file imports, including imports inside functions."""
+@functools.cache
+def _names(file: Path, package: str) -> list[str]:
+    """Return the names that a file imports, including imports inside functions."""
+    names = []
     for node in (node for statement in _statements(file) for node in ast.walk(statement)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
             with contextlib.suppress(ImportError):  # beyond the top-level package: Python itself would fail
                 module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-                yield from (f"{module}.{alias.name}" for alias in node.names)
+                names += [f"{module}.{alias.name}" for alias in node.names]
+    return names
 
 
 @functools.cache

@@ -10,14 +10,14 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
 from dvc_parallel import compat
 from dvc_parallel.compat import Repo, Stage
-from dvc_parallel.states import State
+from dvc_parallel.states import ReproError, State
 from dvc_parallel.stop import Stopped, StopRequest
 
 FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # in the repository; ignored by git
@@ -25,6 +25,23 @@ BUSY_SECONDS = 0.2
 HEAD = "schema: '2.0'\nstages:\n"  # the first lines of dvc.lock
 MAX_NAME_BYTES = 200  # maximum for a log's file name; file systems allow 255
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def open_repository() -> Iterator[compat.Repo]:
+    """Open the current folder's DVC repository; convert errors of DVC and the operating system to ReproError."""
+    try:
+        with compat.Repo() as repo:
+            yield repo
+    except (compat.DvcException, OSError, TypeError, ValueError) as error:  # e.g. DVC's error for a date in params.yaml
+        next_step = "choose other stages, or correct the problem that DVC reports; then run the command again"
+        raise ReproError("The pipeline cannot be run.", found=explain(error), next=next_step) from None
+
+
+def explain(error: BaseException) -> str:
+    """Return the messages of an error and its causes, as DVC's command line shows them."""
+    text = str(error) or type(error).__name__
+    return f"{text}: {explain(error.__cause__)}" if error.__cause__ else text
 
 
 class Pipeline:
@@ -43,8 +60,8 @@ class Pipeline:
             Path, tuple[bytes, dict[str, str]]
         ] = {}  # content and entries of the lock files that this run wrote
         self.outdated: set[Stage] = set()  # changed stages that wait until the limits allow them to run
-        self._folder = Path(repo.root_dir, FOLDER)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(repo.root_dir, FOLDER)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.graph, self.steps = self._locked(lambda: self._plan(targets, **selection))
 
     def close(self) -> None:
@@ -58,7 +75,7 @@ class Pipeline:
         name = ":".join(re.sub("[\0-\x7f]+", lambda part: quote(part[0], safe=""), part) for part in parts)
         if len(encoded := os.fsencode(name)) > MAX_NAME_BYTES:
             name = f"{encoded[:MAX_NAME_BYTES].decode(errors='ignore')}~{hashlib.sha256(encoded).hexdigest()[:16]}"
-        return self._folder / f"{name}.log"
+        return self.folder / f"{name}.log"
 
     def is_outdated(self) -> bool:
         """Return whether any stage is out of date, apart from stages that always run."""
@@ -98,8 +115,8 @@ class Pipeline:
             Path(self._repo.tmp_dir, compat.RWLOCK_FILE).unlink()
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
         # DVC rewrites the whole rwlock file several times per stage: to save time, switch to an empty one for the run.
-        self._repo.tmp_dir = str(self._folder)
-        Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # left by a killed run
+        self._repo.tmp_dir = str(self.folder)
+        Path(self.folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # left by a killed run
         return graph, steps
 
     def _locked(self, work: Callable[[], T], *, give_up: bool = True, keep: bool = False) -> T:
@@ -171,7 +188,7 @@ class Pipeline:
             return
         lock_file, copy, data = (
             compat.lock_file(stage),
-            self._folder / "dvc.lock",
+            self.folder / "dvc.lock",
             compat.to_lockfile(stage)[stage.name],
         )
         path = Path(lock_file.path)

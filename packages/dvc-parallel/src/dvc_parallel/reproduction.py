@@ -13,9 +13,10 @@ from pathlib import Path
 from dvc_parallel import compat
 from dvc_parallel.commands import Command, Commands
 from dvc_parallel.compat import Stage
-from dvc_parallel.pipeline import Pipeline
+from dvc_parallel.pipeline import Pipeline, explain, open_repository
+from dvc_parallel.sessions import Sessions
 from dvc_parallel.settings import Limits
-from dvc_parallel.states import Progress, ReproError, StagesFailed, State
+from dvc_parallel.states import Progress, StagesFailed, State
 from dvc_parallel.stop import Stopped, StopRequest
 
 TAIL_LINES, TAIL_BYTES = 30, 1 << 16
@@ -41,10 +42,8 @@ def run_stages(
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
         stack.enter_context(contextlib.chdir(folder))  # DVC's stage and file names are relative to this folder
-        for name, level in {
-            "dvc": logging.WARNING,
-            "dvc.progress": logging.CRITICAL,
-        }.items():  # hide DVC's messages and progress bars
+        # Hide DVC's messages and progress bars.
+        for name, level in (("dvc", logging.WARNING), ("dvc.progress", logging.CRITICAL)):
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
@@ -53,38 +52,26 @@ def run_stages(
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 lines = [line for stage in pipeline.steps if stage.cmd for line in compat.split_commands(stage.cmd)]
                 bounds = Limits(limits, pipeline.graph, pipeline.steps)
+                jobs = jobs or os.cpu_count() or 1
+                sessions = stack.enter_context(Sessions(jobs=jobs, folder=pipeline.folder))
                 with contextlib.closing(Commands(stop.ignored, lines)) as commands:
-                    run = _Reproduction(pipeline, commands, stop, progress, bounds, force=force, run_cache=run_cache)
-                    return run.run(jobs or os.cpu_count() or 1)
+                    run = _Reproduction(
+                        pipeline, commands, sessions, stop, progress, bounds, force=force, run_cache=run_cache
+                    )
+                    return run.run(jobs)
         except Stopped:
             raise SystemExit(128 + stop.number) from None
-
-
-@contextlib.contextmanager
-def open_repository() -> Iterator[compat.Repo]:
-    """Open the current folder's DVC repository; convert errors of DVC and the operating system to ReproError."""
-    try:
-        with compat.Repo() as repo:
-            yield repo
-    except (compat.DvcException, OSError, TypeError, ValueError) as error:  # e.g. DVC's error for a date in params.yaml
-        next_step = "choose other stages, or correct the problem that DVC reports; then run the command again"
-        raise ReproError("The pipeline cannot be run.", found=_explain(error), next=next_step) from None
-
-
-def _explain(error: BaseException) -> str:
-    """Return the messages of an error and its causes, as DVC's command line shows them."""
-    text = str(error) or type(error).__name__
-    return f"{text}: {_explain(error.__cause__)}" if error.__cause__ else text
 
 
 class _Reproduction:
     """One run of the stages of a pipeline."""
 
     def __init__(
-        self, pipeline: Pipeline, commands: Commands, stop: StopRequest, progress: Progress, limits: Limits,
-        **options: bool,
+        self, pipeline: Pipeline, commands: Commands, sessions: Sessions, stop: StopRequest, progress: Progress,
+        limits: Limits, **options: bool,
     ) -> None:  # fmt: skip
-        self._pipeline, self._commands, self._stop, self._progress = pipeline, commands, stop, progress
+        self._pipeline, self._commands, self._sessions = pipeline, commands, sessions
+        self._stop, self._progress = stop, progress
         self._limits, self._options = limits, options  # options of `Pipeline.prepare`
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
@@ -97,8 +84,9 @@ class _Reproduction:
             self._start_ready(jobs)
             with contextlib.suppress(Stopped, compat.DvcException, OSError):  # `prepare` will raise the error again
                 if self._running and (self._options["force"] or self._pipeline.is_outdated()):
-                    # Preload modules for the outdated stages while the stages that always run are running.
-                    self._commands.warm_up(self._commands.modules)
+                    # Preload modules and enter sessions for the outdated stages while the first stages are running.
+                    for line, _ in self._remaining():
+                        self._sessions.variables(line, os.environ, self._remaining)
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
                 for command in select.select(self._running, [], [], TICK_SECONDS if self._running else 0)[0]:
@@ -144,8 +132,16 @@ class _Reproduction:
         with log.open("a") as file:
             file.write(f"> {lines[0]}\n")
         options = compat.prepare_kwargs(stage)
-        command = self._commands.start(lines[0], options["cwd"], options["env"], log)
+        variables = self._sessions.variables(lines[0], options["env"], self._remaining)
+        command = self._commands.start(lines[0], options["cwd"], options["env"] | variables, log)
         self._running[command] = stage, lines[1:]
+
+    def _remaining(self) -> Iterator[tuple[str, str]]:
+        """Start to preload modules, then yield the commands, and their folders, of stages that may still run."""
+        self._commands.warm_up(self._commands.modules)
+        for stage, state in self._states.items():
+            if stage.cmd and state in {State.WAITING, State.RUNNING}:
+                yield from ((line, stage.wdir) for line in compat.split_commands(stage.cmd))
 
     def _continue(self, command: Command, stage: Stage, lines: list[str]) -> None:
         """After a command has ended, start the stage's next command, or record the stage."""
@@ -178,7 +174,7 @@ class _Reproduction:
         except Stopped:
             self._set(stage, State.SKIPPED if self._states[stage] is State.WAITING else State.INTERRUPTED)
         except (compat.DvcException, OSError) as error:
-            self._errors[stage.addressing] = _explain(error)
+            self._errors[stage.addressing] = explain(error)
             self._set(stage, State.FAILED)
 
     def _set(self, stage: Stage, state: State) -> None:

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import yaml
+
 if TYPE_CHECKING:
     from distributed import Worker
 
@@ -33,6 +35,7 @@ TASK_TAG = "papermill_dask.task"
 NOTEBOOK_TAG = "papermill_dask.notebook."  # + the executed notebook's name; value: the notebook's sha256
 PAGE_TAG = "papermill_dask.page."  # + the executed notebook's name; value: path of the HTML artifact
 COMMIT_TAG = "mlflow.source.git.commit"
+DIRTY_TAG = "mlflow.source.git.dirty"  # as MLflow's autologging: "true" or "false"
 MAX_CHANGES = 100
 CONNECT_SECONDS = 2.0
 PAGE_SECONDS, CHECK_SECONDS = 30.0, 0.2
@@ -55,8 +58,9 @@ class TaskContext:
 
     def tags(self) -> dict[str, str]:
         """Return the tags for new runs."""
-        variables = {TASK_TAG: TASK_VARIABLE, COMMIT_TAG: COMMIT_VARIABLE}
-        return {tag: os.environ[name] for tag, name in variables.items() if name in os.environ}
+        variables = {TASK_TAG: TASK_VARIABLE, COMMIT_TAG: COMMIT_VARIABLE, DIRTY_TAG: CHANGES_VARIABLE}
+        tags = {tag: os.environ[name] for tag, name in variables.items() if name in os.environ}
+        return tags | {DIRTY_TAG: str(bool(tags[DIRTY_TAG])).lower()} if DIRTY_TAG in tags else tags
 
 
 class NotebookRuns:
@@ -148,9 +152,10 @@ def default_variables() -> dict[str, str]:
 
 # -- the commit ----------------------------------------------------------------------------------------------------
 def git_state(folder: Path | None = None) -> tuple[str, list[str]] | None:
-    """Return the commit of a folder's repository and its changed tracked files.
+    """Return the commit of a folder's repository and its changed tracked files, without those that DVC writes.
 
-    In a kernel on the cluster they describe the client's folder, which the worker may not see.
+    DVC writes dvc.lock and the outs of its stages, which may be tracked (`cache: false`). In a kernel on the cluster
+    the result describes the client's folder, which the worker may not see.
 
     Parameters
     ----------
@@ -171,10 +176,20 @@ def git_state(folder: Path | None = None) -> tuple[str, list[str]] | None:
         ).stdout
 
     try:
-        changes = git("status", "--porcelain", "--untracked-files=no").splitlines()
+        made = [f":(exclude,literal){out}" for out in _outs(folder or Path.cwd())]
+        paths = (":/", ":(exclude,top,glob)**/dvc.lock", *made)
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", *paths).splitlines()
         return git("rev-parse", "HEAD").strip(), [line[3:] for line in changes[:MAX_CHANGES]]
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _outs(folder: Path) -> list[str]:
+    """Return the outs recorded in a folder's dvc.lock, relative to the folder."""
+    with contextlib.suppress(Exception):  # no such file, or an invalid one
+        stages = yaml.load((folder / "dvc.lock").read_text(), yaml.CSafeLoader)["stages"]
+        return [out["path"] for stage in stages.values() for out in stage.get("outs", ())]
+    return []
 
 
 def git_variables() -> dict[str, str]:

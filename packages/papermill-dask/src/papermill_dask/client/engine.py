@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask.config
 import nbformat
 from distributed import Client
 from papermill.log import logger
@@ -29,11 +30,13 @@ from papermill_dask.errors import EngineError, WorkerLost
 RESTART_SECONDS = 30  # time for a nanny to restart its worker
 LOG_SECONDS = 120
 POLL_SECONDS = 0.2
+_preloaded = threading.Event()
 
 
 def preload() -> None:
     """Compile nbformat's JSON schema once for all programs that `dvc-parallel` forks from this process."""
     nbformat.validate(nbformat.v4.new_notebook())
+    _preloaded.set()
 
 
 def execute_notebook(
@@ -80,6 +83,8 @@ def execute_notebook(
     """
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)  # Skip the garbage collection at exit (saves 0.2 s).
+    if _preloaded.is_set():  # Dask read its variables before `dvc-parallel` set those of this command
+        dask.config.update(dask.config.config, dask.config.collect_env())
     arguments = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
     metadata = nb.metadata.get(METADATA, {})
     for result in RESULT_KEYS:

@@ -50,6 +50,7 @@ class ExecutedNotebook(NotebookExecutionManager):
         partial = file and file.with_name(f".{uuid.uuid4().hex}.ipynb")  # a suffix could make the output name too long
         try:
             if partial:
+                partial.parent.mkdir(parents=True, exist_ok=True)
                 self.output_path = str(partial)
             super().save()
             if file and partial:
@@ -57,8 +58,6 @@ class ExecutedNotebook(NotebookExecutionManager):
         except OSError as error:
             if partial:
                 partial.unlink(missing_ok=True)
-            if isinstance(error, FileNotFoundError):
-                raise  # the folder is missing: papermill's own error is clear
             raise EngineError(
                 f"Saving the executed notebook failed{'; the last saved version is intact' if partial else ''}.",
                 value=f"{target}: {error}".partition("\n")[0],  # pyarrow appends the paths it searched for Java

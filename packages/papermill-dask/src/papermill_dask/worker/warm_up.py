@@ -48,5 +48,5 @@ def _import_modules(worker: Worker) -> None:
     from papermill_dask.worker.kernels.warm import WARM
 
     modules, idle = (dask.config.get(f"{config.SECTION}.{option}") for option in ("kernel-imports", "kernel-idle"))
-    WARM.start(modules, kernel_environment(worker), parse_timedelta(idle) if idle else None)
+    WARM.start(modules or (), kernel_environment(worker), parse_timedelta(idle) if idle else None)
     from papermill_dask.worker import cells  # noqa: F401 - preloads papermill's client for all notebooks

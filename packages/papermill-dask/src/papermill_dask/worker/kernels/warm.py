@@ -24,6 +24,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 LAUNCHER = "ipykernel_launcher"
+_parse_lock = threading.Lock()
 MAX_PROCESSES = 2
 CONNECT_TRIES = 5
 STALE_SECONDS = 1.0
@@ -266,8 +267,9 @@ def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
     sources = list(cells)
     for source in sources:  # the list grows during the loop
         try:
-            code = ast.unparse(ast.parse(MAGIC.sub(r"\1pass", source)))  # removes comments
-        except (SyntaxError, ValueError, RecursionError):  # a magic within an expression, or another language
+            with _parse_lock:  # in Python 3.11, `ast.parse` in two threads may raise SystemError
+                code = ast.unparse(ast.parse(MAGIC.sub(r"\1pass", source)))  # removes comments
+        except (SyntaxError, ValueError, RecursionError, SystemError):  # a magic in an expression, or another language
             code = source
         code = "\n".join([code, *(magic for _, magic in MAGIC.findall(source))])
         if change := IMPORT_CHANGES.search(code):
