@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow_gate import ConfigError, log_learned
-from mlflow_gate.keys import AWARE, LEARNED_TAG, NAIVE, NUMBER, TEXT, Keys, TrainingRows, hash_rows, training_rows
+from mlflow_gate.keys import AWARE, NAIVE, NUMBER, TEXT, Keys, TrainingRows, hash_rows
 
 ZONE = timezone(timedelta(hours=1))
 HOURS = pd.date_range("2020-01-01", periods=48, freq="h", tz="UTC")
@@ -143,13 +142,6 @@ def test_hash_identifies_held_out_data():
     assert len({hash_rows(each, Keys.of(each)) for each in frames}) == 5
     arrays = pd.DataFrame({"image": [[1, 2], [3, 4]]}, index=["a", "b"])
     assert hash_rows(arrays, Keys.of(arrays)) == hash_rows(["a", "b"], Keys.of(["a", "b"]))
-
-
-def test_former_names_of_kinds_are_supported():
-    """A run that declared its keys before their kinds were renamed can still be compared."""
-    facts = {"kinds": ["times of a time zone"], "first": ["2020-01-01"], "last": ["2020-01-02"], "span": True}
-    text = json.dumps(facts | {"source": "", "population": ""})
-    assert training_rows("1", {LEARNED_TAG: text}, mlflow.MlflowClient()).kinds == (AWARE,)
 
 
 def test_declaration_needs_a_run():

@@ -24,7 +24,6 @@ LEARNED_TAG = "mlflow_gate.learned"
 KEYS_FILE = "mlflow_gate/training_rows.gz"  # digests of the keys
 DIGEST_BYTES = 8
 NUMBER, TEXT, AWARE, NAIVE = "numbers", "texts", "timezone-aware times", "naive times"
-FORMER_KINDS = {"times of a time zone": AWARE, "times without a time zone": NAIVE}  # as logged before version 0.1
 DATE = re.compile(r"(?!.*[.,]\d{7})\d{4}-\d\d-\d\d([T ]\d\d.*)?")  # no nanoseconds: Python would truncate them
 
 
@@ -187,7 +186,7 @@ def training_rows(run_id: str, tags: Mapping[str, str], client: MlflowClient) ->
     try:
         facts = json.loads(tags[LEARNED_TAG])
         names: dict[str, Any] = {name: str(facts[name]) for name in ("source", "population")}
-        kinds = tuple(FORMER_KINDS.get(kind, kind) for kind in facts["kinds"])
+        kinds = tuple(facts["kinds"])
         ends = (tuple(facts["first"]), tuple(facts["last"]))
         if facts["span"]:
             return TrainingRows(kinds, ends, **names)
