@@ -20,6 +20,8 @@ VALUES = range(1, 21)
 TRAINING = "train_gradient_boosting.ipynb"
 ONE, ONE_DASK = "`papermill`, nothing imported", "`papermill --engine dask`, nothing imported"
 IMPORTS, IMPORTS_DASK = "`papermill`, a training's imports", "`papermill --engine dask`, a training's imports"
+ONE_ALONE = "`papermill --engine dask`, nothing imported, no server"
+IMPORTS_ALONE = "`papermill --engine dask`, a training's imports, no server"
 STOCK, STOCK_PAIR = "`papermill`, one after another", "`papermill`, two at a time"
 PEER = "execnb, two processes, no kernels"
 OURS, OURS_PAIR = "`papermill-sweep`", "`papermill --engine dask`, two at a time"
@@ -27,6 +29,8 @@ STOCK_STAGES, OURS_STAGES = "`dvc repro`, papermill's own engine", "`dvc-paralle
 ROWS = (
     Row("one notebook, nothing imported", ONE, ONE_DASK),
     Row("one notebook, a training's imports", IMPORTS, IMPORTS_DASK),
+    Row("one notebook without a server, nothing imported", ONE, ONE_ALONE),
+    Row("one notebook without a server, a training's imports", IMPORTS, IMPORTS_ALONE),
     Row("20 tiny notebooks", STOCK, OURS),
     Row("20 tiny notebooks", STOCK_PAIR, OURS),
     Row("20 tiny notebooks, each in a kernel of its own", PEER, OURS),
@@ -61,8 +65,9 @@ def sides(clone: Clone) -> list[Side]:
     tiny = write_notebook(folder / "tiny.ipynb", *cells, parameters="i = 0")
     peers = install_peers(clone)
 
-    def run_one(notebook: Path, *options: str) -> None:
-        run_papermill(clone, notebook, notebook.with_suffix(".out.ipynb"), *options)
+    def run_one(notebook: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+        output = notebook.with_suffix(".out.ipynb")
+        clone.do("papermill", notebook, output, *options, cwd=notebook.parent, environment=environment)
 
     def run_sweep() -> None:
         values = f"i={','.join(map(str, VALUES))}"
@@ -75,6 +80,8 @@ def sides(clone: Clone) -> list[Side]:
         Side(ONE_DASK, lambda: run_one(empty, *dask), warm),
         Side(IMPORTS, lambda: run_one(imports)),
         Side(IMPORTS_DASK, lambda: run_one(imports, *dask), warm),
+        Side(ONE_ALONE, lambda: run_one(empty, *dask, environment=clone.fresh_environment)),
+        Side(IMPORTS_ALONE, lambda: run_one(imports, *dask, environment=clone.fresh_environment)),
         Side(STOCK, lambda: run_papermill_each(clone, tiny, VALUES, 1)),
         Side(STOCK_PAIR, lambda: run_papermill_each(clone, tiny, VALUES, 2)),
         Side(PEER, lambda: run_execnb(clone, peers / "python", tiny)),

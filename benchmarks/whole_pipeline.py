@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from pathlib import Path
 
 import yaml
 
 from benchmarks.clone import Clone
 from benchmarks.measure import Side
 from benchmarks.table import Row
+from tests.workplace import take_home
 
 TITLE = "The pipeline, from scratch and with nothing changed"
 STOCK, STOCK_UNCHANGED = "`dvc repro`, papermill's own engine", "`dvc repro`"
@@ -16,6 +19,9 @@ FLOOR = "the cells alone, packed onto two processors"
 WARM_DVC = "`dvc repro`, engine, warm"
 WARM, COLD, UNCHANGED = "`workshop repro`, warm", "`workshop repro`, cold", "`workshop repro`"
 STOCK_MANY, MANY = "`dvc repro`, 200 stages", "`dvc-parallel repro`, 200 stages"
+EXAMPLE = "FROM=examples/any_table"  # `make take-home` copies chapter 4 by default
+STOCK_EXAMPLE, EXAMPLE_ALONE = "`dvc repro` of any_table, papermill's own engine", "`dvc-parallel repro` of any_table"
+STOCK_COPY, COPY_ALONE = "`dvc repro` of the copy, papermill's own engine", "`dvc-parallel repro` of the copy"
 ROWS = (
     Row("pipeline, warm workers", STOCK, WARM),
     Row("pipeline, warm workers, against the minimum", FLOOR, WARM),
@@ -23,6 +29,8 @@ ROWS = (
     Row("pipeline with plain DVC, warm workers", STOCK, WARM_DVC),
     Row("pipeline, nothing changed", STOCK_UNCHANGED, UNCHANGED),
     Row("200 stages, nothing changed", STOCK_MANY, MANY),
+    Row("`examples/any_table` without a server, all stages forced", STOCK_EXAMPLE, EXAMPLE_ALONE),
+    Row("a copy of chapter 4 without a server, all stages forced", STOCK_COPY, COPY_ALONE),
 )
 ENGINE = " --engine dask"
 STAGE = {"cmd": "cp input ${item}.copy", "deps": ["input"], "outs": ["${item}.copy"]}
@@ -74,7 +82,26 @@ def sides(clone: Clone) -> list[Side]:
         Side(UNCHANGED, lambda: run_unchanged("workshop"), lambda: run(clone, "workshop")),
         Side(STOCK_MANY, lambda: run_many("dvc")),
         Side(MANY, lambda: run_many("dvc-parallel")),
+        *sides_without_server(clone, (STOCK_EXAMPLE, EXAMPLE_ALONE), take_home(clone.new_folder("home"), EXAMPLE)),
+        *sides_without_server(clone, (STOCK_COPY, COPY_ALONE), take_home(clone.new_folder("home"))),
     ]
+
+
+def sides_without_server(clone: Clone, names: tuple[str, str], project: Path) -> list[Side]:
+    """Return two sides, plain DVC and `dvc-parallel`, which run all stages of a project again in copies of it."""
+
+    def run(program: str, folder: Path, *options: str) -> None:
+        clone.do(program, "repro", *options, cwd=folder, environment=clone.fresh_environment)
+
+    stock, ours = (clone.new_folder("project") / "copy" for _ in names)
+    for folder in (stock, ours):
+        shutil.copytree(project, folder, ignore=shutil.ignore_patterns(".dvc", ".git"))
+        clone.do("dvc", "init", "--quiet", "--no-scm", cwd=folder)
+    (stock / "dvc.yaml").write_text((stock / "dvc.yaml").read_text().replace(ENGINE, ""))
+    for folder in (stock, ours):
+        run("dvc", folder)  # creates mlflow.db
+    programs = zip(names, ("dvc", "dvc-parallel"), (stock, ours), strict=True)
+    return [Side(name, functools.partial(run, program, folder, "--force")) for name, program, folder in programs]
 
 
 def warm_up(clone: Clone) -> None:
