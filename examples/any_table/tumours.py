@@ -1,0 +1,194 @@
+"""The table, its models, and the scores and rules by which the gate decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import mlflow.sklearn
+import numpy as np
+import pandas as pd
+import yaml
+from mlflow_gate import Comparison, ConfigError, Gate, Registry, Scores
+from pandas.api.types import is_float_dtype, is_numeric_dtype
+from pandas.util import hash_pandas_object
+from sklearn import calibration, compose, datasets, impute, metrics, model_selection, preprocessing, tree
+from sklearn.pipeline import Pipeline, make_pipeline
+
+FOLDER = Path(__file__).parent
+PARAMETERS = yaml.safe_load((FOLDER / "params.yaml").read_text())
+TABLE, GATE, SCORE = PARAMETERS["table"], PARAMETERS["gate"], PARAMETERS["score"]
+ID, TARGET, GROUP = TABLE["id"], TABLE["target"], TABLE["group"]
+NAMED = [TARGET, *([GROUP] if GROUP else [])]
+KEY = "key of the row"  # by which split, folds and gate know a row
+MAX_CLASSES = 20  # a target of whole numbers with more values is an amount
+MIN_KEYS = 10  # rows, or groups, of each class
+MAX_EQUAL = 0.1  # if more rows are equal to others, as in a table of few categories, they are different cases
+BLOCKS = 20  # of the paired test; in a table with groups, each group is a block
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+def read() -> pd.DataFrame:
+    """Return the table of the file in params.yaml; without one, scikit-learn's breast cancer data."""
+    if TABLE["file"]:
+        return pd.read_csv(FOLDER / TABLE["file"], **TABLE["read_csv"])
+    rows = datasets.load_breast_cancer(as_frame=True).frame.rename_axis("id").reset_index()
+    return rows.assign(malignant=1 - rows.pop("target"))  # scikit-learn's 1 is benign
+
+
+def clean(raw: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that have a target, indexed by id, with their key: numbers as floats, other columns as text.
+
+    The key is the group or else the id; if the ids are only row numbers, which may change, a hash of the row.
+
+    Raises ConfigError, with the column or the row, if a column is missing, an id is missing or repeated, numbers are
+    mixed with text, or a class is too small.
+    """
+    if unknown := {ID, *NAMED, *TABLE["leave_out"]} - {*raw}:
+        step = f"choose from {[*raw]}; if the separator is not a comma: `read_csv: {{sep: ';', decimal: ','}}`"
+        raise ConfigError("params.yaml names columns that the table lacks.", value=unknown, next_step=step)
+    if len(wrong := raw.loc[raw[ID].isna() | raw[ID].duplicated(), ID]):
+        step = "correct these rows, or choose another `id`; what several rows have in common is a `group`"
+        raise ConfigError(f"{len(wrong)} ids are missing or repeated.", value=[*wrong[:5]], next_step=step)
+    rows = raw.set_index(ID).drop(columns=TABLE["leave_out"]).dropna(subset=NAMED)
+    for name in rows.columns.difference(NAMED, sort=False):
+        rows[name] = rows[name].astype(float if is_numeric_dtype(rows[name]) else "str")
+        texts = rows[name].dropna().astype("str")
+        is_text = pd.to_numeric(texts, errors="coerce").isna()
+        if is_text.any() and pd.to_numeric(texts.str.replace(",", "."), errors="coerce").notna().mean() > 0.5:
+            step = "correct them, or set `read_csv`, such as {na_values: ['?']} or {decimal: ','}"
+            raise ConfigError(f"{name} mixes numbers with text.", value=[*texts[is_text].unique()[:5]], next_step=step)
+    rows[TARGET] = read_target(rows[TARGET])
+    rows[KEY] = (rows[GROUP] if GROUP else _keys(rows)).astype("str")
+    counts = rows[KEY].groupby(np.where(is_amount(rows), "rows", rows[TARGET].astype("str"))).nunique()
+    if counts.min() < MIN_KEYS or len(counts) < 2 - is_amount(rows):
+        step = f"have two classes or more, and {MIN_KEYS} {'groups' if GROUP else 'rows'} of each: merge rare ones"
+        raise ConfigError(f"{TARGET} cannot be learned.", value=counts.nsmallest(5).to_dict(), next_step=step)
+    return rows
+
+
+def _keys(rows: pd.DataFrame) -> pd.Series:
+    """Return the ids, where rows that are equal but for their id have that of the first; of row numbers, a hash."""
+    ids, contents = rows.index.to_series(), hash_pandas_object(rows, index=False)
+    if contents.duplicated().mean() > MAX_EQUAL:
+        return ids
+    is_row_number = is_numeric_dtype(ids) and (ids.diff()[1:] == 1).mean() > 0.9
+    return contents if is_row_number else ids.groupby(contents).transform("first")
+
+
+def read_target(values: pd.Series) -> pd.Series:
+    """Return amounts as floats, two classes as 0 and 1, more classes as text."""
+    is_number = is_numeric_dtype(values)
+    if is_number and ((values % 1).any() or values.nunique() > MAX_CLASSES):
+        return values.astype(float)
+    names, positive = (values.astype(int) if is_number else values).astype("str"), str(TABLE["positive"])
+    if names.nunique() != 2:
+        return names
+    if positive not in {*names}:
+        step = f"set `positive` to one of {sorted({*names})}, in quotation marks"
+        raise ConfigError(f"Which {TARGET} is to be found?", value=positive, next_step=step)
+    return (names == positive).astype(int)
+
+
+def is_amount(rows: pd.DataFrame) -> bool:
+    """Return whether the target is a number, not a class."""
+    return is_float_dtype(rows[TARGET])
+
+
+def split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return training and test rows, shuffled.
+
+    A hash of its key decides, so a row keeps its part when the table grows, and the rows of a key are never divided.
+    """
+    shares = hash_pandas_object(rows[KEY], index=False, hash_key=f"{TABLE['seed']:016}").to_numpy() / 2**64
+    shuffled, test_rows = shares.argsort(kind="stable"), (shares < TABLE["test_share"]).sum()
+    return rows.iloc[shuffled[test_rows:]], rows.iloc[shuffled[:test_rows]]
+
+
+def giveaways(rows: pd.DataFrame) -> pd.Series:
+    """Return how well each column alone, or the id, predicts the target (of amounts: their order); 1 is perfectly."""
+    sample = rows.drop(columns=[KEY, *NAMED[1:]]).sample(min(len(rows), 5000), random_state=1).reset_index()
+    codes = sample.apply(lambda column: column if is_numeric_dtype(column) else column.astype("category").cat.codes)
+    target, score = codes.pop(TARGET).rank(method="dense"), model_selection.cross_val_score
+    model = (tree.DecisionTreeRegressor if is_amount(rows) else tree.DecisionTreeClassifier)(random_state=1)
+    return codes.apply(lambda column: score(model, column.to_frame(), target, scoring=skill_of(rows)).mean())
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+def features(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns that a model may use."""
+    return rows.drop(columns=[*NAMED, KEY])
+
+
+def skill_of(rows: pd.DataFrame) -> str:
+    """Return scikit-learn's scorer of the share of a constant prediction's squared error that a model avoids."""
+    return "r2" if is_amount(rows) else "d2_brier_score"
+
+
+def folds(rows: pd.DataFrame) -> list[tuple]:
+    """Return training and validation rows of each fold of cross-validation; a group is never divided."""
+    splitter = model_selection.GroupKFold() if is_amount(rows) else model_selection.StratifiedGroupKFold()
+    return [*splitter.split(rows, rows[TARGET], rows[KEY])]
+
+
+def search(name: str, rows: pd.DataFrame) -> model_selection.GridSearchCV:
+    """Return the search for the best options of a model in params.yaml; the preprocessing is part of the model."""
+    options, kind = dict(PARAMETERS["models"][name]), "amounts" if is_amount(rows) else "classes"
+    estimators = {each: options.pop(each, None) for each in ("classes", "amounts")}
+    try:
+        estimator = resolve_name(str(estimators[kind]))()
+        _ = kind == "amounts" or estimator.predict_proba
+    except (AttributeError, ImportError, ValueError) as error:
+        step = f"name a class in params.yaml, such as `{kind}: sklearn.ensemble.ExtraTreesClassifier`"
+        raise ConfigError(f"{name} has no estimator for {kind}.", value=repr(error), next_step=step) from None
+    numbers = make_pipeline(impute.SimpleImputer(strategy="median", add_indicator=True), preprocessing.StandardScaler())
+    texts = preprocessing.OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=30, sparse_output=False)
+    columns = compose.make_column_transformer((numbers, [*features(rows).select_dtypes("number")]), remainder=texts)
+    model = Pipeline([("columns", columns), ("estimator", estimator)])
+    grid = {f"estimator__{each}": values if isinstance(values, list) else [values] for each, values in options.items()}
+    scoring = skill_of(rows) if SCORE == "skill" else SCORE
+    return model_selection.GridSearchCV(model, grid, scoring=scoring, cv=folds(rows))
+
+
+def with_threshold(model: Any, rows: pd.DataFrame) -> Any:
+    """Return a model of two classes with the threshold that has the best F-score in cross-validation."""
+    scoring = metrics.make_scorer(metrics.fbeta_score, beta=PARAMETERS["beta"])
+    tuned = model_selection.TunedThresholdClassifierCV(model, scoring=scoring, cv=folds(rows))
+    try:
+        return tuned.fit(features(rows), rows[TARGET])
+    except ValueError:  # the model predicts the same for every row of a fold, as for very few rows
+        return model
+
+
+# -- the gate --------------------------------------------------------------------------------------------------------
+def evaluate(model: Any, rows: pd.DataFrame) -> Scores:
+    """Return a model's skill, the scores that params.yaml names, and the mean squared error of each block."""
+    inputs, target, scores = features(rows), rows[TARGET], {}
+    if is_amount(rows):
+        truth, predicted = target.to_frame(), model.predict(inputs)[:, None]
+    else:
+        truth, predicted = pd.DataFrame({name: target == name for name in model.classes_}), model.predict_proba(inputs)
+    errors = ((truth - predicted) ** 2).sum(axis=1, skipna=False)
+    scores["skill"] = 1 - errors.mean() / ((truth - truth.mean()) ** 2).sum(axis=1).mean()
+    if "calibration_error" in GATE["rules"]:
+        shares = calibration.calibration_curve(target, predicted[:, 1], n_bins=10, strategy="quantile")
+        scores["calibration_error"] = abs(np.subtract(*shares)).mean()
+    for name in {SCORE, *GATE["rules"]} - scores.keys():
+        scores[name] = metrics.get_scorer(name)(model, inputs, target)
+    blocks = rows[GROUP] if GROUP else hash_pandas_object(rows[KEY]) % BLOCKS
+    return Scores(scores, errors.groupby(blocks).mean())
+
+
+def held_out() -> pd.DataFrame:
+    """Return the test rows, indexed by key."""
+    rows = pd.read_parquet(FOLDER / "data" / "test.parquet")
+    return rows.set_axis(pd.Index(rows[KEY]))
+
+
+def gate() -> Gate:
+    """Return the gate of the registered model, with the rules of params.yaml."""
+    decision = FOLDER / "results" / "decision.json"
+    registry = Registry("tumours", load=lambda files: mlflow.sklearn.load_model(str(files)), decision=decision)
+    comparison = Comparison(SCORE, near_tie=GATE["near_tie"])
+    return Gate(registry, evaluate, held_out, GATE["rules"], comparison, candidate=decision)
