@@ -31,6 +31,7 @@ help:
 	@echo "make lab     start the workshop: JupyterLab at its start page, with the servers' pages inside"
 	@echo "make offline FOLDER=...   save the packages and this repository for a machine without a network"
 	@echo "make take-home TO=../plants NAME=plants   copy the pipeline of chapter 4 into your own repository; KERAS=1 includes its neural network"
+	@echo "make take-home FROM=examples/any_table TO=../churn NAME=churn CSV=customers.csv ID=customer TARGET=churned   copy the small pipeline for your table; also POSITIVE=, GROUP="
 	@echo "make test    run the tests; does not touch running servers"
 	@echo "make test-packages   test the packages; RESOLUTION=lowest-direct installs the oldest dependencies that they allow"
 	@echo "make dist PACKAGE=... ADDRESS=https://...   build a package's wheel and source distribution for publishing"
@@ -73,29 +74,51 @@ leave-keras-out = rm train_keras.ipynb forecast/learn/network.py && find tests -
 	perl -0pi -e 's/^keras = \[.*?^\]\n//ms' pyproject.toml && perl -0pi -e 's/^\# keras\n.*//ms' requirements.txt && \
 	perl -ni -e 'print unless /train_keras\.ipynb/' split.ipynb
 
-# The pipeline as a separate repository: the committed files of 4_pipeline, without the chapter's pages.
-take-home: NAME ?= forecast
+# The changes to a copy of chapter 4: without its pages and results, with general names.
+from-4_pipeline = rm -rf README.md exercises.ipynb dvc.lock results/metrics.json dashboard/screenshot.png && \
+	grep -rlIZw germany . | xargs -0 perl -pi -e 's/\bgermany\b(?!-)/observations/g' && $(if $(KERAS),,$(leave-keras-out) &&) \
+	{ sed -n 's/^TITLE, REGION = "\(.*\)", "\(.*\)".*/\# \1 in \2/p' forecast/problem.py && \
+	printf '\n%s\n' '[Take it home](take_it_home.md) says how to run this pipeline, and what to change.'; } >README.md
+# To a copy of a small pipeline: without what only this repository has.
+from-example = rm -rf .dvc dvc.lock results/metrics.json tests/template && perl -0pi -e 's/\n\#\# In this repository\n.*//s' README.md && \
+	perl -pi -e 's{^\.\./\.\./packages/}{}; s/^\#.*\n//; print "--find-links wheels\n" if $$. == 1' requirements.txt $(if $(CSV),&& $(own-table))
+# With CSV: params.yaml gets the file and its columns, quoted, and a rule to begin with.
+given = FILE $(foreach name,ID TARGET GROUP POSITIVE,$(if $(filter command,$(origin $(name))),$(name)))
+own-table = cp "$$csv" own && export FILE="own/$$(basename "$$csv")" && perl -pi -e \
+	'BEGIN { open $$csv, "<", $$ENV{FILE}; $$head = <$$csv>; %given = map { $$_ => $$ENV{$$_} =~ s/(["\\])/\\$$1/gr } qw($(given)) } \
+	s{^  (\w+): \K\S+}{exists $$given{uc $$1} ? qq("$$given{uc $$1}") : $$&}e; \
+	s/^  read_csv: \K\S+/{sep: ";", decimal: ","}/ if ($$head =~ tr/;//) > ($$head =~ tr/,//)' params.yaml && perl -0pi -e \
+	's/^score: \K\w+/skill/m; s/^beta: \K\d+/1/m; s/^  rules:\n\K.*/$(first-rule)/ms' params.yaml
+first-rule = \ \ \ \ skill: {min: 0.05, name: skill above predicting the same for every row, next_step: look for better columns or more rows}\n
+
+# A pipeline as a separate repository: chapter 4's or, with FROM=examples/NAME, a small one.
+take-home: FROM = 4_pipeline
+take-home: OLD = $(if $(filter 4_pipeline,$(FROM)),forecast,$(basename $(notdir $(wildcard $(FROM)/*.py))))
+take-home: NAME = $(OLD)
 take-home: .venv/installed
 	@test -n "$(TO)" || { echo "Choose a folder to create: make take-home TO=../plants NAME=plants" >&2; exit 1; }
 	@test ! -e "$(TO)" || { echo "Not copied: $(TO) already exists" >&2; echo "  next: choose another folder, or remove this one" >&2; exit 1; }
-	@$(BIN)/python -c 'import importlib.util as u, keyword, sys; n = sys.argv[1]; sys.exit(not n.isidentifier() or keyword.iskeyword(n) \
-		or (n != "forecast" and (n in ("tests", "own") or u.find_spec(n) is not None)))' "$(NAME)" || \
+	@test -n "$(OLD)" && test -e "$(FROM)/dvc.yaml" || { echo "Not copied: $(FROM) is not a pipeline that can be copied" >&2; \
+		echo "  next: choose 4_pipeline or examples/any_table" >&2; exit 1; }
+	@test -z "$(CSV)" || { test -f "$(CSV)" && test -n "$(ID)" && test -n "$(TARGET)" && test "$(FROM)" != 4_pipeline; } || \
+		{ echo "Not copied: CSV=$(CSV) needs an existing file, its columns ID= and TARGET=, and FROM=examples/any_table" >&2; exit 1; }
+	@$(BIN)/python -c 'import importlib.util as u, keyword, sys; n, old = sys.argv[1:]; sys.exit(not n.isidentifier() or keyword.iskeyword(n) \
+		or (n != old and (n in ("tests", "own") or u.find_spec(n) is not None)))' "$(NAME)" "$(OLD)" || \
 		{ echo "Not copied: $(NAME) is not a valid package name, or already exists" >&2; echo "  next: choose another name, such as NAME=plants" >&2; exit 1; }
-	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json dashboard/screenshot.png && \
-		grep -rlIZw germany . | xargs -0 perl -pi -e 's/\bgermany\b(?!-)/observations/g' && \
-		$(if $(KERAS),,$(leave-keras-out) &&) \
-		{ [ "$(NAME)" = forecast ] || { mv forecast "$(NAME)" && grep -rlZw forecast . | xargs -0 perl -pi -e 's/\bforecast\b/$(NAME)/g'; }; }
+	@csv="$$(cd "$$(dirname "$(CSV)")" && pwd)/$$(basename "$(CSV)")" && mkdir -p "$(TO)" && git archive HEAD:$(FROM) | tar -x -C "$(TO)" && cd "$(TO)" && \
+		$(if $(filter 4_pipeline,$(FROM)),$(from-4_pipeline),$(from-example)) && \
+		{ [ "$(NAME)" = "$(OLD)" ] || { for each in $(OLD) $(OLD).py; do [ ! -e $$each ] || mv $$each "$$(echo $$each | sed 's/^$(OLD)/$(NAME)/')"; done && \
+		grep -rlZw $(OLD) . | xargs -0 perl -pi -e 's/\b$(OLD)\b/$(NAME)/g'; }; }
 	@wheels="$$(cd "$(TO)" && pwd)/wheels" && $(call build-wheels,"$$wheels")
-	@cd "$(TO)" && { sed -n 's/^TITLE, REGION = "\(.*\)", "\(.*\)".*/# \1 in \2/p' "$(NAME)/problem.py" && \
-		printf '\n%s\n' '[Take it home](take_it_home.md) says how to run this pipeline, and what to change.'; } >README.md && \
-		git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
-	@echo "$(TO) is a new repository; its take_it_home.md says what to change. Next:"
+	@cd "$(TO)" && git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && \
+		$(if $(CSV),$(BIN)/dvc add --quiet "own/$$(basename "$(CSV)")" && $(BIN)/python -B -c 'import $(NAME); $(NAME).clean($(NAME).read())' &&) git add --all
+	@echo "$(TO) is a new repository; its $(if $(filter 4_pipeline,$(FROM)),take_it_home.md,README.md) says what to change. Next:"
 	@$(BIN)/python -c 'import shlex, sys; print("  cd", shlex.quote(sys.argv[1]))' "$(TO)"
 	@# git needs an identity to commit; without a commit, the first model in production would have none.
 	@cd "$(TO)" && git commit --quiet --message "Take the pipeline home" 2>/dev/null || echo '  git commit --message "Take the pipeline home"'
 	@echo "  python3 -m venv .venv && . .venv/bin/activate && pip install uv && uv pip install -r requirements.txt"
 	@echo "  dvc repro"
-	@echo "  python -m dashboard"
+	@$(if $(filter 4_pipeline,$(FROM)),echo "  python -m dashboard",:)
 
 test: .venv/tests
 	@$(BIN)/python -m pytest --numprocesses=4
@@ -179,9 +202,10 @@ lines:
 lock: .venv/installed
 	@echo '-e .' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \
 		--custom-compile-command "make lock" - --output-file requirements.txt
-	@for folder in server/team server/room examples/cifar10 docs tests; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
+	@for folder in server/team server/room examples/cifar10 examples/any_table docs tests; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --constraint - \
 		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
+	@perl -pi -e 's{^-e packages/}{../../packages/}' examples/any_table/requirements.txt
 	@# As installed by a copy of the pipeline: the four packages are wheels beside it, since no index has them yet.
 	@wheels=$$(mktemp -d) && trap 'rm -rf "$$wheels"' EXIT && $(call build-wheels,"$$wheels") && \
 		grep -v '^-e' requirements.txt >"$$wheels/pins" && printf '# the parts are the extras of pyproject.toml; how to compile it again: take_it_home.md\n--find-links wheels\n' >"$$wheels/requirements.txt" && extras= && \

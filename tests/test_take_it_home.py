@@ -9,6 +9,7 @@ import shutil
 import textwrap
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -169,3 +170,33 @@ def test_keras_is_optional(tmp_path, words):
     parts = [text in (home / file).read_text() for file, text in texts.items()]
     assert {*parts, *((home / file).exists() for file in files)} == {bool(words)}
     assert {"train_rf", "compare"} <= {*yaml.safe_load((home / "dvc.yaml").read_text())["stages"]}
+
+
+def test_small_pipeline_governs_a_csv_in_one_command(tmp_path):
+    """Parameters, module and data of the copy are the table's; its pipeline and its tests pass."""
+    table = pd.DataFrame({"who's": [f"C{number:03}" for number in range(400)], 'size "m"': [1.5, 2.5, None, 4.0] * 100})
+    table["left: early"] = ["yes" if number % 4 in (0, number % 3) else "no" for number in range(400)]
+    table.assign(plan=["basic", "plus", None, None, "pro"] * 80).to_csv(
+        tmp_path / "some people.csv", sep=";", decimal=",", index=False
+    )
+    words = {"FROM": "examples/any_table", "CSV": tmp_path / "some people.csv", "ID": "who's", "TARGET": "left: early"}
+    home = take_home(tmp_path, *(f"{name}={value}" for name, value in words.items()), "POSITIVE=yes")
+    environment, options = clean_environment() | PERSON, yaml.safe_load((home / "params.yaml").read_text())
+    assert options["table"]["read_csv"] == {"sep": ";", "decimal": ","}
+    assert [options["table"][name] for name in ("file", "id", "target", "positive", "group")] == [
+        "own/some people.csv", "who's", "left: early", "yes", None
+    ]  # fmt: skip
+    names = git(home, "ls-files").split("\n")
+    assert {"plants.py", "own/some people.csv.dvc", "tests/test_table.py"} < {name.strip('"') for name in names}
+    texts = {
+        name: (home / name).read_text() for name in names if name.endswith((".py", ".md", ".ipynb", ".yaml", ".txt"))
+    }
+    assert not [name for name, text in texts.items() if re.search(r"\btumours\b|\.\./|make (take|lock)|workshop", text)]
+    run_program(BIN / "dvc-parallel", "repro", cwd=home, env=environment)
+    decision = json.loads((home / "results" / "decision.json").read_text())
+    assert decision["promoted"] == (decision["candidate"]["metrics"]["skill"] > 0.05)
+    run_program(BIN / "python", "-m", "pytest", cwd=home, env=environment)
+    assert {line.split()[-1] for line in git(home, "status", "--porcelain").splitlines()} == {
+        "dvc.lock",
+        "results/metrics.json",
+    }
