@@ -85,9 +85,10 @@ from-example = rm -rf .dvc dvc.lock results/metrics.json tests/template && perl 
 # With CSV: params.yaml gets the file and its columns, quoted, and a rule to begin with.
 given = FILE $(foreach name,ID TARGET GROUP POSITIVE,$(if $(filter command,$(origin $(name))),$(name)))
 own-table = cp "$$csv" own && export FILE="own/$$(basename "$$csv")" && perl -pi -e \
-	'BEGIN { open $$csv, "<", $$ENV{FILE}; $$head = <$$csv>; %given = map { $$_ => $$ENV{$$_} =~ s/(["\\])/\\$$1/gr } qw($(given)) } \
+	'BEGIN { open $$csv, "<", $$ENV{FILE}; ($$head, $$row) = <$$csv>; %given = map { $$_ => $$ENV{$$_} =~ s/(["\\])/\\$$1/gr } qw($(given)) } \
 	s{^  (\w+): \K\S+}{exists $$given{uc $$1} ? qq("$$given{uc $$1}") : $$&}e; \
-	s/^  read_csv: \K\S+/{sep: ";", decimal: ","}/ if ($$head =~ tr/;//) > ($$head =~ tr/,//)' params.yaml && perl -0pi -e \
+	$$decimal = $$row =~ /\d,\d/ ? "," : "."; \
+	s/^  read_csv: \K\S+/{sep: ";", decimal: "$$decimal"}/ if ($$head =~ tr/;//) > ($$head =~ tr/,//)' params.yaml && perl -0pi -e \
 	's/^score: \K\w+/skill/m; s/^beta: \K\d+/1/m; s/^  rules:\n\K.*/$(first-rule)/ms' params.yaml
 first-rule = \ \ \ \ skill: {min: 0.05, name: skill above predicting the same for every row, next_step: look for better columns or more rows}\n
 
@@ -111,7 +112,7 @@ take-home: .venv/installed
 		grep -rlZw $(OLD) . | xargs -0 perl -pi -e 's/\b$(OLD)\b/$(NAME)/g'; }; }
 	@wheels="$$(cd "$(TO)" && pwd)/wheels" && $(call build-wheels,"$$wheels")
 	@cd "$(TO)" && git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && \
-		$(if $(CSV),$(BIN)/dvc add --quiet "own/$$(basename "$(CSV)")" && $(BIN)/python -B -c 'import $(NAME); $(NAME).clean($(NAME).read())' &&) git add --all
+		$(if $(CSV),$(BIN)/dvc add --quiet "own/$$(basename "$(CSV)")" &&) git add --all
 	@echo "$(TO) is a new repository; its $(if $(filter 4_pipeline,$(FROM)),take_it_home.md,README.md) says what to change. Next:"
 	@$(BIN)/python -c 'import shlex, sys; print("  cd", shlex.quote(sys.argv[1]))' "$(TO)"
 	@# git needs an identity to commit; without a commit, the first model in production would have none.
@@ -240,8 +241,8 @@ lock: .venv/installed
 
 # The file is written last, so an interrupted installation starts again.
 # OFFLINE names a folder from `make offline`; later installations (chapter 3) use it, too.
-.venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
-.venv/installed: INSTALL_UV = install --quiet --disable-pip-version-check $(FROM) $(UV)
+.venv/installed: INDEX = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
+.venv/installed: INSTALL_UV = install --quiet --disable-pip-version-check $(INDEX) $(UV)
 # A symbolic link is a room's shared environment (server/room), which is installed elsewhere.
 .venv/installed: $(shell [ -L .venv ] || echo requirements.txt pyproject.toml $(wildcard 4_pipeline/pyproject.toml packages/*/pyproject.toml))
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: $(or $(PYTHON),python3) is not installed" >&2; \
@@ -258,7 +259,7 @@ lock: .venv/installed
 	@# An older lock installed TensorFlow under its other name; two packages with the same files would break each other.
 	@[ "$$(uname -sm)" != "Linux x86_64" ] || VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip uninstall --quiet tensorflow
 	@# Less than half of the modules are ever imported, so compile on import; at once if the shell forbids bytecode.
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps \
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(INDEX) --no-deps \
 		$(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) -r requirements.txt
 	@$(if $(OFFLINE),echo "WORKSHOP_OFFLINE=$$(cd "$(OFFLINE)" && pwd)" >> .env)
 	@touch $@

@@ -172,6 +172,12 @@ def test_keras_is_optional(tmp_path, words):
     assert {"train_rf", "compare"} <= {*yaml.safe_load((home / "dvc.yaml").read_text())["stages"]}
 
 
+def test_option_of_take_home_does_not_reach_the_installation():
+    """FROM names the pipeline to copy, not where packages are installed from."""
+    done = run_program("make", "--dry-run", "--always-make", ".venv/installed", "FROM=examples/any_table", cwd=ROOT)
+    assert "examples/any_table" not in done.stdout
+
+
 def test_small_pipeline_governs_a_csv_in_one_command(tmp_path):
     """Parameters, module and data of the copy are the table's; its pipeline and its tests pass."""
     table = pd.DataFrame({"who's": [f"C{number:03}" for number in range(400)], 'size "m"': [1.5, 2.5, None, 4.0] * 100})

@@ -24,6 +24,8 @@ NAMED = [TARGET, *([GROUP] if GROUP else [])]
 KEY = "key of the row"  # by which split, folds and gate know a row
 MAX_CLASSES = 20  # a target of whole numbers with more values is an amount
 MIN_KEYS = 10  # rows, or groups, of each class
+MIN_BLOCKS = 6  # of the gate's paired test
+NUMBER = r"-?(\d+|\d{1,3}([.,' ]\d{3})+)([.,]\d+)?"  # in the notation of any country
 MAX_EQUAL = 0.1  # if more rows are equal to others, as in a table of few categories, they are different cases
 BLOCKS = 20  # of the paired test; in a table with groups, each group is a block
 
@@ -32,7 +34,11 @@ BLOCKS = 20  # of the paired test; in a table with groups, each group is a block
 def read() -> pd.DataFrame:
     """Return the table of the file in params.yaml; without one, scikit-learn's breast cancer data."""
     if TABLE["file"]:
-        return pd.read_csv(FOLDER / TABLE["file"], **TABLE["read_csv"])
+        try:
+            return pd.read_csv(FOLDER / TABLE["file"], **TABLE["read_csv"])
+        except (OSError, ValueError) as error:
+            step = "correct `file`, or set `read_csv`, such as {encoding: cp1252} or {sep: ';'}"
+            raise ConfigError(f"{TABLE['file']} cannot be read.", value=error, next_step=step) from None
     rows = datasets.load_breast_cancer(as_frame=True).frame.rename_axis("id").reset_index()
     return rows.assign(malignant=1 - rows.pop("target"))  # scikit-learn's 1 is benign
 
@@ -40,10 +46,8 @@ def read() -> pd.DataFrame:
 def clean(raw: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that have a target, indexed by id, with their key: numbers as floats, other columns as text.
 
-    The key is the group or else the id; if the ids are only row numbers, which may change, a hash of the row.
-
-    Raises ConfigError, with the column or the row, if a column is missing, an id is missing or repeated, numbers are
-    mixed with text, or a class is too small.
+    The key is the group or else the id. Raises ConfigError, with the column or the row, if a column is missing, an id
+    is missing or repeated, numbers are text, or a class is too small.
     """
     if unknown := {ID, *NAMED, *TABLE["leave_out"]} - {*raw}:
         step = f"choose from {[*raw]}; if the separator is not a comma: `read_csv: {{sep: ';', decimal: ','}}`"
@@ -51,30 +55,30 @@ def clean(raw: pd.DataFrame) -> pd.DataFrame:
     if len(wrong := raw.loc[raw[ID].isna() | raw[ID].duplicated(), ID]):
         step = "correct these rows, or choose another `id`; what several rows have in common is a `group`"
         raise ConfigError(f"{len(wrong)} ids are missing or repeated.", value=[*wrong[:5]], next_step=step)
-    rows = raw.set_index(ID).drop(columns=TABLE["leave_out"]).dropna(subset=NAMED)
-    for name in rows.columns.difference(NAMED, sort=False):
-        rows[name] = rows[name].astype(float if is_numeric_dtype(rows[name]) else "str")
-        texts = rows[name].dropna().astype("str")
-        is_text = pd.to_numeric(texts, errors="coerce").isna()
-        if is_text.any() and pd.to_numeric(texts.str.replace(",", "."), errors="coerce").notna().mean() > 0.5:
-            step = "correct them, or set `read_csv`, such as {na_values: ['?']} or {decimal: ','}"
-            raise ConfigError(f"{name} mixes numbers with text.", value=[*texts[is_text].unique()[:5]], next_step=step)
+    rows = raw.set_index(ID).dropna(subset=NAMED)
+    for name in rows.columns.drop(NAMED[1:]):
+        is_number, texts = is_numeric_dtype(rows[name]), rows[name].dropna().astype("str")
+        if not is_number and name not in TABLE["leave_out"] and texts.str.fullmatch(NUMBER).mean() > 0.5:
+            odd = texts[pd.to_numeric(texts, errors="coerce").isna()]
+            step = "correct them, or set `read_csv`, such as {na_values: ['?']}, {decimal: ','}, {thousands: '.'}"
+            value = [*(odd if len(odd) else texts).unique()[:5]]
+            raise ConfigError(f"{name} contains numbers that are text.", value=value, next_step=step)
+        if name != TARGET:
+            rows[name] = rows[name].astype(float if is_number else "str")
     rows[TARGET] = read_target(rows[TARGET])
-    rows[KEY] = (rows[GROUP] if GROUP else _keys(rows)).astype("str")
+    rows[KEY] = rows[GROUP].convert_dtypes().astype("str").str.strip() if GROUP else _keys(rows)
     counts = rows[KEY].groupby(np.where(is_amount(rows), "rows", rows[TARGET].astype("str"))).nunique()
     if counts.min() < MIN_KEYS or len(counts) < 2 - is_amount(rows):
-        step = f"have two classes or more, and {MIN_KEYS} {'groups' if GROUP else 'rows'} of each: merge rare ones"
-        raise ConfigError(f"{TARGET} cannot be learned.", value=counts.nsmallest(5).to_dict(), next_step=step)
+        step = f"have {MIN_KEYS} {'groups' if GROUP else 'rows'} or more, and as many of each of two or more classes"
+        raise ConfigError(f"Too little to learn {TARGET} from.", value=counts.nsmallest(5).to_dict(), next_step=step)
     return rows
 
 
 def _keys(rows: pd.DataFrame) -> pd.Series:
-    """Return the ids, where rows that are equal but for their id have that of the first; of row numbers, a hash."""
-    ids, contents = rows.index.to_series(), hash_pandas_object(rows, index=False)
-    if contents.duplicated().mean() > MAX_EQUAL:
-        return ids
-    is_row_number = is_numeric_dtype(ids) and (ids.diff()[1:] == 1).mean() > 0.9
-    return contents if is_row_number else ids.groupby(contents).transform("first")
+    """Return the ids, where rows that are equal but for their id have the id of the first."""
+    ids, contents = rows.index.to_series().astype("str"), hash_pandas_object(rows, index=False)
+    is_normal = contents.duplicated().mean() > MAX_EQUAL
+    return ids if is_normal else ids.groupby(contents).transform("first")
 
 
 def read_target(values: pd.Series) -> pd.Series:
@@ -103,22 +107,27 @@ def split(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     shares = hash_pandas_object(rows[KEY], index=False, hash_key=f"{TABLE['seed']:016}").to_numpy() / 2**64
     shuffled, test_rows = shares.argsort(kind="stable"), (shares < TABLE["test_share"]).sum()
+    if (count := rows[KEY].iloc[shuffled[:test_rows]].nunique()) < MIN_BLOCKS:
+        step = "raise `test_share`, choose another `seed`, or wait for more data"
+        raise ConfigError(f"Too few test {'groups' if GROUP else 'rows'}.", value=count, next_step=step)
     return rows.iloc[shuffled[test_rows:]], rows.iloc[shuffled[:test_rows]]
 
 
 def giveaways(rows: pd.DataFrame) -> pd.Series:
     """Return how well each column alone, or the id, predicts the target (of amounts: their order); 1 is perfectly."""
-    sample = rows.drop(columns=[KEY, *NAMED[1:]]).sample(min(len(rows), 5000), random_state=1).reset_index()
-    codes = sample.apply(lambda column: column if is_numeric_dtype(column) else column.astype("category").cat.codes)
+    sample = rows.sample(min(len(rows), 5000), random_state=1)
+    columns = features(sample).join(sample[[TARGET]]).reset_index()
+    codes = columns.apply(lambda column: column if is_numeric_dtype(column) else column.astype("category").cat.codes)
     target, score = codes.pop(TARGET).rank(method="dense"), model_selection.cross_val_score
     model = (tree.DecisionTreeRegressor if is_amount(rows) else tree.DecisionTreeClassifier)(random_state=1)
-    return codes.apply(lambda column: score(model, column.to_frame(), target, scoring=skill_of(rows)).mean())
+    options = {"scoring": skill_of(rows), "cv": folds(sample)}
+    return codes.apply(lambda column: score(model, column.to_frame(), target, **options).mean())
 
 
 # -- models --------------------------------------------------------------------------------------------------------
 def features(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the columns that a model may use."""
-    return rows.drop(columns=[*NAMED, KEY])
+    return rows.drop(columns=[*NAMED, KEY, *TABLE["leave_out"]])
 
 
 def skill_of(rows: pd.DataFrame) -> str:
@@ -164,7 +173,7 @@ def with_threshold(model: Any, rows: pd.DataFrame) -> Any:
 # -- the gate --------------------------------------------------------------------------------------------------------
 def evaluate(model: Any, rows: pd.DataFrame) -> Scores:
     """Return a model's skill, the scores that params.yaml names, and the mean squared error of each block."""
-    inputs, target, scores = features(rows), rows[TARGET], {}
+    inputs, target, scores = rows[[*model.feature_names_in_]], rows[TARGET], {}
     if is_amount(rows):
         truth, predicted = target.to_frame(), model.predict(inputs)[:, None]
     else:
@@ -188,6 +197,9 @@ def held_out() -> pd.DataFrame:
 
 def gate() -> Gate:
     """Return the gate of the registered model, with the rules of params.yaml."""
+    if unknown := {SCORE, *GATE["rules"]} - {"skill", "calibration_error", *metrics.get_scorer_names()}:
+        step = "correct `score` or `rules` in params.yaml; `sklearn.metrics.get_scorer_names()` lists the names"
+        raise ConfigError("There are no such scores.", value=unknown, next_step=step)
     decision = FOLDER / "results" / "decision.json"
     registry = Registry("tumours", load=lambda files: mlflow.sklearn.load_model(str(files)), decision=decision)
     comparison = Comparison(SCORE, near_tie=GATE["near_tie"])

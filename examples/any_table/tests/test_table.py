@@ -14,8 +14,8 @@ from tumours import ID, KEY, TARGET
 FAULTS = {
     "1 ids are missing or repeated": lambda raw: raw.assign(**{ID: [*raw[ID][:-1], raw[ID][0]]}),
     "columns that the table lacks": lambda raw: raw.drop(columns=TARGET),
-    "weight mixes numbers with text": lambda raw: raw.assign(weight=["1,5", *["2"] * (len(raw) - 1)]),
-    "cannot be learned": lambda raw: raw.assign(**{TARGET: 1}),
+    "weight contains numbers that are text": lambda raw: raw.assign(weight=["1,5", *["2"] * (len(raw) - 1)]),
+    "Too little to learn": lambda raw: raw.assign(**{TARGET: 1}),
 }
 
 
@@ -42,6 +42,8 @@ def test_rows_keep_their_part_when_others_are_added(rows):
 def test_equal_rows_have_the_same_part():
     """A row that is in the table again, under another id, is in the same part."""
     raw = tumours.read()
+    if raw.drop(columns=ID).duplicated().mean() > tumours.MAX_EQUAL / 2:
+        pytest.skip("in this table, equal rows are different cases")
     again = raw.assign(**{ID: raw[ID].astype("str") + " again"}).head(len(raw) // 20)
     parts = tumours.split(tumours.clean(pd.concat([raw, again], ignore_index=True)))
     assert {*parts[0].index.astype("str").str.removesuffix(" again")}.isdisjoint({*parts[1].index.astype("str")})

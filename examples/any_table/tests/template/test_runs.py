@@ -72,7 +72,7 @@ def test_report_and_lineage_name_model_and_data(project):
     assert page.count("jp-RenderedImage") >= 2
     assert not any(words in page for words in ("import tumours", "In this notebook"))
     commit, lineage = git(project.folder, "rev-parse", "HEAD").strip(), project.types("mlflow-gate lineage")
-    assert all(words in lineage for words in ("learned: 419 rows", "md5 of data/train.parquet", commit))
+    assert all(words in lineage for words in ("learned: 425 rows", "md5 of data/train.parquet", commit))
 
 
 def test_owner_changes_models_and_rules(project):
