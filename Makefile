@@ -81,7 +81,7 @@ from-4_pipeline = rm -rf README.md exercises.ipynb dvc.lock results/metrics.json
 	printf '\n%s\n' '[Take it home](take_it_home.md) says how to run this pipeline, and what to change.'; } >README.md
 # To a copy of a small pipeline: without what only this repository has.
 from-example = rm -rf .dvc dvc.lock results/metrics.json tests/template && perl -0pi -e 's/\n\#\# In this repository\n.*//s' README.md && \
-	perl -pi -e 's{^\.\./\.\./packages/}{}; s/^\#.*\n//; print "--find-links wheels\n" if $$. == 1' requirements.txt $(if $(CSV),&& $(own-table))
+	perl -pi -e 's{^\.\./\.\./packages/}{}; s/^\#.*\n//; print "--find-links wheels\n" if $$. == 1' requirements.txt
 # With CSV: params.yaml gets the file and its columns, quoted, and a rule to begin with.
 given = FILE $(foreach name,ID TARGET GROUP POSITIVE,$(if $(filter command,$(origin $(name))),$(name)))
 own-table = cp "$$csv" own && export FILE="own/$$(basename "$$csv")" && perl -pi -e \
@@ -109,7 +109,7 @@ take-home: .venv/installed
 	@csv="$$(cd "$$(dirname "$(CSV)")" && pwd)/$$(basename "$(CSV)")" && mkdir -p "$(TO)" && git archive HEAD:$(FROM) | tar -x -C "$(TO)" && cd "$(TO)" && \
 		$(if $(filter 4_pipeline,$(FROM)),$(from-4_pipeline),$(from-example)) && \
 		{ [ "$(NAME)" = "$(OLD)" ] || { for each in $(OLD) $(OLD).py; do [ ! -e $$each ] || mv $$each "$$(echo $$each | sed 's/^$(OLD)/$(NAME)/')"; done && \
-		grep -rlZw $(OLD) . | xargs -0 perl -pi -e 's/\b$(OLD)\b/$(NAME)/g'; }; }
+		grep -rlZw $(OLD) . | xargs -0 perl -pi -e 's/\b$(OLD)\b/$(NAME)/g'; }; } $(if $(CSV),&& $(own-table))
 	@wheels="$$(cd "$(TO)" && pwd)/wheels" && $(call build-wheels,"$$wheels")
 	@cd "$(TO)" && git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && \
 		$(if $(CSV),$(BIN)/dvc add --quiet "own/$$(basename "$(CSV)")" &&) git add --all

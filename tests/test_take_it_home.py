@@ -182,7 +182,7 @@ def test_small_pipeline_governs_a_csv_in_one_command(tmp_path):
     """Parameters, module and data of the copy are the table's; its pipeline and its tests pass."""
     table = pd.DataFrame({"who's": [f"C{number:03}" for number in range(400)], 'size "m"': [1.5, 2.5, None, 4.0] * 100})
     table["left: early"] = ["yes" if number % 4 in (0, number % 3) else "no" for number in range(400)]
-    table.assign(plan=["basic", "plus", None, None, "pro"] * 80).to_csv(
+    table.assign(plan=["basic", "tumours", None, None, "pro"] * 80).to_csv(
         tmp_path / "some people.csv", sep=";", decimal=",", index=False
     )
     words = {"FROM": "examples/any_table", "CSV": tmp_path / "some people.csv", "ID": "who's", "TARGET": "left: early"}
@@ -198,6 +198,7 @@ def test_small_pipeline_governs_a_csv_in_one_command(tmp_path):
         name: (home / name).read_text() for name in names if name.endswith((".py", ".md", ".ipynb", ".yaml", ".txt"))
     }
     assert not [name for name, text in texts.items() if re.search(r"\btumours\b|\.\./|make (take|lock)|workshop", text)]
+    assert (home / "own" / "some people.csv").read_bytes() == (tmp_path / "some people.csv").read_bytes()
     run_program(BIN / "dvc-parallel", "repro", cwd=home, env=environment)
     decision = json.loads((home / "results" / "decision.json").read_text())
     assert decision["promoted"] == (decision["candidate"]["metrics"]["skill"] > 0.05)

@@ -185,7 +185,7 @@ def evaluate(model: Any, rows: pd.DataFrame) -> Scores:
         scores["calibration_error"] = abs(np.subtract(*shares)).mean()
     for name in {SCORE, *GATE["rules"]} - scores.keys():
         scores[name] = metrics.get_scorer(name)(model, inputs, target)
-    blocks = rows[GROUP] if GROUP else hash_pandas_object(rows[KEY]) % BLOCKS
+    blocks = rows[GROUP] if GROUP else hash_pandas_object(rows[KEY], index=False) % BLOCKS
     return Scores(scores, errors.groupby(blocks).mean())
 
 
