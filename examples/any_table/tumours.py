@@ -54,7 +54,9 @@ def clean(raw: pd.DataFrame) -> pd.DataFrame:
         raise ConfigError("params.yaml names columns that the table lacks.", value=unknown, next_step=step)
     if len(wrong := raw.loc[raw[ID].isna() | raw[ID].duplicated(), ID]):
         step = "correct these rows, or choose another `id`; what several rows have in common is a `group`"
-        raise ConfigError(f"{len(wrong)} ids are missing or repeated.", value=[*wrong[:5]], next_step=step)
+        raise ConfigError(
+            f"{len(wrong)} ids are missing or repeated (by row, from 0).", value=wrong.head().to_dict(), next_step=step
+        )
     rows = raw.set_index(ID).dropna(subset=NAMED)
     for name in rows.columns.drop(NAMED[1:]):
         is_number, texts = is_numeric_dtype(rows[name]), rows[name].dropna().astype("str")
@@ -145,19 +147,20 @@ def search(name: str, rows: pd.DataFrame) -> model_selection.GridSearchCV:
     """Return the search for the best options of a model in params.yaml; the preprocessing is part of the model."""
     options, kind = dict(PARAMETERS["models"][name]), "amounts" if is_amount(rows) else "classes"
     estimators = {each: options.pop(each, None) for each in ("classes", "amounts")}
+    lists = {each: values if isinstance(values, list) else [values] for each, values in options.items()}
     try:
-        estimator = resolve_name(str(estimators[kind]))()
+        estimator = resolve_name(str(estimators[kind]))(**{each: values[0] for each, values in lists.items()})
         _ = kind == "amounts" or estimator.predict_proba
-    except (AttributeError, ImportError, ValueError) as error:
+    except (AttributeError, ImportError, IndexError, TypeError, ValueError) as error:
         step = f"name a class in params.yaml, such as `{kind}: sklearn.ensemble.ExtraTreesClassifier`"
-        raise ConfigError(f"{name} has no estimator for {kind}.", value=repr(error), next_step=step) from None
+        raise ConfigError(f"{name} has no valid estimator for {kind}.", value=repr(error), next_step=step) from None
     numbers = make_pipeline(impute.SimpleImputer(strategy="median", add_indicator=True), preprocessing.StandardScaler())
     texts = preprocessing.OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=30, sparse_output=False)
     columns = compose.make_column_transformer((numbers, [*features(rows).select_dtypes("number")]), remainder=texts)
     model = Pipeline([("columns", columns), ("estimator", estimator)])
-    grid = {f"estimator__{each}": values if isinstance(values, list) else [values] for each, values in options.items()}
+    grid = {f"estimator__{each}": values for each, values in lists.items()}
     scoring = skill_of(rows) if SCORE == "skill" else SCORE
-    return model_selection.GridSearchCV(model, grid, scoring=scoring, cv=folds(rows))
+    return model_selection.GridSearchCV(model, grid, scoring=scoring, cv=folds(rows), error_score="raise")
 
 
 def with_threshold(model: Any, rows: pd.DataFrame) -> Any:
